@@ -1,0 +1,12 @@
+//! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
+//! ([`pending`]), how names spread over lanes ([`lane`]), what a gate's value means ([`gate`]),
+//! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
+//!
+//! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
+
+pub mod gate;
+pub mod lane;
+pub mod names;
+pub mod pending;
+pub mod probe;
+pub mod schedule;

@@ -1,0 +1,487 @@
+//! The pending map: what one transaction has added to which counters and has not written yet.
+//!
+//! # How it works
+//! One table holds each counter's net delta. Subtransactions are markers in an undo log, as in a
+//! database's own: before a subtransaction first changes an entry, the entry's former content is
+//! noted. ROLLBACK TO plays the notes back; RELEASE hands them to the parent. So a look-up, and
+//! the overflow check, cost one probe at any depth, and a rolled back subtransaction costs
+//! nothing to those that did not change anything.
+//!
+//! # Invariants
+//! - Markers' levels and serials rise from the bottom of the stack to its top.
+//! - An entry's `saved_at` is the serial of the topmost marker that has a note of it (or of one
+//!   that is gone, which is always lower than any later marker's).
+//! - [`PendingMap::abort_subxact`] and [`PendingMap::reset`] do not allocate: they run where an
+//!   error would be fatal to the server.
+
+use crate::lane::NameHash;
+use hashbrown::HashTable;
+
+/// The net delta of a counter would leave the range of a bigint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overflow;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Content {
+    delta: i64,
+    present: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: NameHash,
+    name: Box<[u8]>,
+    content: Content,
+    saved_at: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    entry: u32,
+    saved_at: u32,
+    content: Content,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Marker {
+    level: u32,
+    serial: u32,
+    notes_from: usize,
+}
+
+/// One counter's net delta, as [`PendingMap::rows`] yields it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The name's hash.
+    pub hash: NameHash,
+    /// The counter's name.
+    pub name: &'a [u8],
+    /// Its net change. Zero is a row too: the counter exists from its first increment on.
+    pub delta: i64,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct PendingMap {
+    entries: Vec<Entry>,
+    index: HashTable<u32>,
+    notes: Vec<Note>,
+    markers: Vec<Marker>,
+    last_serial: u32,
+    present: usize,
+    bytes: usize,
+}
+
+/// The nesting level of a transaction that has no subtransaction open.
+pub const TOP_LEVEL: u32 = 1;
+
+/// What is kept of the table's memory for the next transaction, in entries.
+const KEPT_ENTRIES: usize = 1024;
+
+impl PendingMap {
+    /// Is nothing pending?
+    pub fn is_empty(&self) -> bool {
+        self.present == 0
+    }
+
+    /// The memory that [`PendingMap::clear_written`] can free, in bytes, nearly.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds `delta` to a counter on behalf of the subtransaction at nesting level `level`.
+    ///
+    /// # Errors
+    /// [`Overflow`] when the counter's net delta would not fit; then nothing has changed.
+    pub fn add(&mut self, level: u32, hash: NameHash, name: &[u8], delta: i64) -> Result<(), Overflow> {
+        let at = self.find(hash, name);
+        let sum = match at {
+            Some(at) => self.entries[at].content.delta.checked_add(delta).ok_or(Overflow)?,
+            None => delta,
+        };
+        self.mark(level);
+        let at = at.unwrap_or_else(|| self.push_entry(hash, name));
+        self.note(at);
+        let entry = &mut self.entries[at];
+        if !entry.content.present {
+            self.present += 1;
+            self.bytes += Self::cost(entry);
+        }
+        entry.content = Content { delta: sum, present: true };
+        Ok(())
+    }
+
+    /// The net delta of a counter, if this transaction has changed it.
+    pub fn get(&self, hash: NameHash, name: &[u8]) -> Option<i64> {
+        let content = self.entries[self.find(hash, name)?].content;
+        content.present.then_some(content.delta)
+    }
+
+    /// All that is pending, in no particular order.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.entries.iter().filter(|entry| entry.content.present).map(|entry| Row {
+            hash: entry.hash,
+            name: &entry.name,
+            delta: entry.content.delta,
+        })
+    }
+
+    /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any
+    /// more, until that subtransaction is rolled back, which takes the written rows with it and
+    /// brings back what its parents had added.
+    pub fn clear_written(&mut self, level: u32) {
+        if level == TOP_LEVEL {
+            self.reset();
+            return;
+        }
+        self.mark(level);
+        for at in 0..self.entries.len() {
+            if self.entries[at].content.present {
+                self.note(at);
+                self.entries[at].content = Content::default();
+            }
+        }
+        self.present = 0;
+        self.bytes = 0;
+        self.forget_entries_without_past();
+    }
+
+    /// The subtransaction at `level` was released into its parent.
+    pub fn release_subxact(&mut self, level: u32) {
+        let Some(top) = self.markers.last().copied().filter(|top| top.level == level) else {
+            return;
+        };
+        if level - 1 == TOP_LEVEL {
+            // What the top level does is undone by forgetting it all.
+            self.markers.clear();
+            self.notes.clear();
+            return;
+        }
+        match self.markers.iter().rev().nth(1).copied().filter(|below| below.level == level - 1) {
+            None => self.markers.last_mut().expect("just seen").level = level - 1,
+            Some(parent) => {
+                let mut kept = top.notes_from;
+                for i in top.notes_from..self.notes.len() {
+                    let note = self.notes[i];
+                    let entry = &mut self.entries[note.entry as usize];
+                    entry.saved_at = parent.serial;
+                    if note.saved_at < parent.serial {
+                        self.notes[kept] = note;
+                        kept += 1;
+                    }
+                }
+                self.notes.truncate(kept);
+                self.markers.pop();
+            }
+        }
+    }
+
+    /// The subtransaction at `level`, and all inside it, were rolled back. Does not allocate.
+    pub fn abort_subxact(&mut self, level: u32) {
+        while let Some(top) = self.markers.last().copied().filter(|top| top.level >= level) {
+            while self.notes.len() > top.notes_from {
+                let Some(note) = self.notes.pop() else { break };
+                let entry = &mut self.entries[note.entry as usize];
+                match (entry.content.present, note.content.present) {
+                    (true, false) => {
+                        self.present -= 1;
+                        self.bytes -= Self::cost(entry);
+                    }
+                    (false, true) => {
+                        self.present += 1;
+                        self.bytes += Self::cost(entry);
+                    }
+                    _ => {}
+                }
+                entry.content = note.content;
+                entry.saved_at = note.saved_at;
+            }
+            self.markers.pop();
+        }
+    }
+
+    /// The transaction has ended. Does not allocate; gives back what a large one had taken.
+    pub fn reset(&mut self) {
+        if self.entries.capacity() > KEPT_ENTRIES {
+            *self = Self::default();
+            return;
+        }
+        self.entries.clear();
+        self.index.clear();
+        self.notes.clear();
+        self.markers.clear();
+        self.last_serial = 0;
+        self.present = 0;
+        self.bytes = 0;
+    }
+
+    fn cost(entry: &Entry) -> usize {
+        size_of::<Entry>() + size_of::<u32>() + entry.name.len()
+    }
+
+    fn find(&self, hash: NameHash, name: &[u8]) -> Option<usize> {
+        self.index
+            .find(hash.get(), |&at| {
+                let entry = &self.entries[at as usize];
+                entry.hash == hash && *entry.name == *name
+            })
+            .map(|&at| at as usize)
+    }
+
+    fn push_entry(&mut self, hash: NameHash, name: &[u8]) -> usize {
+        let at = self.entries.len();
+        let key = u32::try_from(at).expect("the memory limit is far below 4 billion entries");
+        self.entries.push(Entry { hash, name: name.into(), content: Content::default(), saved_at: 0 });
+        let entries = &self.entries;
+        self.index.insert_unique(hash.get(), key, |&at| entries[at as usize].hash.get());
+        at
+    }
+
+    /// Makes sure that changes from now on are noted for the subtransaction at `level`.
+    fn mark(&mut self, level: u32) {
+        let top = self.markers.last().map_or(TOP_LEVEL, |marker| marker.level);
+        if level > top {
+            self.last_serial += 1;
+            self.markers.push(Marker { level, serial: self.last_serial, notes_from: self.notes.len() });
+        }
+    }
+
+    fn note(&mut self, at: usize) {
+        let Some(top) = self.markers.last() else { return };
+        let entry = &mut self.entries[at];
+        if entry.saved_at < top.serial {
+            self.notes.push(Note { entry: at as u32, saved_at: entry.saved_at, content: entry.content });
+            entry.saved_at = top.serial;
+        }
+    }
+
+    /// After a write inside a subtransaction: an entry that is absent now and in every note needs
+    /// no memory.
+    fn forget_entries_without_past(&mut self) {
+        let mut keep = vec![false; self.entries.len()];
+        for note in &self.notes {
+            keep[note.entry as usize] |= note.content.present;
+        }
+        let mut moved_to = Vec::with_capacity(self.entries.len());
+        let mut next = 0u32;
+        for &kept in &keep {
+            moved_to.push(next);
+            next += u32::from(kept);
+        }
+        let mut kept_notes = 0;
+        let mut marker = 0;
+        for i in 0..self.notes.len() {
+            while marker < self.markers.len() && self.markers[marker].notes_from == i {
+                self.markers[marker].notes_from = kept_notes;
+                marker += 1;
+            }
+            let note = self.notes[i];
+            if keep[note.entry as usize] {
+                self.notes[kept_notes] = Note { entry: moved_to[note.entry as usize], ..note };
+                kept_notes += 1;
+            }
+        }
+        for rest in &mut self.markers[marker..] {
+            rest.notes_from = kept_notes;
+        }
+        self.notes.truncate(kept_notes);
+        let mut at = 0;
+        self.entries.retain(|_| {
+            at += 1;
+            keep[at - 1]
+        });
+        self.index.clear();
+        let entries = &self.entries;
+        for (at, entry) in entries.iter().enumerate() {
+            self.index.insert_unique(entry.hash.get(), at as u32, |&at| entries[at as usize].hash.get());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// The obvious implementation: one map a level, and for each level what it has written.
+    #[derive(Default)]
+    struct Model {
+        levels: Vec<Level>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Level {
+        pending: BTreeMap<u8, i128>,
+        written: BTreeMap<u8, i128>,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            Model { levels: vec![Level::default()] }
+        }
+        fn add(&mut self, name: u8, delta: i64) -> bool {
+            let top = self.levels.last_mut().unwrap();
+            let sum = top.pending.get(&name).copied().unwrap_or(0) + i128::from(delta);
+            if i64::try_from(sum).is_err() {
+                return false;
+            }
+            top.pending.insert(name, sum);
+            true
+        }
+        fn begin(&mut self) {
+            self.levels.push(self.levels.last().unwrap().clone());
+        }
+        fn release(&mut self) {
+            let top = self.levels.pop().unwrap();
+            *self.levels.last_mut().unwrap() = top;
+        }
+        fn abort(&mut self) {
+            self.levels.pop();
+        }
+        fn write(&mut self) {
+            let top = self.levels.last_mut().unwrap();
+            for (name, delta) in std::mem::take(&mut top.pending) {
+                *top.written.entry(name).or_default() += delta;
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Add(u8, i64),
+        Begin,
+        Release,
+        Abort,
+        Write,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (0u8..6, prop_oneof![-3i64..=3, Just(i64::MAX), Just(i64::MIN)]).prop_map(|(n, d)| Step::Add(n, d)),
+            3 => Just(Step::Begin),
+            2 => Just(Step::Release),
+            2 => Just(Step::Abort),
+            1 => Just(Step::Write),
+        ]
+    }
+
+    fn rows(map: &PendingMap) -> BTreeMap<u8, i128> {
+        map.rows().map(|row| (row.name[0], i128::from(row.delta))).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn behaves_like_a_stack_of_maps(steps in proptest::collection::vec(step(), 0..80)) {
+            let mut model = Model::new();
+            let mut map = PendingMap::default();
+            // What stands in the log, by the level that wrote it: the server's part of the job.
+            let mut written: Vec<BTreeMap<u8, i128>> = vec![BTreeMap::new()];
+            for step in steps {
+                let level = model.levels.len() as u32;
+                match step {
+                    Step::Add(name, delta) => {
+                        let fits = model.add(name, delta);
+                        let added = map.add(level, NameHash::of(&[name]), &[name], delta);
+                        prop_assert_eq!(added.is_ok(), fits);
+                    }
+                    Step::Begin => {
+                        model.begin();
+                        written.push(written.last().unwrap().clone());
+                    }
+                    Step::Release if level > 1 => {
+                        map.release_subxact(level);
+                        model.release();
+                        let top = written.pop().unwrap();
+                        *written.last_mut().unwrap() = top;
+                    }
+                    Step::Abort if level > 1 => {
+                        map.abort_subxact(level);
+                        model.abort();
+                        written.pop();
+                    }
+                    Step::Write => {
+                        for (name, delta) in rows(&map) {
+                            *written.last_mut().unwrap().entry(name).or_default() += delta;
+                        }
+                        map.clear_written(level);
+                        model.write();
+                    }
+                    Step::Release | Step::Abort => {}
+                }
+                let top = model.levels.last().unwrap();
+                prop_assert_eq!(&rows(&map), &top.pending);
+                prop_assert_eq!(written.last().unwrap(), &top.written);
+                prop_assert_eq!(map.is_empty(), top.pending.is_empty());
+                for name in 0u8..6 {
+                    let got = map.get(NameHash::of(&[name]), &[name]).map(i128::from);
+                    prop_assert_eq!(got, top.pending.get(&name).copied());
+                }
+                if top.pending.is_empty() {
+                    prop_assert_eq!(map.bytes(), 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_million_calls_are_one_entry() {
+        let mut map = PendingMap::default();
+        let hash = NameHash::of(b"hot");
+        for _ in 0..1_000_000 {
+            map.add(1, hash, b"hot", 1).unwrap();
+        }
+        assert_eq!(map.rows().count(), 1);
+        assert_eq!(map.get(hash, b"hot"), Some(1_000_000));
+    }
+
+    #[test]
+    fn an_overflow_leaves_the_sum_as_it_was() {
+        let mut map = PendingMap::default();
+        let hash = NameHash::of(b"n");
+        map.add(1, hash, b"n", i64::MAX).unwrap();
+        assert_eq!(map.add(2, hash, b"n", 1), Err(Overflow));
+        assert_eq!(map.get(hash, b"n"), Some(i64::MAX));
+    }
+
+    #[test]
+    fn many_released_subtransactions_leave_no_notes() {
+        let mut map = PendingMap::default();
+        let hash = NameHash::of(b"n");
+        for _ in 0..10_000 {
+            map.add(3, hash, b"n", 1).unwrap();
+            map.release_subxact(3);
+        }
+        assert!(map.notes.len() <= 1, "{} notes", map.notes.len());
+        map.abort_subxact(2);
+        assert_eq!(map.get(hash, b"n"), None);
+    }
+
+    #[test]
+    fn writing_in_a_subtransaction_frees_memory() {
+        let mut map = PendingMap::default();
+        map.add(1, NameHash::of(b"parent"), b"parent", 7).unwrap();
+        for round in 0..100u32 {
+            for i in 0..100u32 {
+                let name = format!("{round}/{i}");
+                map.add(2, NameHash::of(name.as_bytes()), name.as_bytes(), 1).unwrap();
+            }
+            map.clear_written(2);
+        }
+        assert_eq!(map.entries.len(), 1);
+        map.abort_subxact(2);
+        assert_eq!(map.get(NameHash::of(b"parent"), b"parent"), Some(7));
+    }
+
+    #[test]
+    fn a_large_transaction_gives_its_memory_back() {
+        let mut map = PendingMap::default();
+        for i in 0..100_000u32 {
+            map.add(1, NameHash::of(&i.to_le_bytes()), &i.to_le_bytes(), 1).unwrap();
+        }
+        map.reset();
+        assert!(map.entries.capacity() <= KEPT_ENTRIES);
+        assert!(map.is_empty());
+    }
+}

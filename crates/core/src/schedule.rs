@@ -1,0 +1,105 @@
+//! When a lane's next fold is due.
+
+use std::time::Duration;
+
+/// A lane that keeps failing is tried again this often at least.
+pub const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// A worker looks for early folds (by number of pending rows) this often.
+pub const POLL: Duration = Duration::from_millis(100);
+
+/// One lane's clock. Times are durations since the worker's start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LaneClock {
+    last_tick: Duration,
+    failures: u32,
+}
+
+impl LaneClock {
+    /// The pause before the next tick: the interval, doubled for each failure in a row.
+    fn pause(&self, interval: Duration) -> Duration {
+        if self.failures == 0 {
+            return interval;
+        }
+        let base = interval.max(POLL);
+        let backoff = base.saturating_mul(1u32 << self.failures.min(16));
+        backoff.min(MAX_BACKOFF.max(interval))
+    }
+
+    /// Is the tick due by time alone?
+    pub fn due(&self, now: Duration, interval: Duration) -> bool {
+        now.saturating_sub(self.last_tick) >= self.pause(interval)
+    }
+
+    /// May a tick be taken before its time, because of many pending rows? Not while backing off.
+    pub fn may_be_early(&self) -> bool {
+        self.failures == 0
+    }
+
+    /// A tick was taken and ended well.
+    pub fn succeeded(&mut self, now: Duration) {
+        self.last_tick = now;
+        self.failures = 0;
+    }
+
+    /// A tick was taken and failed.
+    pub fn failed(&mut self, now: Duration) {
+        self.last_tick = now;
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Time until the tick is due.
+    pub fn until_due(&self, now: Duration, interval: Duration) -> Duration {
+        (self.last_tick + self.pause(interval)).saturating_sub(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn ticks_once_an_interval() {
+        let mut clock = LaneClock::default();
+        clock.succeeded(SECOND);
+        assert!(!clock.due(SECOND + Duration::from_millis(999), SECOND));
+        assert!(clock.due(SECOND * 2, SECOND));
+        assert_eq!(clock.until_due(SECOND * 2, SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn backs_off_and_recovers() {
+        let mut clock = LaneClock::default();
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            clock.failed(now);
+            assert!(!clock.may_be_early());
+            pauses.push(clock.until_due(now, SECOND));
+            now += SECOND;
+        }
+        assert_eq!(pauses[0], SECOND * 2);
+        assert_eq!(pauses[1], SECOND * 4);
+        assert_eq!(*pauses.last().unwrap(), MAX_BACKOFF);
+        clock.succeeded(now);
+        assert!(clock.may_be_early());
+        assert_eq!(clock.until_due(now, SECOND), SECOND);
+    }
+
+    #[test]
+    fn a_long_interval_is_never_shortened_by_failing() {
+        let hour = Duration::from_secs(3600);
+        let mut clock = LaneClock::default();
+        clock.failed(Duration::ZERO);
+        assert!(clock.until_due(Duration::ZERO, hour) >= hour);
+    }
+
+    #[test]
+    fn failing_with_a_tiny_interval_does_not_spin() {
+        let mut clock = LaneClock::default();
+        clock.failed(Duration::ZERO);
+        assert!(clock.until_due(Duration::ZERO, Duration::from_millis(1)) >= POLL);
+    }
+}

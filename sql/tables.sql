@@ -1,0 +1,96 @@
+-- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs and
+-- src/fold.rs know their columns by number: a change here is a change there.
+--
+-- The gates come first: DROP EXTENSION locks its members in the order of their creation, and
+-- everybody else opens a lane's gate before anything else, so that nobody can deadlock with it.
+
+CREATE SCHEMA counterx;
+COMMENT ON SCHEMA counterx IS 'internals of the extension counterx; the public functions are elsewhere';
+REVOKE ALL ON SCHEMA counterx FROM PUBLIC;
+
+DO $$
+DECLARE
+    lane int;
+    side text;
+BEGIN
+    -- gate: epoch * 2 + active log (0 = a, 1 = b). The first epoch is 1.
+    FOR lane IN 0 .. 7 LOOP
+        EXECUTE format('CREATE SEQUENCE counterx.gate_%s AS bigint MINVALUE 2 START 2 NO CYCLE', lane);
+        EXECUTE format('COMMENT ON SEQUENCE counterx.gate_%s IS ''current epoch times two, plus one when log b is the active one''', lane);
+    END LOOP;
+    FOR lane IN 0 .. 7 LOOP
+        EXECUTE format('CREATE SEQUENCE counterx.truncated_%s AS bigint MINVALUE 0 START 0 NO CYCLE', lane);
+        EXECUTE format('COMMENT ON SEQUENCE counterx.truncated_%s IS ''highest epoch whose deltas may be gone from the logs''', lane);
+    END LOOP;
+    FOR lane IN 0 .. 7 LOOP
+        FOREACH side IN ARRAY ARRAY['a', 'b'] LOOP
+            -- Emptied by TRUNCATE alone, so vacuum has nothing to find. The name is never
+            -- compressed nor moved out of line: an insertion must not need a TOAST table.
+            EXECUTE format('CREATE TABLE counterx.log_%s_%s (
+                    epoch bigint NOT NULL,
+                    at timestamptz NOT NULL,
+                    delta bigint NOT NULL,
+                    name text COLLATE "C" NOT NULL
+                ) WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane, side);
+            EXECUTE format('ALTER TABLE counterx.log_%s_%s ALTER COLUMN name SET STORAGE PLAIN', lane, side);
+            EXECUTE format('CREATE INDEX log_%s_%s_epoch_name ON counterx.log_%s_%s (epoch, name)', lane, side, lane, side);
+            EXECUTE format('COMMENT ON TABLE counterx.log_%s_%s IS ''deltas of lane %s that are not folded yet, or not truncated yet''', lane, side, lane);
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+
+CREATE TABLE counterx.total (
+    name text COLLATE "C" NOT NULL,
+    gen bigint NOT NULL,
+    value numeric NOT NULL,
+    PRIMARY KEY (name, gen)
+) WITH (fillfactor = 80);
+COMMENT ON TABLE counterx.total IS 'folded values; one live row a counter, the one of the highest gen';
+
+CREATE TABLE counterx.state (
+    lane integer NOT NULL,
+    gen bigint NOT NULL,
+    folded_epoch bigint NOT NULL,
+    folds bigint NOT NULL,
+    deltas_folded bigint NOT NULL,
+    last_fold_at timestamptz,
+    last_fold_us bigint,
+    last_error text,
+    last_error_at timestamptz,
+    PRIMARY KEY (lane, gen)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a lane, the one of the highest gen';
+
+CREATE TABLE counterx.late (
+    lane integer NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    at timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+COMMENT ON TABLE counterx.late IS 'deltas of prepared transactions; normally empty';
+
+CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
+COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';
+
+REVOKE ALL ON ALL TABLES IN SCHEMA counterx FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA counterx FROM PUBLIC;
+
+-- All that holds state goes into a dump. CREATE EXTENSION leaves it empty.
+DO $$
+DECLARE
+    holds_state regclass;
+BEGIN
+    FOR holds_state IN
+        SELECT c.oid
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = 'counterx'::pg_catalog.regnamespace
+          AND c.relkind IN ('r', 'S')
+          AND c.relname <> 'anchor'
+        ORDER BY c.oid
+    LOOP
+        PERFORM pg_catalog.pg_extension_config_dump(holds_state, '');
+    END LOOP;
+END
+$$;

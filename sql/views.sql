@@ -1,0 +1,98 @@
+-- What operators look at, and who may use what.
+
+CREATE VIEW counterx.lanes AS
+SELECT s.lane,
+       s.epoch,
+       s.folded_epoch,
+       s.pending_deltas,
+       s.log_bytes,
+       pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) f.last_fold_at) AS seconds_since_fold,
+       p.pid AS folder_pid
+FROM counterx.lane_status() s
+LEFT JOIN LATERAL (
+    SELECT st.last_fold_at
+    FROM counterx.state st
+    WHERE st.lane OPERATOR(pg_catalog.=) s.lane
+    ORDER BY st.gen DESC
+    LIMIT 1
+) f ON true
+LEFT JOIN LATERAL (
+    SELECT l.pid
+    FROM pg_catalog.pg_locks l
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation
+    JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
+    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+      AND c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+      AND c.relname OPERATOR(pg_catalog.=) pg_catalog.concat('gate_', s.lane)
+      AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+      AND l.granted
+    LIMIT 1
+) p ON true;
+COMMENT ON VIEW counterx.lanes IS 'the lanes of this database: how much is pending, and whether folding keeps up';
+COMMENT ON COLUMN counterx.lanes.lane IS 'number of the lane; a counter belongs to the lane that its name hashes to';
+COMMENT ON COLUMN counterx.lanes.epoch IS 'epoch that deltas are stamped with now';
+COMMENT ON COLUMN counterx.lanes.folded_epoch IS 'all deltas up to this epoch are in the totals';
+COMMENT ON COLUMN counterx.lanes.pending_deltas IS 'deltas that are not folded yet';
+COMMENT ON COLUMN counterx.lanes.log_bytes IS 'size of both logs with their indexes';
+COMMENT ON COLUMN counterx.lanes.seconds_since_fold IS 'seconds since the last fold that moved something';
+COMMENT ON COLUMN counterx.lanes.folder_pid IS 'process that is folding the lane at this moment';
+
+CREATE VIEW counterx.workers AS
+SELECT a.pid,
+       CASE
+           WHEN a.pid IS NULL THEN 'stopped'
+           WHEN a.state OPERATOR(pg_catalog.=) 'active' THEN a.query
+           ELSE 'waiting'
+       END AS state,
+       t.folds,
+       t.deltas_folded,
+       pg_catalog.make_interval(secs => l.last_fold_us::pg_catalog.float8 OPERATOR(pg_catalog./) 1000000) AS last_fold_duration,
+       e.last_error,
+       e.last_error_at
+FROM (
+    SELECT COALESCE(pg_catalog.sum(st.folds), 0)::bigint AS folds,
+           COALESCE(pg_catalog.sum(st.deltas_folded), 0)::bigint AS deltas_folded
+    FROM counterx.state st
+) t
+LEFT JOIN LATERAL (
+    SELECT sa.pid, sa.state, sa.query
+    FROM pg_catalog.pg_stat_activity sa
+    WHERE sa.backend_type OPERATOR(pg_catalog.=) 'counterx worker'
+      AND sa.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+) a ON true
+LEFT JOIN LATERAL (
+    SELECT st.last_fold_us
+    FROM counterx.state st
+    WHERE st.last_fold_at IS NOT NULL
+    ORDER BY st.last_fold_at DESC
+    LIMIT 1
+) l ON true
+LEFT JOIN LATERAL (
+    SELECT st.last_error, st.last_error_at
+    FROM counterx.state st
+    WHERE st.last_error_at IS NOT NULL
+    ORDER BY st.last_error_at DESC
+    LIMIT 1
+) e ON true;
+COMMENT ON VIEW counterx.workers IS 'the background worker of this database; one row, with no pid when none is needed or none could start';
+COMMENT ON COLUMN counterx.workers.pid IS 'process id; null when no worker runs';
+COMMENT ON COLUMN counterx.workers.state IS 'stopped, waiting, or what it does at this moment';
+COMMENT ON COLUMN counterx.workers.folds IS 'folds so far, over all workers that this database had';
+COMMENT ON COLUMN counterx.workers.deltas_folded IS 'deltas folded so far, likewise';
+COMMENT ON COLUMN counterx.workers.last_fold_duration IS 'duration of the last fold';
+COMMENT ON COLUMN counterx.workers.last_error IS 'SQLSTATE and message of the last fold that failed';
+COMMENT ON COLUMN counterx.workers.last_error_at IS 'when it failed';
+
+REVOKE ALL ON counterx.lanes, counterx.workers FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA counterx FROM PUBLIC;
+
+-- Who may monitor the server may see how folding goes. They see no counter by that.
+GRANT USAGE ON SCHEMA counterx TO pg_monitor;
+GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lane_status() TO pg_monitor;
+
+COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; never waits for others';
+COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; never waits for others';
+COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it was never incremented';
+COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
+COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';

@@ -1,0 +1,258 @@
+//! Where the extension's relations are, remembered per backend.
+//!
+//! OIDs are looked up once and dropped by the relation cache's callback, so that an increment
+//! costs no look-up, and DROP EXTENSION, here or in another session, is noticed.
+
+use crate::pg::error::{raise, report};
+use counterx_core::gate::Side;
+use counterx_core::lane::LANES;
+use pgrx::prelude::*;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::Cell;
+use std::ffi::CString;
+
+/// The relations of one lane.
+#[derive(Clone, Copy)]
+pub struct LaneRels {
+    /// The gate, a sequence.
+    pub gate: pg_sys::Oid,
+    /// The highest epoch whose deltas may be gone, a sequence.
+    pub truncated: pg_sys::Oid,
+    logs: [LogRels; 2],
+}
+
+impl LaneRels {
+    /// One of the two logs.
+    pub fn log(&self, side: Side) -> LogRels {
+        self.logs[side.index()]
+    }
+}
+
+/// A log and its index on (epoch, name).
+#[derive(Clone, Copy)]
+pub struct LogRels {
+    /// The table.
+    pub table: pg_sys::Oid,
+    /// Its index.
+    pub index: pg_sys::Oid,
+}
+
+/// The relations that all lanes share.
+#[derive(Clone, Copy)]
+pub struct SharedRels {
+    schema: pg_sys::Oid,
+    /// Folded values.
+    pub total: pg_sys::Oid,
+    /// Its primary key, (name, gen).
+    pub total_pkey: pg_sys::Oid,
+    /// How far lanes are folded.
+    pub state: pg_sys::Oid,
+    /// Its primary key, (lane, gen).
+    pub state_pkey: pg_sys::Oid,
+    /// Deltas of prepared transactions.
+    pub late: pg_sys::Oid,
+    /// What serializable transactions meet on.
+    pub anchor: pg_sys::Oid,
+}
+
+thread_local! {
+    static SHARED: Cell<Option<SharedRels>> = const { Cell::new(None) };
+    static LANE: [Cell<Option<LaneRels>>; LANES] = const { [const { Cell::new(None) }; LANES] };
+}
+
+/// Why the extension cannot be used.
+pub enum Unusable {
+    /// There is no such extension in this database (any more).
+    NotInstalled,
+    /// The library and the SQL objects are of different versions.
+    Version(String),
+}
+
+impl Unusable {
+    /// Raises it as an error.
+    pub fn raise(self) -> ! {
+        let library = env!("CARGO_PKG_VERSION");
+        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        raise(match self {
+            Unusable::NotInstalled => report(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                "extension \"counterx\" is not installed in this database",
+            )
+            .set_hint("Run CREATE EXTENSION counterx. If it was dropped in mid-transaction, its counters are gone: roll back."),
+            Unusable::Version(installed) if is_older(&installed, library) => report(
+                code,
+                format!("extension \"counterx\" is version {installed}, but its library is version {library}"),
+            )
+            .set_hint("Run ALTER EXTENSION counterx UPDATE."),
+            Unusable::Version(installed) => report(
+                code,
+                format!("extension \"counterx\" is version {installed}, but this session has loaded version {library} of its library"),
+            )
+            .set_hint("Install the newer library, reconnect, and restart the server if shared_preload_libraries names counterx."),
+        })
+    }
+}
+
+/// Compares two versions by their numbers.
+fn is_older(a: &str, b: &str) -> bool {
+    let parts = |version: &str| -> Vec<u64> {
+        version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
+    };
+    parts(a) < parts(b)
+}
+
+/// Has this backend found a usable extension, and heard nothing else since? One flag, for the
+/// hot path.
+pub fn is_known() -> bool {
+    SHARED.get().is_some()
+}
+
+/// The shared relations; looks them up where needed.
+///
+/// # Errors
+/// Raises an error when the extension cannot be used.
+pub fn shared() -> SharedRels {
+    try_shared().unwrap_or_else(|why| why.raise())
+}
+
+/// The relations of a lane; looks them up where needed.
+///
+/// # Errors
+/// Raises an error when the extension cannot be used.
+pub fn lane(lane: usize) -> LaneRels {
+    try_lane(lane).unwrap_or_else(|why| why.raise())
+}
+
+/// As [`shared`], without raising.
+pub fn try_shared() -> Result<SharedRels, Unusable> {
+    if let Some(known) = SHARED.get() {
+        return Ok(known);
+    }
+    let installed = installed_version().ok_or(Unusable::NotInstalled)?;
+    if installed != env!("CARGO_PKG_VERSION") {
+        return Err(Unusable::Version(installed));
+    }
+    // SAFETY: a look-up in the system cache.
+    let schema = unsafe { pg_sys::get_namespace_oid(c"counterx".as_ptr(), true) };
+    let find = |name: &str| relation(schema, name).ok_or(Unusable::NotInstalled);
+    let found = SharedRels {
+        schema,
+        total: find("total")?,
+        total_pkey: find("total_pkey")?,
+        state: find("state")?,
+        state_pkey: find("state_pkey")?,
+        late: find("late")?,
+        anchor: find("anchor")?,
+    };
+    SHARED.set(Some(found));
+    Ok(found)
+}
+
+/// As [`lane`], without raising.
+pub fn try_lane(lane: usize) -> Result<LaneRels, Unusable> {
+    if let Some(known) = LANE.with(|lanes| lanes[lane].get()) {
+        return Ok(known);
+    }
+    let schema = try_shared()?.schema;
+    let find = |name: String| relation(schema, &name).ok_or(Unusable::NotInstalled);
+    let log = |side: char| -> Result<LogRels, Unusable> {
+        Ok(LogRels {
+            table: find(format!("log_{lane}_{side}"))?,
+            index: find(format!("log_{lane}_{side}_epoch_name"))?,
+        })
+    };
+    let found = LaneRels {
+        gate: find(format!("gate_{lane}"))?,
+        truncated: find(format!("truncated_{lane}"))?,
+        logs: [log('a')?, log('b')?],
+    };
+    LANE.with(|lanes| lanes[lane].set(Some(found)));
+    Ok(found)
+}
+
+fn relation(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a look-up in the system cache.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// `extversion` of the extension in this database. There is no system cache for it.
+fn installed_version() -> Option<String> {
+    // SAFETY: a scan of a system catalog by its index, as get_extension_oid() does it; all is
+    // closed before the function returns, and by the resource owner should an error unwind.
+    unsafe {
+        let table = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as _);
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            pg_sys::Anum_pg_extension_extname as _,
+            pg_sys::BTEqualStrategyNumber as _,
+            pg_sys::Oid::from(pg_sys::F_NAMEEQ),
+            pg_sys::Datum::from(c"counterx".as_ptr()),
+        );
+        let scan = pg_sys::systable_beginscan(
+            table,
+            pg_sys::Oid::from(pg_sys::ExtensionNameIndexId),
+            true,
+            std::ptr::null_mut(),
+            1,
+            &mut key,
+        );
+        let tuple = pg_sys::systable_getnext(scan);
+        let version = if tuple.is_null() {
+            None
+        } else {
+            let mut isnull = false;
+            let datum = pg_sys::heap_getattr(
+                tuple,
+                pg_sys::Anum_pg_extension_extversion as _,
+                (*table).rd_att,
+                &mut isnull,
+            );
+            String::from_datum(datum, isnull)
+        };
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(table, pg_sys::AccessShareLock as _);
+        version
+    }
+}
+
+/// Registers the callback that forgets what has changed.
+pub fn register_callbacks() {
+    // SAFETY: called once, from _PG_init.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
+    }
+}
+
+/// Runs in the midst of anything, and must not fail: it compares numbers and clears flags.
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
+    let all = oid == pg_sys::InvalidOid;
+    let concerns_shared = SHARED.get().is_some_and(|rels| {
+        all || [rels.total, rels.total_pkey, rels.state, rels.state_pkey, rels.late, rels.anchor].contains(&oid)
+    });
+    if concerns_shared {
+        forget();
+        return;
+    }
+    LANE.with(|lanes| {
+        for lane in lanes {
+            let concerned = lane.get().is_some_and(|rels| {
+                all || oid == rels.gate
+                    || oid == rels.truncated
+                    || rels.logs.iter().any(|log| oid == log.table || oid == log.index)
+            });
+            if concerned {
+                lane.set(None);
+            }
+        }
+    });
+}
+
+/// Forgets all, so that the next use looks again.
+pub fn forget() {
+    SHARED.set(None);
+    LANE.with(|lanes| lanes.iter().for_each(|lane| lane.set(None)));
+}

@@ -1,0 +1,98 @@
+//! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
+//! published, awaited, folded and truncated.
+
+use crate::catalog::LaneRels;
+use crate::fold::{self, Restoring};
+use crate::lease::{Lease, Published};
+use crate::rotation::{self, Drained};
+
+/// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
+/// right: the next one publishes anew and waits.
+#[derive(Default)]
+pub struct LaneMemory {
+    published: Option<Published>,
+    drained: Option<Drained>,
+}
+
+/// What became of a tick.
+pub enum Tick {
+    /// Deltas were folded; their number.
+    Folded(i64),
+    /// Something is pending, and its turn will come.
+    Waiting,
+    /// Nothing is pending.
+    Idle,
+    /// Somebody else is folding the lane.
+    Busy,
+}
+
+/// One step for one lane, without waiting for anybody. The caller is in a READ COMMITTED
+/// transaction of its own, and commits it; if that fails, it forgets `memory`.
+///
+/// # Errors
+/// [`Restoring`] when the lane is to be left alone.
+pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, Restoring> {
+    let Some(lease) = Lease::try_take(rels) else {
+        return Ok(Tick::Busy);
+    };
+    let gate = lease.gate();
+    fold::check_gate(&rels, gate)?;
+    if !fold::has_pending(lane, &rels) {
+        return Ok(Tick::Idle);
+    }
+    // The list of writers belongs to the epoch that it was taken at: when the gate shows another
+    // one, somebody has published since, and the list says nothing.
+    let folded = match memory.published.as_mut().filter(|known| known.epoch == gate.epoch) {
+        Some(published) => {
+            if !published.is_settled() {
+                return Ok(Tick::Waiting);
+            }
+            Some(fold::fold(lane, &lease, published.epoch - 1))
+        }
+        None => None,
+    };
+    // Should this transaction fail after the publish, the caller forgets what it knows.
+    if fold::has_pending(lane, &rels) {
+        memory.published = Some(lease.publish(rotation::wants_switch(&rels, gate)));
+    }
+    Ok(folded.map_or(Tick::Waiting, Tick::Folded))
+}
+
+/// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own.
+/// True when it was done.
+pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
+    let Some(lease) = Lease::try_take(rels) else {
+        return false;
+    };
+    let gate = lease.gate();
+    // The first fold that was seen to have drained the log stays the one to wait for: later ones
+    // always are too young for some snapshot.
+    let newer = rotation::drained(lane, &rels, gate);
+    memory.drained = match (memory.drained, newer) {
+        (Some(known), Some(seen)) if known.newest == seen.newest => Some(known),
+        _ => newer,
+    };
+    memory.drained.is_some_and(|drained| rotation::truncate(&rels, gate, drained))
+}
+
+/// Folds all that was committed before the call, waiting where needed. Returns the number of
+/// deltas. With `truncate`, an inactive log that an earlier call has drained is emptied.
+///
+/// # Errors
+/// [`Restoring`] when the lane is to be left alone.
+pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, Restoring> {
+    let Some(lease) = Lease::take(rels) else {
+        return Ok(0);
+    };
+    let gate = lease.gate();
+    fold::check_gate(&rels, gate)?;
+    if truncate && let Some(drained) = rotation::drained(lane, &rels, gate) {
+        rotation::truncate(&rels, gate, drained);
+    }
+    if !fold::has_pending(lane, &rels) {
+        return Ok(0);
+    }
+    let mut published = lease.publish(rotation::wants_switch(&rels, gate));
+    published.settle();
+    Ok(fold::fold(lane, &lease, published.epoch - 1))
+}

@@ -1,0 +1,190 @@
+//! From the pending map to the logs.
+//!
+//! Runs in the last moments of a transaction, where no snapshot is set and the memory context is
+//! not ours; rows go straight to the heap and the index, without executor and without waiting.
+
+use crate::catalog::{self, LaneRels};
+use crate::lease;
+use crate::pg::memory::MemoryScope;
+use crate::pg::ports;
+use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
+use crate::pg::varlena::NameText;
+use counterx_core::pending::{PendingMap, Row};
+use pgrx::pg_sys;
+
+/// Writes all pending rows to the active logs of their lanes. The caller clears the map.
+///
+/// # Errors
+/// Raises what an insertion can raise, 40001 in a serializable transaction, and an error when
+/// the extension is gone.
+pub fn to_logs(pending: &PendingMap) {
+    let rows = in_order(pending);
+    let _scope = scope();
+    let anchor = SerializableAnchor::open();
+    for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
+        let writer = LogWriter::open(catalog::lane(rows[0].hash.lane()));
+        for row in rows {
+            anchor.check_write(row);
+            writer.insert(row);
+        }
+    }
+    // SAFETY: the rows shall be visible to later commands of this transaction.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
+/// Writes all pending rows to the table of late deltas: no gate is locked, so a transaction that
+/// stays prepared for days holds up no lane.
+///
+/// # Errors
+/// As of [`to_logs`].
+pub fn to_late(pending: &PendingMap) {
+    let rows = in_order(pending);
+    let _scope = scope();
+    let anchor = SerializableAnchor::open();
+    let inserter = Inserter::open(catalog::shared().late);
+    for row in &rows {
+        anchor.check_write(row);
+        let name = NameText::new(row.name);
+        inserter.insert([
+            pg_sys::Datum::from(row.hash.lane() as i32),
+            name.datum(),
+            pg_sys::Datum::from(row.delta),
+            inserter.now,
+        ]);
+    }
+}
+
+/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
+fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
+    let mut rows: Vec<Row> = pending.rows().collect();
+    rows.sort_unstable_by(|a, b| (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name)));
+    rows
+}
+
+fn scope() -> MemoryScope {
+    // SAFETY: we are inside a transaction, whose context outlives the flush.
+    unsafe { MemoryScope::enter(pg_sys::TopTransactionContext) }
+}
+
+fn open(oid: pg_sys::Oid) -> Relation {
+    match Relation::open_until_commit(oid, ROW_EXCLUSIVE) {
+        Some(relation) => relation,
+        None => {
+            catalog::forget();
+            catalog::Unusable::NotInstalled.raise()
+        }
+    }
+}
+
+/// Inserts rows into one table. 4 columns are all that our insert-only tables have.
+struct Inserter {
+    table: Relation,
+    command: pg_sys::CommandId,
+    now: pg_sys::Datum,
+}
+
+impl Inserter {
+    fn open(table: pg_sys::Oid) -> Self {
+        // SAFETY: marks the command as one that writes; reads the clock.
+        unsafe {
+            Self {
+                table: open(table),
+                command: pg_sys::GetCurrentCommandId(true),
+                now: pg_sys::Datum::from(pg_sys::GetCurrentTimestamp()),
+            }
+        }
+    }
+
+    fn insert(&self, mut values: [pg_sys::Datum; 4]) -> pg_sys::ItemPointerData {
+        let mut nulls = [false; 4];
+        // SAFETY: the table has these four columns, all NOT NULL; the tuple is ours to free.
+        // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
+        unsafe {
+            let tuple = pg_sys::heap_form_tuple(
+                self.table.tuple_desc(),
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            pg_sys::heap_insert(
+                self.table.as_ptr(),
+                tuple,
+                self.command,
+                pg_sys::HEAP_INSERT_NO_LOGICAL as i32,
+                std::ptr::null_mut(),
+            );
+            let tid = (*tuple).t_self;
+            pg_sys::heap_freetuple(tuple);
+            tid
+        }
+    }
+}
+
+/// One lane's active log, behind its gate.
+struct LogWriter {
+    _gate: Relation,
+    log: Inserter,
+    index: Relation,
+    index_info: *mut pg_sys::IndexInfo,
+    epoch: i64,
+}
+
+impl LogWriter {
+    fn open(rels: LaneRels) -> Self {
+        // The order is the whole point: first the lock, then the epoch.
+        let gate = open(rels.gate);
+        let value = lease::read_gate(&gate);
+        let target = rels.log(value.side);
+        let log = Inserter::open(target.table);
+        let index = open(target.index);
+        // SAFETY: the index is open; the result lives in our memory scope.
+        let index_info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
+        Self { _gate: gate, log, index, index_info, epoch: value.epoch }
+    }
+
+    fn insert(&self, row: &Row) {
+        let name = NameText::new(row.name);
+        let epoch = pg_sys::Datum::from(self.epoch);
+        let mut tid = self.log.insert([
+            epoch,
+            self.log.now,
+            pg_sys::Datum::from(row.delta),
+            name.datum(),
+        ]);
+        let mut keys = [epoch, name.datum()];
+        let mut nulls = [false; 2];
+        // SAFETY: the index is on (epoch, name) of this log, and not unique.
+        unsafe {
+            pg_sys::index_insert(
+                self.index.as_ptr(),
+                keys.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &mut tid,
+                self.log.table.as_ptr(),
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                false,
+                self.index_info,
+            );
+        }
+    }
+}
+
+/// The writer's half of what makes SERIALIZABLE right; see `read.rs` for the reader's.
+struct SerializableAnchor(Option<Relation>);
+
+impl SerializableAnchor {
+    fn open() -> Self {
+        Self(ports::isolation_is_serializable().then(|| {
+            Relation::open_until_commit(catalog::shared().anchor, ACCESS_SHARE)
+                .unwrap_or_else(|| catalog::Unusable::NotInstalled.raise())
+        }))
+    }
+
+    fn check_write(&self, row: &Row) {
+        if let Some(anchor) = &self.0 {
+            let (block, offset) = row.hash.anchor_address();
+            let tid = ports::item_pointer(block, offset);
+            // SAFETY: the anchor is open.
+            unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), tid) };
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Folding: moving the deltas of finished epochs into totals.
+//!
+//! # How it works
+//! Everything of one lane happens in one transaction, under the lane's lease. The log's index
+//! yields the deltas in the order (epoch, name), so they are summed up as they come: a fold needs
+//! memory for one counter, however many there are. Totals and state are changed through the heap
+//! directly; only the holder of the lease writes them, so there is nobody to wait for.
+//!
+//! # Invariants
+//! - Rows are read with a snapshot that was taken after all writers of their epochs had ended. An
+//!   older one would mark rows as folded that it did not see.
+//! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
+//! - A row with an epoch above the gate is none of ours: a restore has loaded the tables and not
+//!   yet set the gates. The lane is left alone.
+
+use crate::catalog::{self, LaneRels, SharedRels, Unusable};
+use crate::lease::{self, Lease};
+use crate::pg::memory::MemoryScope;
+use crate::pg::number;
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::varlena::NameText;
+use crate::read::{self, column};
+use counterx_core::gate::{Gate, Side, gen_of};
+use pgrx::{IntoDatum, pg_sys};
+use std::collections::BTreeMap;
+
+/// The lane's logs hold epochs that its gate has not reached: a restore is under way.
+pub struct Restoring {
+    /// The highest epoch in the logs.
+    pub newest: i64,
+}
+
+/// Looks for a restore under way; see the module's invariants.
+///
+/// # Errors
+/// [`Restoring`] when the lane is to be left alone.
+pub fn check_gate(rels: &LaneRels, gate: Gate) -> Result<(), Restoring> {
+    let newest = newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B));
+    if newest > gate.epoch { Err(Restoring { newest }) } else { Ok(()) }
+}
+
+/// Is there anything in the lane's logs that is not folded, committed or not, or a late delta?
+///
+/// Looks at row versions whatever became of them: an increment that is just being committed
+/// counts, so a worker that is about to go cannot overlook it.
+pub fn has_pending(lane: usize, rels: &LaneRels) -> bool {
+    let shared = catalog::shared();
+    let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    Side::BOTH.into_iter().any(|side| newest_epoch(rels, side) > folded) || has_late(lane, &shared)
+}
+
+fn has_late(lane: usize, shared: &SharedRels) -> bool {
+    let mut found = false;
+    read::scan_late(shared, snapshot::self_snapshot(), |row| {
+        found |= row.int4(column::late::LANE) == lane as i32;
+    });
+    found
+}
+
+/// The highest epoch of any row version in a log, visible or not; 0 for an empty log.
+pub fn newest_epoch(rels: &LaneRels, side: Side) -> i64 {
+    let (log, index) = read::open_log(rels, side);
+    if log.blocks() == 0 {
+        return 0;
+    }
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 0) };
+    scan.seek(&[]);
+    scan.next(Direction::Backward).map_or(0, |row| row.int8(column::log::EPOCH))
+}
+
+/// The number of index entries that wait in a lane's active log, counted up to `limit`.
+pub fn count_pending_entries(lane: usize, rels: &LaneRels, limit: u64) -> u64 {
+    let shared = catalog::shared();
+    let gate = read::open(rels.gate);
+    let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    let (log, index) = read::open_log(rels, lease::read_gate(&gate).side);
+    if log.blocks() == 0 {
+        return 0;
+    }
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 1) };
+    scan.seek(&[Key::int8_gt(1, folded)]);
+    let mut count = 0;
+    while count < limit && scan.next_entry(Direction::Forward) {
+        count += 1;
+    }
+    count
+}
+
+/// Folds all epochs through this one, whose writers have all ended. Returns the number of deltas.
+///
+/// The caller holds the lease, in a READ COMMITTED transaction.
+pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
+    let started = now();
+    let shared = catalog::shared();
+    let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    // SAFETY: nothing allocated in the scope leaves this function.
+    let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
+    let mut totals = Totals::open(&shared, gen_of(through));
+    let mut deltas = fold_late(lane, &shared, &mut totals);
+    for side in Side::BOTH {
+        deltas += fold_log(lease.rels(), side, folded, through, &mut totals);
+    }
+    drop(totals);
+    save_state(lane, &shared, |state| {
+        state.folded_epoch = state.folded_epoch.max(through);
+        state.folds += 1;
+        state.deltas_folded += deltas;
+        state.last_fold_at = Some(started);
+        state.last_fold_us = Some(now() - started);
+    });
+    next_command();
+    deltas
+}
+
+/// What was written so far may be written again, and is seen by a second fold.
+fn next_command() {
+    // SAFETY: we are in a transaction, outside of any parallel operation.
+    unsafe { pg_sys::CommandCounterIncrement() }
+}
+
+fn fold_log(
+    rels: &LaneRels,
+    side: Side,
+    after: i64,
+    through: i64,
+    totals: &mut Totals,
+) -> i64 {
+    let (log, index) = read::open_log(rels, side);
+    if log.blocks() == 0 {
+        return 0;
+    }
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot outlives the scan.
+    let mut scan = unsafe { IndexScan::new(&log, &index, latest.as_ptr(), 2) };
+    scan.seek(&[Key::int8_gt(1, after), Key::int8_le(1, through)]);
+    let mut deltas = 0;
+    let mut epoch = None;
+    // Rows come by epoch, then by name, so each change of the name ends a counter's sum.
+    while let Some(row) = scan.next(Direction::Forward) {
+        let row_epoch = row.int8(column::log::EPOCH);
+        if epoch.is_some_and(|epoch| epoch != row_epoch) {
+            // The same counters may come again.
+            totals.flush();
+            next_command();
+        }
+        epoch = Some(row_epoch);
+        totals.add(row.text(column::log::NAME), row.int8(column::log::DELTA).into());
+        deltas += 1;
+        pgrx::check_for_interrupts!();
+    }
+    totals.flush();
+    next_command();
+    deltas
+}
+
+/// Late deltas are few: they are summed up in memory, so that totals are written in name order.
+fn fold_late(lane: usize, shared: &SharedRels, totals: &mut Totals) -> i64 {
+    let Some(late) = Relation::open_until_commit(shared.late, ROW_EXCLUSIVE) else {
+        Unusable::NotInstalled.raise()
+    };
+    if late.blocks() == 0 {
+        return 0;
+    }
+    let latest = LatestSnapshot::take();
+    let mut sums: BTreeMap<Vec<u8>, i128> = BTreeMap::new();
+    let mut rows = Vec::new();
+    {
+        // SAFETY: the snapshot outlives the scan.
+        let mut scan = unsafe { TableScan::new(&late, latest.as_ptr()) };
+        while let Some(row) = scan.next() {
+            if row.int4(column::late::LANE) == lane as i32 {
+                *sums.entry(row.text(column::late::NAME).to_vec()).or_default() +=
+                    i128::from(row.int8(column::late::DELTA));
+                rows.push(row.tid());
+            }
+        }
+    }
+    for tid in &mut rows {
+        // SAFETY: a visible row, which only the holder of this lane's lease deletes.
+        unsafe { pg_sys::simple_heap_delete(late.as_ptr(), tid) };
+    }
+    for (name, sum) in &sums {
+        totals.add(name, *sum);
+    }
+    totals.flush();
+    next_command();
+    rows.len() as i64
+}
+
+/// The table of totals, open for changing, and the sum of the counter that deltas arrive for.
+struct Totals {
+    // Ended before its relations are closed.
+    scan: IndexScan,
+    table: Relation,
+    _index: Relation,
+    indexes: pg_sys::CatalogIndexState,
+    generation: i64,
+    name: Vec<u8>,
+    sum: Option<i128>,
+}
+
+impl Totals {
+    fn open(shared: &SharedRels, generation: i64) -> Self {
+        let (Some(table), Some(index)) = (
+            Relation::open_until_commit(shared.total, ROW_EXCLUSIVE),
+            Relation::open_until_commit(shared.total_pkey, ROW_EXCLUSIVE),
+        ) else {
+            Unusable::NotInstalled.raise()
+        };
+        // SAFETY: an ordinary table, open; the snapshot is a static.
+        unsafe {
+            Self {
+                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 1),
+                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
+                table,
+                _index: index,
+                generation,
+                name: Vec::new(),
+                sum: None,
+            }
+        }
+    }
+
+    fn add(&mut self, name: &[u8], delta: i128) {
+        if self.name != name {
+            self.flush();
+            self.name.clear();
+            self.name.extend_from_slice(name);
+        }
+        self.sum = Some(self.sum.unwrap_or(0) + delta);
+    }
+
+    /// Adds the sum that waits to its counter's total.
+    fn flush(&mut self) {
+        let Some(sum) = self.sum.take() else { return };
+        let name = NameText::new(&self.name);
+        // SAFETY: the scan's own memory is older than the scope.
+        let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
+        self.scan.seek(&[Key::text_eq(1, name.datum())]);
+        let sum = number::numeric(sum);
+        let (tid, generation, value) = match self.scan.next(Direction::Backward) {
+            Some(row) => {
+                let old = row.get(column::total::VALUE).expect("the column is NOT NULL");
+                // SAFETY: both are numerics.
+                let value = unsafe { number::add(old, sum) };
+                (Some(row.tid()), row.int8(column::total::GEN).max(self.generation), value)
+            }
+            None => (None, self.generation, sum),
+        };
+        let values = [name.datum(), generation.into(), value].map(Some);
+        // SAFETY: the indexes are those of this table.
+        unsafe { write_row(&self.table, self.indexes, tid, values) };
+    }
+}
+
+impl Drop for Totals {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by us.
+            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
+        }
+    }
+}
+
+/// Inserts a row, or puts it in another's place, with its index entries.
+///
+/// # Safety
+/// The values fit the table's columns, and the indexes are the table's.
+unsafe fn write_row<const N: usize>(
+    table: &Relation,
+    indexes: pg_sys::CatalogIndexState,
+    tid: Option<pg_sys::ItemPointerData>,
+    values: [Option<pg_sys::Datum>; N],
+) {
+    let mut nulls = values.map(|value| value.is_none());
+    let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let tuple =
+            pg_sys::heap_form_tuple(table.tuple_desc(), datums.as_mut_ptr(), nulls.as_mut_ptr());
+        match tid {
+            Some(mut tid) => {
+                pg_sys::CatalogTupleUpdateWithInfo(table.as_ptr(), &mut tid, tuple, indexes);
+            }
+            None => pg_sys::CatalogTupleInsertWithInfo(table.as_ptr(), tuple, indexes),
+        }
+        pg_sys::heap_freetuple(tuple);
+    }
+}
+
+/// A row of `state`.
+#[derive(Default)]
+struct State {
+    folded_epoch: i64,
+    folds: i64,
+    deltas_folded: i64,
+    last_fold_at: Option<i64>,
+    last_fold_us: Option<i64>,
+    /// A text.
+    last_error: Option<pg_sys::Datum>,
+    last_error_at: Option<i64>,
+}
+
+fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State)) {
+    let (Some(table), Some(index)) = (
+        Relation::open_until_commit(shared.state, ROW_EXCLUSIVE),
+        Relation::open_until_commit(shared.state_pkey, ROW_EXCLUSIVE),
+    ) else {
+        Unusable::NotInstalled.raise()
+    };
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    let old = scan.next(Direction::Backward);
+    let mut state = old.as_ref().map(State::read).unwrap_or_default();
+    change(&mut state);
+    let old_gen = old.as_ref().map_or(0, |row| row.int8(column::state::GEN));
+    let tid = old.map(|row| row.tid());
+    let values = [
+        Some((lane as i32).into()),
+        Some(gen_of(state.folded_epoch).max(old_gen).into()),
+        Some(state.folded_epoch.into()),
+        Some(state.folds.into()),
+        Some(state.deltas_folded.into()),
+        state.last_fold_at.map(Into::into),
+        state.last_fold_us.map(Into::into),
+        state.last_error,
+        state.last_error_at.map(Into::into),
+    ];
+    // SAFETY: the nine columns of sql/tables.sql; the indexes are closed again.
+    unsafe {
+        let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
+        write_row(&table, indexes, tid, values);
+        pg_sys::CatalogCloseIndexes(indexes);
+    }
+}
+
+impl State {
+    fn read(row: &Row) -> Self {
+        let number = |column| row.get(column).map(|datum| datum.value() as i64);
+        Self {
+            folded_epoch: row.int8(column::state::FOLDED_EPOCH),
+            folds: row.int8(4),
+            deltas_folded: row.int8(5),
+            last_fold_at: number(6),
+            last_fold_us: number(7),
+            last_error: row.get(8),
+            last_error_at: number(9),
+        }
+    }
+}
+
+/// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row.
+pub fn save_error(lane: usize, message: &str) {
+    const MAX_CHARS: usize = 400;
+    let shared = catalog::shared();
+    let cut: String = message.chars().take(MAX_CHARS).collect();
+    save_state(lane, &shared, |state| {
+        state.last_error = cut.into_datum();
+        state.last_error_at = Some(now());
+    });
+}
+
+fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

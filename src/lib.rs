@@ -1,0 +1,68 @@
+//! counterx: exact counters that many transactions change at the same time.
+//!
+//! Where to find what:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`api`] | the SQL functions |
+//! | [`xact`] | the running transaction's increments and its callbacks |
+//! | [`flush`] | from memory to the logs, at commit |
+//! | [`read`] | the exact value for a snapshot |
+//! | [`lease`] | gates: epochs, who may still write, who may fold |
+//! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
+//! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
+//! | [`worker`], [`launcher`] | the background processes |
+//! | [`catalog`] | where our relations are |
+//! | [`settings`] | settings |
+//! | [`pg`] | wrappers of the server's own resources |
+//!
+//! Pure logic lives in the crate `counterx-core`; SQL objects are in `sql/`.
+
+use pgrx::prelude::*;
+
+mod api;
+mod catalog;
+mod compaction;
+mod flush;
+mod fold;
+mod launcher;
+mod lease;
+mod pg;
+mod read;
+mod rotation;
+mod settings;
+mod worker;
+mod xact;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../sql/views.sql", name = "views", finalize);
+
+/// Runs when a process loads the library; the postmaster's children inherit what it did there.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::define();
+    xact::register_callbacks();
+    catalog::register_callbacks();
+    // SAFETY: a plain read of a variable of the server's.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        launcher::register();
+    }
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
+
+/// Needed by `cargo pgrx test` at the root of the crate.
+#[cfg(test)]
+pub mod pg_test {
+    /// Nothing to prepare.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Settings of the test server.
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'counterx'"]
+    }
+}

@@ -1,0 +1,65 @@
+//! Every difference between the server versions that we support.
+
+use pgrx::pg_sys;
+
+/// `index_beginscan()`: 18 counts searches in a structure of the executor's.
+///
+/// # Safety
+/// The relations are open, the snapshot outlives the scan.
+pub unsafe fn index_beginscan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    keys: i32,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        return pg_sys::index_beginscan(table, index, snapshot, keys, 0);
+        #[cfg(feature = "pg18")]
+        return pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), keys, 0);
+    }
+}
+
+/// Lets go of a slot's row: `ExecClearTuple()`, which is an inline function in all versions.
+///
+/// # Safety
+/// The slot is a live one.
+pub unsafe fn clear_slot(slot: *mut pg_sys::TupleTableSlot) {
+    // SAFETY: every slot has this operation.
+    unsafe {
+        if let Some(clear) = (*(*slot).tts_ops).clear {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| clear(slot));
+        }
+    }
+}
+
+/// `ExecuteTruncateGuts()` of one table, not announced to logical decoding: 16 got a further
+/// argument.
+///
+/// # Safety
+/// The table is open and locked by AccessExclusiveLock.
+pub unsafe fn truncate(table: pg_sys::Relation, oid: pg_sys::Oid) {
+    // SAFETY: the caller's promise; the lists live in the current context.
+    unsafe {
+        let tables = pg_sys::lappend(std::ptr::null_mut(), table.cast());
+        let oids = pg_sys::lappend_oid(std::ptr::null_mut(), oid);
+        let logged = std::ptr::null_mut();
+        let restrict = pg_sys::DropBehavior::DROP_RESTRICT;
+        #[cfg(feature = "pg15")]
+        pg_sys::ExecuteTruncateGuts(tables, oids, logged, restrict, false);
+        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+        pg_sys::ExecuteTruncateGuts(tables, oids, logged, restrict, false, false);
+    }
+}
+
+/// Sets a signal handler: 18 has two families of the function.
+pub fn set_signal_handler(signal: u32, handler: unsafe extern "C-unwind" fn(core::ffi::c_int)) {
+    // SAFETY: the handlers are the server's own.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        pg_sys::pqsignal(signal as i32, Some(handler));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(signal as i32, Some(handler));
+    }
+}

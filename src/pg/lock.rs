@@ -1,0 +1,120 @@
+//! Heavyweight locks other than those that come with opening a relation.
+
+use super::relation::LockMode;
+use pgrx::pg_sys;
+
+/// A transaction as the lock manager names it, before it has an xid.
+#[derive(Clone, Copy)]
+pub struct VirtualXact(pg_sys::VirtualTransactionId);
+
+impl VirtualXact {
+    /// Has it ended? Its effects are then visible to any snapshot that is taken afterwards, since
+    /// locks are released after a transaction has become visible.
+    pub fn has_ended(&self) -> bool {
+        // SAFETY: takes any id; does not wait.
+        unsafe { pg_sys::VirtualXactLock(self.0, false) }
+    }
+
+    /// Waits until it has ended. Interruptible, and seen by the deadlock detector.
+    pub fn wait(&self) {
+        // SAFETY: takes any id.
+        unsafe { pg_sys::VirtualXactLock(self.0, true) };
+    }
+}
+
+fn relation_tag(oid: pg_sys::Oid) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        // SAFETY: set once when the backend connected.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: oid.to_u32(),
+        locktag_field3: 0,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    }
+}
+
+/// All transactions that hold a lock on the relation that conflicts with `mode`. The lock itself
+/// is not taken, and nobody is driven off the fast path.
+pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXact> {
+    let tag = relation_tag(relation);
+    let mut count = 0;
+    // SAFETY: the result is an array of `count` ids, allocated in the current context.
+    unsafe {
+        let ids = pg_sys::GetLockConflicts(&tag, mode, &mut count);
+        let xacts = (0..count as usize).map(|i| VirtualXact(*ids.add(i))).collect();
+        pg_sys::pfree(ids.cast());
+        xacts
+    }
+}
+
+/// The mark that a database has a worker: a lock of the class that is reserved for user code,
+/// which no SQL function can take.
+pub struct WorkerMark;
+
+const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
+const SHARE: LockMode = pg_sys::ShareLock as LockMode;
+
+impl WorkerMark {
+    fn tag() -> pg_sys::LOCKTAG {
+        pg_sys::LOCKTAG {
+            // SAFETY: set once when the backend connected.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: u32::from_be_bytes(*b"cntx"),
+            locktag_field3: 0,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        }
+    }
+
+    /// The worker takes the mark; it keeps it over its transactions. False when somebody has it.
+    pub fn try_set() -> bool {
+        // SAFETY: a session lock, taken without waiting.
+        let result = unsafe { pg_sys::LockAcquire(&Self::tag(), EXCLUSIVE, true, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    /// The worker gives the mark back.
+    pub fn clear() {
+        // SAFETY: only called by the holder.
+        unsafe { pg_sys::LockRelease(&Self::tag(), EXCLUSIVE, true) };
+    }
+
+    /// Does a worker have the mark? Those who ask at the same time do not disturb each other.
+    pub fn is_set() -> bool {
+        // SAFETY: taken without waiting and given back at once.
+        unsafe {
+            let tag = Self::tag();
+            let result = pg_sys::LockAcquire(&tag, SHARE, false, true);
+            if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+                return true;
+            }
+            pg_sys::LockRelease(&tag, SHARE, false);
+        }
+        false
+    }
+}
+
+/// Does somebody drop, rename, move or copy this database, and wait for us to go?
+pub fn database_is_wanted() -> bool {
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: 0,
+        locktag_field2: pg_sys::DatabaseRelationId.to_u32(),
+        // SAFETY: set once when the backend connected.
+        locktag_field3: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    let mode = super::relation::ROW_EXCLUSIVE;
+    // SAFETY: the mode that a connecting backend takes; without waiting, and given back at once.
+    unsafe {
+        let result = pg_sys::LockAcquire(&tag, mode, false, true);
+        if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return true;
+        }
+        pg_sys::LockRelease(&tag, mode, false);
+    }
+    false
+}

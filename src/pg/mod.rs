@@ -1,0 +1,13 @@
+//! All contact with the server that is not plain SQL: wrappers that own a server resource and
+//! give it back, and the few things that the bindings lack.
+
+pub mod compat;
+pub mod error;
+pub mod lock;
+pub mod memory;
+pub mod number;
+pub mod ports;
+pub mod relation;
+pub mod scan;
+pub mod snapshot;
+pub mod varlena;

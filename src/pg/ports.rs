@@ -1,0 +1,131 @@
+//! What the bindings do not have: functions of headers that they leave out, declared under their
+//! C names, and functions that cannot raise an error, declared without the guard that costs each
+//! call of the bindings' own a `sigsetjmp`.
+
+use pgrx::pg_sys;
+
+unsafe extern "C-unwind" {
+    /// `storage/predicate.h`. Raises 40001.
+    fn CheckForSerializableConflictIn(
+        relation: pg_sys::Relation,
+        tid: pg_sys::ItemPointer,
+        blkno: pg_sys::BlockNumber,
+    );
+    /// `storage/predicate.h`. Raises errors.
+    fn PredicateLockTID(
+        relation: pg_sys::Relation,
+        tid: pg_sys::ItemPointer,
+        snapshot: pg_sys::Snapshot,
+        insert_xid: pg_sys::TransactionId,
+    );
+    /// `storage/predicate.h`. Raises errors.
+    fn PredicateLockRelation(relation: pg_sys::Relation, snapshot: pg_sys::Snapshot);
+
+    /// `tcop/tcopprot.h`: the handler itself. The bindings wrap it, and a wrapper is no handler.
+    pub fn die(signal: core::ffi::c_int);
+    /// `postmaster/interrupt.h`: likewise.
+    pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
+
+    fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
+    fn IsInParallelMode() -> bool;
+}
+
+/// The nesting level of the current transaction: 1 outside of any subtransaction.
+pub fn xact_nest_level() -> u32 {
+    // SAFETY: reads a static of xact.c; it cannot raise an error.
+    let level = unsafe { GetCurrentTransactionNestLevel() };
+    level.unsigned_abs()
+}
+
+/// Is this a parallel worker, or a leader that has workers?
+pub fn in_parallel_mode() -> bool {
+    // SAFETY: reads a static of xact.c; it cannot raise an error.
+    unsafe { IsInParallelMode() }
+}
+
+/// Is this a parallel worker?
+pub fn is_parallel_worker() -> bool {
+    // SAFETY: a plain read of a variable that is set once, before any of our code runs.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
+}
+
+/// `IsolationIsSerializable()`
+pub fn isolation_is_serializable() -> bool {
+    // SAFETY: a plain read of a backend-local variable.
+    unsafe { pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 }
+}
+
+/// `IsolationUsesXactSnapshot()`: REPEATABLE READ or SERIALIZABLE.
+pub fn isolation_uses_xact_snapshot() -> bool {
+    // SAFETY: a plain read of a backend-local variable.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// Is the transaction read-only, as all are on a standby?
+pub fn xact_read_only() -> bool {
+    // SAFETY: a plain read of a backend-local variable.
+    unsafe { pg_sys::XactReadOnly }
+}
+
+/// A row's address from its parts.
+pub fn item_pointer(block: u32, offset: u16) -> pg_sys::ItemPointerData {
+    let mut tid = pg_sys::ItemPointerData::default();
+    pgrx::itemptr::item_pointer_set_all(&mut tid, block, offset);
+    tid
+}
+
+/// A serializable transaction writes what others may have read under this address.
+///
+/// # Safety
+/// `relation` is open.
+pub unsafe fn check_for_serializable_conflict_in(
+    relation: pg_sys::Relation,
+    mut tid: pg_sys::ItemPointerData,
+) {
+    // SAFETY: the caller's promise; the guard turns the server's error into an unwind.
+    unsafe {
+        let block = pgrx::itemptr::item_pointer_get_block_number(&tid);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            CheckForSerializableConflictIn(relation, &mut tid, block)
+        })
+    }
+}
+
+/// A serializable transaction reads what stands for this address, whether it exists or not.
+///
+/// # Safety
+/// `relation` is open and `snapshot` is one of the running transaction.
+pub unsafe fn predicate_lock_tid(
+    relation: pg_sys::Relation,
+    mut tid: pg_sys::ItemPointerData,
+    snapshot: pg_sys::Snapshot,
+) {
+    // SAFETY: the caller's promise; no row is looked at, so no inserting xid is known.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            PredicateLockTID(relation, &mut tid, snapshot, pg_sys::InvalidTransactionId)
+        })
+    }
+}
+
+/// A serializable transaction reads whatever the relation may stand for.
+///
+/// # Safety
+/// As of [`predicate_lock_tid`].
+pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_sys::Snapshot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| PredicateLockRelation(relation, snapshot));
+    }
+}
+
+/// `RelationGetNumberOfBlocks()`
+///
+/// # Safety
+/// `relation` is open and has storage.
+pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM)
+    }
+}

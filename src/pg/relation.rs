@@ -1,0 +1,92 @@
+//! An open relation.
+
+use super::ports;
+use pgrx::pg_sys;
+use std::ptr::NonNull;
+
+/// A lock mode, `AccessShareLock` to `AccessExclusiveLock`.
+pub type LockMode = pg_sys::LOCKMODE;
+
+/// Reading.
+pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
+/// Writing.
+pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
+/// The lease on a lane, when taken on its gate.
+pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;
+/// Truncating.
+pub const ACCESS_EXCLUSIVE: LockMode = pg_sys::AccessExclusiveLock as LockMode;
+
+const NO_LOCK: LockMode = pg_sys::NoLock as LockMode;
+
+/// A table, index or sequence, open and locked.
+pub struct Relation {
+    ptr: NonNull<pg_sys::RelationData>,
+    unlock: LockMode,
+}
+
+impl Relation {
+    /// Opens a relation for reading; the lock goes with this value. None when it does not exist.
+    pub fn open_for_read(oid: pg_sys::Oid) -> Option<Self> {
+        Self::open(oid, ACCESS_SHARE, ACCESS_SHARE)
+    }
+
+    /// Opens a relation and keeps the lock to the end of the transaction.
+    pub fn open_until_commit(oid: pg_sys::Oid, mode: LockMode) -> Option<Self> {
+        Self::open(oid, mode, NO_LOCK)
+    }
+
+    /// Locks a relation if that needs no waiting, and keeps the lock to the end of the
+    /// transaction. None when somebody has a conflicting lock, or the relation does not exist.
+    pub fn open_if_free(oid: pg_sys::Oid, mode: LockMode) -> Option<Self> {
+        // SAFETY: a lock on an OID that may not exist (any more) is harmless.
+        unsafe { pg_sys::ConditionalLockRelationOid(oid, mode) }
+            .then(|| Self::open(oid, NO_LOCK, NO_LOCK))
+            .flatten()
+    }
+
+    fn open(oid: pg_sys::Oid, mode: LockMode, unlock: LockMode) -> Option<Self> {
+        // SAFETY: takes any OID; a missing relation gives NULL and no lock.
+        let ptr = NonNull::new(unsafe { pg_sys::try_relation_open(oid, mode) })?;
+        Some(Self { ptr, unlock })
+    }
+
+    /// The relation cache's entry.
+    pub fn as_ptr(&self) -> pg_sys::Relation {
+        self.ptr.as_ptr()
+    }
+
+    /// The columns.
+    pub fn tuple_desc(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the entry is pinned as long as `self` lives.
+        unsafe { (*self.as_ptr()).rd_att }
+    }
+
+    /// The relation's OID.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*self.as_ptr()).rd_id }
+    }
+
+    /// Size in blocks.
+    pub fn blocks(&self) -> u32 {
+        // SAFETY: open, and all our relations have storage.
+        unsafe { ports::relation_blocks(self.as_ptr()) }
+    }
+
+    /// The oldest xid that the table may hold unfrozen.
+    pub fn frozen_xid(&self) -> pg_sys::TransactionId {
+        // SAFETY: as above; rd_rel is never NULL.
+        unsafe { (*(*self.as_ptr()).rd_rel).relfrozenxid }
+    }
+}
+
+impl Drop for Relation {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The resource owner closes what an error leaves open.
+            return;
+        }
+        // SAFETY: opened by us, closed once.
+        unsafe { pg_sys::relation_close(self.as_ptr(), self.unlock) }
+    }
+}

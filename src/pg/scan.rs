@@ -1,0 +1,257 @@
+//! Scans of tables and indexes.
+
+use super::compat;
+use super::relation::Relation;
+use super::varlena::text_bytes;
+use pgrx::pg_sys;
+
+/// One condition on an index or table column: `column <operator> value`.
+#[derive(Clone, Copy)]
+pub struct Key {
+    column: i16,
+    strategy: u32,
+    function: u32,
+    value: pg_sys::Datum,
+}
+
+impl Key {
+    /// `int8 = value`
+    pub fn int8_eq(column: i16, value: i64) -> Self {
+        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ, value.into())
+    }
+    /// `int8 > value`
+    pub fn int8_gt(column: i16, value: i64) -> Self {
+        Self::new(column, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, value.into())
+    }
+    /// `int8 <= value`
+    pub fn int8_le(column: i16, value: i64) -> Self {
+        Self::new(column, pg_sys::BTLessEqualStrategyNumber, pg_sys::F_INT8LE, value.into())
+    }
+    /// `int4 = value`
+    pub fn int4_eq(column: i16, value: i32) -> Self {
+        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, value.into())
+    }
+    /// `text = value`, bytewise. The datum must outlive the scan.
+    pub fn text_eq(column: i16, value: pg_sys::Datum) -> Self {
+        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, value)
+    }
+    /// `text >= value`, bytewise. The datum must outlive the scan.
+    pub fn text_ge(column: i16, value: pg_sys::Datum) -> Self {
+        Self::new(column, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_TEXT_GE, value)
+    }
+
+    fn new(column: i16, strategy: u32, function: u32, value: pg_sys::Datum) -> Self {
+        Self { column, strategy, function, value }
+    }
+
+    fn init(&self, entry: &mut pg_sys::ScanKeyData) {
+        // SAFETY: the function belongs to the operator; the collation is set to "C" by it, as all
+        // our columns have it.
+        unsafe {
+            pg_sys::ScanKeyInit(
+                entry,
+                self.column,
+                self.strategy as pg_sys::StrategyNumber,
+                pg_sys::Oid::from(self.function),
+                self.value,
+            );
+        }
+    }
+}
+
+const MAX_KEYS: usize = 3;
+
+fn scan_keys(keys: &[Key]) -> [pg_sys::ScanKeyData; MAX_KEYS] {
+    let mut entries = [pg_sys::ScanKeyData::default(); MAX_KEYS];
+    for (key, entry) in keys.iter().zip(&mut entries) {
+        key.init(entry);
+    }
+    entries
+}
+
+/// A row that a scan stands on; its columns are valid until the scan moves.
+pub struct Row(*mut pg_sys::TupleTableSlot);
+
+impl Row {
+    /// The column's datum, 1-based; None when it is null.
+    pub fn get(&self, column: usize) -> Option<pg_sys::Datum> {
+        // SAFETY: the slot holds a row, and the column exists: the caller knows the table.
+        unsafe {
+            let slot = self.0;
+            if usize::from((*slot).tts_nvalid.unsigned_abs()) < column {
+                pg_sys::slot_getsomeattrs_int(slot, column as i32);
+            }
+            (!*(*slot).tts_isnull.add(column - 1)).then(|| *(*slot).tts_values.add(column - 1))
+        }
+    }
+
+    /// A NOT NULL bigint column.
+    pub fn int8(&self, column: usize) -> i64 {
+        self.get(column).map_or(0, |datum| datum.value() as i64)
+    }
+
+    /// A NOT NULL integer column.
+    pub fn int4(&self, column: usize) -> i32 {
+        self.get(column).map_or(0, |datum| datum.value() as i32)
+    }
+
+    /// A NOT NULL text column that is stored in line.
+    pub fn text(&self, column: usize) -> &[u8] {
+        // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
+        self.get(column).map_or(&[], |datum| unsafe { text_bytes(datum) })
+    }
+
+    /// The row's address.
+    pub fn tid(&self) -> pg_sys::ItemPointerData {
+        // SAFETY: the slot holds a row.
+        unsafe { (*self.0).tts_tid }
+    }
+
+    /// The xid that made this version.
+    pub fn xmin(&self) -> pg_sys::TransactionId {
+        // SAFETY: the slot holds a heap tuple, which has this system column.
+        let datum = unsafe {
+            let mut isnull = false;
+            pg_sys::slot_getsysattr(
+                self.0,
+                pg_sys::MinTransactionIdAttributeNumber,
+                &mut isnull,
+            )
+        };
+        pg_sys::TransactionId::from(datum.value() as u32)
+    }
+}
+
+/// Which way a scan goes.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    /// Ascending keys.
+    Forward,
+    /// Descending keys.
+    Backward,
+}
+
+impl Direction {
+    fn raw(self) -> pg_sys::ScanDirection::Type {
+        match self {
+            Direction::Forward => pg_sys::ScanDirection::ForwardScanDirection,
+            Direction::Backward => pg_sys::ScanDirection::BackwardScanDirection,
+        }
+    }
+}
+
+/// An index scan that fetches rows. It must not outlive its relations.
+pub struct IndexScan {
+    scan: pg_sys::IndexScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+    keys: usize,
+}
+
+impl IndexScan {
+    /// Prepares a scan of `keys` conditions; [`IndexScan::seek`] starts it.
+    ///
+    /// # Safety
+    /// The snapshot lives as long as the scan.
+    pub unsafe fn new(
+        table: &Relation,
+        index: &Relation,
+        snapshot: pg_sys::Snapshot,
+        keys: usize,
+    ) -> Self {
+        // SAFETY: both are open, and the index belongs to the table.
+        unsafe {
+            let scan = compat::index_beginscan(table.as_ptr(), index.as_ptr(), snapshot, keys as i32);
+            let slot = pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut());
+            Self { scan, slot, keys }
+        }
+    }
+
+    /// Starts (again) with these conditions, as many as announced.
+    pub fn seek(&mut self, keys: &[Key]) {
+        debug_assert_eq!(keys.len(), self.keys);
+        let mut entries = scan_keys(keys);
+        // SAFETY: the scan copies the keys; a slot may be cleared at any time.
+        unsafe {
+            compat::clear_slot(self.slot);
+            pg_sys::index_rescan(
+                self.scan,
+                entries.as_mut_ptr(),
+                keys.len() as i32,
+                std::ptr::null_mut(),
+                0,
+            );
+        }
+    }
+
+    /// The next visible row that meets all conditions.
+    pub fn next(&mut self, direction: Direction) -> Option<Row> {
+        // SAFETY: the scan was started; the slot fits the table.
+        unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) }
+            .then_some(Row(self.slot))
+    }
+
+    /// Is there a next index entry, whatever became of its row? Touches no row.
+    pub fn next_entry(&mut self, direction: Direction) -> bool {
+        // SAFETY: the scan was started.
+        !unsafe { pg_sys::index_getnext_tid(self.scan, direction.raw()) }.is_null()
+    }
+}
+
+impl Drop for IndexScan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: ended once; the slot lets go of its buffer first.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            pg_sys::index_endscan(self.scan);
+        }
+    }
+}
+
+/// A scan of a whole table. It must not outlive the relation.
+pub struct TableScan {
+    scan: pg_sys::TableScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl TableScan {
+    /// # Safety
+    /// The snapshot lives as long as the scan.
+    pub unsafe fn new(table: &Relation, snapshot: pg_sys::Snapshot) -> Self {
+        // SAFETY: the table is open.
+        unsafe {
+            Self {
+                scan: pg_sys::table_beginscan(table.as_ptr(), snapshot, 0, std::ptr::null_mut()),
+                slot: pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut()),
+            }
+        }
+    }
+
+    /// The next visible row.
+    pub fn next(&mut self) -> Option<Row> {
+        // SAFETY: the slot fits the table.
+        unsafe {
+            pg_sys::table_scan_getnextslot(
+                self.scan,
+                pg_sys::ScanDirection::ForwardScanDirection,
+                self.slot,
+            )
+        }
+        .then_some(Row(self.slot))
+    }
+}
+
+impl Drop for TableScan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: as of IndexScan.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            pg_sys::table_endscan(self.scan);
+        }
+    }
+}

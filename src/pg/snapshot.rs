@@ -1,0 +1,75 @@
+//! Snapshots.
+
+use pgrx::pg_sys;
+
+/// The snapshot of the running query.
+///
+/// None when none is set, as in a callback at the end of a transaction.
+pub fn active() -> Option<pg_sys::Snapshot> {
+    // SAFETY: reads the stack of active snapshots.
+    unsafe { pg_sys::ActiveSnapshotSet().then(|| pg_sys::GetActiveSnapshot()) }
+}
+
+/// A new snapshot that is the active one as long as this lives.
+pub struct LatestSnapshot(pg_sys::Snapshot);
+
+impl LatestSnapshot {
+    /// Takes it now. Not for transactions that are bound to one snapshot.
+    pub fn take() -> Self {
+        // SAFETY: we are in a transaction; the active stack holds a reference until the drop.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            Self(pg_sys::GetActiveSnapshot())
+        }
+    }
+
+    /// For scans.
+    pub fn as_ptr(&self) -> pg_sys::Snapshot {
+        self.0
+    }
+}
+
+impl Drop for LatestSnapshot {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: pushed by us, and whatever was pushed later is popped already.
+        unsafe { pg_sys::PopActiveSnapshot() }
+    }
+}
+
+/// A copy of a snapshot in which the own transaction's rows count from their insertion on, and
+/// not only from the next command on.
+///
+/// Increments that stay in memory are seen at once by their own transaction; those that were
+/// flushed early must not differ. Sound for tables that are insert-only for others: the copy
+/// changes nothing but the command id.
+pub struct OwnRowsVisible(Box<pg_sys::SnapshotData>);
+
+impl OwnRowsVisible {
+    /// # Safety
+    /// `of` is an MVCC snapshot, registered or active, and stays so longer than the copy.
+    pub unsafe fn copy(of: pg_sys::Snapshot) -> Self {
+        // SAFETY: the caller's promise; the arrays stay shared with the original.
+        let mut copy = Box::new(unsafe { *of });
+        copy.curcid = pg_sys::InvalidCommandId;
+        Self(copy)
+    }
+
+    /// For scans.
+    pub fn as_ptr(&mut self) -> pg_sys::Snapshot {
+        &mut *self.0
+    }
+}
+
+/// Committed rows and the own transaction's, by the latest state: for rows that only the holder
+/// of a lane's lease changes.
+pub fn self_snapshot() -> pg_sys::Snapshot {
+    &raw mut pg_sys::SnapshotSelfData
+}
+
+/// Every row version there is.
+pub fn any_snapshot() -> pg_sys::Snapshot {
+    &raw mut pg_sys::SnapshotAnyData
+}

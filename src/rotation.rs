@@ -1,0 +1,81 @@
+//! Getting space back: a lane's two logs are used in turn.
+//!
+//! # Invariants
+//! A log is truncated only when all of its epochs are folded **and** every snapshot of the database
+//! sees the fold that did it; until then some reader may still need its rows. The truncated-through
+//! epoch is published first. Nobody is waited for: a log that is in use is left for the next time.
+
+use crate::catalog::{self, LaneRels};
+use crate::fold::newest_epoch;
+use crate::lease;
+use crate::pg::compat;
+use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation};
+use crate::pg::snapshot;
+use crate::read;
+use crate::settings;
+use counterx_core::gate::Gate;
+use pgrx::pg_sys;
+
+/// Shall the next publish change to the other log? When this one is full, or so old that its
+/// xids would soon need freezing, and the other one is empty.
+pub fn wants_switch(rels: &LaneRels, gate: Gate) -> bool {
+    let active = read::open(rels.log(gate.side).table);
+    let full = u64::from(active.blocks()) * u64::from(pg_sys::BLCKSZ) >= settings::log_max_size();
+    // SAFETY: reads the next xid to be handed out.
+    let next_xid = unsafe { pg_sys::ReadNextTransactionId() };
+    let age = next_xid.into_inner().wrapping_sub(active.frozen_xid().into_inner());
+    let old = active.blocks() > 0 && age > FREEZE_AGE;
+    (full || old) && read::open(rels.log(gate.side.other()).table).blocks() == 0
+}
+
+/// Well before autovacuum_freeze_max_age (200 million by default) makes autovacuum come for a
+/// table that TRUNCATE renews for nothing.
+const FREEZE_AGE: u32 = 100_000_000;
+
+/// An inactive log that waits for the snapshots that may still need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// The highest epoch in it.
+    pub newest: i64,
+    /// A fold that was committed when all of it was folded already.
+    pub xid: pg_sys::TransactionId,
+}
+
+/// Looks whether the inactive log has rows, all of them folded.
+pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
+    let side = gate.side.other();
+    if read::open(rels.log(side).table).blocks() == 0 {
+        return None;
+    }
+    let newest = newest_epoch(rels, side);
+    let shared = catalog::shared();
+    let state = read::lane_state(&shared, lane, snapshot::self_snapshot());
+    // Only a version that others can see by now says something about their snapshots.
+    let xid = state.xmin.filter(|&xid| {
+        // SAFETY: takes any xid.
+        !unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
+    })?;
+    (newest <= state.folded).then_some(Drained { newest, xid })
+}
+
+/// Truncates the inactive log, if every snapshot of the database sees it folded and nobody is
+/// using it. True when it was done.
+pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
+    let side = gate.side.other();
+    let table = rels.log(side).table;
+    let Some(log) = Relation::open_if_free(table, ACCESS_EXCLUSIVE) else {
+        return false;
+    };
+    // SAFETY: the relation is open. A higher count than ours is a scan of this very session.
+    let safe = unsafe {
+        let horizon = pg_sys::GetOldestNonRemovableTransactionId(log.as_ptr());
+        (*log.as_ptr()).rd_refcnt == 1 && pg_sys::TransactionIdPrecedes(drained.xid, horizon)
+    };
+    if !safe || newest_epoch(rels, side) > drained.newest {
+        return false;
+    }
+    lease::write_cell(rels.truncated, drained.newest);
+    // SAFETY: open, and locked exclusively.
+    unsafe { compat::truncate(log.as_ptr(), table) };
+    true
+}

@@ -1,0 +1,108 @@
+//! Settings.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+use std::time::Duration;
+
+/// A second keeps reads short at tens of thousands of increments a second, and an idle server
+/// idle.
+static COMPACTION_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static COMPACTION: GucSetting<bool> = GucSetting::<bool>::new(true);
+static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+
+/// The longest pause between two folds of a lane that has something pending.
+pub fn compaction_interval() -> Duration {
+    Duration::from_millis(COMPACTION_INTERVAL.get().unsigned_abs().into())
+}
+
+/// So many pending rows in a lane start a fold before its time.
+pub fn compaction_threshold() -> u64 {
+    COMPACTION_THRESHOLD.get().unsigned_abs().into()
+}
+
+/// The size from which on a log is left for the lane's other one, in bytes.
+pub fn log_max_size() -> u64 {
+    u64::from(LOG_MAX_SIZE.get().unsigned_abs()) * 1024
+}
+
+/// A worker that had nothing to do for so long ends.
+pub fn worker_idle_timeout() -> Duration {
+    Duration::from_millis(WORKER_IDLE_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// May the worker of this database fold?
+pub fn compaction() -> bool {
+    COMPACTION.get()
+}
+
+/// The memory that a transaction's pending map may take, in bytes.
+pub fn pending_work_mem() -> usize {
+    PENDING_WORK_MEM.get().unsigned_abs() as usize * 1024
+}
+
+/// Defines them all.
+pub fn define() {
+    GucRegistry::define_int_guc(
+        c"counterx.compaction_interval",
+        c"Time between two folds of a lane that has pending deltas.",
+        c"Longer intervals write less; shorter ones keep reads of hot counters shorter.",
+        &COMPACTION_INTERVAL,
+        1,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.compaction_threshold",
+        c"Number of pending deltas in a lane that starts a fold before its time.",
+        c"Counted ten times a second while a worker runs.",
+        &COMPACTION_THRESHOLD,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.log_max_size",
+        c"Size from which on a lane changes to its other log.",
+        c"The full log is truncated once no snapshot needs it. A lane takes up to twice this size, and more while an old snapshot is open.",
+        &LOG_MAX_SIZE,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.worker_idle_timeout",
+        c"Time without work after which a database's worker ends.",
+        c"The next commit that changes a counter starts another one.",
+        &WORKER_IDLE_TIMEOUT,
+        1000,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_bool_guc(
+        c"counterx.compaction",
+        c"Lets the background worker fold deltas into totals.",
+        c"ALTER DATABASE ... SET counterx.compaction = off pauses one database. Increments and reads go on; counterx.compact() still folds.",
+        &COMPACTION,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.pending_work_mem",
+        c"Memory for the increments of one transaction.",
+        c"A transaction that needs more writes them early, and then holds up the folding of its lanes until it ends.",
+        &PENDING_WORK_MEM,
+        64,
+        i32::MAX / 1024,
+        GucContext::Userset,
+        GucFlags::UNIT_KB,
+    );
+    // SAFETY: a constant string; from here on misspelt settings of ours are errors.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"counterx".as_ptr()) };
+}

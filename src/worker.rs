@@ -1,0 +1,423 @@
+//! The background worker of one database: it folds while there is something to fold, and ends
+//! when there was nothing for a while.
+//!
+//! A worker is started by a commit that has written deltas, through the launcher or, where the
+//! library was not preloaded, by the committing backend itself. It is never started by the mere
+//! presence of rows: in the middle of a restore there are rows that must not be folded.
+//!
+//! # Note about starting and ending
+//! The worker of a database holds the mark ([`WorkerMark`]) and, with a launcher, a slot. A
+//! committing transaction inserts its rows first and then looks for the mark or the slot; a worker
+//! that wants to end gives both up first and then looks for rows, committed or not. So either the
+//! transaction sees that there is no worker, or the worker sees the row.
+
+use crate::catalog::{self, LaneRels, Unusable};
+use crate::compaction::{self, LaneMemory, Tick};
+use crate::fold::{self, Restoring};
+use crate::launcher;
+use crate::pg::compat;
+use crate::pg::error::log;
+use crate::pg::lock::{self, WorkerMark};
+use crate::pg::ports;
+use crate::settings;
+use counterx_core::lane::LANES;
+use counterx_core::schedule::{LaneClock, POLL};
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use pgrx::{PgTryBuilder, pg_sys};
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+thread_local! {
+    /// When this backend last saw that there is a worker, in microseconds.
+    static SEEN_AT: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Without a launcher, a backend looks for the worker this often: well below the least time after
+/// which an idle worker ends.
+const LOOK_EVERY_US: i64 = 500_000;
+
+/// The running transaction leaves something to fold. Called after its rows were written.
+pub fn request() {
+    // SAFETY: set once when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if launcher::is_loaded() {
+        launcher::request(database);
+        return;
+    }
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    if now - SEEN_AT.get() < LOOK_EVERY_US {
+        return;
+    }
+    if !WorkerMark::is_set() {
+        // Without a free slot the next commit tries again, and reads are right meanwhile.
+        start(database);
+    }
+    SEEN_AT.set(now);
+}
+
+/// Asks the postmaster for a worker. False when max_worker_processes are all in use.
+pub fn start(database: pg_sys::Oid) -> bool {
+    BackgroundWorkerBuilder::new("counterx worker")
+        .set_type("counterx worker")
+        .set_library("counterx")
+        .set_function("counterx_worker_main")
+        .set_argument(Some(pg_sys::Datum::from(database)))
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .load_dynamic()
+        .is_ok()
+}
+
+/// Sleeps until something happens or the time is over, and does what the server asks for: ends
+/// on SIGTERM, reads the configuration again on SIGHUP.
+pub fn wait(pause: Duration) {
+    let timeout = pause.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: the process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+    // SAFETY: a flag that a signal handler sets; the reload runs outside of any transaction.
+    unsafe {
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// The worker's main function; the argument is the database's OID.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
+    compat::set_signal_handler(pg_sys::SIGTERM, ports::die);
+    compat::set_signal_handler(pg_sys::SIGHUP, ports::SignalHandlerForConfigReload);
+    let database = pg_sys::Oid::from(arg.value() as u32);
+    // SAFETY: once, at the start of a background worker; as the bootstrap superuser.
+    unsafe {
+        pg_sys::BackgroundWorkerUnblockSignals();
+        if launcher::is_loaded() {
+            pg_sys::before_shmem_exit(Some(on_exit), arg);
+        }
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+    }
+    own_settings();
+    if !take_mark() {
+        return;
+    }
+    if launcher::is_loaded() {
+        launcher::set_running(database);
+    }
+    Worker::new(database).run();
+}
+
+/// With a launcher: the slot is free again, whatever ended the worker.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
+    // A second worker of a database that has one must not clear the first one's slot.
+    if HAS_MARK.get() || !HAD_MARK.get() {
+        launcher::set_stopped(pg_sys::Oid::from(arg.value() as u32));
+    }
+}
+
+thread_local! {
+    static HAS_MARK: Cell<bool> = const { Cell::new(false) };
+    static HAD_MARK: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
+fn take_mark() -> bool {
+    for _ in 0..20 {
+        if WorkerMark::try_set() {
+            HAS_MARK.set(true);
+            return true;
+        }
+        wait(Duration::from_millis(50));
+    }
+    HAD_MARK.set(false);
+    false
+}
+
+fn drop_mark() {
+    HAS_MARK.set(false);
+    WorkerMark::clear();
+}
+
+/// What the worker's session must have, whatever the configuration says.
+fn own_settings() {
+    let fixed = [
+        // A fold and its bookkeeping are one commit, and the increments' own commits are durable
+        // before it in the WAL: losing the fold in a crash loses nothing.
+        (c"synchronous_commit", c"off"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"search_path", c"pg_catalog"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+    ];
+    for (name, value) in fixed {
+        // SAFETY: constant strings.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// Runs `body` in a transaction of its own, READ COMMITTED and writable. An error aborts the
+/// transaction and comes back as its message.
+fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+    let body = Cell::new(Some(body));
+    let run = || {
+        // SAFETY: outside of any transaction, in a background worker.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+            pg_sys::StartTransactionCommand();
+            pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+            pg_sys::XactReadOnly = false;
+        }
+        let body = body.take().expect("runs once");
+        let result = body();
+        // SAFETY: ends what was started above.
+        unsafe { pg_sys::CommitTransactionCommand() };
+        Ok(result)
+    };
+    let result = PgTryBuilder::new(AssertUnwindSafe(run))
+        .catch_others(|error| {
+            let report = match &error {
+                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+                CaughtError::RustPanic { ereport, .. } => ereport,
+            };
+            let message = format!("{}: {}", sqlstate(report.sql_error_code()), report.message());
+            // SAFETY: an error was raised since the start; this brings the backend back to rest.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            Err(message)
+        })
+        .execute();
+    // SAFETY: outside of any transaction.
+    unsafe {
+        pg_sys::pgstat_report_stat(false);
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+    result
+}
+
+fn sqlstate(code: pgrx::PgSqlErrorCode) -> String {
+    // SAFETY: writes five characters to a static buffer and returns it.
+    unsafe {
+        let text = pg_sys::unpack_sql_state(code as i32);
+        core::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
+struct Worker {
+    database: pg_sys::Oid,
+    started: Instant,
+    last_work: Duration,
+    clocks: [LaneClock; LANES],
+    memories: [LaneMemory; LANES],
+    restoring: [bool; LANES],
+    database_settings: Option<Option<String>>,
+}
+
+/// What a worker found when it looked around.
+enum Outlook {
+    /// These lanes have more pending rows than the threshold.
+    Crowded([bool; LANES]),
+    /// The settings of the database were changed: a new session has to be started to get them.
+    NewSettings,
+    /// The extension is gone, or of another version.
+    Unusable,
+}
+
+impl Worker {
+    fn new(database: pg_sys::Oid) -> Self {
+        Self {
+            database,
+            started: Instant::now(),
+            last_work: Duration::ZERO,
+            clocks: Default::default(),
+            memories: Default::default(),
+            restoring: Default::default(),
+            database_settings: None,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn run(&mut self) {
+        loop {
+            if lock::database_is_wanted() {
+                return self.give_up();
+            }
+            let crowded = match transaction(c"looking for pending deltas", || self.look()) {
+                Ok(Outlook::Crowded(crowded)) => crowded,
+                Ok(Outlook::NewSettings) => {
+                    self.give_up();
+                    return request();
+                }
+                Ok(Outlook::Unusable) => return self.give_up(),
+                Err(message) => {
+                    log(format!("counterx: the worker cannot look for pending deltas: {message}"));
+                    [false; LANES]
+                }
+            };
+            if settings::compaction() {
+                for (lane, &crowded) in crowded.iter().enumerate() {
+                    let clock = &self.clocks[lane];
+                    if clock.due(self.now(), settings::compaction_interval())
+                        || (crowded && clock.may_be_early())
+                    {
+                        self.tick(lane);
+                    }
+                    pgrx::check_for_interrupts!();
+                }
+            }
+            if self.now() - self.last_work > settings::worker_idle_timeout() && self.may_end() {
+                return;
+            }
+            let until_due = self
+                .clocks
+                .iter()
+                .map(|clock| clock.until_due(self.now(), settings::compaction_interval()))
+                .min()
+                .unwrap_or(POLL);
+            let pause = if settings::compaction() { until_due.min(POLL) } else { POLL };
+            wait(pause);
+        }
+    }
+
+    fn look(&mut self) -> Outlook {
+        let lanes: Vec<LaneRels> = match (0..LANES).map(catalog::try_lane).collect() {
+            Ok(lanes) => lanes,
+            Err(Unusable::NotInstalled) => return Outlook::Unusable,
+            Err(Unusable::Version(version)) => {
+                log(format!(
+                    "counterx: the extension is version {version}, the library {}; the worker ends",
+                    env!("CARGO_PKG_VERSION")
+                ));
+                return Outlook::Unusable;
+            }
+        };
+        let settings_now = database_settings(self.database);
+        if *self.database_settings.get_or_insert_with(|| settings_now.clone()) != settings_now {
+            return Outlook::NewSettings;
+        }
+        let threshold = settings::compaction_threshold();
+        let mut crowded = [false; LANES];
+        for (lane, rels) in lanes.iter().enumerate() {
+            crowded[lane] = fold::count_pending_entries(lane, rels, threshold) >= threshold;
+        }
+        Outlook::Crowded(crowded)
+    }
+
+    fn tick(&mut self, lane: usize) {
+        let memory = &mut self.memories[lane];
+        let result = transaction(c"folding", || {
+            compaction::tick(lane, catalog::lane(lane), memory)
+        });
+        let now = self.now();
+        match result {
+            Ok(Ok(tick)) => {
+                self.clocks[lane].succeeded(now);
+                self.restoring[lane] = false;
+                if matches!(tick, Tick::Folded(_) | Tick::Waiting) {
+                    self.last_work = now;
+                }
+            }
+            Ok(Err(Restoring { newest })) => {
+                self.clocks[lane].failed(now);
+                if !self.restoring[lane] {
+                    log(format!(
+                        "counterx: lane {lane} has deltas of epoch {newest}, which its gate has not reached: \
+                         left alone until the restore is over"
+                    ));
+                }
+                self.restoring[lane] = true;
+                return;
+            }
+            Err(message) => return self.failed(lane, now, &message),
+        }
+        let memory = &mut self.memories[lane];
+        let result = transaction(c"truncating", || {
+            compaction::reclaim(lane, catalog::lane(lane), memory)
+        });
+        if let Err(message) = result {
+            self.failed(lane, now, &message);
+        }
+    }
+
+    /// Other lanes go on; this one is tried again after a pause that grows.
+    fn failed(&mut self, lane: usize, now: Duration, message: &str) {
+        self.clocks[lane].failed(now);
+        self.memories[lane] = LaneMemory::default();
+        log(format!("counterx: folding lane {lane} failed: {message}"));
+        let noted = transaction(c"noting an error", || fold::save_error(lane, message));
+        if let Err(why) = noted {
+            log(format!("counterx: the error could not be noted in counterx.state: {why}"));
+        }
+    }
+
+    fn give_up(&self) {
+        if launcher::is_loaded() {
+            launcher::set_stopped(self.database);
+        }
+        drop_mark();
+    }
+
+    /// See the module's note. False when there is work after all.
+    fn may_end(&mut self) -> bool {
+        self.give_up();
+        if !settings::compaction() {
+            return true;
+        }
+        let pending = transaction(c"looking for pending deltas", || {
+            (0..LANES).any(|lane| match catalog::try_lane(lane) {
+                Ok(rels) => fold::has_pending(lane, &rels),
+                Err(_) => false,
+            })
+        });
+        if pending == Ok(false) || !take_mark() {
+            return true;
+        }
+        if launcher::is_loaded() {
+            launcher::set_running(self.database);
+        }
+        self.last_work = self.now();
+        false
+    }
+}
+
+/// What ALTER DATABASE ... SET has set, as one text.
+fn database_settings(database: pg_sys::Oid) -> Option<String> {
+    let _snapshot = crate::pg::snapshot::LatestSnapshot::take();
+    Spi::connect(|client| {
+        client
+            .select(
+                "SELECT pg_catalog.array_to_string(setconfig, E'\\n') FROM pg_catalog.pg_db_role_setting \
+                 WHERE setdatabase OPERATOR(pg_catalog.=) $1 AND setrole OPERATOR(pg_catalog.=) 0",
+                Some(1),
+                &[database.into()],
+            )
+            .and_then(|table| if table.is_empty() { Ok(None) } else { table.first().get_one::<String>() })
+    })
+    .unwrap_or_else(|error| {
+        log(format!("counterx: cannot read the settings of the database: {error}"));
+        None
+    })
+}
