@@ -16,8 +16,8 @@ pub struct LaneMemory {
 
 /// What became of a tick.
 pub enum Tick {
-    /// Deltas were folded; their number.
-    Folded(i64),
+    /// Finished epochs were folded.
+    Folded,
     /// Something is pending, and its turn will come.
     Waiting,
     /// Nothing is pending.
@@ -47,15 +47,16 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
             }
-            Some(fold::fold(lane, &lease, published.epoch - 1))
+            fold::fold(lane, &lease, published.epoch - 1);
+            true
         }
-        None => None,
+        None => false,
     };
     // Should this transaction fail after the publish, the caller forgets what it knows.
     if fold::has_pending(lane, &rels) {
         memory.published = Some(lease.publish(rotation::wants_switch(&rels, gate)));
     }
-    Ok(folded.map_or(Tick::Waiting, Tick::Folded))
+    Ok(if folded { Tick::Folded } else { Tick::Waiting })
 }
 
 /// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own.

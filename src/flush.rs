@@ -24,10 +24,10 @@ pub fn to_logs(pending: &PendingMap) {
     for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
         let writer = LogWriter::open(catalog::lane(rows[0].hash.lane()));
         for row in rows {
-            anchor.check_write(row);
             writer.insert(row);
         }
     }
+    anchor.check_writes(&rows);
     // SAFETY: the rows shall be visible to later commands of this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
@@ -43,7 +43,6 @@ pub fn to_late(pending: &PendingMap) {
     let anchor = SerializableAnchor::open();
     let inserter = Inserter::open(catalog::shared().late);
     for row in &rows {
-        anchor.check_write(row);
         let name = NameText::new(row.name);
         inserter.insert([
             pg_sys::Datum::from(row.hash.lane() as i32),
@@ -52,6 +51,7 @@ pub fn to_late(pending: &PendingMap) {
             inserter.now,
         ]);
     }
+    anchor.check_writes(&rows);
 }
 
 /// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
@@ -179,8 +179,10 @@ impl SerializableAnchor {
         }))
     }
 
-    fn check_write(&self, row: &Row) {
-        if let Some(anchor) = &self.0 {
+    /// After the rows were inserted: a reader that locks a counter only now will visit its row.
+    fn check_writes(&self, rows: &[Row]) {
+        let Some(anchor) = &self.0 else { return };
+        for row in rows {
             let (block, offset) = row.hash.anchor_address();
             let tid = ports::item_pointer(block, offset);
             // SAFETY: the anchor is open.

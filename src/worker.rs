@@ -121,33 +121,27 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
 /// With a launcher: the slot is free again, whatever ended the worker.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
-    // A second worker of a database that has one must not clear the first one's slot.
-    if HAS_MARK.get() || !HAD_MARK.get() {
+    if OWNS_SLOT.get() {
         launcher::set_stopped(pg_sys::Oid::from(arg.value() as u32));
     }
 }
 
 thread_local! {
-    static HAS_MARK: Cell<bool> = const { Cell::new(false) };
-    static HAD_MARK: Cell<bool> = const { Cell::new(true) };
+    /// The launcher's slot of the database is this process's to clear: not any more after it was
+    /// given up, and not for a second worker of a database that has one.
+    static OWNS_SLOT: Cell<bool> = const { Cell::new(true) };
 }
 
 /// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
 fn take_mark() -> bool {
     for _ in 0..20 {
         if WorkerMark::try_set() {
-            HAS_MARK.set(true);
             return true;
         }
         wait(Duration::from_millis(50));
     }
-    HAD_MARK.set(false);
+    OWNS_SLOT.set(false);
     false
-}
-
-fn drop_mark() {
-    HAS_MARK.set(false);
-    WorkerMark::clear();
 }
 
 /// What the worker's session must have, whatever the configuration says.
@@ -231,7 +225,12 @@ struct Worker {
     memories: [LaneMemory; LANES],
     restoring: [bool; LANES],
     database_settings: Option<Option<String>>,
+    /// When the worker looks at the settings of the database, and after an error at all.
+    glances: LaneClock,
 }
+
+/// How often a worker looks whether the settings of its database were changed.
+const GLANCE_EVERY: Duration = Duration::from_secs(1);
 
 /// What a worker found when it looked around.
 enum Outlook {
@@ -253,6 +252,7 @@ impl Worker {
             memories: Default::default(),
             restoring: Default::default(),
             database_settings: None,
+            glances: LaneClock::default(),
         }
     }
 
@@ -273,8 +273,10 @@ impl Worker {
                 }
                 Ok(Outlook::Unusable) => return self.give_up(),
                 Err(message) => {
+                    self.glances.failed(self.now());
                     log(format!("counterx: the worker cannot look for pending deltas: {message}"));
-                    [false; LANES]
+                    wait(self.glances.until_due(self.now(), GLANCE_EVERY));
+                    continue;
                 }
             };
             if settings::compaction() {
@@ -314,9 +316,12 @@ impl Worker {
                 return Outlook::Unusable;
             }
         };
-        let settings_now = database_settings(self.database);
-        if *self.database_settings.get_or_insert_with(|| settings_now.clone()) != settings_now {
-            return Outlook::NewSettings;
+        if self.database_settings.is_none() || self.glances.due(self.now(), GLANCE_EVERY) {
+            let settings_now = database_settings(self.database);
+            if *self.database_settings.get_or_insert_with(|| settings_now.clone()) != settings_now {
+                return Outlook::NewSettings;
+            }
+            self.glances.succeeded(self.now());
         }
         let threshold = settings::compaction_threshold();
         let mut crowded = [false; LANES];
@@ -336,7 +341,7 @@ impl Worker {
             Ok(Ok(tick)) => {
                 self.clocks[lane].succeeded(now);
                 self.restoring[lane] = false;
-                if matches!(tick, Tick::Folded(_) | Tick::Waiting) {
+                if matches!(tick, Tick::Folded | Tick::Waiting) {
                     self.last_work = now;
                 }
             }
@@ -376,8 +381,9 @@ impl Worker {
     fn give_up(&self) {
         if launcher::is_loaded() {
             launcher::set_stopped(self.database);
+            OWNS_SLOT.set(false);
         }
-        drop_mark();
+        WorkerMark::clear();
     }
 
     /// See the module's note. False when there is work after all.
@@ -396,6 +402,7 @@ impl Worker {
             return true;
         }
         if launcher::is_loaded() {
+            OWNS_SLOT.set(true);
             launcher::set_running(self.database);
         }
         self.last_work = self.now();
