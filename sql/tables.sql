@@ -8,6 +8,24 @@ CREATE SCHEMA counterx;
 COMMENT ON SCHEMA counterx IS 'internals of the extension counterx; the public functions are elsewhere';
 REVOKE ALL ON SCHEMA counterx FROM PUBLIC;
 
+-- The forms of the tables that transactions write to in their last moments, when no snapshot is
+-- set and TOAST must not be needed: names are stored in line. STORAGE PLAIN has to be there before
+-- the table is, or it gets a TOAST table all the same.
+CREATE TABLE counterx.log_form (
+    epoch bigint NOT NULL,
+    at timestamptz NOT NULL,
+    delta bigint NOT NULL,
+    name text COLLATE "C" NOT NULL
+);
+ALTER TABLE counterx.log_form ALTER COLUMN name SET STORAGE PLAIN;
+CREATE TABLE counterx.late_form (
+    lane integer NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    at timestamptz NOT NULL
+);
+ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
+
 DO $$
 DECLARE
     lane int;
@@ -24,15 +42,9 @@ BEGIN
     END LOOP;
     FOR lane IN 0 .. 7 LOOP
         FOREACH side IN ARRAY ARRAY['a', 'b'] LOOP
-            -- Emptied by TRUNCATE alone, so vacuum has nothing to find. The name is never
-            -- compressed nor moved out of line: an insertion must not need a TOAST table.
-            EXECUTE format('CREATE TABLE counterx.log_%s_%s (
-                    epoch bigint NOT NULL,
-                    at timestamptz NOT NULL,
-                    delta bigint NOT NULL,
-                    name text COLLATE "C" NOT NULL
-                ) WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane, side);
-            EXECUTE format('ALTER TABLE counterx.log_%s_%s ALTER COLUMN name SET STORAGE PLAIN', lane, side);
+            -- Emptied by TRUNCATE alone, so vacuum has nothing to find.
+            EXECUTE format('CREATE TABLE counterx.log_%s_%s (LIKE counterx.log_form INCLUDING STORAGE)
+                WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane, side);
             EXECUTE format('CREATE INDEX log_%s_%s_epoch_name ON counterx.log_%s_%s (epoch, name)', lane, side, lane, side);
             EXECUTE format('COMMENT ON TABLE counterx.log_%s_%s IS ''deltas of lane %s that are not folded yet, or not truncated yet''', lane, side, lane);
         END LOOP;
@@ -63,13 +75,10 @@ CREATE TABLE counterx.state (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a lane, the one of the highest gen';
 
-CREATE TABLE counterx.late (
-    lane integer NOT NULL,
-    name text COLLATE "C" NOT NULL,
-    delta bigint NOT NULL,
-    at timestamptz NOT NULL
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 COMMENT ON TABLE counterx.late IS 'deltas of prepared transactions; normally empty';
+
+DROP TABLE counterx.log_form, counterx.late_form;
 
 CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';

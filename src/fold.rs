@@ -97,12 +97,14 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
     let started = now();
     let shared = catalog::shared();
     let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    // After all writers of these epochs have ended.
+    let latest = LatestSnapshot::take();
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let mut totals = Totals::open(&shared, gen_of(through));
-    let mut deltas = fold_late(lane, &shared, &mut totals);
+    let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
     for side in Side::BOTH {
-        deltas += fold_log(lease.rels(), side, folded, through, &mut totals);
+        deltas += fold_log(lease.rels(), side, (folded, through), &latest, &mut totals);
     }
     drop(totals);
     save_state(lane, &shared, |state| {
@@ -125,15 +127,14 @@ fn next_command() {
 fn fold_log(
     rels: &LaneRels,
     side: Side,
-    after: i64,
-    through: i64,
+    (after, through): (i64, i64),
+    latest: &LatestSnapshot,
     totals: &mut Totals,
 ) -> i64 {
     let (log, index) = read::open_log(rels, side);
     if log.blocks() == 0 {
         return 0;
     }
-    let latest = LatestSnapshot::take();
     // SAFETY: the snapshot outlives the scan.
     let mut scan = unsafe { IndexScan::new(&log, &index, latest.as_ptr(), 2) };
     scan.seek(&[Key::int8_gt(1, after), Key::int8_le(1, through)]);
@@ -158,14 +159,18 @@ fn fold_log(
 }
 
 /// Late deltas are few: they are summed up in memory, so that totals are written in name order.
-fn fold_late(lane: usize, shared: &SharedRels, totals: &mut Totals) -> i64 {
+fn fold_late(
+    lane: usize,
+    shared: &SharedRels,
+    latest: &LatestSnapshot,
+    totals: &mut Totals,
+) -> i64 {
     let Some(late) = Relation::open_until_commit(shared.late, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
     if late.blocks() == 0 {
         return 0;
     }
-    let latest = LatestSnapshot::take();
     let mut sums: BTreeMap<Vec<u8>, i128> = BTreeMap::new();
     let mut rows = Vec::new();
     {
@@ -358,6 +363,8 @@ impl State {
 pub fn save_error(lane: usize, message: &str) {
     const MAX_CHARS: usize = 400;
     let shared = catalog::shared();
+    // A transaction that writes to a table with a TOAST table has to have one.
+    let _latest = LatestSnapshot::take();
     let cut: String = message.chars().take(MAX_CHARS).collect();
     save_state(lane, &shared, |state| {
         state.last_error = cut.into_datum();

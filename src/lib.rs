@@ -8,6 +8,7 @@
 //! | [`xact`] | the running transaction's increments and its callbacks |
 //! | [`flush`] | from memory to the logs, at commit |
 //! | [`read`] | the exact value for a snapshot |
+//! | [`listing`], [`fdw`] | the view `counters` |
 //! | [`lease`] | gates: epochs, who may still write, who may fold |
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
@@ -23,10 +24,12 @@ use pgrx::prelude::*;
 mod api;
 mod catalog;
 mod compaction;
+mod fdw;
 mod flush;
 mod fold;
 mod launcher;
 mod lease;
+mod listing;
 mod pg;
 mod read;
 mod rotation;
@@ -37,6 +40,7 @@ mod xact;
 ::pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../sql/counters.sql", name = "counters", requires = ["tables"]);
 extension_sql_file!("../sql/views.sql", name = "views", finalize);
 
 /// Runs when a process loads the library; the postmaster's children inherit what it did there.

@@ -63,3 +63,47 @@ pub fn set_signal_handler(signal: u32, handler: unsafe extern "C-unwind" fn(core
         pg_sys::pqsignal_be(signal as i32, Some(handler));
     }
 }
+
+/// What an FDW says of a way to scan its table.
+pub struct ForeignPathCost {
+    /// Rows that come out.
+    pub rows: f64,
+    /// Before the first row.
+    pub startup: f64,
+    /// For all rows.
+    pub total: f64,
+}
+
+/// `create_foreignscan_path()` of a base relation, unordered: 17 and 18 got a further argument
+/// each.
+///
+/// # Safety
+/// Called by the planner for this relation.
+pub unsafe fn create_foreignscan_path(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    cost: &ForeignPathCost,
+    required_outer: pg_sys::Relids,
+) -> *mut pg_sys::ForeignPath {
+    use std::ptr::null_mut;
+    let ForeignPathCost { rows, startup, total } = *cost;
+    // SAFETY: the caller's promise; the target, the order, the outer path and the lists may be
+    // missing.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        return pg_sys::create_foreignscan_path(
+            root, rel, null_mut(), rows, startup, total, null_mut(), required_outer, null_mut(),
+            null_mut(),
+        );
+        #[cfg(feature = "pg17")]
+        return pg_sys::create_foreignscan_path(
+            root, rel, null_mut(), rows, startup, total, null_mut(), required_outer, null_mut(),
+            null_mut(), null_mut(),
+        );
+        #[cfg(feature = "pg18")]
+        return pg_sys::create_foreignscan_path(
+            root, rel, null_mut(), rows, 0, startup, total, null_mut(), required_outer, null_mut(),
+            null_mut(), null_mut(),
+        );
+    }
+}

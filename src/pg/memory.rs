@@ -42,3 +42,66 @@ impl Drop for MemoryScope {
         }
     }
 }
+
+/// The current memory context is another one as long as this lives.
+pub struct MemorySwitch {
+    before: pg_sys::MemoryContext,
+}
+
+impl MemorySwitch {
+    /// Switches to `context`.
+    ///
+    /// # Safety
+    /// The context is a live one, and so is the current one until the switch back.
+    pub unsafe fn to(context: pg_sys::MemoryContext) -> Self {
+        // SAFETY: the caller's promise.
+        Self { before: unsafe { pg_sys::MemoryContextSwitchTo(context) } }
+    }
+}
+
+impl Drop for MemorySwitch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whoever catches the error sets the context.
+            return;
+        }
+        // SAFETY: it belongs to a caller further up the stack.
+        unsafe { pg_sys::MemoryContextSwitchTo(self.before) };
+    }
+}
+
+/// A memory context that is emptied again and again, and goes with its parent.
+pub struct MemoryArena(pg_sys::MemoryContext);
+
+impl MemoryArena {
+    /// Makes a context below `parent`.
+    ///
+    /// # Safety
+    /// `parent` is a live context that outlives all use of the arena.
+    pub unsafe fn below(parent: pg_sys::MemoryContext) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                parent,
+                c"counterx".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// The context.
+    pub fn as_ptr(&self) -> pg_sys::MemoryContext {
+        self.0
+    }
+
+    /// Frees all that was allocated in it.
+    ///
+    /// # Safety
+    /// Nobody uses it any more.
+    pub unsafe fn reset(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { pg_sys::MemoryContextReset(self.0) };
+    }
+}

@@ -1,0 +1,245 @@
+//! Listing counters: every visible one of a set of names once, with its exact value.
+//!
+//! # How it works
+//! First all that is pending of these names is summed up in memory, by [`read::pending_in`]; then
+//! their totals are visited with the same snapshot, and each takes its pending sum along. What is
+//! left in memory at the end are counters that were never folded.
+//!
+//! # Invariants
+//! - Pending deltas come first: reading them locks the gates, which everybody does before anything
+//!   else, and checks that nothing was truncated before it was read.
+//! - A snapshot sees exactly one row of `total` per name, so that no name is met twice.
+//! - The scan of the totals allocates in a context of its own, which lives as long as it does.
+//!   Values are made in the caller's current one.
+
+use crate::catalog;
+use crate::pg::memory::{MemoryArena, MemorySwitch};
+use crate::pg::number;
+use crate::pg::relation::Relation;
+use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::varlena::NameText;
+use crate::read::{self, column};
+use counterx_core::lane::MAX_NAME_BYTES;
+use counterx_core::names::NameRange;
+use pgrx::pg_sys;
+use std::collections::{HashMap, hash_map};
+
+/// Up to so many names, what is pending is looked up for each. Beyond, it is read once for all.
+const MAX_PENDING_LOOKUPS: usize = 32;
+
+type Sums = HashMap<Box<[u8]>, i128>;
+
+/// The names to list.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None at all.
+    Nothing,
+    /// These, ascending, each once.
+    Names(Vec<Vec<u8>>),
+    /// Those in a range.
+    Range(NameRange),
+}
+
+impl Wanted {
+    /// The names that are in the range, and among `any_of` where that is given.
+    pub fn new(range: NameRange, any_of: Option<Vec<Vec<u8>>>) -> Self {
+        let mut names = match (any_of, range.only_name()) {
+            (Some(names), _) => names,
+            (None, Some(name)) => vec![name.to_vec()],
+            (None, None) if range.is_past(range.from().unwrap_or_default()) => return Self::Nothing,
+            (None, None) => return Self::Range(range),
+        };
+        // There is no counter with such a name.
+        names.retain(|name| (1..=MAX_NAME_BYTES).contains(&name.len()) && range.contains(name));
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() { Self::Nothing } else { Self::Names(names) }
+    }
+}
+
+/// A counter: its name, a text, and its value, a numeric.
+pub struct Entry {
+    /// The name.
+    pub name: pg_sys::Datum,
+    /// The value.
+    pub value: pg_sys::Datum,
+}
+
+/// A listing under way. To be dropped in the resource owner that it was started in, or to be
+/// [abandoned](Self::abandon).
+pub struct Listing {
+    totals: Option<Totals>,
+    course: Course,
+    pending: Sums,
+    never_folded: Option<hash_map::IntoIter<Box<[u8]>, i128>>,
+    context: pg_sys::MemoryContext,
+}
+
+impl Listing {
+    /// Starts.
+    ///
+    /// # Safety
+    /// The snapshot and the arena live as long as the listing.
+    pub unsafe fn start(wanted: Wanted, snapshot: pg_sys::Snapshot, arena: &MemoryArena) -> Self {
+        let pending = pending_of(&wanted, snapshot);
+        let context = arena.as_ptr();
+        // SAFETY: the caller's promise.
+        let _switch = unsafe { MemorySwitch::to(context) };
+        let mut course = Course::new(wanted);
+        // SAFETY: as above.
+        let totals = unsafe { Totals::open(&mut course, snapshot) };
+        Self { totals, course, pending, never_folded: None, context }
+    }
+
+    /// The next counter. The datums are valid until the next call.
+    pub fn next(&mut self) -> Option<Entry> {
+        if let Some(row) = self.next_total() {
+            let value = row.get(column::total::VALUE).expect("the column is NOT NULL");
+            let value = match self.pending.remove(row.text(column::total::NAME)) {
+                None | Some(0) => value,
+                // SAFETY: both are numerics.
+                Some(sum) => unsafe { number::add(value, number::numeric(sum)) },
+            };
+            let name = row.get(column::total::NAME).expect("the column is NOT NULL");
+            return Some(Entry { name, value });
+        }
+        let pending = &mut self.pending;
+        let never_folded =
+            self.never_folded.get_or_insert_with(|| std::mem::take(pending).into_iter());
+        let (name, sum) = never_folded.next()?;
+        // SAFETY: copies the bytes.
+        let text = unsafe {
+            pg_sys::cstring_to_text_with_len(name.as_ptr().cast(), name.len() as i32)
+        };
+        Some(Entry { name: text.into(), value: number::numeric(sum) })
+    }
+
+    fn next_total(&mut self) -> Option<Row> {
+        let totals = self.totals.as_mut()?;
+        // SAFETY: it outlives the listing.
+        let _switch = unsafe { MemorySwitch::to(self.context) };
+        let row = self.course.next(totals);
+        if row.is_none() {
+            self.totals = None;
+        }
+        row
+    }
+
+    /// Ends the listing after an error: the server has given back its resources already, so all
+    /// that is left is our own memory.
+    pub fn abandon(mut self) {
+        // Nothing in there is on our heap.
+        std::mem::forget(self.totals.take());
+    }
+}
+
+/// All that is pending of the wanted names.
+fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
+    let names = match wanted {
+        Wanted::Nothing => return Sums::new(),
+        Wanted::Range(range) => return read::pending_in(range, snapshot),
+        Wanted::Names(names) => names,
+    };
+    if names.len() <= MAX_PENDING_LOOKUPS {
+        let look_up = |name: &Vec<u8>| {
+            let mut range = NameRange::all();
+            range.equal_to(name);
+            read::pending_in(&range, snapshot)
+        };
+        return names.iter().flat_map(look_up).collect();
+    }
+    let mut span = NameRange::all();
+    span.at_least(&names[0]);
+    span.at_most(&names[names.len() - 1]);
+    let mut sums = read::pending_in(&span, snapshot);
+    sums.retain(|name, _| names.binary_search_by(|wanted| (**wanted).cmp(name)).is_ok());
+    sums
+}
+
+/// The way through the totals; all of it on our heap.
+enum Course {
+    Nowhere,
+    /// One after the other; the key is what the scan was sent to last.
+    Names(std::vec::IntoIter<Vec<u8>>, Box<NameText>),
+    /// From the key on.
+    Range(NameRange, Option<Box<NameText>>),
+    Everywhere,
+}
+
+impl Course {
+    fn new(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::Nothing => Self::Nowhere,
+            Wanted::Names(names) => Self::Names(names.into_iter(), Box::new(NameText::new(b""))),
+            Wanted::Range(range) if range.is_all() => Self::Everywhere,
+            Wanted::Range(range) => {
+                // No name is longer than that, so the scan begins a little early at most.
+                let from = range.from().map(|from| &from[..from.len().min(MAX_NAME_BYTES)]);
+                let key = from.map(|from| Box::new(NameText::new(from)));
+                Self::Range(range, key)
+            }
+        }
+    }
+
+    fn next(&mut self, totals: &mut Totals) -> Option<Row> {
+        match (self, &mut totals.scan) {
+            (Self::Names(names, key), Scan::Index(scan)) => names.find_map(|name| {
+                **key = NameText::new(&name);
+                scan.seek(&[Key::text_eq(1, key.datum())]);
+                // Newest first: dead versions are older.
+                scan.next(Direction::Backward)
+            }),
+            (Self::Range(range, _), Scan::Index(scan)) => loop {
+                let row = scan.next(Direction::Forward)?;
+                let name = row.text(column::total::NAME);
+                if range.contains(name) {
+                    return Some(row);
+                }
+                if range.is_past(name) {
+                    return None;
+                }
+            },
+            (Self::Everywhere, Scan::Table(scan)) => scan.next(),
+            _ => None,
+        }
+    }
+}
+
+/// The totals, open. The server's resources, and nothing on our heap; ended in this order.
+struct Totals {
+    scan: Scan,
+    _index: Option<Relation>,
+    _table: Relation,
+}
+
+enum Scan {
+    Index(IndexScan),
+    Table(TableScan),
+}
+
+impl Totals {
+    /// # Safety
+    /// The snapshot and the course outlive the scan.
+    unsafe fn open(course: &mut Course, snapshot: pg_sys::Snapshot) -> Option<Self> {
+        if matches!(course, Course::Nowhere) {
+            return None;
+        }
+        let shared = catalog::shared();
+        let table = read::open(shared.total);
+        if matches!(course, Course::Everywhere) {
+            // SAFETY: the caller's promise.
+            let scan = Scan::Table(unsafe { TableScan::new(&table, snapshot) });
+            return Some(Self { scan, _index: None, _table: table });
+        }
+        let index = read::open(shared.total_pkey);
+        let keys = usize::from(!matches!(course, Course::Range(_, None)));
+        // SAFETY: the caller's promise.
+        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, keys) };
+        match course {
+            Course::Range(_, Some(from)) => scan.seek(&[Key::text_ge(1, from.datum())]),
+            Course::Range(_, None) => scan.seek(&[]),
+            _ => {}
+        }
+        Some(Self { scan: Scan::Index(scan), _index: Some(index), _table: table })
+    }
+}
