@@ -71,7 +71,7 @@ impl Kind {
     /// ones, the order in "C" alone.
     fn is_bytewise(self, collation: pg_sys::Oid) -> bool {
         match collation {
-            pg_sys::C_COLLATION_OID | pg_sys::POSIX_COLLATION_OID => true,
+            pg_sys::C_COLLATION_OID => true,
             pg_sys::InvalidOid => false,
             _ => match self {
                 Self::Less | Self::AtMost | Self::More | Self::AtLeast => false,

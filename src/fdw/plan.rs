@@ -208,7 +208,7 @@ unsafe fn join_partners(
                 let all = pg_sys::bms_union((*clause).clause_relids, (*rel).lateral_relids);
                 pg_sys::bms_del_member(all, (*rel).relid as i32)
             })
-            .filter(|&outer| !pg_sys::bms_is_empty(outer))
+            .filter(|&outer| pg_sys::bms_num_members(outer) > 0)
             .collect()
     }
 }

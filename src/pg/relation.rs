@@ -61,12 +61,6 @@ impl Relation {
         unsafe { (*self.as_ptr()).rd_att }
     }
 
-    /// The relation's OID.
-    pub fn oid(&self) -> pg_sys::Oid {
-        // SAFETY: as above.
-        unsafe { (*self.as_ptr()).rd_id }
-    }
-
     /// Size in blocks.
     pub fn blocks(&self) -> u32 {
         // SAFETY: open, and all our relations have storage.
