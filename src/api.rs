@@ -42,13 +42,18 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Name<'fcx> {
 fn valid(name: Option<Name<'_>>) -> &[u8] {
     let Some(Name(name)) = name else {
         raise(
-            report(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "counter name must not be null")
-                .set_hint("Skip the call, or use COALESCE to give a name."),
+            report(
+                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                "counter name must not be null",
+            )
+            .set_hint("Skip the call, or use COALESCE to give a name."),
         )
     };
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
     if name.is_empty() {
-        raise(report(code, "counter name must not be empty").set_hint("Names have 1 to 255 bytes."));
+        raise(
+            report(code, "counter name must not be empty").set_hint("Names have 1 to 255 bytes."),
+        );
     }
     if name.len() > MAX_NAME_BYTES {
         raise(
@@ -67,8 +72,11 @@ fn valid(name: Option<Name<'_>>) -> &[u8] {
 fn valid_delta(delta: Option<i64>) -> i64 {
     delta.unwrap_or_else(|| {
         raise(
-            report(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "counter delta must not be null")
-                .set_hint("Use COALESCE(delta, 0) to count nothing."),
+            report(
+                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                "counter delta must not be null",
+            )
+            .set_hint("Use COALESCE(delta, 0) to count nothing."),
         )
     })
 }
@@ -97,12 +105,17 @@ fn counter_decr(name: Option<Name>, delta: default!(Option<i64>, 1)) {
 #[pg_extern(stable, parallel_restricted, cost = 100)]
 fn counter_value(name: Option<Name>) -> i64 {
     let name = valid(name);
-    let Some(value) = read::value(name) else { return 0 };
+    let Some(value) = read::value(name) else {
+        return 0;
+    };
     value.bigint().unwrap_or_else(|| {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-                format!("value of counter {} is out of range for type bigint", quoted(name)),
+                format!(
+                    "value of counter {} is out of range for type bigint",
+                    quoted(name)
+                ),
             )
             .set_hint("The view counters shows it as numeric."),
         )
@@ -123,8 +136,11 @@ pub mod counterx {
         xact::check_may_write(c"counterx.compact()");
         let refused = |message: &str, hint: &str| -> ! {
             raise(
-                report(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, message.to_owned())
-                    .set_hint(hint.to_owned()),
+                report(
+                    PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                    message.to_owned(),
+                )
+                .set_hint(hint.to_owned()),
             )
         };
         if ports::isolation_uses_xact_snapshot() {
@@ -148,7 +164,9 @@ pub mod counterx {
                 Err(Restoring { newest }) => ereport!(
                     WARNING,
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("lane {lane} was left alone: it has deltas of epoch {newest}, which its gate has not reached"),
+                    format!(
+                        "lane {lane} was left alone: it has deltas of epoch {newest}, which its gate has not reached"
+                    ),
                     "This is so in the middle of a restore, until the sequences are restored."
                 ),
             }
@@ -169,9 +187,19 @@ pub mod counterx {
             name!(log_bytes, i64),
         ),
     > {
-        TableIterator::new((0..LANES).map(|lane| {
-            let status = read::lane_status(lane);
-            (lane as i32, status.epoch, status.folded, status.deltas, status.log_bytes)
-        }).collect::<Vec<_>>())
+        TableIterator::new(
+            (0..LANES)
+                .map(|lane| {
+                    let status = read::lane_status(lane);
+                    (
+                        lane as i32,
+                        status.epoch,
+                        status.folded,
+                        status.deltas,
+                        status.log_bytes,
+                    )
+                })
+                .collect::<Vec<_>>(),
+        )
     }
 }

@@ -96,7 +96,10 @@ impl Unusable {
 /// Compares two versions by their numbers.
 fn is_older(a: &str, b: &str) -> bool {
     let parts = |version: &str| -> Vec<u64> {
-        version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
+        version
+            .split(['.', '-', '+'])
+            .map_while(|part| part.parse().ok())
+            .collect()
     };
     parts(a) < parts(b)
 }
@@ -231,7 +234,15 @@ pub fn register_callbacks() {
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
     let all = oid == pg_sys::InvalidOid;
     let concerns_shared = SHARED.get().is_some_and(|rels| {
-        all || [rels.total, rels.total_pkey, rels.state, rels.state_pkey, rels.late, rels.anchor].contains(&oid)
+        all || [
+            rels.total,
+            rels.total_pkey,
+            rels.state,
+            rels.state_pkey,
+            rels.late,
+            rels.anchor,
+        ]
+        .contains(&oid)
     });
     if concerns_shared {
         forget();
@@ -242,7 +253,10 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
             let concerned = lane.get().is_some_and(|rels| {
                 all || oid == rels.gate
                     || oid == rels.truncated
-                    || rels.logs.iter().any(|log| oid == log.table || oid == log.index)
+                    || rels
+                        .logs
+                        .iter()
+                        .any(|log| oid == log.table || oid == log.index)
             });
             if concerned {
                 lane.set(None);

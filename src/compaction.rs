@@ -42,7 +42,11 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     }
     // The list of writers belongs to the epoch that it was taken at: when the gate shows another
     // one, somebody has published since, and the list says nothing.
-    let folded = match memory.published.as_mut().filter(|known| known.epoch == gate.epoch) {
+    let folded = match memory
+        .published
+        .as_mut()
+        .filter(|known| known.epoch == gate.epoch)
+    {
         Some(published) => {
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
@@ -73,7 +77,9 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
         (Some(known), Some(seen)) if known.newest == seen.newest => Some(known),
         _ => newer,
     };
-    memory.drained.is_some_and(|drained| rotation::truncate(&rels, gate, drained))
+    memory
+        .drained
+        .is_some_and(|drained| rotation::truncate(&rels, gate, drained))
 }
 
 /// Folds all that was committed before the call, waiting where needed. Returns the number of

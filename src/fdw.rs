@@ -35,13 +35,10 @@ pub extern "C" fn pg_finfo_counterx_fdw_handler() -> &'static pg_sys::Pg_finfo_r
 #[unsafe(no_mangle)]
 #[pg_guard]
 #[doc(hidden)]
-pub extern "C-unwind" fn counterx_fdw_handler(
-    _fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
+pub extern "C-unwind" fn counterx_fdw_handler(_fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: the node is zeroed, which is right for all members that are not set.
-    let mut routine = unsafe {
-        PgBox::<pg_sys::FdwRoutine>::alloc_node(pg_sys::NodeTag::T_FdwRoutine)
-    };
+    let mut routine =
+        unsafe { PgBox::<pg_sys::FdwRoutine>::alloc_node(pg_sys::NodeTag::T_FdwRoutine) };
     routine.GetForeignRelSize = Some(plan::estimate_size);
     routine.GetForeignPaths = Some(plan::add_paths);
     routine.GetForeignPlan = Some(plan::make_plan);

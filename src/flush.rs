@@ -138,7 +138,13 @@ impl LogWriter {
         let index = open(target.index);
         // SAFETY: the index is open; the result lives in our memory scope.
         let index_info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
-        Self { _gate: gate, log, index, index_info, epoch: value.epoch }
+        Self {
+            _gate: gate,
+            log,
+            index,
+            index_info,
+            epoch: value.epoch,
+        }
     }
 
     fn insert(&self, row: &Row) {

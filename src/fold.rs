@@ -38,7 +38,11 @@ pub struct Restoring {
 /// [`Restoring`] when the lane is to be left alone.
 pub fn check_gate(rels: &LaneRels, gate: Gate) -> Result<(), Restoring> {
     let newest = newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B));
-    if newest > gate.epoch { Err(Restoring { newest }) } else { Ok(()) }
+    if newest > gate.epoch {
+        Err(Restoring { newest })
+    } else {
+        Ok(())
+    }
 }
 
 /// Is there anything in the lane's logs that is not folded, committed or not, or a late delta?
@@ -48,7 +52,10 @@ pub fn check_gate(rels: &LaneRels, gate: Gate) -> Result<(), Restoring> {
 pub fn has_pending(lane: usize, rels: &LaneRels) -> bool {
     let shared = catalog::shared();
     let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
-    Side::BOTH.into_iter().any(|side| newest_epoch(rels, side) > folded) || has_late(lane, &shared)
+    Side::BOTH
+        .into_iter()
+        .any(|side| newest_epoch(rels, side) > folded)
+        || has_late(lane, &shared)
 }
 
 fn has_late(lane: usize, shared: &SharedRels) -> bool {
@@ -68,7 +75,8 @@ pub fn newest_epoch(rels: &LaneRels, side: Side) -> i64 {
     // SAFETY: the snapshot is a static.
     let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 0) };
     scan.seek(&[]);
-    scan.next(Direction::Backward).map_or(0, |row| row.int8(column::log::EPOCH))
+    scan.next(Direction::Backward)
+        .map_or(0, |row| row.int8(column::log::EPOCH))
 }
 
 /// The number of index entries that wait in a lane's active log, counted up to `limit`.
@@ -149,7 +157,10 @@ fn fold_log(
             next_command();
         }
         epoch = Some(row_epoch);
-        totals.add(row.text(column::log::NAME), row.int8(column::log::DELTA).into());
+        totals.add(
+            row.text(column::log::NAME),
+            row.int8(column::log::DELTA).into(),
+        );
         deltas += 1;
         pgrx::check_for_interrupts!();
     }
@@ -178,8 +189,9 @@ fn fold_late(
         let mut scan = unsafe { TableScan::new(&late, latest.as_ptr()) };
         while let Some(row) = scan.next() {
             if row.int4(column::late::LANE) == lane as i32 {
-                *sums.entry(row.text(column::late::NAME).to_vec()).or_default() +=
-                    i128::from(row.int8(column::late::DELTA));
+                *sums
+                    .entry(row.text(column::late::NAME).to_vec())
+                    .or_default() += i128::from(row.int8(column::late::DELTA));
                 rows.push(row.tid());
             }
         }
@@ -249,10 +261,16 @@ impl Totals {
         let sum = number::numeric(sum);
         let (tid, generation, value) = match self.scan.next(Direction::Backward) {
             Some(row) => {
-                let old = row.get(column::total::VALUE).expect("the column is NOT NULL");
+                let old = row
+                    .get(column::total::VALUE)
+                    .expect("the column is NOT NULL");
                 // SAFETY: both are numerics.
                 let value = unsafe { number::add(old, sum) };
-                (Some(row.tid()), row.int8(column::total::GEN).max(self.generation), value)
+                (
+                    Some(row.tid()),
+                    row.int8(column::total::GEN).max(self.generation),
+                    value,
+                )
             }
             None => (None, self.generation, sum),
         };

@@ -57,18 +57,21 @@ struct Directory {
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { launcher_latch: 0, slots: [Slot::default(); MAX_DATABASES] }
+        Self {
+            launcher_latch: 0,
+            slots: [Slot::default(); MAX_DATABASES],
+        }
     }
 }
 
 impl Directory {
     fn slot_of(&mut self, database: u32) -> Option<&mut Slot> {
         let taken = |slot: &Slot| slot.database == database && slot.state != SlotState::Free;
-        let at = self
-            .slots
-            .iter()
-            .position(taken)
-            .or_else(|| self.slots.iter().position(|slot| slot.state == SlotState::Free))?;
+        let at = self.slots.iter().position(taken).or_else(|| {
+            self.slots
+                .iter()
+                .position(|slot| slot.state == SlotState::Free)
+        })?;
         Some(&mut self.slots[at])
     }
 }
@@ -117,7 +120,11 @@ pub fn request(database: pg_sys::Oid) {
         if let Some(slot) = directory.slot_of(database)
             && slot.state == SlotState::Free
         {
-            *slot = Slot { database, state: SlotState::Requested, since: now() };
+            *slot = Slot {
+                database,
+                state: SlotState::Requested,
+                since: now(),
+            };
         }
         directory.launcher_latch
     };
@@ -137,7 +144,11 @@ pub fn set_stopped(database: pg_sys::Oid) {
 fn set(database: pg_sys::Oid, state: SlotState) {
     let database = database.to_u32();
     if let Some(slot) = DIRECTORY.exclusive().slot_of(database) {
-        *slot = Slot { database, state, since: now() };
+        *slot = Slot {
+            database,
+            state,
+            since: now(),
+        };
     }
 }
 
@@ -169,7 +180,11 @@ pub extern "C-unwind" fn counterx_launcher_main(_arg: pg_sys::Datum) {
     let mut last_start: HashMap<u32, Instant> = HashMap::new();
     loop {
         let waiting = start_requested(&mut last_start);
-        let pause = if waiting { START_PAUSE } else { Duration::from_secs(10) };
+        let pause = if waiting {
+            START_PAUSE
+        } else {
+            Duration::from_secs(10)
+        };
         worker::wait(pause);
     }
 }

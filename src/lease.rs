@@ -53,7 +53,10 @@ pub fn write_cell(sequence: pg_sys::Oid, value: i64) {
     unsafe {
         direct_function_call_as_datum(
             pg_sys::setval_oid,
-            &[Some(pg_sys::Datum::from(sequence)), Some(pg_sys::Datum::from(value))],
+            &[
+                Some(pg_sys::Datum::from(sequence)),
+                Some(pg_sys::Datum::from(value)),
+            ],
         );
     }
 }
@@ -97,7 +100,10 @@ impl Lease {
         let next = self.gate().next(switch);
         write_cell(self.rels.gate, next.encode());
         let writers = conflicting_xacts(self.rels.gate, pg_sys::ShareLock as i32);
-        Published { epoch: next.epoch, writers }
+        Published {
+            epoch: next.epoch,
+            writers,
+        }
     }
 }
 

@@ -40,7 +40,11 @@ mod xact;
 ::pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/tables.sql", name = "tables", bootstrap);
-extension_sql_file!("../sql/counters.sql", name = "counters", requires = ["tables"]);
+extension_sql_file!(
+    "../sql/counters.sql",
+    name = "counters",
+    requires = ["tables"]
+);
 extension_sql_file!("../sql/views.sql", name = "views", finalize);
 
 /// Runs when a process loads the library; the postmaster's children inherit what it did there.

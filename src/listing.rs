@@ -9,8 +9,7 @@
 //! - Pending deltas come first: reading them locks the gates, which everybody does before anything
 //!   else, and checks that nothing was truncated before it was read.
 //! - A snapshot sees exactly one row of `total` per name, so that no name is met twice.
-//! - The scan of the totals allocates in a context of its own, which lives as long as it does.
-//!   Values are made in the caller's current one.
+//! - The scan of the totals allocates in the arena; values are made in the caller's context.
 
 use crate::catalog;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
@@ -46,14 +45,20 @@ impl Wanted {
         let mut names = match (any_of, range.only_name()) {
             (Some(names), _) => names,
             (None, Some(name)) => vec![name.to_vec()],
-            (None, None) if range.is_past(range.from().unwrap_or_default()) => return Self::Nothing,
+            (None, None) if range.is_past(range.from().unwrap_or_default()) => {
+                return Self::Nothing;
+            }
             (None, None) => return Self::Range(range),
         };
         // There is no counter with such a name.
         names.retain(|name| (1..=MAX_NAME_BYTES).contains(&name.len()) && range.contains(name));
         names.sort_unstable();
         names.dedup();
-        if names.is_empty() { Self::Nothing } else { Self::Names(names) }
+        if names.is_empty() {
+            Self::Nothing
+        } else {
+            Self::Names(names)
+        }
     }
 }
 
@@ -72,7 +77,6 @@ pub struct Listing {
     course: Course,
     pending: Sums,
     never_folded: Option<hash_map::IntoIter<Box<[u8]>, i128>>,
-    context: pg_sys::MemoryContext,
 }
 
 impl Listing {
@@ -82,42 +86,51 @@ impl Listing {
     /// The snapshot and the arena live as long as the listing.
     pub unsafe fn start(wanted: Wanted, snapshot: pg_sys::Snapshot, arena: &MemoryArena) -> Self {
         let pending = pending_of(&wanted, snapshot);
-        let context = arena.as_ptr();
         // SAFETY: the caller's promise.
-        let _switch = unsafe { MemorySwitch::to(context) };
+        let _switch = unsafe { MemorySwitch::to(arena.as_ptr()) };
         let mut course = Course::new(wanted);
         // SAFETY: as above.
         let totals = unsafe { Totals::open(&mut course, snapshot) };
-        Self { totals, course, pending, never_folded: None, context }
+        Self {
+            totals,
+            course,
+            pending,
+            never_folded: None,
+        }
     }
 
     /// The next counter. The datums are valid until the next call.
     pub fn next(&mut self) -> Option<Entry> {
         if let Some(row) = self.next_total() {
-            let value = row.get(column::total::VALUE).expect("the column is NOT NULL");
+            let value = row
+                .get(column::total::VALUE)
+                .expect("the column is NOT NULL");
             let value = match self.pending.remove(row.text(column::total::NAME)) {
                 None | Some(0) => value,
                 // SAFETY: both are numerics.
                 Some(sum) => unsafe { number::add(value, number::numeric(sum)) },
             };
-            let name = row.get(column::total::NAME).expect("the column is NOT NULL");
+            let name = row
+                .get(column::total::NAME)
+                .expect("the column is NOT NULL");
             return Some(Entry { name, value });
         }
         let pending = &mut self.pending;
-        let never_folded =
-            self.never_folded.get_or_insert_with(|| std::mem::take(pending).into_iter());
+        let never_folded = self
+            .never_folded
+            .get_or_insert_with(|| std::mem::take(pending).into_iter());
         let (name, sum) = never_folded.next()?;
         // SAFETY: copies the bytes.
-        let text = unsafe {
-            pg_sys::cstring_to_text_with_len(name.as_ptr().cast(), name.len() as i32)
-        };
-        Some(Entry { name: text.into(), value: number::numeric(sum) })
+        let text =
+            unsafe { pg_sys::cstring_to_text_with_len(name.as_ptr().cast(), name.len() as i32) };
+        Some(Entry {
+            name: text.into(),
+            value: number::numeric(sum),
+        })
     }
 
     fn next_total(&mut self) -> Option<Row> {
         let totals = self.totals.as_mut()?;
-        // SAFETY: it outlives the listing.
-        let _switch = unsafe { MemorySwitch::to(self.context) };
         let row = self.course.next(totals);
         if row.is_none() {
             self.totals = None;
@@ -152,7 +165,11 @@ fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
     span.at_least(&names[0]);
     span.at_most(&names[names.len() - 1]);
     let mut sums = read::pending_in(&span, snapshot);
-    sums.retain(|name, _| names.binary_search_by(|wanted| (**wanted).cmp(name)).is_ok());
+    sums.retain(|name, _| {
+        names
+            .binary_search_by(|wanted| (**wanted).cmp(name))
+            .is_ok()
+    });
     sums
 }
 
@@ -174,7 +191,9 @@ impl Course {
             Wanted::Range(range) if range.is_all() => Self::Everywhere,
             Wanted::Range(range) => {
                 // No name is longer than that, so the scan begins a little early at most.
-                let from = range.from().map(|from| &from[..from.len().min(MAX_NAME_BYTES)]);
+                let from = range
+                    .from()
+                    .map(|from| &from[..from.len().min(MAX_NAME_BYTES)]);
                 let key = from.map(|from| Box::new(NameText::new(from)));
                 Self::Range(range, key)
             }
@@ -229,7 +248,11 @@ impl Totals {
         if matches!(course, Course::Everywhere) {
             // SAFETY: the caller's promise.
             let scan = Scan::Table(unsafe { TableScan::new(&table, snapshot) });
-            return Some(Self { scan, _index: None, _table: table });
+            return Some(Self {
+                scan,
+                _index: None,
+                _table: table,
+            });
         }
         let index = read::open(shared.total_pkey);
         let keys = usize::from(!matches!(course, Course::Range(_, None)));
@@ -240,6 +263,10 @@ impl Totals {
             Course::Range(_, None) => scan.seek(&[]),
             _ => {}
         }
-        Some(Self { scan: Scan::Index(scan), _index: Some(index), _table: table })
+        Some(Self {
+            scan: Scan::Index(scan),
+            _index: Some(index),
+            _table: table,
+        })
     }
 }

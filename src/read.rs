@@ -121,7 +121,10 @@ pub fn value_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Option<Value> {
     if let Some(delta) = xact::pending_delta(hash, name) {
         pending.add(delta);
     }
-    (total.is_some() || pending.seen).then_some(Value { total, pending: pending.sum })
+    (total.is_some() || pending.seen).then_some(Value {
+        total,
+        pending: pending.sum,
+    })
 }
 
 /// All pending deltas of the names in a range, by name: logs, late deltas and the own
@@ -161,7 +164,10 @@ pub fn pending_in(range: &NameRange, snapshot: pg_sys::Snapshot) -> HashMap<Box<
     }
     let mut own_visible = own_rows_visible(snapshot);
     scan_late(&shared, own_visible.as_ptr(), |row| {
-        add(row.text(column::late::NAME), row.int8(column::late::DELTA).into());
+        add(
+            row.text(column::late::NAME),
+            row.int8(column::late::DELTA).into(),
+        );
     });
     for lane in &lanes {
         lane.check_nothing_was_truncated();
@@ -196,7 +202,11 @@ pub fn lane_status(lane: usize) -> LaneStatus {
             deltas += 1;
         }
     });
-    let blocks: u32 = reader.logs.iter().map(|(log, index)| log.blocks() + index.blocks()).sum();
+    let blocks: u32 = reader
+        .logs
+        .iter()
+        .map(|(log, index)| log.blocks() + index.blocks())
+        .sum();
     LaneStatus {
         epoch: reader.bound,
         folded: reader.folded,
@@ -251,11 +261,7 @@ pub fn open_log(rels: &LaneRels, side: Side) -> (Relation, Relation) {
 }
 
 /// See the module's invariants. Without a name, all counters are locked.
-fn lock_for_serializable(
-    shared: &SharedRels,
-    snapshot: pg_sys::Snapshot,
-    name: Option<NameHash>,
-) {
+fn lock_for_serializable(shared: &SharedRels, snapshot: pg_sys::Snapshot, name: Option<NameHash>) {
     if !ports::isolation_is_serializable() {
         return;
     }
@@ -306,7 +312,10 @@ pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) 
             folded: row.int8(column::state::FOLDED_EPOCH),
             xmin: Some(row.xmin()),
         },
-        None => LaneState { folded: 0, xmin: None },
+        None => LaneState {
+            folded: 0,
+            xmin: None,
+        },
     }
 }
 
@@ -321,12 +330,7 @@ struct LaneReader {
 }
 
 impl LaneReader {
-    fn open(
-        lane: usize,
-        rels: LaneRels,
-        shared: &SharedRels,
-        snapshot: pg_sys::Snapshot,
-    ) -> Self {
+    fn open(lane: usize, rels: LaneRels, shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Self {
         let gate = open(rels.gate);
         let bound = lease::read_gate(&gate).epoch;
         let folded = lane_state(shared, lane, snapshot).folded;

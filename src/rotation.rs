@@ -23,7 +23,9 @@ pub fn wants_switch(rels: &LaneRels, gate: Gate) -> bool {
     let full = u64::from(active.blocks()) * u64::from(pg_sys::BLCKSZ) >= settings::log_max_size();
     // SAFETY: reads the next xid to be handed out.
     let next_xid = unsafe { pg_sys::ReadNextTransactionId() };
-    let age = next_xid.into_inner().wrapping_sub(active.frozen_xid().into_inner());
+    let age = next_xid
+        .into_inner()
+        .wrapping_sub(active.frozen_xid().into_inner());
     let old = active.blocks() > 0 && age > FREEZE_AGE;
     (full || old) && read::open(rels.log(gate.side.other()).table).blocks() == 0
 }

@@ -80,7 +80,12 @@ pub fn wait(pause: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: the process's own latch.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            timeout,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();
@@ -195,7 +200,11 @@ fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Resul
                 CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
                 CaughtError::RustPanic { ereport, .. } => ereport,
             };
-            let message = format!("{}: {}", sqlstate(report.sql_error_code()), report.message());
+            let message = format!(
+                "{}: {}",
+                sqlstate(report.sql_error_code()),
+                report.message()
+            );
             // SAFETY: an error was raised since the start; this brings the backend back to rest.
             unsafe { pg_sys::AbortCurrentTransaction() };
             Err(message)
@@ -213,7 +222,9 @@ fn sqlstate(code: pgrx::PgSqlErrorCode) -> String {
     // SAFETY: writes five characters to a static buffer and returns it.
     unsafe {
         let text = pg_sys::unpack_sql_state(code as i32);
-        core::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+        core::ffi::CStr::from_ptr(text)
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -274,7 +285,9 @@ impl Worker {
                 Ok(Outlook::Unusable) => return self.give_up(),
                 Err(message) => {
                     self.glances.failed(self.now());
-                    log(format!("counterx: the worker cannot look for pending deltas: {message}"));
+                    log(format!(
+                        "counterx: the worker cannot look for pending deltas: {message}"
+                    ));
                     wait(self.glances.until_due(self.now(), GLANCE_EVERY));
                     continue;
                 }
@@ -299,7 +312,11 @@ impl Worker {
                 .map(|clock| clock.until_due(self.now(), settings::compaction_interval()))
                 .min()
                 .unwrap_or(POLL);
-            let pause = if settings::compaction() { until_due.min(POLL) } else { POLL };
+            let pause = if settings::compaction() {
+                until_due.min(POLL)
+            } else {
+                POLL
+            };
             wait(pause);
         }
     }
@@ -318,7 +335,11 @@ impl Worker {
         };
         if self.database_settings.is_none() || self.glances.due(self.now(), GLANCE_EVERY) {
             let settings_now = database_settings(self.database);
-            if *self.database_settings.get_or_insert_with(|| settings_now.clone()) != settings_now {
+            if *self
+                .database_settings
+                .get_or_insert_with(|| settings_now.clone())
+                != settings_now
+            {
                 return Outlook::NewSettings;
             }
             self.glances.succeeded(self.now());
@@ -374,7 +395,9 @@ impl Worker {
         log(format!("counterx: folding lane {lane} failed: {message}"));
         let noted = transaction(c"noting an error", || fold::save_error(lane, message));
         if let Err(why) = noted {
-            log(format!("counterx: the error could not be noted in counterx.state: {why}"));
+            log(format!(
+                "counterx: the error could not be noted in counterx.state: {why}"
+            ));
         }
     }
 

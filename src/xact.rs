@@ -53,7 +53,9 @@ pub fn add(name: &[u8], delta: i64) {
     let hash = NameHash::of(name);
     let level = ports::xact_nest_level();
     let full = PENDING.with_borrow_mut(|pending| {
-        pending.add(level, hash, name, delta).map(|()| pending.bytes() > settings::pending_work_mem())
+        pending
+            .add(level, hash, name, delta)
+            .map(|()| pending.bytes() > settings::pending_work_mem())
     });
     match full {
         Ok(false) if PHASE.get() == Phase::Running => {}
@@ -151,9 +153,8 @@ unsafe extern "C-unwind" fn on_xact_event(
         XACT_EVENT_PRE_PREPARE => before_prepare(),
         XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE => after_end(),
         // A parallel worker has no increments of its own: they are refused.
-        XACT_EVENT_PARALLEL_PRE_COMMIT
-        | XACT_EVENT_PARALLEL_COMMIT
-        | XACT_EVENT_PARALLEL_ABORT => {}
+        XACT_EVENT_PARALLEL_PRE_COMMIT | XACT_EVENT_PARALLEL_COMMIT | XACT_EVENT_PARALLEL_ABORT => {
+        }
         _ => {}
     }
 }

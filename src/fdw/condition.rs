@@ -143,7 +143,12 @@ pub unsafe fn recognise(
             pg_sys::NodeTag::T_OpExpr => {
                 let clause = clause.cast::<pg_sys::OpExpr>();
                 pg_sys::set_opfuncid(clause);
-                ((*clause).opfuncid, (*clause).inputcollid, (*clause).args, false)
+                (
+                    (*clause).opfuncid,
+                    (*clause).inputcollid,
+                    (*clause).args,
+                    false,
+                )
             }
             pg_sys::NodeTag::T_ScalarArrayOpExpr => {
                 let clause = clause.cast::<pg_sys::ScalarArrayOpExpr>();
@@ -151,14 +156,24 @@ pub unsafe fn recognise(
                     return None;
                 }
                 pg_sys::set_sa_opfuncid(clause);
-                ((*clause).opfuncid, (*clause).inputcollid, (*clause).args, true)
+                (
+                    (*clause).opfuncid,
+                    (*clause).inputcollid,
+                    (*clause).args,
+                    true,
+                )
             }
             pg_sys::NodeTag::T_FuncExpr => {
                 let clause = clause.cast::<pg_sys::FuncExpr>();
                 if (*clause).funcid.to_u32() != pg_sys::F_STARTS_WITH {
                     return None;
                 }
-                ((*clause).funcid, (*clause).inputcollid, (*clause).args, false)
+                (
+                    (*clause).funcid,
+                    (*clause).inputcollid,
+                    (*clause).args,
+                    false,
+                )
             }
             _ => return None,
         };

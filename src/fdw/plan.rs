@@ -65,8 +65,7 @@ unsafe fn declare_unique(rel: *mut pg_sys::RelOptInfo) {
         };
         let columns = pg_sys::palloc(size_of::<i32>()).cast::<i32>();
         columns.write(NAME_COLUMN.into());
-        let mut index =
-            PgBox::<pg_sys::IndexOptInfo>::alloc_node(pg_sys::NodeTag::T_IndexOptInfo);
+        let mut index = PgBox::<pg_sys::IndexOptInfo>::alloc_node(pg_sys::NodeTag::T_IndexOptInfo);
         index.rel = rel;
         index.ncolumns = 1;
         index.nkeycolumns = 1;
@@ -159,7 +158,10 @@ unsafe fn scan_cost(
         let indexed_row = pg_sys::cpu_index_tuple_cost + pg_sys::random_page_cost / 10.0;
         let (pending, totals) = if is_lookup {
             // A descent in each of the lane's indexes for each epoch; those pages are in memory.
-            (0.0, rows * (pg_sys::random_page_cost + 400.0 * pg_sys::cpu_operator_cost))
+            (
+                0.0,
+                rows * (pg_sys::random_page_cost + 400.0 * pg_sys::cpu_operator_cost),
+            )
         } else {
             let pending = TYPICAL_PENDING * (pg_sys::cpu_tuple_cost + pg_sys::cpu_index_tuple_cost);
             let totals = if narrowing.is_null() {
@@ -172,7 +174,11 @@ unsafe fn scan_cost(
         let check = (*rel).baserestrictcost;
         let startup = pending + check.startup;
         let per_row = pg_sys::cpu_tuple_cost + check.per_tuple;
-        ForeignPathCost { rows, startup, total: startup + totals + rows * per_row }
+        ForeignPathCost {
+            rows,
+            startup,
+            total: startup + totals + rows * per_row,
+        }
     }
 }
 
@@ -186,8 +192,9 @@ unsafe fn join_partners(
 ) -> Vec<pg_sys::Relids> {
     // SAFETY: the planner's own structures.
     unsafe {
-        let mut clauses: Vec<_> =
-            PgList::<pg_sys::RestrictInfo>::from_pg((*rel).joininfo).iter_ptr().collect();
+        let mut clauses: Vec<_> = PgList::<pg_sys::RestrictInfo>::from_pg((*rel).joininfo)
+            .iter_ptr()
+            .collect();
         if (*rel).has_eclass_joins {
             let implied = pg_sys::generate_implied_equalities_for_column(
                 root,

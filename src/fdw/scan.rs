@@ -56,9 +56,7 @@ unsafe fn scan_of<'a>(node: *mut pg_sys::ForeignScanState) -> Option<&'a mut Sca
 ///
 /// # Safety
 /// `node` is a node of ours.
-unsafe fn conditions_of(
-    node: *mut pg_sys::ForeignScanState,
-) -> (Vec<Kind>, PgList<pg_sys::Node>) {
+unsafe fn conditions_of(node: *mut pg_sys::ForeignScanState) -> (Vec<Kind>, PgList<pg_sys::Node>) {
     // SAFETY: make_plan() made the plan.
     unsafe {
         let plan = (*node).ss.ps.plan.cast::<pg_sys::ForeignScan>();
@@ -89,8 +87,9 @@ pub unsafe extern "C-unwind" fn begin(node: *mut pg_sys::ForeignScanState, flags
             listing: None,
             arena: MemoryArena::below(context),
         };
-        (*node).fdw_state =
-            PgMemoryContexts::For(context).leak_and_drop_on_delete(scan).cast();
+        (*node).fdw_state = PgMemoryContexts::For(context)
+            .leak_and_drop_on_delete(scan)
+            .cast();
     }
 }
 
@@ -101,7 +100,9 @@ pub unsafe extern "C-unwind" fn begin(node: *mut pg_sys::ForeignScanState, flags
 unsafe fn check_columns(columns: pg_sys::TupleDesc) {
     // SAFETY: the caller's promise.
     let types: Vec<pg_sys::Oid> = unsafe {
-        (0..(*columns).natts).map(|i| pg_sys::SPI_gettypeid(columns, i + 1)).collect()
+        (0..(*columns).natts)
+            .map(|i| pg_sys::SPI_gettypeid(columns, i + 1))
+            .collect()
     };
     if types != [pg_sys::TEXTOID, pg_sys::NUMERICOID] {
         raise(
@@ -124,13 +125,16 @@ pub unsafe extern "C-unwind" fn iterate(
     unsafe {
         let slot = (*node).ss.ss_ScanTupleSlot;
         compat::clear_slot(slot);
-        let Some(scan) = scan_of(node) else { return slot };
+        let Some(scan) = scan_of(node) else {
+            return slot;
+        };
         let listing = match &mut scan.listing {
             Some(listing) => listing,
             None => {
                 let wanted = evaluate(&scan.conditions, (*node).ss.ps.ps_ExprContext);
                 let snapshot = (*(*node).ss.ps.state).es_snapshot;
-                scan.listing.insert(Listing::start(wanted, snapshot, &scan.arena))
+                scan.listing
+                    .insert(Listing::start(wanted, snapshot, &scan.arena))
             }
         };
         if let Some(Entry { name, value }) = listing.next() {
@@ -238,8 +242,8 @@ pub unsafe extern "C-unwind" fn explain(
     // conditions, and so has set the context for this node's expressions.
     unsafe {
         let (kinds, operands) = conditions_of(node);
-        let qualified = (*state).verbose
-            || (!(*state).rtable.is_null() && (*(*state).rtable).length > 1);
+        let qualified =
+            (*state).verbose || (!(*state).rtable.is_null() && (*(*state).rtable).length > 1);
         let shown: Vec<String> = kinds
             .iter()
             .zip(operands.iter_ptr())
@@ -257,7 +261,11 @@ pub unsafe extern "C-unwind" fn explain(
             true => c"Name Lookup",
             false => c"Name Range",
         };
-        let text = if shown.is_empty() { "all".to_owned() } else { shown.join(" AND ") };
+        let text = if shown.is_empty() {
+            "all".to_owned()
+        } else {
+            shown.join(" AND ")
+        };
         let text = CString::new(text).expect("a C string's text");
         pg_sys::ExplainPropertyText(label.as_ptr(), text.as_ptr(), state);
     }

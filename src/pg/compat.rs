@@ -86,24 +86,55 @@ pub unsafe fn create_foreignscan_path(
     required_outer: pg_sys::Relids,
 ) -> *mut pg_sys::ForeignPath {
     use std::ptr::null_mut;
-    let ForeignPathCost { rows, startup, total } = *cost;
+    let ForeignPathCost {
+        rows,
+        startup,
+        total,
+    } = *cost;
     // SAFETY: the caller's promise; the target, the order, the outer path and the lists may be
     // missing.
     unsafe {
         #[cfg(any(feature = "pg15", feature = "pg16"))]
         return pg_sys::create_foreignscan_path(
-            root, rel, null_mut(), rows, startup, total, null_mut(), required_outer, null_mut(),
+            root,
+            rel,
+            null_mut(),
+            rows,
+            startup,
+            total,
+            null_mut(),
+            required_outer,
+            null_mut(),
             null_mut(),
         );
         #[cfg(feature = "pg17")]
         return pg_sys::create_foreignscan_path(
-            root, rel, null_mut(), rows, startup, total, null_mut(), required_outer, null_mut(),
-            null_mut(), null_mut(),
+            root,
+            rel,
+            null_mut(),
+            rows,
+            startup,
+            total,
+            null_mut(),
+            required_outer,
+            null_mut(),
+            null_mut(),
+            null_mut(),
         );
         #[cfg(feature = "pg18")]
         return pg_sys::create_foreignscan_path(
-            root, rel, null_mut(), rows, 0, startup, total, null_mut(), required_outer, null_mut(),
-            null_mut(), null_mut(),
+            root,
+            rel,
+            null_mut(),
+            rows,
+            0,
+            startup,
+            total,
+            null_mut(),
+            required_outer,
+            null_mut(),
+            null_mut(),
+            null_mut(),
         );
     }
 }

@@ -16,8 +16,12 @@ pub fn report(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
 
 /// Writes a message to the server's log.
 pub fn log(message: impl Into<String>) {
-    ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message.into(), "counterx")
-        .report(PgLogLevel::LOG);
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        message.into(),
+        "counterx",
+    )
+    .report(PgLogLevel::LOG);
 }
 
 /// A name for a message: as text, with what is no text in this encoding replaced.

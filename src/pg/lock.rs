@@ -42,7 +42,9 @@ pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXa
     // SAFETY: the result is an array of `count` ids, allocated in the current context.
     unsafe {
         let ids = pg_sys::GetLockConflicts(&tag, mode, &mut count);
-        let xacts = (0..count as usize).map(|i| VirtualXact(*ids.add(i))).collect();
+        let xacts = (0..count as usize)
+            .map(|i| VirtualXact(*ids.add(i)))
+            .collect();
         pg_sys::pfree(ids.cast());
         xacts
     }

@@ -7,7 +7,9 @@ pub fn numeric(value: i128) -> pg_sys::Datum {
     match i64::try_from(value) {
         // SAFETY: allocates the result; takes any number.
         Ok(value) => pg_sys::Datum::from(unsafe { pg_sys::int64_to_numeric(value) }),
-        Err(_) => AnyNumeric::from(value).into_datum().expect("a number is not null"),
+        Err(_) => AnyNumeric::from(value)
+            .into_datum()
+            .expect("a number is not null"),
     }
 }
 

@@ -125,7 +125,5 @@ pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_s
 /// `relation` is open and has storage.
 pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe {
-        pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM)
-    }
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
 }

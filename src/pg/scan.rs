@@ -1,6 +1,7 @@
 //! Scans of tables and indexes.
 
 use super::compat;
+use super::memory::MemorySwitch;
 use super::relation::Relation;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
@@ -17,31 +18,66 @@ pub struct Key {
 impl Key {
     /// `int8 = value`
     pub fn int8_eq(column: i16, value: i64) -> Self {
-        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ, value.into())
+        Self::new(
+            column,
+            pg_sys::BTEqualStrategyNumber,
+            pg_sys::F_INT8EQ,
+            value.into(),
+        )
     }
     /// `int8 > value`
     pub fn int8_gt(column: i16, value: i64) -> Self {
-        Self::new(column, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, value.into())
+        Self::new(
+            column,
+            pg_sys::BTGreaterStrategyNumber,
+            pg_sys::F_INT8GT,
+            value.into(),
+        )
     }
     /// `int8 <= value`
     pub fn int8_le(column: i16, value: i64) -> Self {
-        Self::new(column, pg_sys::BTLessEqualStrategyNumber, pg_sys::F_INT8LE, value.into())
+        Self::new(
+            column,
+            pg_sys::BTLessEqualStrategyNumber,
+            pg_sys::F_INT8LE,
+            value.into(),
+        )
     }
     /// `int4 = value`
     pub fn int4_eq(column: i16, value: i32) -> Self {
-        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, value.into())
+        Self::new(
+            column,
+            pg_sys::BTEqualStrategyNumber,
+            pg_sys::F_INT4EQ,
+            value.into(),
+        )
     }
     /// `text = value`, bytewise. The datum must outlive the scan.
     pub fn text_eq(column: i16, value: pg_sys::Datum) -> Self {
-        Self::new(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, value)
+        Self::new(
+            column,
+            pg_sys::BTEqualStrategyNumber,
+            pg_sys::F_TEXTEQ,
+            value,
+        )
     }
     /// `text >= value`, bytewise. The datum must outlive the scan.
     pub fn text_ge(column: i16, value: pg_sys::Datum) -> Self {
-        Self::new(column, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_TEXT_GE, value)
+        Self::new(
+            column,
+            pg_sys::BTGreaterEqualStrategyNumber,
+            pg_sys::F_TEXT_GE,
+            value,
+        )
     }
 
     fn new(column: i16, strategy: u32, function: u32, value: pg_sys::Datum) -> Self {
-        Self { column, strategy, function, value }
+        Self {
+            column,
+            strategy,
+            function,
+            value,
+        }
     }
 
     fn init(&self, entry: &mut pg_sys::ScanKeyData) {
@@ -98,7 +134,8 @@ impl Row {
     /// A NOT NULL text column that is stored in line.
     pub fn text(&self, column: usize) -> &[u8] {
         // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
-        self.get(column).map_or(&[], |datum| unsafe { text_bytes(datum) })
+        self.get(column)
+            .map_or(&[], |datum| unsafe { text_bytes(datum) })
     }
 
     /// The row's address.
@@ -112,11 +149,7 @@ impl Row {
         // SAFETY: the slot holds a heap tuple, which has this system column.
         let datum = unsafe {
             let mut isnull = false;
-            pg_sys::slot_getsysattr(
-                self.0,
-                pg_sys::MinTransactionIdAttributeNumber,
-                &mut isnull,
-            )
+            pg_sys::slot_getsysattr(self.0, pg_sys::MinTransactionIdAttributeNumber, &mut isnull)
         };
         pg_sys::TransactionId::from(datum.value() as u32)
     }
@@ -141,7 +174,11 @@ impl Direction {
 }
 
 /// An index scan that fetches rows. It must not outlive its relations.
+///
+/// The index's access method allocates for the scan whenever it moves, not only when it starts, and
+/// keeps that until the end. So each call runs in the memory context that the scan was made in.
 pub struct IndexScan {
+    context: pg_sys::MemoryContext,
     scan: pg_sys::IndexScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
     keys: usize,
@@ -160,9 +197,15 @@ impl IndexScan {
     ) -> Self {
         // SAFETY: both are open, and the index belongs to the table.
         unsafe {
-            let scan = compat::index_beginscan(table.as_ptr(), index.as_ptr(), snapshot, keys as i32);
+            let scan =
+                compat::index_beginscan(table.as_ptr(), index.as_ptr(), snapshot, keys as i32);
             let slot = pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut());
-            Self { scan, slot, keys }
+            Self {
+                context: pg_sys::CurrentMemoryContext,
+                scan,
+                slot,
+                keys,
+            }
         }
     }
 
@@ -170,6 +213,7 @@ impl IndexScan {
     pub fn seek(&mut self, keys: &[Key]) {
         debug_assert_eq!(keys.len(), self.keys);
         let mut entries = scan_keys(keys);
+        let _switch = self.memory();
         // SAFETY: the scan copies the keys; a slot may be cleared at any time.
         unsafe {
             compat::clear_slot(self.slot);
@@ -185,6 +229,7 @@ impl IndexScan {
 
     /// The next visible row that meets all conditions.
     pub fn next(&mut self, direction: Direction) -> Option<Row> {
+        let _switch = self.memory();
         // SAFETY: the scan was started; the slot fits the table.
         unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) }
             .then_some(Row(self.slot))
@@ -192,8 +237,16 @@ impl IndexScan {
 
     /// Is there a next index entry, whatever became of its row? Touches no row.
     pub fn next_entry(&mut self, direction: Direction) -> bool {
+        let _switch = self.memory();
         // SAFETY: the scan was started.
         !unsafe { pg_sys::index_getnext_tid(self.scan, direction.raw()) }.is_null()
+    }
+}
+
+impl IndexScan {
+    fn memory(&self) -> MemorySwitch {
+        // SAFETY: whoever made the scan keeps its context as long as the scan.
+        unsafe { MemorySwitch::to(self.context) }
     }
 }
 
@@ -212,6 +265,7 @@ impl Drop for IndexScan {
 
 /// A scan of a whole table. It must not outlive the relation.
 pub struct TableScan {
+    context: pg_sys::MemoryContext,
     scan: pg_sys::TableScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
 }
@@ -223,6 +277,7 @@ impl TableScan {
         // SAFETY: the table is open.
         unsafe {
             Self {
+                context: pg_sys::CurrentMemoryContext,
                 scan: pg_sys::table_beginscan(table.as_ptr(), snapshot, 0, std::ptr::null_mut()),
                 slot: pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut()),
             }
@@ -231,8 +286,9 @@ impl TableScan {
 
     /// The next visible row.
     pub fn next(&mut self) -> Option<Row> {
-        // SAFETY: the slot fits the table.
+        // SAFETY: as of IndexScan; and the slot fits the table.
         unsafe {
+            let _switch = MemorySwitch::to(self.context);
             pg_sys::table_scan_getnextslot(
                 self.scan,
                 pg_sys::ScanDirection::ForwardScanDirection,

@@ -19,7 +19,9 @@ impl NameText {
     /// # Panics
     /// When the name is longer than [`MAX_NAME_BYTES`].
     pub fn new(name: &[u8]) -> Self {
-        let mut text = Self { bytes: [0; MAX_NAME_BYTES + 4] };
+        let mut text = Self {
+            bytes: [0; MAX_NAME_BYTES + 4],
+        };
         let header = if name.len() <= SHORT_MAX { 1 } else { 4 };
         text.bytes[header..header + name.len()].copy_from_slice(name);
         let ptr = text.bytes.as_mut_ptr().cast::<pg_sys::varlena>();

@@ -94,6 +94,12 @@ mod tests {
 
     #[test]
     fn the_first_gate_is_epoch_one_in_log_a() {
-        assert_eq!(Gate::decode(2), Gate { epoch: 1, side: Side::A });
+        assert_eq!(
+            Gate::decode(2),
+            Gate {
+                epoch: 1,
+                side: Side::A
+            }
+        );
     }
 }

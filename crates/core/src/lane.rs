@@ -48,10 +48,17 @@ mod tests {
     /// Deltas on disk are found by these numbers: a change here loses counters.
     #[test]
     fn lanes_never_change() {
-        let lanes: Vec<usize> = ["", "a", "abc", "flights", "flights:origin:EWR", "likes:post:1"]
-            .iter()
-            .map(|name| NameHash::of(name.as_bytes()).lane())
-            .collect();
+        let lanes: Vec<usize> = [
+            "",
+            "a",
+            "abc",
+            "flights",
+            "flights:origin:EWR",
+            "likes:post:1",
+        ]
+        .iter()
+        .map(|name| NameHash::of(name.as_bytes()).lane())
+        .collect();
         assert_eq!(lanes, STORED_LANES);
         assert_eq!(NameHash::of(b"abc").get(), 0x78af_5f94_892f_3950);
     }

@@ -110,7 +110,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn short() -> impl Strategy<Value = Vec<u8>> {
-        proptest::collection::vec(prop_oneof![Just(1u8), Just(b'a'), Just(b'b'), Just(255u8)], 0..4)
+        proptest::collection::vec(
+            prop_oneof![Just(1u8), Just(b'a'), Just(b'b'), Just(255u8)],
+            0..4,
+        )
     }
 
     proptest! {

@@ -93,10 +93,20 @@ impl PendingMap {
     ///
     /// # Errors
     /// [`Overflow`] when the counter's net delta would not fit; then nothing has changed.
-    pub fn add(&mut self, level: u32, hash: NameHash, name: &[u8], delta: i64) -> Result<(), Overflow> {
+    pub fn add(
+        &mut self,
+        level: u32,
+        hash: NameHash,
+        name: &[u8],
+        delta: i64,
+    ) -> Result<(), Overflow> {
         let at = self.find(hash, name);
         let sum = match at {
-            Some(at) => self.entries[at].content.delta.checked_add(delta).ok_or(Overflow)?,
+            Some(at) => self.entries[at]
+                .content
+                .delta
+                .checked_add(delta)
+                .ok_or(Overflow)?,
             None => delta,
         };
         self.mark(level);
@@ -107,7 +117,10 @@ impl PendingMap {
             self.present += 1;
             self.bytes += Self::cost(entry);
         }
-        entry.content = Content { delta: sum, present: true };
+        entry.content = Content {
+            delta: sum,
+            present: true,
+        };
         Ok(())
     }
 
@@ -119,11 +132,14 @@ impl PendingMap {
 
     /// All that is pending, in no particular order.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
-        self.entries.iter().filter(|entry| entry.content.present).map(|entry| Row {
-            hash: entry.hash,
-            name: &entry.name,
-            delta: entry.content.delta,
-        })
+        self.entries
+            .iter()
+            .filter(|entry| entry.content.present)
+            .map(|entry| Row {
+                hash: entry.hash,
+                name: &entry.name,
+                delta: entry.content.delta,
+            })
     }
 
     /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any
@@ -148,7 +164,12 @@ impl PendingMap {
 
     /// The subtransaction at `level` was released into its parent.
     pub fn release_subxact(&mut self, level: u32) {
-        let Some(top) = self.markers.last().copied().filter(|top| top.level == level) else {
+        let Some(top) = self
+            .markers
+            .last()
+            .copied()
+            .filter(|top| top.level == level)
+        else {
             return;
         };
         if level - 1 == TOP_LEVEL {
@@ -157,7 +178,14 @@ impl PendingMap {
             self.notes.clear();
             return;
         }
-        match self.markers.iter().rev().nth(1).copied().filter(|below| below.level == level - 1) {
+        match self
+            .markers
+            .iter()
+            .rev()
+            .nth(1)
+            .copied()
+            .filter(|below| below.level == level - 1)
+        {
             None => self.markers.last_mut().expect("just seen").level = level - 1,
             Some(parent) => {
                 let mut kept = top.notes_from;
@@ -178,7 +206,12 @@ impl PendingMap {
 
     /// The subtransaction at `level`, and all inside it, were rolled back. Does not allocate.
     pub fn abort_subxact(&mut self, level: u32) {
-        while let Some(top) = self.markers.last().copied().filter(|top| top.level >= level) {
+        while let Some(top) = self
+            .markers
+            .last()
+            .copied()
+            .filter(|top| top.level >= level)
+        {
             while self.notes.len() > top.notes_from {
                 let Some(note) = self.notes.pop() else { break };
                 let entry = &mut self.entries[note.entry as usize];
@@ -231,9 +264,15 @@ impl PendingMap {
     fn push_entry(&mut self, hash: NameHash, name: &[u8]) -> usize {
         let at = self.entries.len();
         let key = u32::try_from(at).expect("the memory limit is far below 4 billion entries");
-        self.entries.push(Entry { hash, name: name.into(), content: Content::default(), saved_at: 0 });
+        self.entries.push(Entry {
+            hash,
+            name: name.into(),
+            content: Content::default(),
+            saved_at: 0,
+        });
         let entries = &self.entries;
-        self.index.insert_unique(hash.get(), key, |&at| entries[at as usize].hash.get());
+        self.index
+            .insert_unique(hash.get(), key, |&at| entries[at as usize].hash.get());
         at
     }
 
@@ -242,15 +281,25 @@ impl PendingMap {
         let top = self.markers.last().map_or(TOP_LEVEL, |marker| marker.level);
         if level > top {
             self.last_serial += 1;
-            self.markers.push(Marker { level, serial: self.last_serial, notes_from: self.notes.len() });
+            self.markers.push(Marker {
+                level,
+                serial: self.last_serial,
+                notes_from: self.notes.len(),
+            });
         }
     }
 
     fn note(&mut self, at: usize) {
-        let Some(top) = self.markers.last() else { return };
+        let Some(top) = self.markers.last() else {
+            return;
+        };
         let entry = &mut self.entries[at];
         if entry.saved_at < top.serial {
-            self.notes.push(Note { entry: at as u32, saved_at: entry.saved_at, content: entry.content });
+            self.notes.push(Note {
+                entry: at as u32,
+                saved_at: entry.saved_at,
+                content: entry.content,
+            });
             entry.saved_at = top.serial;
         }
     }
@@ -277,7 +326,10 @@ impl PendingMap {
             }
             let note = self.notes[i];
             if keep[note.entry as usize] {
-                self.notes[kept_notes] = Note { entry: moved_to[note.entry as usize], ..note };
+                self.notes[kept_notes] = Note {
+                    entry: moved_to[note.entry as usize],
+                    ..note
+                };
                 kept_notes += 1;
             }
         }
@@ -293,7 +345,10 @@ impl PendingMap {
         self.index.clear();
         let entries = &self.entries;
         for (at, entry) in entries.iter().enumerate() {
-            self.index.insert_unique(entry.hash.get(), at as u32, |&at| entries[at as usize].hash.get());
+            self.index
+                .insert_unique(entry.hash.get(), at as u32, |&at| {
+                    entries[at as usize].hash.get()
+                });
         }
     }
 }
@@ -318,7 +373,9 @@ mod tests {
 
     impl Model {
         fn new() -> Self {
-            Model { levels: vec![Level::default()] }
+            Model {
+                levels: vec![Level::default()],
+            }
         }
         fn add(&mut self, name: u8, delta: i64) -> bool {
             let top = self.levels.last_mut().unwrap();
@@ -367,7 +424,9 @@ mod tests {
     }
 
     fn rows(map: &PendingMap) -> BTreeMap<u8, i128> {
-        map.rows().map(|row| (row.name[0], i128::from(row.delta))).collect()
+        map.rows()
+            .map(|row| (row.name[0], i128::from(row.delta)))
+            .collect()
     }
 
     proptest! {
@@ -465,7 +524,8 @@ mod tests {
         for round in 0..100u32 {
             for i in 0..100u32 {
                 let name = format!("{round}/{i}");
-                map.add(2, NameHash::of(name.as_bytes()), name.as_bytes(), 1).unwrap();
+                map.add(2, NameHash::of(name.as_bytes()), name.as_bytes(), 1)
+                    .unwrap();
             }
             map.clear_written(2);
         }
@@ -478,7 +538,8 @@ mod tests {
     fn a_large_transaction_gives_its_memory_back() {
         let mut map = PendingMap::default();
         for i in 0..100_000u32 {
-            map.add(1, NameHash::of(&i.to_le_bytes()), &i.to_le_bytes(), 1).unwrap();
+            map.add(1, NameHash::of(&i.to_le_bytes()), &i.to_le_bytes(), 1)
+                .unwrap();
         }
         map.reset();
         assert!(map.entries.capacity() <= KEPT_ENTRIES);

@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A worker looks for early folds (by number of pending rows) this often.
-pub const POLL: Duration = Duration::from_millis(100);
+pub const POLL: Duration = Duration::from_millis(50);
 
 /// One lane's clock. Times are durations since the worker's start.
 #[derive(Clone, Copy, Debug, Default)]

@@ -30,7 +30,10 @@ fn blocks(markdown: &str) -> Vec<Block> {
                 language = None;
             }
             Event::Text(text) => match language.as_deref() {
-                Some("sql") => blocks.push(Block { sql: text.to_string(), output: None }),
+                Some("sql") => blocks.push(Block {
+                    sql: text.to_string(),
+                    output: None,
+                }),
                 Some("text") if after_sql => {
                     if let Some(block) = blocks.last_mut() {
                         block.output = Some(text.to_string());
@@ -68,14 +71,22 @@ fn run(cluster: &Cluster, database: &str, blocks: &[Block]) -> Result<Vec<String
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let script: String =
-        blocks.iter().map(|block| format!("{}\n\\echo {MARK}\n", block.sql)).collect();
-    psql.stdin.take().context("stdin")?.write_all(script.as_bytes())?;
+    let script: String = blocks
+        .iter()
+        .map(|block| format!("{}\n\\echo {MARK}\n", block.sql))
+        .collect();
+    psql.stdin
+        .take()
+        .context("stdin")?
+        .write_all(script.as_bytes())?;
     let result = psql.wait_with_output()?;
     let errors = String::from_utf8_lossy(&result.stderr);
     ensure!(result.status.success(), "psql: {errors}");
     let output = String::from_utf8(result.stdout)?;
-    Ok(output.split(&format!("{MARK}\n")).map(str::to_owned).collect())
+    Ok(output
+        .split(&format!("{MARK}\n"))
+        .map(str::to_owned)
+        .collect())
 }
 
 #[test]
@@ -83,14 +94,21 @@ fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
     let cluster = Cluster::builder().name("docs").start()?;
     let mut with_output = 0;
     for file in documents()? {
-        let name = file.file_stem().and_then(|stem| stem.to_str()).context("name")?.to_lowercase();
+        let name = file
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .context("name")?
+            .to_lowercase();
         let blocks = blocks(&fs::read_to_string(&file)?);
         if blocks.is_empty() {
             continue;
         }
         let database = format!("docs_{name}");
         cluster.psql("postgres", &format!("CREATE DATABASE {database}"))?;
-        if !blocks.iter().any(|block| block.sql.contains("CREATE EXTENSION counterx")) {
+        if !blocks
+            .iter()
+            .any(|block| block.sql.contains("CREATE EXTENSION counterx"))
+        {
             cluster.psql(&database, "CREATE EXTENSION counterx")?;
         }
         let outputs =
@@ -107,6 +125,9 @@ fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
             }
         }
     }
-    ensure!(with_output > 0, "no document shows an output: is the parser broken?");
+    ensure!(
+        with_output > 0,
+        "no document shows an output: is the parser broken?"
+    );
     Ok(())
 }

@@ -1,0 +1,61 @@
+# The verbs of this project. What they do is in scripts/, for people and CI alike.
+
+# `. scripts/env` is bash.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what is needed: Debian packages, cargo-pgrx, a private copy of PostgreSQL
+	@scripts/setup
+
+.PHONY: build
+build: setup ## Build the extension and install it into the private copy of PostgreSQL
+	@scripts/build
+
+.PHONY: install
+install: setup ## Install the extension into a real server (PG_CONFIG=...; sudo where needed)
+	@scripts/install
+
+.PHONY: demo demo-psql demo-stop
+demo: setup ## Count 336,776 real events through 8 connections, and check the result
+	@scripts/demo run
+demo-psql: ## Open psql on the demo's cluster
+	@scripts/demo psql
+demo-stop: ## Stop and remove the demo's cluster
+	@scripts/demo stop
+
+.PHONY: test test-unit test-pg test-regress test-isolation test-cluster
+test: setup ## Run everything below, and lint
+	@scripts/test
+test-unit: setup ## Tests of the parts that need no extension
+	@scripts/test unit
+test-pg: setup ## Tests that run inside a server
+	@scripts/test pg
+test-regress: setup ## Regression SQL, with pg_regress
+	@scripts/test regress
+test-isolation: setup ## Races, with pg_isolation_regress
+	@scripts/test isolation
+test-cluster: setup ## Tests that own whole clusters: crash, standby, dump
+	@scripts/test cluster
+
+.PHONY: lint
+lint: setup ## Formatting and clippy
+	@scripts/lint
+
+.PHONY: check-versions
+check-versions: setup ## Compile for PostgreSQL 16, 17 and 18 as far as their headers are here
+	@scripts/check-versions
+
+.PHONY: bench
+bench: setup ## Compare with INSERT, UPDATE and slot rows, with pgbench
+	@scripts/build --release
+	@. scripts/env && cargo run --release --package counterx-bench -- $(ARGS)
+
+.PHONY: clean
+clean: ## Remove all that was built or left running here
+	@scripts/clean

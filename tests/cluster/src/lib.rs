@@ -1,0 +1,25 @@
+//! What the cluster tests share.
+//!
+//! The measure of every test here is the *oracle*: a plain table that a transaction writes its
+//! deltas to beside the calls of `counter_incr`. Both commit or roll back together, so a counter
+//! and the oracle's sum must be equal in every snapshot that anybody can take, whatever was
+//! killed, folded, truncated or restored in between. No test needs to know how a transaction
+//! ended that it lost sight of.
+//!
+//! - [`shared`] keeps one server for all tests of a file, [`create_database`] gives each its own
+//!   database in it;
+//! - [`check()`] compares counters and oracle in the snapshot of one statement;
+//! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on.
+
+mod check;
+mod database;
+mod load;
+mod server;
+
+pub use check::{CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch};
+pub use database::{
+    Footprint, bad_lines, compact, count_workers, create_database, footprint, names_in_lanes,
+    oracle_schema, settle, wait_for_no_worker, wait_for_worker,
+};
+pub use load::{Control, Load, Outcome, Watched, seed, under_watch};
+pub use server::{DEADLINE, FOLD_HARD, shared};

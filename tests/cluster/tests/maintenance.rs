@@ -1,0 +1,182 @@
+//! What an administrator does to tables does nothing to values.
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+};
+use counterx_harness::Cluster;
+use postgres::Client;
+
+fn cluster() -> &'static Cluster {
+    shared(|| {
+        FOLD_HARD
+            .iter()
+            .fold(
+                Cluster::builder().name("maintenance"),
+                |builder, (name, value)| builder.conf(name, value),
+            )
+            .conf("wal_level", "logical")
+            .start()
+    })
+}
+
+/// Runs a load, and statement after statement beside it, until either has come to its end twice.
+fn beside_load(db: &str, statements: &[String]) -> Result<()> {
+    let mut client = create_database(cluster(), db)?;
+    let load = Load {
+        transactions: 250,
+        two_phase: true,
+        ..Load::default()
+    };
+    under_watch(&cluster().config(db), &load, |control| {
+        let mut maintainer = cluster().connect_db(db)?;
+        let mut done = 0;
+        for statement in statements.iter().cycle() {
+            if control.is_done() {
+                break;
+            }
+            maintainer
+                .batch_execute(statement)
+                .map_err(|error| anyhow::Error::from(error).context(statement.clone()))?;
+            done += 1;
+        }
+        ensure!(done > 3, "the load was over after {done} statements");
+        Ok(())
+    })?;
+    // Each of them once more at rest, with deltas in the logs.
+    client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
+    for statement in statements {
+        client.batch_execute(statement)?;
+        check(&mut client)?;
+    }
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
+fn tables() -> Vec<String> {
+    let logs = (0..8).flat_map(|lane| ["a", "b"].map(|side| format!("counterx.log_{lane}_{side}")));
+    ["total", "state", "late"]
+        .into_iter()
+        .map(|t| format!("counterx.{t}"))
+        .chain(logs)
+        .collect()
+}
+
+#[test]
+fn vacuum_full_of_internal_tables_under_load_changes_no_value() -> Result<()> {
+    let statements: Vec<_> = tables()
+        .iter()
+        .flat_map(|table| {
+            [
+                format!("VACUUM FULL {table}"),
+                format!("VACUUM (FREEZE, ANALYZE) {table}"),
+            ]
+        })
+        .collect();
+    beside_load("vacuumfull", &statements)
+}
+
+#[test]
+fn reindex_of_internal_tables_under_load_changes_no_value() -> Result<()> {
+    let mut statements: Vec<_> = tables()
+        .iter()
+        .map(|table| format!("REINDEX TABLE {table}"))
+        .collect();
+    statements.push("REINDEX SCHEMA counterx".to_owned());
+    beside_load("reindexed", &statements)
+}
+
+/// While an index is built concurrently there are two, and writers have to serve both.
+#[test]
+fn reindex_concurrently_of_internal_tables_under_load_changes_no_value() -> Result<()> {
+    let mut statements: Vec<_> = tables()
+        .iter()
+        .map(|table| format!("REINDEX TABLE CONCURRENTLY {table}"))
+        .collect();
+    statements.push("REINDEX DATABASE CONCURRENTLY online".to_owned());
+    beside_load("online", &statements)
+}
+
+#[test]
+fn cluster_on_internal_tables_under_load_changes_no_value() -> Result<()> {
+    let mut statements = vec![
+        "CLUSTER counterx.total USING total_pkey".to_owned(),
+        "CLUSTER counterx.state USING state_pkey".to_owned(),
+    ];
+    for lane in 0..8 {
+        for side in ["a", "b"] {
+            let log = format!("log_{lane}_{side}");
+            statements.push(format!("CLUSTER counterx.{log} USING {log}_epoch_name"));
+        }
+    }
+    beside_load("clustered", &statements)
+}
+
+fn changes(client: &mut Client, slot: &str) -> Result<Vec<String>> {
+    let sql = "SELECT data FROM pg_logical_slot_peek_changes($1, NULL, NULL)";
+    Ok(client
+        .query(sql, &[&slot])?
+        .iter()
+        .map(|row| row.get(0))
+        .collect())
+}
+
+#[test]
+fn publication_of_all_tables_neither_breaks_anything_nor_ships_the_logs() -> Result<()> {
+    let mut client = create_database(cluster(), "published")?;
+    client.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES")?;
+    for (slot, plugin) in [("decoding", "test_decoding"), ("output", "pgoutput")] {
+        client.execute(
+            "SELECT pg_create_logical_replication_slot($1, $2)",
+            &[&slot, &plugin],
+        )?;
+    }
+    let before = footprint(&mut client)?;
+    let load = Load {
+        clients: 4,
+        transactions: 150,
+        two_phase: true,
+        ..Load::default()
+    };
+    under_watch(&cluster().config("published"), &load, |_| Ok(()))?;
+    // Late deltas are deleted by the fold, from a table that has no key to publish deletes by.
+    client.batch_execute("BEGIN; SELECT bump('late', 3); PREPARE TRANSACTION 'published'")?;
+    client.batch_execute("COMMIT PREPARED 'published'")?;
+    // An early flush goes another way into the logs.
+    client.batch_execute(
+        "BEGIN; SET LOCAL counterx.pending_work_mem = '64kB';
+         SELECT bump('many' || n, n) FROM generate_series(1, 3000) n; COMMIT",
+    )?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.folded > before.folded,
+        "nothing was folded: {before:?} {after:?}"
+    );
+
+    let changes = changes(&mut client, "decoding")?;
+    let shipped = |what: &str| changes.iter().filter(|line| line.contains(what)).count();
+    ensure!(
+        shipped("table public.oracle: INSERT") > 100,
+        "the oracle's rows are not there"
+    );
+    let rows: Vec<_> = changes
+        .iter()
+        .filter(|line| line.starts_with("table counterx.log_") && !line.contains(": TRUNCATE:"))
+        .take(3)
+        .collect();
+    ensure!(rows.is_empty(), "rows of the logs are shipped: {rows:#?}");
+    let binary = client.query_one(
+        "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('output', NULL, NULL,
+            'proto_version', '1', 'publication_names', 'everything')",
+        &[],
+    )?;
+    ensure!(binary.get::<_, i64>(0) > 100);
+    client.batch_execute(
+        "SELECT pg_drop_replication_slot('decoding'), pg_drop_replication_slot('output')",
+    )?;
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Every counter equals the oracle in every snapshot, at every moment that a checker looks.
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+};
+use counterx_harness::Cluster;
+
+fn cluster() -> &'static Cluster {
+    shared(|| {
+        FOLD_HARD
+            .iter()
+            .fold(
+                Cluster::builder().name("oracle"),
+                |builder, (name, value)| builder.conf(name, value),
+            )
+            .start()
+    })
+}
+
+#[test]
+fn counters_equal_the_oracle_in_every_snapshot_of_a_mixed_load() -> Result<()> {
+    let mut client = create_database(cluster(), "mixed")?;
+    let before = footprint(&mut client)?;
+    let load = Load {
+        clients: 16,
+        transactions: 400,
+        names: 60,
+        checkers: 2,
+        ..Load::default()
+    };
+    let watched = under_watch(&cluster().config("mixed"), &load, |_| Ok(()))?;
+    ensure!(
+        watched.outcome.done == load.clients * load.transactions,
+        "{watched:?}"
+    );
+    ensure!(
+        watched.checks >= 40,
+        "too few looks to mean anything: {watched:?}"
+    );
+
+    settle(&mut client)?;
+    ensure!(
+        check(&mut client)? >= 60,
+        "fewer counters than the load has"
+    );
+    // The load proves nothing about folds and rotation unless they took place beside it.
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.folded > before.folded + 20,
+        "hardly a fold: {before:?} {after:?}"
+    );
+    ensure!(
+        after.truncated > before.truncated,
+        "no log was emptied: {before:?} {after:?}"
+    );
+    ensure!(
+        after.files != before.files,
+        "no log was truncated: {before:?} {after:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn prepared_and_serializable_transactions_in_the_mix_change_nothing_of_that() -> Result<()> {
+    let mut client = create_database(cluster(), "prepared")?;
+    let load = Load {
+        clients: 8,
+        transactions: 200,
+        two_phase: true,
+        serializable: true,
+        ..Load::default()
+    };
+    let watched = under_watch(&cluster().config("prepared"), &load, |_| Ok(()))?;
+    let outcome = watched.outcome;
+    ensure!(outcome.done > outcome.refused, "{watched:?}");
+    ensure!(
+        watched.checks >= 10,
+        "too few looks to mean anything: {watched:?}"
+    );
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}

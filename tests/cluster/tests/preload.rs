@@ -1,0 +1,101 @@
+//! Without `shared_preload_libraries` the same promises hold.
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, FOLD_HARD, Load, check, compact, count_workers, create_database, footprint, settle,
+    shared, under_watch, wait_for_no_worker, wait_for_worker,
+};
+use counterx_harness::{Cluster, poll_until};
+
+fn cluster() -> &'static Cluster {
+    shared(|| {
+        FOLD_HARD
+            .iter()
+            .fold(
+                Cluster::builder().name("nopreload").preload(false),
+                |builder, (name, value)| builder.conf(name, value),
+            )
+            .conf("counterx.worker_idle_timeout", "1s")
+            .start()
+    })
+}
+
+#[test]
+fn without_preload_counters_equal_the_oracle_in_every_snapshot() -> Result<()> {
+    let mut client = create_database(cluster(), "mixed")?;
+    let before = footprint(&mut client)?;
+    let load = Load {
+        transactions: 250,
+        two_phase: true,
+        ..Load::default()
+    };
+    let mut seen = false;
+    let watched = under_watch(&cluster().config("mixed"), &load, |control| {
+        let mut client = cluster().connect_db("mixed")?;
+        poll_until("a worker that a commit started", DEADLINE, || {
+            seen |= count_workers(&mut client, Some("mixed"))? > 0;
+            Ok(control.is_done())
+        })?;
+        // Of two that were started at the same time one finds that it is not needed.
+        poll_until("the second worker to leave", DEADLINE, || {
+            Ok(count_workers(&mut client, Some("mixed"))? <= 1)
+        })
+    })?;
+    ensure!(seen, "no worker was seen");
+    ensure!(watched.checks >= 10, "{watched:?}");
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.folded > before.folded && after.truncated > before.truncated,
+        "{before:?} {after:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn without_preload_a_commit_starts_a_worker_again_and_again() -> Result<()> {
+    let mut client = create_database(cluster(), "again")?;
+    for round in 1..=3_i64 {
+        client.batch_execute("SELECT bump('x', 1)")?;
+        wait_for_worker(&mut client, "again")?;
+        settle(&mut client)?;
+        wait_for_no_worker(&mut client, "again")?;
+        check(&mut client)?;
+        let value: i64 = client.query_one("SELECT counter_value('x')", &[])?.get(0);
+        ensure!(value == round);
+    }
+    Ok(())
+}
+
+#[test]
+fn without_preload_compact_folds() -> Result<()> {
+    let mut client = create_database(cluster(), "byhand")?;
+    client.batch_execute("ALTER DATABASE byhand SET counterx.compaction = off")?;
+    let mut client = cluster().connect_db("byhand")?;
+    client.batch_execute("SELECT bump('x' || n, n) FROM generate_series(1, 20) n")?;
+    ensure!(footprint(&mut client)?.pending == 20);
+    let folded = compact(&mut client)?;
+    ensure!(folded == 20, "folded {folded}");
+    ensure!(footprint(&mut client)?.pending == 0);
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn without_preload_a_session_that_never_loaded_the_library_reads() -> Result<()> {
+    let mut client = create_database(cluster(), "fresh")?;
+    client.batch_execute("SELECT bump('x', 3)")?;
+    for sql in [
+        "SELECT counter_value('x')",
+        "SELECT value::bigint FROM counters",
+        "SELECT coalesce(sum(pending_deltas), 0)::bigint * 0 + 3 FROM counterx.lanes",
+        "SELECT count(*) * 0 + 3 FROM counterx.workers",
+    ] {
+        let mut fresh = cluster().connect_db("fresh")?;
+        let value: i64 = fresh.query_one(sql, &[])?.get(0);
+        ensure!(value == 3, "{sql}: {value}");
+    }
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! Settings take effect without a restart, and trouble of a worker is seen.
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, Load, check, compact, create_database, footprint, names_in_lanes, refused, settle,
+    shared, under_watch, wait_for_no_worker, wait_for_worker,
+};
+use counterx_harness::{Cluster, poll_until};
+use postgres::Client;
+use postgres::error::SqlState;
+
+fn start(name: &str) -> Result<Cluster> {
+    Cluster::builder()
+        .name(name)
+        .conf("counterx.compaction_interval", "20ms")
+        .conf("counterx.log_max_size", "64kB")
+        .start()
+}
+
+fn cluster() -> &'static Cluster {
+    shared(|| start("settings"))
+}
+
+fn pending(client: &mut Client) -> Result<i64> {
+    Ok(footprint(client)?.pending)
+}
+
+fn total(client: &mut Client, name: &str) -> Result<Option<i64>> {
+    let sql = "SELECT value::bigint FROM counterx.total WHERE name = $1 ORDER BY gen DESC LIMIT 1";
+    Ok(client.query_opt(sql, &[&name])?.map(|row| row.get(0)))
+}
+
+#[test]
+fn interval_and_threshold_change_with_a_reload() -> Result<()> {
+    let mut cluster = start("reload")?;
+    let mut client = create_database(&cluster, "reload")?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    settle(&mut client)?;
+    let worker = wait_for_worker(&mut client, "reload")?;
+
+    // An hour's interval: what is counted now stays in the logs until there is enough of it.
+    cluster.reload(&[
+        ("counterx.compaction_interval", "1h"),
+        ("counterx.compaction_threshold", "500"),
+        ("counterx.worker_idle_timeout", "1h"),
+    ])?;
+    poll_until("the session to see the reload", DEADLINE, || {
+        let shown: String = client
+            .query_one("SHOW counterx.compaction_interval", &[])?
+            .get(0);
+        Ok(shown == "1h")
+    })?;
+    // The worker may be in its last short sleep still; once it has passed, a delta stays.
+    poll_until("a delta that stays", DEADLINE, || {
+        client.batch_execute("SELECT bump('x', 1)")?;
+        let mut stays = 0;
+        poll_until("a verdict", DEADLINE, || {
+            stays += 1;
+            Ok(pending(&mut client)? == 0 || stays >= 25)
+        })?;
+        Ok(pending(&mut client)? > 0)
+    })?;
+    let before = footprint(&mut client)?;
+    client.batch_execute(
+        "DO $$ BEGIN FOR n IN 1 .. 1500 LOOP PERFORM bump('x', 1); COMMIT; END LOOP; END $$",
+    )?;
+    poll_until("an early fold", DEADLINE, || {
+        let now = footprint(&mut client)?;
+        Ok(now.folded > before.folded && now.pending < 1000)
+    })?;
+    check(&mut client)?;
+
+    // The other way: nothing to wait for by count, but by time.
+    client.batch_execute("SELECT bump('x', 1)")?;
+    cluster.reload(&[
+        ("counterx.compaction_interval", "20ms"),
+        ("counterx.compaction_threshold", "1000000"),
+    ])?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    ensure!(
+        wait_for_worker(&mut client, "reload")? == worker,
+        "another worker did it"
+    );
+
+    cluster.reload(&[("counterx.worker_idle_timeout", "1s")])?;
+    wait_for_no_worker(&mut client, "reload")
+}
+
+#[test]
+fn folding_pauses_in_one_database_alone_and_resumes() -> Result<()> {
+    let mut paused = create_database(cluster(), "paused")?;
+    let mut other = create_database(cluster(), "other")?;
+    paused.batch_execute("SELECT bump('x', 1)")?;
+    wait_for_worker(&mut paused, "paused")?;
+    settle(&mut paused)?;
+    paused.batch_execute("ALTER DATABASE paused SET counterx.compaction = off")?;
+    // Sessions that are there still, old ones with the old setting, new ones with the new.
+    let mut fresh = cluster().connect_db("paused")?;
+    let load = Load {
+        clients: 4,
+        transactions: 60,
+        ..Load::default()
+    };
+    // The worker takes note within a moment.
+    poll_until("the pause", DEADLINE, || {
+        paused.batch_execute("SELECT bump('x', 1)")?;
+        let mut stays = 0;
+        poll_until("a verdict", DEADLINE, || {
+            stays += 1;
+            Ok(pending(&mut paused)? == 0 || stays >= 25)
+        })?;
+        Ok(pending(&mut paused)? > 0)
+    })?;
+    let before = footprint(&mut paused)?;
+    let watched = under_watch(&cluster().config("paused"), &load, |_| Ok(()))?;
+    ensure!(watched.checks > 0);
+    fresh.batch_execute("SELECT bump('x', 1)")?;
+    // Meanwhile the other database folds, so workers are not stopped in general.
+    other.batch_execute("SELECT bump('x', 1)")?;
+    settle(&mut other)?;
+    let after = footprint(&mut paused)?;
+    ensure!(
+        after.folded == before.folded,
+        "folded in a pause: {before:?} {after:?}"
+    );
+    ensure!(after.pending > before.pending + 50, "{before:?} {after:?}");
+    check(&mut paused)?;
+
+    // By hand it folds in any case.
+    fresh.batch_execute("SELECT bump('y', 1)")?;
+    ensure!(compact(&mut fresh)? > 0);
+    check(&mut fresh)?;
+
+    paused.batch_execute("ALTER DATABASE paused RESET counterx.compaction")?;
+    paused.batch_execute("SELECT bump('x', 1)")?;
+    settle(&mut paused)?;
+    check(&mut paused)?;
+    Ok(())
+}
+
+#[test]
+fn values_out_of_range_and_unknown_settings_are_refused() -> Result<()> {
+    let mut client = create_database(cluster(), "ranges")?;
+    client.batch_execute("SELECT counter_value('load the library')")?;
+    for (name, value) in [
+        ("counterx.compaction_interval", "'-1'"),
+        ("counterx.compaction_threshold", "0"),
+        ("counterx.log_max_size", "'1kB'"),
+        ("counterx.worker_idle_timeout", "'-1s'"),
+        ("counterx.compaction", "'perhaps'"),
+        ("counterx.pending_work_mem", "'1kB'"),
+    ] {
+        let result = client.batch_execute(&format!("ALTER SYSTEM SET {name} = {value}"));
+        refused(result, &SqlState::INVALID_PARAMETER_VALUE)?;
+    }
+    let unknown = client.batch_execute("SET counterx.no_such_setting = 1");
+    refused(unknown, &SqlState::INVALID_NAME)?;
+    // The switch is the administrator's.
+    client.batch_execute("CREATE ROLE plain; SET ROLE plain")?;
+    let result = client.batch_execute("SET counterx.compaction = off");
+    refused(result, &SqlState::INSUFFICIENT_PRIVILEGE)?;
+    client.batch_execute("SET counterx.pending_work_mem = '1MB'")?;
+    Ok(())
+}
+
+/// As after a restore whose tables are loaded and whose gates are not set yet.
+#[test]
+fn lane_with_a_row_above_its_gate_is_left_alone_and_the_others_go_on() -> Result<()> {
+    let mut client = create_database(cluster(), "above")?;
+    client.batch_execute("ALTER DATABASE above SET counterx.compaction = off")?;
+    let names = names_in_lanes(&mut client)?;
+    let count = |client: &mut Client| -> Result<()> {
+        for name in &names {
+            client.execute("SELECT bump($1, 1)", &[name])?;
+        }
+        Ok(())
+    };
+    count(&mut client)?;
+    // Counted in the oracle, too: once its epoch has come it will be a delta like any other.
+    client.execute(
+        "INSERT INTO counterx.log_3_a VALUES
+            ((SELECT last_value / 2 FROM counterx.gate_3) + 1000, now(), 50, $1)",
+        &[&names[3]],
+    )?;
+    client.batch_execute("ALTER DATABASE above RESET counterx.compaction")?;
+    let mut client = cluster().connect_db("above")?;
+    count(&mut client)?;
+    poll_until("the other lanes to be folded", DEADLINE, || {
+        let sql = "SELECT bool_and(lane = 3 OR pending_deltas = 0) FROM counterx.lanes";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    for (lane, name) in names.iter().enumerate() {
+        let expected = if lane == 3 { None } else { Some(2) };
+        ensure!(total(&mut client, name)? == expected, "lane {lane}");
+    }
+    // By hand neither.
+    compact(&mut client)?;
+    ensure!(
+        total(&mut client, &names[3])?.is_none(),
+        "lane 3 was folded"
+    );
+
+    client.batch_execute("DELETE FROM counterx.log_3_a WHERE delta = 50")?;
+    check(&mut client)?;
+    count(&mut client)?;
+    // The dead row counts until it is gone; snapshots of others may keep it for a while.
+    poll_until("lane 3 to be folded again", DEADLINE, || {
+        client.batch_execute("VACUUM (INDEX_CLEANUP on) counterx.log_3_a")?;
+        Ok(pending(&mut client)? == 0)
+    })?;
+    check(&mut client)?;
+    ensure!(total(&mut client, &names[3])? == Some(3));
+    Ok(())
+}
+
+#[test]
+fn failing_lane_is_seen_does_not_stop_the_others_and_recovers() -> Result<()> {
+    let mut client = create_database(cluster(), "failing")?;
+    let names = names_in_lanes(&mut client)?;
+    let bad = &names[5];
+    for (lane, name) in names.iter().enumerate() {
+        client.execute("SELECT bump($1, $2)", &[name, &(1000 * (lane as i64 + 1))])?;
+    }
+    settle(&mut client)?;
+    // Nobody should put such an index there. It makes the fold of one lane raise an error: the
+    // one whose counter would get the total that another counter has.
+    client.batch_execute("CREATE UNIQUE INDEX trap ON counterx.total (value)")?;
+    let since = cluster().log_len();
+    client.execute("SELECT bump($1, -1000)", &[bad])?;
+    poll_until("the error to be seen", DEADLINE, || {
+        let sql = "SELECT coalesce(last_error LIKE '%duplicate key%trap%'
+                                   AND last_error_at > now() - interval '10 minutes', false)
+                     FROM counterx.workers";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    poll_until("the log to tell of it", DEADLINE, || {
+        let log = cluster().log_since(since);
+        Ok(log
+            .lines()
+            .any(|line| line.contains("lane 5") && line.contains("duplicate key")))
+    })?;
+    check(&mut client)?;
+    ensure!(total(&mut client, bad)? == Some(6000));
+    // Others go on, again and again, while it fails.
+    for round in 1..5_i64 {
+        client.execute("SELECT bump($1, 1)", &[&names[1]])?;
+        poll_until("another lane's fold", DEADLINE, || {
+            Ok(total(&mut client, &names[1])? == Some(2000 + round))
+        })?;
+        check(&mut client)?;
+    }
+    client.batch_execute("DROP INDEX counterx.trap")?;
+    client.execute("SELECT bump($1, 1)", &[bad])?;
+    settle(&mut client)?;
+    ensure!(total(&mut client, bad)? == Some(5001));
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn worker_and_lane_views_tell_what_was_done() -> Result<()> {
+    let mut client = create_database(cluster(), "views")?;
+    client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
+    let pid = wait_for_worker(&mut client, "views")?;
+    settle(&mut client)?;
+    poll_until("the view to tell of the folds", DEADLINE, || {
+        let row = client.query_one(
+            "SELECT pid, folds, deltas_folded::bigint, last_fold_duration IS NOT NULL, last_error
+               FROM counterx.workers",
+            &[],
+        )?;
+        ensure!(
+            row.get::<_, Option<String>>(4).is_none(),
+            "an error: {row:?}"
+        );
+        let shown: Option<i32> = row.get(0);
+        Ok(shown == Some(pid)
+            && row.get::<_, i64>(1) > 0
+            && row.get::<_, i64>(2) == 100
+            && row.get::<_, bool>(3))
+    })?;
+    let row = client.query_one(
+        "SELECT count(*), sum(pending_deltas)::bigint, min(epoch) > 0, bool_and(folded_epoch < epoch),
+                bool_or(seconds_since_fold >= 0), bool_or(log_bytes > 0)
+           FROM counterx.lanes",
+        &[],
+    )?;
+    ensure!(
+        row.get::<_, i64>(0) == 8 && row.get::<_, i64>(1) == 0,
+        "{row:?}"
+    );
+    ensure!((2..6).all(|column| row.get::<_, bool>(column)), "{row:?}");
+    Ok(())
+}

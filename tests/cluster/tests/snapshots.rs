@@ -1,0 +1,180 @@
+//! An old snapshot keeps reading its own truth, and stops nothing but the return of space.
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+};
+use counterx_harness::{Cluster, poll_until};
+use postgres::{Client, GenericClient, IsolationLevel};
+
+fn cluster() -> &'static Cluster {
+    shared(|| {
+        FOLD_HARD
+            .iter()
+            .fold(
+                Cluster::builder().name("snapshots"),
+                |builder, (name, value)| builder.conf(name, value),
+            )
+            .start()
+    })
+}
+
+fn values(client: &mut impl GenericClient) -> Result<String> {
+    let sql =
+        "SELECT string_agg(format('%s=%s/%s', name, value, counter_value(name)), ' ' ORDER BY name)
+                 FROM counters";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+fn load() -> Load {
+    Load {
+        clients: 8,
+        transactions: 250,
+        ..Load::default()
+    }
+}
+
+fn old_snapshot(db: &str, isolation: IsolationLevel) -> Result<()> {
+    let mut client = create_database(cluster(), db)?;
+    // Little enough for no log to be full: whatever is emptied from here on, the snapshot needs.
+    client.batch_execute("SELECT bump('counter:' || n, n) FROM generate_series(0, 30) n")?;
+    let mut old: Client = cluster().connect_db(db)?;
+    let mut snapshot = old.build_transaction().isolation_level(isolation).start()?;
+    check(&mut snapshot)?;
+    let truth = values(&mut snapshot)?;
+    let before = footprint(&mut client)?;
+
+    under_watch(&cluster().config(db), &load(), |control| {
+        while !control.is_done() {
+            check(&mut snapshot)?;
+            ensure!(
+                values(&mut snapshot)? == truth,
+                "the snapshot's values have changed"
+            );
+        }
+        Ok(())
+    })?;
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    let full = footprint(&mut client)?;
+    ensure!(
+        full.folded > before.folded + 20,
+        "hardly a fold: {before:?} {full:?}"
+    );
+    ensure!(
+        full.truncated == before.truncated,
+        "emptied a log in use: {before:?} {full:?}"
+    );
+    ensure!(
+        full.files == before.files,
+        "emptied a log in use: {before:?} {full:?}"
+    );
+    check(&mut snapshot)?;
+    ensure!(
+        values(&mut snapshot)? == truth,
+        "the snapshot's values have changed"
+    );
+    // A snapshot is no reason for a transaction not to count itself.
+    snapshot.batch_execute("SELECT bump('counter:1', 1000); SELECT bump('own', 1)")?;
+    check(&mut snapshot)?;
+    snapshot.commit()?;
+
+    // Space comes back as the lanes are used again: a log is emptied when its lane goes on.
+    poll_until("the logs to shrink", DEADLINE, || {
+        client.batch_execute("SELECT bump('counter:' || n, n) FROM generate_series(0, 60) n")?;
+        let now = footprint(&mut client)?;
+        Ok(now.truncated > full.truncated
+            && now.files != full.files
+            && now.log_bytes < full.log_bytes / 2)
+    })?;
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn repeatable_read_snapshot_reads_its_own_truth_after_many_folds_and_rotations() -> Result<()> {
+    old_snapshot("repeatable", IsolationLevel::RepeatableRead)
+}
+
+#[test]
+fn serializable_snapshot_reads_its_own_truth_after_many_folds_and_rotations() -> Result<()> {
+    old_snapshot("serializable", IsolationLevel::Serializable)
+}
+
+#[test]
+fn snapshot_that_never_looked_at_a_counter_reads_its_own_truth_too() -> Result<()> {
+    let mut client = create_database(cluster(), "blind")?;
+    client.batch_execute("SELECT bump('counter:' || n, n) FROM generate_series(0, 30) n")?;
+    let mut old = cluster().connect_db("blind")?;
+    let mut snapshot = old
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    snapshot.query_one("SELECT pg_current_snapshot()::text", &[])?;
+    under_watch(&cluster().config("blind"), &load(), |_| Ok(()))?;
+    ensure!(
+        check(&mut snapshot)? == 31,
+        "the snapshot knows counters that came later"
+    );
+    Ok(())
+}
+
+/// A cursor's snapshot lives on inside a READ COMMITTED transaction, and after it WITH HOLD.
+#[test]
+fn cursor_reads_the_truth_of_its_start() -> Result<()> {
+    let mut client = create_database(cluster(), "cursors")?;
+    client.batch_execute("SELECT bump('counter:' || n, n) FROM generate_series(0, 30) n")?;
+    let mut old = cluster().connect_db("cursors")?;
+    old.batch_execute(
+        "BEGIN;
+         DECLARE c CURSOR FOR
+            SELECT name, value::bigint AS listed, counter_value(name) AS point,
+                   (SELECT sum(delta)::bigint FROM oracle o WHERE o.name = c.name) AS oracle
+              FROM counters c ORDER BY name;
+         DECLARE h CURSOR WITH HOLD FOR SELECT sum(value)::bigint FROM counters;
+         FETCH 3 FROM c",
+    )?;
+    let load = Load {
+        transactions: 100,
+        ..load()
+    };
+    under_watch(&cluster().config("cursors"), &load, |_| Ok(()))?;
+    for row in old.query("FETCH ALL FROM c", &[])? {
+        let (name, listed, point, oracle): (String, i64, i64, i64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        ensure!(
+            oracle == listed && oracle == point,
+            "{name}: {oracle} {listed} {point}"
+        );
+    }
+    old.batch_execute("COMMIT")?;
+    let sum: i64 = old.query_one("FETCH ALL FROM h", &[])?.get(0);
+    ensure!(sum == (0..=30).sum::<i64>(), "the held cursor says {sum}");
+    Ok(())
+}
+
+#[test]
+fn exported_snapshot_reads_the_truth_of_its_exporter() -> Result<()> {
+    let mut client = create_database(cluster(), "exported")?;
+    client.batch_execute("SELECT bump('counter:' || n, n) FROM generate_series(0, 30) n")?;
+    let mut exporter = cluster().connect_db("exported")?;
+    let mut first = exporter
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    let id: String = first.query_one("SELECT pg_export_snapshot()", &[])?.get(0);
+    let load = Load {
+        transactions: 100,
+        ..load()
+    };
+    under_watch(&cluster().config("exported"), &load, |_| Ok(()))?;
+    let mut importer = cluster().connect_db("exported")?;
+    let mut second = importer
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    second.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{id}'"))?;
+    ensure!(check(&mut second)? == 31);
+    ensure!(values(&mut second)? == values(&mut first)?);
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! A hot standby reads the truth of its snapshot or fails with 40001; never a wrong value.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, check, check_database, compact,
+    create_database, footprint, refused, settle, shared, sqlstate, under_watch,
+};
+use counterx_harness::{Cluster, poll_until};
+use postgres::error::SqlState;
+use postgres::{Client, Config, IsolationLevel};
+
+fn primary() -> &'static Cluster {
+    shared(|| {
+        FOLD_HARD
+            .iter()
+            .fold(
+                Cluster::builder().name("primary"),
+                |builder, (name, value)| builder.conf(name, value),
+            )
+            .conf("wal_keep_size", "512MB")
+            .start()
+    })
+}
+
+fn standby(name: &str, feedback: &str, delay: &str) -> Result<Cluster> {
+    Cluster::builder()
+        .name(name)
+        .standby_of(primary())
+        .conf("hot_standby_feedback", feedback)
+        .conf("wal_receiver_status_interval", "1s")
+        .conf("max_standby_streaming_delay", delay)
+        .start()
+}
+
+/// Waits until the standby has replayed all that the primary has written.
+fn catch_up(standby: &mut Client) -> Result<()> {
+    let mut primary = primary().connect()?;
+    let end: String = primary
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
+        .get(0);
+    // Asynchronous commits are written by and by.
+    primary.batch_execute("SET synchronous_commit = on; SELECT txid_current()")?;
+    poll_until("the standby to catch up", DEADLINE, || {
+        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        Ok(standby.query_one(sql, &[&end])?.get(0))
+    })
+}
+
+/// What a reader on a standby may meet instead of its answer.
+fn is_conflict(error: &anyhow::Error) -> bool {
+    let closed = |error: &postgres::Error| error.is_closed();
+    match sqlstate(error) {
+        Some(code) => {
+            *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
+        }
+        // An idle transaction is terminated; its client learns of it with its next query.
+        None => error
+            .chain()
+            .any(|e| e.downcast_ref::<postgres::Error>().is_some_and(closed)),
+    }
+}
+
+/// Looks through one snapshot for a while. True if it lasted, false if recovery got in the way.
+fn look(connection: &mut Recovering, age: Duration) -> Result<bool> {
+    let result = (|| {
+        let mut transaction = connection
+            .client()?
+            .build_transaction()
+            .isolation_level(IsolationLevel::RepeatableRead)
+            .read_only(true)
+            .start()?;
+        check(&mut transaction)?;
+        std::thread::sleep(age);
+        check(&mut transaction)?;
+        transaction.commit()?;
+        Ok(())
+    })();
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if is_conflict(&error) => {
+            connection.forget();
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A load on the primary, and readers on the standby all the time. Returns how many snapshots
+/// were read to their end, and how many conflicts there were.
+fn read_beside_load(db: &str, standby: &Config) -> Result<(u64, u64)> {
+    let mut client = create_database(primary(), db)?;
+    let before = footprint(&mut client)?;
+    let (mut whole, mut conflicts) = (0, 0);
+    let load = Load {
+        transactions: 250,
+        two_phase: true,
+        ..Load::default()
+    };
+    under_watch(&primary().config(db), &load, |control| {
+        let mut connection = Recovering::new(standby);
+        poll_until("the database on the standby", DEADLINE, || {
+            Ok(standby.connect(postgres::NoTls).is_ok_and(|mut client| {
+                client
+                    .batch_execute("SELECT FROM oracle LIMIT 1; SELECT FROM counters LIMIT 1")
+                    .is_ok()
+            }))
+        })?;
+        let mut round = 0;
+        while !control.is_done() {
+            round += 1;
+            if look(&mut connection, Duration::from_millis(round % 4 * 60))? {
+                whole += 1;
+            } else {
+                conflicts += 1;
+            }
+        }
+        Ok(())
+    })?;
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.truncated > before.truncated,
+        "no log was emptied: {before:?} {after:?}"
+    );
+    Ok((whole, conflicts))
+}
+
+fn same_truth_at_last(db: &str, standby: &Cluster) -> Result<()> {
+    let mut client = standby.connect_db(db)?;
+    catch_up(&mut client)?;
+    // Recovery may still cancel a query that stands in its way.
+    poll_until("an undisturbed look", DEADLINE, || {
+        match check(&mut client) {
+            Ok(compared) => Ok(compared > 0),
+            Err(error) if is_conflict(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    })?;
+    let total = "SELECT sum(value)::text FROM counters";
+    let here: String = client.query_one(total, &[])?.get(0);
+    let there: String = primary().connect_db(db)?.query_one(total, &[])?.get(0);
+    ensure!(here == there, "standby {here}, primary {there}");
+    Ok(())
+}
+
+#[test]
+fn standby_without_feedback_is_exact_or_says_40001() -> Result<()> {
+    let standby = standby("nofeedback", "off", "20ms")?;
+    let (whole, conflicts) = read_beside_load("nofeedback", &standby.config("nofeedback"))?;
+    ensure!(
+        whole > 3,
+        "{whole} snapshots could be read, {conflicts} could not"
+    );
+    same_truth_at_last("nofeedback", &standby)
+}
+
+#[test]
+fn standby_with_feedback_is_exact() -> Result<()> {
+    let standby = standby("feedback", "on", "30s")?;
+    let (whole, conflicts) = read_beside_load("feedback", &standby.config("feedback"))?;
+    ensure!(
+        whole > 3,
+        "{whole} snapshots could be read, {conflicts} could not"
+    );
+    same_truth_at_last("feedback", &standby)
+}
+
+/// Fills the logs of a few counters until a log was emptied, or, if nothing may be emptied, until
+/// it long should have been.
+fn churn(client: &mut Client, rounds: u32, until_truncated: bool) -> Result<Footprint> {
+    let before = footprint(client)?;
+    for _ in 0..rounds {
+        client.batch_execute(
+            "DO $$ BEGIN
+                FOR n IN 1 .. 400 LOOP PERFORM bump('old', n); PERFORM bump('new', 1); COMMIT; END LOOP;
+             END $$",
+        )?;
+        compact(client)?;
+        let now = footprint(client)?;
+        if until_truncated && now.truncated > before.truncated {
+            return Ok(now);
+        }
+    }
+    ensure!(
+        !until_truncated,
+        "no log was emptied: {before:?} {:?}",
+        footprint(client)?
+    );
+    footprint(client)
+}
+
+/// The snapshot is taken before a log is emptied, the counter is looked at only afterwards, and
+/// nothing that replay does in between meets a lock of the reader.
+#[test]
+fn snapshot_older_than_a_replayed_truncation_is_exact_or_says_40001() -> Result<()> {
+    let standby = standby("oldsnapshot", "off", "-1")?;
+    let mut client = create_database(primary(), "oldsnapshot")?;
+    // Folded by hand alone: a busy worker's dead versions get pruned, and replay of that waits
+    // for the snapshot before it comes to the truncation.
+    client.batch_execute(
+        "ALTER DATABASE oldsnapshot SET counterx.compaction = off; SELECT bump('old', 1)",
+    )?;
+    compact(&mut client)?;
+    let mut reader = standby.connect()?;
+    catch_up(&mut reader)?;
+    let mut reader = standby.connect_db("oldsnapshot")?;
+    reader.batch_execute("SELECT counter_value('warm'); SELECT FROM counters")?;
+    let mut snapshot = reader
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    let rows: i64 = snapshot
+        .query_one("SELECT count(*) FROM oracle", &[])?
+        .get(0);
+    let there = churn(&mut client, 20, true)?;
+
+    let mut other = standby.connect_db("oldsnapshot")?;
+    // No further than that: what comes after the truncation cleans up behind it in pg_class, and
+    // waits for the snapshot.
+    poll_until("the truncation on the standby", DEADLINE, || {
+        let here = footprint(&mut other)?;
+        Ok(here.truncated == there.truncated && here.files == there.files)
+    })?;
+
+    let sql =
+        "SELECT count(*), sum(delta)::bigint, counter_value('old') FROM oracle WHERE name = 'old'";
+    match snapshot.query_one(sql, &[]) {
+        Ok(row) => {
+            let (count, oracle, value): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+            ensure!(oracle == value, "oracle {oracle}, counter {value}");
+            ensure!(count == rows, "a snapshot changed");
+        }
+        Err(error) => ensure!(is_conflict(&error.into())),
+    }
+    drop(snapshot);
+    check(&mut reader)?;
+    Ok(())
+}
+
+#[test]
+fn feedback_keeps_the_logs_that_a_snapshot_of_the_standby_needs() -> Result<()> {
+    let standby = standby("kept", "on", "-1")?;
+    let mut client = create_database(primary(), "kept")?;
+    client.batch_execute("SELECT bump('old', 1)")?;
+    let mut reader = standby.connect()?;
+    catch_up(&mut reader)?;
+    let mut reader = standby.connect_db("kept")?;
+    let mut snapshot = reader
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    snapshot.query_one("SELECT count(*) FROM oracle", &[])?;
+    let xmin: String = snapshot
+        .query_one(
+            "SELECT txid_snapshot_xmin(txid_current_snapshot())::text",
+            &[],
+        )?
+        .get(0);
+    // The walreceiver tells now and then. Other snapshots of the standby come and go.
+    poll_until("the primary to know of the snapshot", DEADLINE, || {
+        let sql = "SELECT coalesce(bool_or(backend_xmin::text::bigint <= $1::text::bigint), false)
+                     FROM pg_stat_replication WHERE application_name = 'kept'";
+        Ok(client.query_one(sql, &[&xmin])?.get(0))
+    })?;
+    let before = footprint(&mut client)?;
+    let after = churn(&mut client, 6, false)?;
+    ensure!(
+        after.truncated == before.truncated,
+        "emptied: {before:?} {after:?}"
+    );
+    ensure!(
+        after.folded > before.folded,
+        "nothing was folded: {before:?} {after:?}"
+    );
+    let mut other = standby.connect_db("kept")?;
+    catch_up(&mut other)?;
+    check(&mut other)?;
+    ensure!(check(&mut snapshot)? == 1);
+    snapshot.commit()?;
+    churn(&mut client, 100, true)?;
+    Ok(())
+}
+
+#[test]
+fn standby_refuses_increments_and_compaction() -> Result<()> {
+    let standby = standby("refuses", "off", "30s")?;
+    let mut client = create_database(primary(), "refuses")?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    let mut reader = standby.connect()?;
+    catch_up(&mut reader)?;
+    let mut reader = standby.connect_db("refuses")?;
+    for sql in [
+        "SELECT counter_incr('x')",
+        "SELECT counter_decr('x', 2)",
+        "SELECT counterx.compact()",
+        "BEGIN; SELECT counter_incr('x'); COMMIT",
+    ] {
+        refused(
+            reader.batch_execute(sql),
+            &SqlState::READ_ONLY_SQL_TRANSACTION,
+        )?;
+        reader.batch_execute("ROLLBACK")?;
+    }
+    reader.batch_execute("SELECT * FROM counterx.lanes; SELECT * FROM counterx.workers")?;
+    check(&mut reader)?;
+    Ok(())
+}
+
+#[test]
+fn promoted_standby_is_exact_and_goes_on_counting_and_folding() -> Result<()> {
+    let mut standby = standby("promoted", "off", "30s")?;
+    let mut client = create_database(primary(), "promoted")?;
+    client.batch_execute("SELECT bump('first', 1)")?;
+    catch_up(&mut standby.connect()?)?;
+    let config = standby.config("promoted");
+    // Cut off in mid-load: the counters of what has arrived are those of the oracle that has.
+    let load = Load {
+        transactions: 200,
+        two_phase: true,
+        ..Load::default()
+    };
+    under_watch(&primary().config("promoted"), &load, |control| {
+        control.wait_for_share(0.5)?;
+        standby.promote()?;
+        check_database(&config)?;
+        Ok(())
+    })?;
+    let mut client = standby.connect_db("promoted")?;
+    check(&mut client)?;
+    let before = footprint(&mut client)?;
+    // The old primary's names of prepared transactions may be taken.
+    let load = Load {
+        transactions: 200,
+        two_phase: true,
+        seed: load.seed + 1,
+        ..load
+    };
+    under_watch(&config, &load, |_| Ok(()))?;
+    client.batch_execute("SELECT bump('last', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.folded > before.folded && after.truncated > before.truncated,
+        "{before:?} {after:?}"
+    );
+    Ok(())
+}
