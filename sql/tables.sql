@@ -33,20 +33,20 @@ DECLARE
 BEGIN
     -- gate: epoch * 2 + active log (0 = a, 1 = b). The first epoch is 1.
     FOR lane IN 0 .. 7 LOOP
-        EXECUTE format('CREATE SEQUENCE counterx.gate_%s AS bigint MINVALUE 2 START 2 NO CYCLE', lane);
-        EXECUTE format('COMMENT ON SEQUENCE counterx.gate_%s IS ''current epoch times two, plus one when log b is the active one''', lane);
+        EXECUTE pg_catalog.format('CREATE SEQUENCE counterx.gate_%s AS bigint MINVALUE 2 START 2 NO CYCLE', lane);
+        EXECUTE pg_catalog.format('COMMENT ON SEQUENCE counterx.gate_%s IS ''current epoch times two, plus one when log b is the active one''', lane);
     END LOOP;
     FOR lane IN 0 .. 7 LOOP
-        EXECUTE format('CREATE SEQUENCE counterx.truncated_%s AS bigint MINVALUE 0 START 0 NO CYCLE', lane);
-        EXECUTE format('COMMENT ON SEQUENCE counterx.truncated_%s IS ''highest epoch whose deltas may be gone from the logs''', lane);
+        EXECUTE pg_catalog.format('CREATE SEQUENCE counterx.truncated_%s AS bigint MINVALUE 0 START 0 NO CYCLE', lane);
+        EXECUTE pg_catalog.format('COMMENT ON SEQUENCE counterx.truncated_%s IS ''highest epoch whose deltas may be gone from the logs''', lane);
     END LOOP;
     FOR lane IN 0 .. 7 LOOP
         FOREACH side IN ARRAY ARRAY['a', 'b'] LOOP
             -- Emptied by TRUNCATE alone, so vacuum has nothing to find.
-            EXECUTE format('CREATE TABLE counterx.log_%s_%s (LIKE counterx.log_form INCLUDING STORAGE)
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.log_%s_%s (LIKE counterx.log_form INCLUDING STORAGE)
                 WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane, side);
-            EXECUTE format('CREATE INDEX log_%s_%s_epoch_name ON counterx.log_%s_%s (epoch, name)', lane, side, lane, side);
-            EXECUTE format('COMMENT ON TABLE counterx.log_%s_%s IS ''deltas of lane %s that are not folded yet, or not truncated yet''', lane, side, lane);
+            EXECUTE pg_catalog.format('CREATE INDEX log_%s_%s_epoch_name ON counterx.log_%s_%s (epoch, name)', lane, side, lane, side);
+            EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.log_%s_%s IS ''deltas of lane %s that are not folded yet, or not truncated yet''', lane, side, lane);
         END LOOP;
     END LOOP;
 END
@@ -94,9 +94,9 @@ BEGIN
     FOR holds_state IN
         SELECT c.oid
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = 'counterx'::pg_catalog.regnamespace
-          AND c.relkind IN ('r', 'S')
-          AND c.relname <> 'anchor'
+        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+          AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'S']::pg_catalog."char"[])
+          AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
         ORDER BY c.oid
     LOOP
         PERFORM pg_catalog.pg_extension_config_dump(holds_state, '');

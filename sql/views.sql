@@ -42,6 +42,7 @@ SELECT a.pid,
        CASE
            WHEN a.pid IS NULL THEN 'stopped'
            WHEN a.state OPERATOR(pg_catalog.=) 'active' THEN a.query
+           WHEN a.query OPERATOR(pg_catalog.=) 'paused' THEN 'paused'
            ELSE 'waiting'
        END AS state,
        t.folds,
@@ -76,7 +77,7 @@ LEFT JOIN LATERAL (
 ) e ON true;
 COMMENT ON VIEW counterx.workers IS 'the background worker of this database; one row, with no pid when none is needed or none could start';
 COMMENT ON COLUMN counterx.workers.pid IS 'process id; null when no worker runs';
-COMMENT ON COLUMN counterx.workers.state IS 'stopped, waiting, or what it does at this moment';
+COMMENT ON COLUMN counterx.workers.state IS 'stopped, paused, waiting, or what it does at this moment';
 COMMENT ON COLUMN counterx.workers.folds IS 'folds so far, over all workers that this database had';
 COMMENT ON COLUMN counterx.workers.deltas_folded IS 'deltas folded so far, likewise';
 COMMENT ON COLUMN counterx.workers.last_fold_duration IS 'duration of the last fold';

@@ -1,7 +1,8 @@
 //! Where the extension's relations are, remembered per backend.
 //!
-//! OIDs are looked up once and dropped by the relation cache's callback, so that an increment
-//! costs no look-up, and DROP EXTENSION, here or in another session, is noticed.
+//! OIDs of tables and sequences are looked up once and dropped by the relation cache's callback, so that an increment
+//! costs no look-up, and DROP EXTENSION, here or in another session, is noticed. Indexes are found
+//! through their open table: REINDEX CONCURRENTLY puts another one in an index's place.
 
 use crate::pg::error::{raise, report};
 use counterx_core::gate::Side;
@@ -18,23 +19,14 @@ pub struct LaneRels {
     pub gate: pg_sys::Oid,
     /// The highest epoch whose deltas may be gone, a sequence.
     pub truncated: pg_sys::Oid,
-    logs: [LogRels; 2],
+    logs: [pg_sys::Oid; 2],
 }
 
 impl LaneRels {
     /// One of the two logs.
-    pub fn log(&self, side: Side) -> LogRels {
+    pub fn log(&self, side: Side) -> pg_sys::Oid {
         self.logs[side.index()]
     }
-}
-
-/// A log and its index on (epoch, name).
-#[derive(Clone, Copy)]
-pub struct LogRels {
-    /// The table.
-    pub table: pg_sys::Oid,
-    /// Its index.
-    pub index: pg_sys::Oid,
 }
 
 /// The relations that all lanes share.
@@ -43,12 +35,8 @@ pub struct SharedRels {
     schema: pg_sys::Oid,
     /// Folded values.
     pub total: pg_sys::Oid,
-    /// Its primary key, (name, gen).
-    pub total_pkey: pg_sys::Oid,
     /// How far lanes are folded.
     pub state: pg_sys::Oid,
-    /// Its primary key, (lane, gen).
-    pub state_pkey: pg_sys::Oid,
     /// Deltas of prepared transactions.
     pub late: pg_sys::Oid,
     /// What serializable transactions meet on.
@@ -141,9 +129,7 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
     let found = SharedRels {
         schema,
         total: find("total")?,
-        total_pkey: find("total_pkey")?,
         state: find("state")?,
-        state_pkey: find("state_pkey")?,
         late: find("late")?,
         anchor: find("anchor")?,
     };
@@ -158,16 +144,13 @@ pub fn try_lane(lane: usize) -> Result<LaneRels, Unusable> {
     }
     let schema = try_shared()?.schema;
     let find = |name: String| relation(schema, &name).ok_or(Unusable::NotInstalled);
-    let log = |side: char| -> Result<LogRels, Unusable> {
-        Ok(LogRels {
-            table: find(format!("log_{lane}_{side}"))?,
-            index: find(format!("log_{lane}_{side}_epoch_name"))?,
-        })
-    };
     let found = LaneRels {
         gate: find(format!("gate_{lane}"))?,
         truncated: find(format!("truncated_{lane}"))?,
-        logs: [log('a')?, log('b')?],
+        logs: [
+            find(format!("log_{lane}_a"))?,
+            find(format!("log_{lane}_b"))?,
+        ],
     };
     LANE.with(|lanes| lanes[lane].set(Some(found)));
     Ok(found)
@@ -233,17 +216,9 @@ pub fn register_callbacks() {
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
     let all = oid == pg_sys::InvalidOid;
-    let concerns_shared = SHARED.get().is_some_and(|rels| {
-        all || [
-            rels.total,
-            rels.total_pkey,
-            rels.state,
-            rels.state_pkey,
-            rels.late,
-            rels.anchor,
-        ]
-        .contains(&oid)
-    });
+    let concerns_shared = SHARED
+        .get()
+        .is_some_and(|rels| all || [rels.total, rels.state, rels.late, rels.anchor].contains(&oid));
     if concerns_shared {
         forget();
         return;
@@ -251,12 +226,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
     LANE.with(|lanes| {
         for lane in lanes {
             let concerned = lane.get().is_some_and(|rels| {
-                all || oid == rels.gate
-                    || oid == rels.truncated
-                    || rels
-                        .logs
-                        .iter()
-                        .any(|log| oid == log.table || oid == log.index)
+                all || oid == rels.gate || oid == rels.truncated || rels.logs.contains(&oid)
             });
             if concerned {
                 lane.set(None);

@@ -5,12 +5,13 @@
 
 use crate::catalog::{self, LaneRels};
 use crate::lease;
+use crate::pg::error::{raise, report};
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
 use counterx_core::pending::{PendingMap, Row};
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// Writes all pending rows to the active logs of their lanes. The caller clears the map.
 ///
@@ -123,8 +124,7 @@ impl Inserter {
 struct LogWriter {
     _gate: Relation,
     log: Inserter,
-    index: Relation,
-    index_info: *mut pg_sys::IndexInfo,
+    indexes: Vec<Index>,
     epoch: i64,
 }
 
@@ -133,42 +133,94 @@ impl LogWriter {
         // The order is the whole point: first the lock, then the epoch.
         let gate = open(rels.gate);
         let value = lease::read_gate(&gate);
-        let target = rels.log(value.side);
-        let log = Inserter::open(target.table);
-        let index = open(target.index);
-        // SAFETY: the index is open; the result lives in our memory scope.
-        let index_info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
+        let log = Inserter::open(rels.log(value.side));
+        let oids = log.table.index_oids();
+        let indexes = oids
+            .into_iter()
+            .filter_map(|oid| Index::open(open(oid)))
+            .collect();
         Self {
             _gate: gate,
             log,
-            index,
-            index_info,
+            indexes,
             epoch: value.epoch,
         }
     }
 
     fn insert(&self, row: &Row) {
         let name = NameText::new(row.name);
-        let epoch = pg_sys::Datum::from(self.epoch);
-        let mut tid = self.log.insert([
-            epoch,
+        let values = [
+            pg_sys::Datum::from(self.epoch),
             self.log.now,
             pg_sys::Datum::from(row.delta),
             name.datum(),
-        ]);
-        let mut keys = [epoch, name.datum()];
-        let mut nulls = [false; 2];
-        // SAFETY: the index is on (epoch, name) of this log, and not unique.
+        ];
+        let mut tid = self.log.insert(values);
+        for index in &self.indexes {
+            index.insert(&self.log.table, &values, &mut tid);
+        }
+    }
+}
+
+/// An index of a log. There is one, and a second while REINDEX CONCURRENTLY builds it: that one
+/// has to get what is inserted meanwhile.
+struct Index {
+    index: Relation,
+    info: *mut pg_sys::IndexInfo,
+}
+
+impl Index {
+    /// None: it is not ready for insertions.
+    fn open(index: Relation) -> Option<Self> {
+        // SAFETY: the index is open; the result lives in our memory scope.
+        let info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
+        // SAFETY: just made.
+        let (ready, plain) = unsafe {
+            let info = &*info;
+            let plain = info.ii_Expressions.is_null()
+                && info.ii_Predicate.is_null()
+                && info.ii_ExclusionOps.is_null()
+                && !info.ii_Unique;
+            (info.ii_ReadyForInserts, plain)
+        };
+        if !plain {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    "logs of counterx cannot have unique, partial or expression indexes",
+                )
+                .set_hint("Drop the index that was added to a table of the schema counterx."),
+            );
+        }
+        ready.then_some(Self { index, info })
+    }
+
+    fn insert(
+        &self,
+        log: &Relation,
+        values: &[pg_sys::Datum; 4],
+        tid: &mut pg_sys::ItemPointerData,
+    ) {
+        let mut keys = [pg_sys::Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+        let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+        // SAFETY: a plain index of this log: its columns are some of the row's four, none null.
         unsafe {
+            let columns = (*self.info).ii_NumIndexAttrs as usize;
+            for (key, &column) in keys
+                .iter_mut()
+                .zip(&(&(*self.info).ii_IndexAttrNumbers)[..columns])
+            {
+                *key = values[column as usize - 1];
+            }
             pg_sys::index_insert(
                 self.index.as_ptr(),
                 keys.as_mut_ptr(),
                 nulls.as_mut_ptr(),
-                &mut tid,
-                self.log.table.as_ptr(),
+                tid,
+                log.as_ptr(),
                 pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
                 false,
-                self.index_info,
+                self.info,
             );
         }
     }

@@ -14,7 +14,7 @@
 //!   yet set the gates. The lane is left alone.
 
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
-use crate::lease::{self, Lease};
+use crate::lease::Lease;
 use crate::pg::memory::MemoryScope;
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -79,21 +79,23 @@ pub fn newest_epoch(rels: &LaneRels, side: Side) -> i64 {
         .map_or(0, |row| row.int8(column::log::EPOCH))
 }
 
-/// The number of index entries that wait in a lane's active log, counted up to `limit`.
+/// The number of index entries that wait in a lane's logs, counted up to `limit`. In both: what was
+/// written before the last change of logs may wait still.
 pub fn count_pending_entries(lane: usize, rels: &LaneRels, limit: u64) -> u64 {
     let shared = catalog::shared();
-    let gate = read::open(rels.gate);
     let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
-    let (log, index) = read::open_log(rels, lease::read_gate(&gate).side);
-    if log.blocks() == 0 {
-        return 0;
-    }
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 1) };
-    scan.seek(&[Key::int8_gt(1, folded)]);
     let mut count = 0;
-    while count < limit && scan.next_entry(Direction::Forward) {
-        count += 1;
+    for side in Side::BOTH {
+        let (log, index) = read::open_log(rels, side);
+        if log.blocks() == 0 {
+            continue;
+        }
+        // SAFETY: the snapshot is a static.
+        let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 1) };
+        scan.seek(&[Key::int8_gt(1, folded)]);
+        while count < limit && scan.next_entry(Direction::Forward) {
+            count += 1;
+        }
     }
     count
 }
@@ -222,12 +224,10 @@ struct Totals {
 
 impl Totals {
     fn open(shared: &SharedRels, generation: i64) -> Self {
-        let (Some(table), Some(index)) = (
-            Relation::open_until_commit(shared.total, ROW_EXCLUSIVE),
-            Relation::open_until_commit(shared.total_pkey, ROW_EXCLUSIVE),
-        ) else {
+        let Some(table) = Relation::open_until_commit(shared.total, ROW_EXCLUSIVE) else {
             Unusable::NotInstalled.raise()
         };
+        let index = read::index_of(&table, &column::total::KEY);
         // SAFETY: an ordinary table, open; the snapshot is a static.
         unsafe {
             Self {
@@ -329,12 +329,10 @@ struct State {
 }
 
 fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State)) {
-    let (Some(table), Some(index)) = (
-        Relation::open_until_commit(shared.state, ROW_EXCLUSIVE),
-        Relation::open_until_commit(shared.state_pkey, ROW_EXCLUSIVE),
-    ) else {
+    let Some(table) = Relation::open_until_commit(shared.state, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
+    let index = read::index_of(&table, &column::state::KEY);
     // SAFETY: the snapshot is a static.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);

@@ -254,7 +254,7 @@ impl Totals {
                 _table: table,
             });
         }
-        let index = read::open(shared.total_pkey);
+        let index = read::index_of(&table, &column::total::KEY);
         let keys = usize::from(!matches!(course, Course::Range(_, None)));
         // SAFETY: the caller's promise.
         let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, keys) };

@@ -38,18 +38,21 @@ use std::collections::HashMap;
 pub mod column {
     /// `log_*`: epoch, at, delta, name.
     pub mod log {
+        pub const KEY: [i16; 2] = [1, 4];
         pub const EPOCH: usize = 1;
         pub const DELTA: usize = 3;
         pub const NAME: usize = 4;
     }
     /// `total`: name, gen, value.
     pub mod total {
+        pub const KEY: [i16; 2] = [1, 2];
         pub const NAME: usize = 1;
         pub const GEN: usize = 2;
         pub const VALUE: usize = 3;
     }
     /// `state`: lane, gen, folded_epoch, ...
     pub mod state {
+        pub const KEY: [i16; 2] = [1, 2];
         pub const GEN: usize = 2;
         pub const FOLDED_EPOCH: usize = 3;
     }
@@ -256,8 +259,22 @@ pub fn open(oid: pg_sys::Oid) -> Relation {
 
 /// Opens one of a lane's logs and its index for reading.
 pub fn open_log(rels: &LaneRels, side: Side) -> (Relation, Relation) {
-    let log = rels.log(side);
-    (open(log.table), open(log.index))
+    let log = open(rels.log(side));
+    let index = index_of(&log, &column::log::KEY);
+    (log, index)
+}
+
+/// Opens the index of one of our tables.
+pub fn index_of(table: &Relation, key: &[i16]) -> Relation {
+    table.open_index(key).unwrap_or_else(|| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "an index of the extension counterx is missing or invalid",
+            )
+            .set_hint("Look at the tables of the schema counterx; REINDEX SCHEMA counterx makes invalid indexes valid again."),
+        )
+    })
 }
 
 /// See the module's invariants. Without a name, all counters are locked.
@@ -303,7 +320,7 @@ pub struct LaneState {
 /// Reads a lane's newest state.
 pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) -> LaneState {
     let table = open(shared.state);
-    let index = open(shared.state_pkey);
+    let index = index_of(&table, &column::state::KEY);
     // SAFETY: the caller's snapshot outlives this call.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);
@@ -404,7 +421,7 @@ impl LaneReader {
         snapshot: pg_sys::Snapshot,
     ) -> Option<pg_sys::Datum> {
         let table = open(shared.total);
-        let index = open(shared.total_pkey);
+        let index = index_of(&table, &column::total::KEY);
         // SAFETY: the caller's snapshot outlives this call.
         let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
         scan.seek(&[Key::text_eq(1, name.datum())]);

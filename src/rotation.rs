@@ -19,7 +19,7 @@ use pgrx::pg_sys;
 /// Shall the next publish change to the other log? When this one is full, or so old that its
 /// xids would soon need freezing, and the other one is empty.
 pub fn wants_switch(rels: &LaneRels, gate: Gate) -> bool {
-    let active = read::open(rels.log(gate.side).table);
+    let active = read::open(rels.log(gate.side));
     let full = u64::from(active.blocks()) * u64::from(pg_sys::BLCKSZ) >= settings::log_max_size();
     // SAFETY: reads the next xid to be handed out.
     let next_xid = unsafe { pg_sys::ReadNextTransactionId() };
@@ -27,7 +27,7 @@ pub fn wants_switch(rels: &LaneRels, gate: Gate) -> bool {
         .into_inner()
         .wrapping_sub(active.frozen_xid().into_inner());
     let old = active.blocks() > 0 && age > FREEZE_AGE;
-    (full || old) && read::open(rels.log(gate.side.other()).table).blocks() == 0
+    (full || old) && read::open(rels.log(gate.side.other())).blocks() == 0
 }
 
 /// Well before autovacuum_freeze_max_age (200 million by default) makes autovacuum come for a
@@ -46,7 +46,7 @@ pub struct Drained {
 /// Looks whether the inactive log has rows, all of them folded.
 pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
     let side = gate.side.other();
-    if read::open(rels.log(side).table).blocks() == 0 {
+    if read::open(rels.log(side)).blocks() == 0 {
         return None;
     }
     let newest = newest_epoch(rels, side);
@@ -64,7 +64,7 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
 /// using it. True when it was done.
 pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
     let side = gate.side.other();
-    let table = rels.log(side).table;
+    let table = rels.log(side);
     let Some(log) = Relation::open_if_free(table, ACCESS_EXCLUSIVE) else {
         return false;
     };

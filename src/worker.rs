@@ -312,12 +312,18 @@ impl Worker {
                 .map(|clock| clock.until_due(self.now(), settings::compaction_interval()))
                 .min()
                 .unwrap_or(POLL);
-            let pause = if settings::compaction() {
-                until_due.min(POLL)
+            if settings::compaction() {
+                wait(until_due.min(POLL));
             } else {
-                POLL
-            };
-            wait(pause);
+                // SAFETY: outside of any transaction; what counterx.workers shows.
+                unsafe {
+                    pg_sys::pgstat_report_activity(
+                        pg_sys::BackendState::STATE_IDLE,
+                        c"paused".as_ptr(),
+                    );
+                }
+                wait(POLL);
+            }
         }
     }
 

@@ -50,6 +50,45 @@ impl Relation {
         Some(Self { ptr, unlock })
     }
 
+    /// Opens the valid btree of this table on just these columns, for reading. None: there is none.
+    ///
+    /// The table is locked, so the index stays as long as the table is open, even while REINDEX
+    /// CONCURRENTLY replaces it.
+    pub fn open_index(&self, columns: &[i16]) -> Option<Self> {
+        self.index_oids()
+            .into_iter()
+            .filter_map(Self::open_for_read)
+            .find(|index| index.is_btree_on(columns))
+    }
+
+    /// All indexes of this table, valid or not.
+    pub fn index_oids(&self) -> Vec<pg_sys::Oid> {
+        // SAFETY: the list is a copy, and ours to free.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.as_ptr());
+            let length = if list.is_null() { 0 } else { (*list).length };
+            let oids = (0..length).map(|i| pg_sys::list_nth_oid(list, i)).collect();
+            pg_sys::list_free(list);
+            oids
+        }
+    }
+
+    fn is_btree_on(&self, columns: &[i16]) -> bool {
+        // SAFETY: an open index has its pg_index row, whose indkey has indnatts entries.
+        unsafe {
+            let index = &*(*self.as_ptr()).rd_index;
+            let has_predicate = !pg_sys::heap_attisnull(
+                (*self.as_ptr()).rd_indextuple,
+                pg_sys::Anum_pg_index_indpred as i32,
+                std::ptr::null_mut(),
+            );
+            (*(*self.as_ptr()).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && index.indisvalid
+                && !has_predicate
+                && index.indkey.values.as_slice(index.indnatts as usize) == columns
+        }
+    }
+
     /// The relation cache's entry.
     pub fn as_ptr(&self) -> pg_sys::Relation {
         self.ptr.as_ptr()

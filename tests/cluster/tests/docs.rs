@@ -89,30 +89,27 @@ fn run(cluster: &Cluster, database: &str, blocks: &[Block]) -> Result<Vec<String
         .collect())
 }
 
+/// The name that the documents use where they have to name their database.
+const DATABASE: &str = "shop";
+
 #[test]
 fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
     let cluster = Cluster::builder().name("docs").start()?;
     let mut with_output = 0;
     for file in documents()? {
-        let name = file
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .context("name")?
-            .to_lowercase();
         let blocks = blocks(&fs::read_to_string(&file)?);
         if blocks.is_empty() {
             continue;
         }
-        let database = format!("docs_{name}");
-        cluster.psql("postgres", &format!("CREATE DATABASE {database}"))?;
+        cluster.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
         if !blocks
             .iter()
             .any(|block| block.sql.contains("CREATE EXTENSION counterx"))
         {
-            cluster.psql(&database, "CREATE EXTENSION counterx")?;
+            cluster.psql(DATABASE, "CREATE EXTENSION counterx")?;
         }
         let outputs =
-            run(&cluster, &database, &blocks).with_context(|| file.display().to_string())?;
+            run(&cluster, DATABASE, &blocks).with_context(|| file.display().to_string())?;
         for (block, output) in blocks.iter().zip(&outputs) {
             if let Some(expected) = &block.output {
                 with_output += 1;
@@ -124,6 +121,8 @@ fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
                 );
             }
         }
+        // Its worker may be busy still: it goes by itself.
+        cluster.psql("postgres", &format!("DROP DATABASE {DATABASE}"))?;
     }
     ensure!(
         with_output > 0,

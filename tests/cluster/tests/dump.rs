@@ -4,9 +4,10 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Load, check, compact, create_database, footprint, settle, shared, under_watch,
+    DEADLINE, FOLD_HARD, Load, check, compact, create_database, footprint, settle, shared,
+    under_watch,
 };
-use counterx_harness::{Cluster, run};
+use counterx_harness::{Cluster, poll_until, run};
 use postgres::Client;
 
 fn cluster() -> &'static Cluster {
@@ -101,6 +102,12 @@ fn backlog(db: &str) -> Result<Client> {
     client.batch_execute(&format!(
         "ALTER DATABASE {db} SET counterx.compaction = off"
     ))?;
+    poll_until("the worker to pause", DEADLINE, || {
+        let state: String = client
+            .query_one("SELECT state FROM counterx.workers", &[])?
+            .get(0);
+        Ok(state == "paused")
+    })?;
     let mut client = cluster().connect_db(db)?;
     work(db)?;
     client.batch_execute(&format!(

@@ -13,6 +13,7 @@ fn cluster() -> &'static Cluster {
         Cluster::builder()
             .name("isolation")
             .conf("counterx.compaction_interval", "20ms")
+            .conf("counterx.log_max_size", "64kB")
             .start()
     })
 }
@@ -119,6 +120,58 @@ fn write_skew_on_counters_that_do_not_exist_is_refused() -> Result<()> {
 #[test]
 fn write_skew_with_folds_in_between_is_refused() -> Result<()> {
     skew_is_refused("folded", true, true)
+}
+
+/// The reader's locks on index pages are of no use when the writer writes to a log that the reader
+/// found empty, or that became the active one only after it had looked.
+fn skew_across_a_switch_is_refused(db: &str, switch_between: bool) -> Result<()> {
+    for (number, read) in READS.into_iter().enumerate() {
+        let db = format!("{db}{number}");
+        let mut client = create_database(cluster(), &db)?;
+        client.batch_execute(&format!(
+            "ALTER DATABASE {db} SET counterx.compaction = off"
+        ))?;
+        let names = names_in_lanes(&mut client)?;
+        let (x, y) = (names[3].as_str(), names[6].as_str());
+        // Every log of the active side gets full: the next fold switches to the other one.
+        client
+            .batch_execute("SELECT counter_incr('fill:' || n) FROM generate_series(1, 20000) n")?;
+        let mut folder = cluster().connect_db(&db)?;
+        if !switch_between {
+            compact(&mut folder)?;
+        }
+        let sides = "SELECT (SELECT last_value % 2 FROM counterx.gate_3)
+                            + (SELECT last_value % 2 FROM counterx.gate_6)";
+        let mut times = 0;
+        let committed = skew(&db, read, (x, y), || {
+            times += 1;
+            if times == 1 {
+                let before: i64 = folder.query_one(sides, &[])?.get(0);
+                ensure!(
+                    before == if switch_between { 0 } else { 2 },
+                    "the sides are {before}"
+                );
+                if switch_between {
+                    folder.query_one("SELECT counterx.compact()", &[])?;
+                }
+                let after: i64 = folder.query_one(sides, &[])?.get(0);
+                ensure!(after == 2, "no switch");
+            }
+            Ok(())
+        })?;
+        ensure!(committed == 1, "{committed} of 2 committed: {read}");
+    }
+    Ok(())
+}
+
+#[test]
+fn write_skew_into_logs_that_were_empty_is_refused() -> Result<()> {
+    skew_across_a_switch_is_refused("empty", false)
+}
+
+#[test]
+fn write_skew_with_a_switch_of_logs_in_between_is_refused() -> Result<()> {
+    skew_across_a_switch_is_refused("switched", true)
 }
 
 /// The reader reads after the writer has committed, in an older snapshot: the conflict comes from

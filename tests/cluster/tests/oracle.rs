@@ -14,6 +14,11 @@ fn cluster() -> &'static Cluster {
                 Cluster::builder().name("oracle"),
                 |builder, (name, value)| builder.conf(name, value),
             )
+            // Commits that take their time: a transaction whose rows are written and not visible
+            // yet is what a fold must not pass over.
+            .conf("fsync", "on")
+            .conf("commit_delay", "10000")
+            .conf("commit_siblings", "0")
             .start()
     })
 }

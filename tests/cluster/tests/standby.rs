@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, check, check_database, compact,
-    create_database, footprint, refused, settle, shared, sqlstate, under_watch,
+    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, bad_lines, check, check_database, compact,
+    create_database, footprint, is_lost, refused, settle, shared, sqlstate, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -50,16 +50,24 @@ fn catch_up(standby: &mut Client) -> Result<()> {
 
 /// What a reader on a standby may meet instead of its answer.
 fn is_conflict(error: &anyhow::Error) -> bool {
-    let closed = |error: &postgres::Error| error.is_closed();
     match sqlstate(error) {
         Some(code) => {
             *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
         }
-        // An idle transaction is terminated; its client learns of it with its next query.
-        None => error
-            .chain()
-            .any(|e| e.downcast_ref::<postgres::Error>().is_some_and(closed)),
+        // An idle transaction is terminated; its client learns of it with its next query. That
+        // it was no crash is told by the log, see `nothing_crashed`.
+        None => is_lost(error),
     }
+}
+
+fn nothing_crashed(standby: &Cluster) -> Result<()> {
+    let log = standby.log();
+    let crashes: Vec<_> = bad_lines(&log)
+        .into_iter()
+        .filter(|line| line.contains(" PANIC:") || line.contains("terminated by signal"))
+        .collect();
+    ensure!(crashes.is_empty(), "{crashes:#?}");
+    Ok(())
 }
 
 /// Looks through one snapshot for a while. True if it lasted, false if recovery got in the way.
@@ -129,6 +137,7 @@ fn read_beside_load(db: &str, standby: &Config) -> Result<(u64, u64)> {
 }
 
 fn same_truth_at_last(db: &str, standby: &Cluster) -> Result<()> {
+    nothing_crashed(standby)?;
     let mut client = standby.connect_db(db)?;
     catch_up(&mut client)?;
     // Recovery may still cancel a query that stands in its way.
@@ -203,7 +212,7 @@ fn snapshot_older_than_a_replayed_truncation_is_exact_or_says_40001() -> Result<
     client.batch_execute(
         "ALTER DATABASE oldsnapshot SET counterx.compaction = off; SELECT bump('old', 1)",
     )?;
-    compact(&mut client)?;
+    // Pending when the snapshot is taken: that is what it will miss.
     let mut reader = standby.connect()?;
     catch_up(&mut reader)?;
     let mut reader = standby.connect_db("oldsnapshot")?;
