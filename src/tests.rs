@@ -234,10 +234,8 @@ mod tests {
         let (min, max) = (i128::from(i64::MIN), i128::from(i64::MAX));
         for value in [0, 1, -1, 9999, -10_000, max - 1, max, min + 1, min] {
             // SAFETY: a numeric.
-            assert_eq!(
-                unsafe { number::to_bigint(number::numeric(value)) }.map(i128::from),
-                Some(value)
-            );
+            let fits = unsafe { number::to_bigint(number::numeric(value)) };
+            assert_eq!(fits.map(i128::from), Some(value));
         }
         for value in [max + 1, min - 1, 10 * max, i128::MAX, i128::MIN] {
             // SAFETY: a numeric.

@@ -55,9 +55,8 @@ impl MemorySwitch {
     /// The context is a live one, and so is the current one until the switch back.
     pub unsafe fn to(context: pg_sys::MemoryContext) -> Self {
         // SAFETY: the caller's promise.
-        Self {
-            before: unsafe { pg_sys::MemoryContextSwitchTo(context) },
-        }
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(context) };
+        Self { before }
     }
 }
 
