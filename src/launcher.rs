@@ -141,6 +141,13 @@ pub fn set_stopped(database: pg_sys::Oid) {
     set(database, SlotState::Free);
 }
 
+/// The worker of this database ends without having looked whether there is work left. Cannot fail:
+/// it is called when a process exits.
+pub fn request_again(database: pg_sys::Oid) {
+    set(database, SlotState::Requested);
+    wake(DIRECTORY.share().launcher_latch);
+}
+
 fn set(database: pg_sys::Oid, state: SlotState) {
     let database = database.to_u32();
     if let Some(slot) = DIRECTORY.exclusive().slot_of(database) {

@@ -117,24 +117,42 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     if !take_mark() {
         return;
     }
-    if launcher::is_loaded() {
-        launcher::set_running(database);
-    }
+    set_working(database);
     Worker::new(database).run();
 }
 
-/// With a launcher: the slot is free again, whatever ended the worker.
+/// With a launcher: what becomes of the database's slot, whatever ends the process.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
-    if OWNS_SLOT.get() {
-        launcher::set_stopped(pg_sys::Oid::from(arg.value() as u32));
+    let database = pg_sys::Oid::from(arg.value() as u32);
+    match SLOT.get() {
+        Slot::Starting => launcher::set_stopped(database),
+        // Ended by force. Whoever has counted since then has relied on this worker.
+        Slot::Working => launcher::request_again(database),
+        Slot::NotOurs => {}
     }
 }
 
+/// What the launcher's slot of the database is to this process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// It waits for this process to report for duty.
+    Starting,
+    /// It shows this process.
+    Working,
+    /// Given up, or another worker's.
+    NotOurs,
+}
+
 thread_local! {
-    /// The launcher's slot of the database is this process's to clear: not any more after it was
-    /// given up, and not for a second worker of a database that has one.
-    static OWNS_SLOT: Cell<bool> = const { Cell::new(true) };
+    static SLOT: Cell<Slot> = const { Cell::new(Slot::Starting) };
+}
+
+fn set_working(database: pg_sys::Oid) {
+    if launcher::is_loaded() {
+        launcher::set_running(database);
+        SLOT.set(Slot::Working);
+    }
 }
 
 /// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
@@ -145,7 +163,7 @@ fn take_mark() -> bool {
         }
         wait(Duration::from_millis(50));
     }
-    OWNS_SLOT.set(false);
+    SLOT.set(Slot::NotOurs);
     false
 }
 
@@ -410,7 +428,7 @@ impl Worker {
     fn give_up(&self) {
         if launcher::is_loaded() {
             launcher::set_stopped(self.database);
-            OWNS_SLOT.set(false);
+            SLOT.set(Slot::NotOurs);
         }
         WorkerMark::clear();
     }
@@ -430,10 +448,7 @@ impl Worker {
         if pending == Ok(false) || !take_mark() {
             return true;
         }
-        if launcher::is_loaded() {
-            OWNS_SLOT.set(true);
-            launcher::set_running(self.database);
-        }
+        set_working(self.database);
         self.last_work = self.now();
         false
     }
