@@ -23,7 +23,7 @@ CREATE FOREIGN TABLE counterx.listing (
 COMMENT ON FOREIGN TABLE counterx.listing IS 'what the view counters shows';
 REVOKE ALL ON counterx.listing FROM PUBLIC;
 
-CREATE VIEW counters AS
+CREATE OR REPLACE VIEW counters AS
 SELECT l.name, l.value
 FROM counterx.listing l;
 COMMENT ON VIEW counters IS 'all counters with their exact values for the current snapshot';

@@ -1,12 +1,7 @@
 -- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs and
 -- src/fold.rs know their columns by number: a change here is a change there.
 --
--- The gates come first: DROP EXTENSION locks its members in the order of their creation, and
--- everybody else opens a lane's gate before anything else, so that nobody can deadlock with it.
-
-CREATE SCHEMA counterx;
-COMMENT ON SCHEMA counterx IS 'internals of the extension counterx; the public functions are elsewhere';
-REVOKE ALL ON SCHEMA counterx FROM PUBLIC;
+-- The gates come first, after the view: see sql/schema.sql.
 
 -- The forms of the tables that transactions write to in their last moments, when no snapshot is
 -- set and TOAST must not be needed: names are stored in line. STORAGE PLAIN has to be there before

@@ -39,11 +39,16 @@ mod xact;
 
 ::pgrx::pg_module_magic!(name, version);
 
-extension_sql_file!("../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../sql/schema.sql", name = "schema", bootstrap);
 extension_sql_file!(
     "../sql/counters.sql",
     name = "counters",
-    requires = ["tables"]
+    requires = ["schema"]
+);
+extension_sql_file!(
+    "../sql/tables.sql",
+    name = "tables",
+    requires = ["counters"]
 );
 extension_sql_file!("../sql/views.sql", name = "views", finalize);
 

@@ -203,6 +203,8 @@ impl Course {
     fn next(&mut self, totals: &mut Totals) -> Option<Row> {
         match (self, &mut totals.scan) {
             (Self::Names(names, key), Scan::Index(scan)) => names.find_map(|name| {
+                // There may be many, and none of them exist.
+                pgrx::check_for_interrupts!();
                 **key = NameText::new(&name);
                 scan.seek(&[Key::text_eq(1, key.datum())]);
                 // Newest first: dead versions are older.

@@ -114,8 +114,7 @@ pub fn value_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Option<Value> {
     let mut pending = Sum::default();
     lane.sum_of(&text, &mut pending);
     let total = lane.total_of(&shared, &text, snapshot);
-    let mut own_visible = own_rows_visible(snapshot);
-    scan_late(&shared, own_visible.as_ptr(), |row| {
+    scan_late(&shared, snapshot, |row| {
         if row.text(column::late::NAME) == name {
             pending.add(row.int8(column::late::DELTA));
         }
@@ -165,8 +164,7 @@ pub fn pending_in(range: &NameRange, snapshot: pg_sys::Snapshot) -> HashMap<Box<
             None => lane.for_each(&mut |name, delta| add(name, delta.into())),
         }
     }
-    let mut own_visible = own_rows_visible(snapshot);
-    scan_late(&shared, own_visible.as_ptr(), |row| {
+    scan_late(&shared, snapshot, |row| {
         add(
             row.text(column::late::NAME),
             row.int8(column::late::DELTA).into(),
@@ -297,6 +295,9 @@ fn lock_for_serializable(shared: &SharedRels, snapshot: pg_sys::Snapshot, name: 
 }
 
 /// Late deltas are normally none, and always read in full.
+///
+/// With the plain snapshot, unlike the logs: what an own `compact()` has taken from here within the
+/// running command, it has added to a total that the command does not see either.
 pub fn scan_late(shared: &SharedRels, snapshot: pg_sys::Snapshot, mut visit: impl FnMut(&Row)) {
     let late = open(shared.late);
     if late.blocks() == 0 {
@@ -408,6 +409,7 @@ impl LaneReader {
             let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
             scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound)]);
             while let Some(row) = scan.next(Direction::Forward) {
+                pgrx::check_for_interrupts!();
                 visit(row.text(column::log::NAME), row.int8(column::log::DELTA));
             }
         }
