@@ -1,5 +1,5 @@
--- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs and
--- src/fold.rs know their columns by number: a change here is a change there.
+-- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs,
+-- src/fold.rs and src/token.rs know their columns by number: a change here is a change there.
 --
 -- The gates come first, after the view: see sql/schema.sql.
 
@@ -10,16 +10,27 @@ CREATE TABLE counterx.log_form (
     epoch bigint NOT NULL,
     at timestamptz NOT NULL,
     delta bigint NOT NULL,
-    name text COLLATE "C" NOT NULL
+    name text COLLATE "C" NOT NULL,
+    uses bigint
 );
 ALTER TABLE counterx.log_form ALTER COLUMN name SET STORAGE PLAIN;
 CREATE TABLE counterx.late_form (
     lane integer NOT NULL,
     name text COLLATE "C" NOT NULL,
     delta bigint NOT NULL,
-    at timestamptz NOT NULL
+    at timestamptz NOT NULL,
+    uses bigint
 );
 ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
+CREATE TABLE counterx.token_form (
+    token text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    value bigint,
+    at timestamptz NOT NULL
+);
+ALTER TABLE counterx.token_form ALTER COLUMN token SET STORAGE PLAIN;
+ALTER TABLE counterx.token_form ALTER COLUMN name SET STORAGE PLAIN;
 
 DO $$
 DECLARE
@@ -52,6 +63,7 @@ CREATE TABLE counterx.total (
     name text COLLATE "C" NOT NULL,
     gen bigint NOT NULL,
     value numeric NOT NULL,
+    uses bigint NOT NULL,
     PRIMARY KEY (name, gen)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE counterx.total IS 'folded values; one live row a counter, the one of the highest gen';
@@ -73,7 +85,15 @@ COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 COMMENT ON TABLE counterx.late IS 'deltas of prepared transactions; normally empty';
 
-DROP TABLE counterx.log_form, counterx.late_form;
+-- REPLICA IDENTITY NOTHING: publications ship neither the rows, which are inserted without being
+-- announced to logical decoding, nor their removal.
+CREATE TABLE counterx.token (LIKE counterx.token_form INCLUDING STORAGE);
+CREATE UNIQUE INDEX token_key ON counterx.token (token);
+CREATE INDEX token_at ON counterx.token (at);
+ALTER TABLE counterx.token REPLICA IDENTITY NOTHING;
+COMMENT ON TABLE counterx.token IS 'tokens of counter_incr_once(), and what they were used for';
+
+DROP TABLE counterx.log_form, counterx.late_form, counterx.token_form;
 
 CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';

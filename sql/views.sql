@@ -92,8 +92,42 @@ GRANT USAGE ON SCHEMA counterx TO pg_monitor;
 GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lane_status() TO pg_monitor;
 
+-- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
+-- by other means than counting is nobody's but the owner's, until it is granted.
+REVOKE ALL ON FUNCTION
+    counter_set(text, bigint),
+    counter_reset(text),
+    counter_drop(text),
+    counter_rename(text, text),
+    counter_merge(text, text)
+FROM PUBLIC;
+
+-- What the planner may expect. (The support function of unnest() looks at the length of the array.)
+ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
+ALTER FUNCTION counter_list(text, text, integer) ROWS 100;
+ALTER FUNCTION counter_top(integer, text) ROWS 10;
+ALTER FUNCTION counter_bottom(integer, text) ROWS 10;
+ALTER FUNCTION counterx.lane_status() ROWS 8;
+
 COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; never waits for others';
 COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; never waits for others';
-COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it was never incremented';
+COMMENT ON FUNCTION counter_incr_get(text, bigint) IS 'adds to a counter and returns the value that this transaction now sees; others may get the same one';
+COMMENT ON FUNCTION counter_incr_many(text[], bigint[]) IS 'adds to many counters, the first delta to the first name and so on';
+COMMENT ON FUNCTION counter_incr_many(jsonb) IS 'adds to many counters: an object of names and deltas';
+COMMENT ON FUNCTION counter_incr_once(text, text, bigint) IS 'adds to a counter once for each token; false when that was done before';
+COMMENT ON FUNCTION counter_incr_once_get(text, text, bigint) IS 'adds to a counter once for each token; returns the value seen then, also when that was done before';
+COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
+COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
+COMMENT ON FUNCTION counter_list(text, text, integer) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
+COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
+COMMENT ON FUNCTION counter_top(integer, text) IS 'the counters of the greatest values among those with a prefix; equal values share a rank';
+COMMENT ON FUNCTION counter_bottom(integer, text) IS 'the counters of the least values among those with a prefix; equal values share a rank';
+COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
+COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
+COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
+COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist';
+COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
+COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
+COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';

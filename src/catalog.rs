@@ -41,6 +41,8 @@ pub struct SharedRels {
     pub late: pg_sys::Oid,
     /// What serializable transactions meet on.
     pub anchor: pg_sys::Oid,
+    /// Tokens of idempotent increments.
+    pub token: pg_sys::Oid,
 }
 
 thread_local! {
@@ -132,6 +134,7 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
         state: find("state")?,
         late: find("late")?,
         anchor: find("anchor")?,
+        token: find("token")?,
     };
     SHARED.set(Some(found));
     Ok(found)
@@ -154,6 +157,11 @@ pub fn try_lane(lane: usize) -> Result<LaneRels, Unusable> {
     };
     LANE.with(|lanes| lanes[lane].set(Some(found)));
     Ok(found)
+}
+
+/// Is there a relation of this name in the schema `counterx`?
+pub fn has_relation(name: &str) -> bool {
+    relation(shared().schema, name).is_some()
 }
 
 fn relation(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid> {
@@ -216,9 +224,9 @@ pub fn register_callbacks() {
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
     let all = oid == pg_sys::InvalidOid;
-    let concerns_shared = SHARED
-        .get()
-        .is_some_and(|rels| all || [rels.total, rels.state, rels.late, rels.anchor].contains(&oid));
+    let concerns_shared = SHARED.get().is_some_and(|rels| {
+        all || [rels.total, rels.state, rels.late, rels.anchor, rels.token].contains(&oid)
+    });
     if concerns_shared {
         forget();
         return;

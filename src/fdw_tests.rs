@@ -12,8 +12,8 @@ mod tests {
     /// in a test commits, so that the totals are written by hand.
     fn some_counters() {
         Spi::run(
-            "INSERT INTO counterx.total (name, gen, value)
-             VALUES ('f:a', 1, 10), ('f:b', 1, 20), ('g:a', 1, 30);
+            "INSERT INTO counterx.total (name, gen, value, uses)
+             VALUES ('f:a', 1, 10, 1), ('f:b', 1, 20, 1), ('g:a', 1, 30, 1);
              SELECT counter_incr('f:b', 2), counter_incr('f:c', 3), counter_incr('h', 0)",
         )
         .unwrap();
@@ -269,8 +269,8 @@ mod tests {
     fn joins_look_each_name_up() {
         some_counters();
         Spi::run(
-            "INSERT INTO counterx.total (name, gen, value)
-             SELECT 'many:' || i, 1, i FROM generate_series(1, 20000) i;
+            "INSERT INTO counterx.total (name, gen, value, uses)
+             SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
              CREATE TEMP TABLE things (id int, key text);
              INSERT INTO things VALUES (1, 'f:b'), (2, 'x'), (3, NULL), (4, 'many:77'), (5, 'f:b');
@@ -311,8 +311,8 @@ mod tests {
     #[pg_test]
     fn large_joins_read_all_names() {
         Spi::run(
-            "INSERT INTO counterx.total (name, gen, value)
-             SELECT 'many:' || i, 1, i FROM generate_series(1, 20000) i;
+            "INSERT INTO counterx.total (name, gen, value, uses)
+             SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
              CREATE TEMP TABLE things AS SELECT 'many:' || i AS key FROM generate_series(1, 20000) i;
              ANALYZE things",
@@ -328,8 +328,8 @@ mod tests {
     #[pg_test]
     fn a_name_is_known_to_be_unique() {
         Spi::run(
-            "INSERT INTO counterx.total (name, gen, value)
-             SELECT 'many:' || i, 1, i FROM generate_series(1, 20000) i;
+            "INSERT INTO counterx.total (name, gen, value, uses)
+             SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
              CREATE TEMP TABLE things AS SELECT 'many:' || i AS key FROM generate_series(1, 100) i;
              ANALYZE things",
@@ -361,8 +361,8 @@ mod tests {
     #[pg_test]
     fn values_beyond_a_bigint_are_shown() {
         Spi::run(
-            "INSERT INTO counterx.total (name, gen, value)
-             VALUES ('big', 1, 9223372036854775807), ('small', 1, -1e30);
+            "INSERT INTO counterx.total (name, gen, value, uses)
+             VALUES ('big', 1, 9223372036854775807, 1), ('small', 1, -1e30, 1);
              SELECT counter_incr('big', 9223372036854775807), counter_decr('small', 1)",
         )
         .unwrap();

@@ -5,13 +5,13 @@
 
 use crate::catalog::{self, LaneRels};
 use crate::lease;
-use crate::pg::error::{raise, report};
+use crate::pg::insert::Inserter;
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
 use counterx_core::pending::{PendingMap, Row};
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::pg_sys;
 
 /// Writes all pending rows to the active logs of their lanes. The caller clears the map.
 ///
@@ -42,15 +42,19 @@ pub fn to_late(pending: &PendingMap) {
     let rows = in_order(pending);
     let _scope = scope();
     let anchor = SerializableAnchor::open();
-    let inserter = Inserter::open(catalog::shared().late);
+    let late = inserter(catalog::shared().late);
+    let now = now();
     for row in &rows {
         let name = NameText::new(row.name);
-        inserter.insert([
-            pg_sys::Datum::from(row.hash.lane() as i32),
-            name.datum(),
-            pg_sys::Datum::from(row.delta),
-            inserter.now,
-        ]);
+        let values = [
+            Some((row.hash.lane() as i32).into()),
+            Some(name.datum()),
+            Some(row.delta.into()),
+            Some(now),
+            uses(row),
+        ];
+        // SAFETY: the columns of `late`, see sql/tables.sql.
+        unsafe { late.insert(values) };
     }
     anchor.check_writes(&rows);
 }
@@ -67,162 +71,58 @@ fn scope() -> MemoryScope {
     unsafe { MemoryScope::enter(pg_sys::TopTransactionContext) }
 }
 
-fn open(oid: pg_sys::Oid) -> Relation {
-    match Relation::open_until_commit(oid, ROW_EXCLUSIVE) {
-        Some(relation) => relation,
-        None => {
-            catalog::forget();
-            catalog::Unusable::NotInstalled.raise()
-        }
-    }
+fn not_installed() -> ! {
+    catalog::forget();
+    catalog::Unusable::NotInstalled.raise()
 }
 
-/// Inserts rows into one table. 4 columns are all that our insert-only tables have.
-struct Inserter {
-    table: Relation,
-    command: pg_sys::CommandId,
-    now: pg_sys::Datum,
+fn inserter(table: pg_sys::Oid) -> Inserter {
+    Inserter::open(table).unwrap_or_else(|| not_installed())
 }
 
-impl Inserter {
-    fn open(table: pg_sys::Oid) -> Self {
-        // SAFETY: marks the command as one that writes; reads the clock.
-        unsafe {
-            Self {
-                table: open(table),
-                command: pg_sys::GetCurrentCommandId(true),
-                now: pg_sys::Datum::from(pg_sys::GetCurrentTimestamp()),
-            }
-        }
-    }
+fn now() -> pg_sys::Datum {
+    // SAFETY: reads the clock.
+    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
+}
 
-    fn insert(&self, mut values: [pg_sys::Datum; 4]) -> pg_sys::ItemPointerData {
-        let mut nulls = [false; 4];
-        // SAFETY: the table has these four columns, all NOT NULL; the tuple is ours to free.
-        // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
-        unsafe {
-            let tuple = pg_sys::heap_form_tuple(
-                self.table.tuple_desc(),
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
-            pg_sys::heap_insert(
-                self.table.as_ptr(),
-                tuple,
-                self.command,
-                pg_sys::HEAP_INSERT_NO_LOGICAL as i32,
-                std::ptr::null_mut(),
-            );
-            let tid = (*tuple).t_self;
-            pg_sys::heap_freetuple(tuple);
-            tid
-        }
-    }
+/// The column `uses`: null is one use, what nearly all rows are, and takes no space.
+fn uses(row: &Row) -> Option<pg_sys::Datum> {
+    (row.uses != 1).then(|| row.uses.into())
 }
 
 /// One lane's active log, behind its gate.
 struct LogWriter {
     _gate: Relation,
     log: Inserter,
-    indexes: Vec<Index>,
     epoch: i64,
+    now: pg_sys::Datum,
 }
 
 impl LogWriter {
     fn open(rels: LaneRels) -> Self {
         // The order is the whole point: first the lock, then the epoch.
-        let gate = open(rels.gate);
+        let gate = Relation::open_until_commit(rels.gate, ROW_EXCLUSIVE)
+            .unwrap_or_else(|| not_installed());
         let value = lease::read_gate(&gate);
-        let log = Inserter::open(rels.log(value.side));
-        let oids = log.table.index_oids();
-        let indexes = oids
-            .into_iter()
-            .filter_map(|oid| Index::open(open(oid)))
-            .collect();
         Self {
             _gate: gate,
-            log,
-            indexes,
+            log: inserter(rels.log(value.side)),
             epoch: value.epoch,
+            now: now(),
         }
     }
 
     fn insert(&self, row: &Row) {
         let name = NameText::new(row.name);
         let values = [
-            pg_sys::Datum::from(self.epoch),
-            self.log.now,
-            pg_sys::Datum::from(row.delta),
-            name.datum(),
+            Some(self.epoch.into()),
+            Some(self.now),
+            Some(row.delta.into()),
+            Some(name.datum()),
+            uses(row),
         ];
-        let mut tid = self.log.insert(values);
-        for index in &self.indexes {
-            index.insert(&self.log.table, &values, &mut tid);
-        }
-    }
-}
-
-/// An index of a log. There is one, and a second while REINDEX CONCURRENTLY builds it: that one
-/// has to get what is inserted meanwhile.
-struct Index {
-    index: Relation,
-    info: *mut pg_sys::IndexInfo,
-}
-
-impl Index {
-    /// None: it is not ready for insertions.
-    fn open(index: Relation) -> Option<Self> {
-        // SAFETY: the index is open; the result lives in our memory scope.
-        let info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
-        // SAFETY: just made.
-        let (ready, plain) = unsafe {
-            let info = &*info;
-            let plain = info.ii_Expressions.is_null()
-                && info.ii_Predicate.is_null()
-                && info.ii_ExclusionOps.is_null()
-                && !info.ii_Unique;
-            (info.ii_ReadyForInserts, plain)
-        };
-        if !plain {
-            raise(
-                report(
-                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                    "logs of counterx cannot have unique, partial or expression indexes",
-                )
-                .set_hint("Drop the index that was added to a table of the schema counterx."),
-            );
-        }
-        ready.then_some(Self { index, info })
-    }
-
-    fn insert(
-        &self,
-        log: &Relation,
-        values: &[pg_sys::Datum; 4],
-        tid: &mut pg_sys::ItemPointerData,
-    ) {
-        let mut keys = [pg_sys::Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
-        let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
-        // SAFETY: a plain index of this log: its columns are some of the row's four, none null.
-        unsafe {
-            let columns = (*self.info).ii_NumIndexAttrs as usize;
-            for (key, &column) in keys
-                .iter_mut()
-                .zip(&(&(*self.info).ii_IndexAttrNumbers)[..columns])
-            {
-                *key = values[column as usize - 1];
-            }
-            pg_sys::index_insert(
-                self.index.as_ptr(),
-                keys.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-                tid,
-                log.as_ptr(),
-                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
-                false,
-                self.info,
-            );
-        }
+        // SAFETY: the columns of a log, see sql/tables.sql.
+        unsafe { self.log.insert(values) };
     }
 }
 

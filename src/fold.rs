@@ -22,7 +22,9 @@ use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::read::{self, column};
+use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
+use counterx_core::tally::Tally;
 use pgrx::{IntoDatum, pg_sys};
 use std::collections::BTreeMap;
 
@@ -159,10 +161,7 @@ fn fold_log(
             next_command();
         }
         epoch = Some(row_epoch);
-        totals.add(
-            row.text(column::log::NAME),
-            row.int8(column::log::DELTA).into(),
-        );
+        totals.add(row.text(column::log::NAME), read::log_tally(&row));
         deltas += 1;
         pgrx::check_for_interrupts!();
     }
@@ -184,7 +183,7 @@ fn fold_late(
     if late.blocks() == 0 {
         return 0;
     }
-    let mut sums: BTreeMap<Vec<u8>, i128> = BTreeMap::new();
+    let mut sums: BTreeMap<Vec<u8>, Tally> = BTreeMap::new();
     let mut rows = Vec::new();
     {
         // SAFETY: the snapshot outlives the scan.
@@ -193,7 +192,7 @@ fn fold_late(
             if row.int4(column::late::LANE) == lane as i32 {
                 *sums
                     .entry(row.text(column::late::NAME).to_vec())
-                    .or_default() += i128::from(row.int8(column::late::DELTA));
+                    .or_default() += read::late_tally(&row);
                 rows.push(row.tid());
             }
         }
@@ -219,7 +218,7 @@ struct Totals {
     indexes: pg_sys::CatalogIndexState,
     generation: i64,
     name: Vec<u8>,
-    sum: Option<i128>,
+    sum: Option<Tally>,
 }
 
 impl Totals {
@@ -242,39 +241,44 @@ impl Totals {
         }
     }
 
-    fn add(&mut self, name: &[u8], delta: i128) {
+    fn add(&mut self, name: &[u8], tally: Tally) {
         if self.name != name {
             self.flush();
             self.name.clear();
             self.name.extend_from_slice(name);
         }
-        self.sum = Some(self.sum.unwrap_or(0) + delta);
+        self.sum = Some(self.sum.unwrap_or_default() + tally);
     }
 
-    /// Adds the sum that waits to its counter's total.
+    /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
+    /// counter's does, is removed: having none means the same.
     fn flush(&mut self) {
         let Some(sum) = self.sum.take() else { return };
         let name = NameText::new(&self.name);
         // SAFETY: the scan's own memory is older than the scope.
         let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
         self.scan.seek(&[Key::text_eq(1, name.datum())]);
-        let sum = number::numeric(sum);
-        let (tid, generation, value) = match self.scan.next(Direction::Backward) {
-            Some(row) => {
-                let old = row
-                    .get(column::total::VALUE)
-                    .expect("the column is NOT NULL");
-                // SAFETY: both are numerics.
-                let value = unsafe { number::add(old, sum) };
-                (
-                    Some(row.tid()),
-                    row.int8(column::total::GEN).max(self.generation),
-                    value,
-                )
+        let old = self.scan.next(Direction::Backward);
+        let (mut tid, mut generation, mut tally) = (None, self.generation, sum);
+        if let Some(row) = old {
+            tid = Some(row.tid());
+            generation = generation.max(row.int8(column::total::GEN));
+            tally += totals::tally(&row);
+        }
+        if tally.is_zero() {
+            if let Some(mut tid) = tid {
+                // SAFETY: a visible row, which only the holder of this lane's lease changes.
+                unsafe { pg_sys::simple_heap_delete(self.table.as_ptr(), &mut tid) };
             }
-            None => (None, self.generation, sum),
-        };
-        let values = [name.datum(), generation.into(), value].map(Some);
+            return;
+        }
+        let values = [
+            name.datum(),
+            generation.into(),
+            number::numeric(tally.value),
+            tally.uses.into(),
+        ]
+        .map(Some);
         // SAFETY: the indexes are those of this table.
         unsafe { write_row(&self.table, self.indexes, tid, values) };
     }

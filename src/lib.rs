@@ -7,9 +7,11 @@
 //! | [`api`] | the SQL functions |
 //! | [`xact`] | the running transaction's increments and its callbacks |
 //! | [`flush`] | from memory to the logs, at commit |
-//! | [`read`] | the exact value for a snapshot |
+//! | [`read`], [`totals`] | the exact value for a snapshot |
+//! | [`paging`], [`ranking`], [`value_index`] | many counters at once, by name and by value |
 //! | [`listing`], [`fdw`] | the view `counters` |
 //! | [`lease`] | gates: epochs, who may still write, who may fold |
+//! | [`token`] | what makes an increment happen once |
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
@@ -30,10 +32,15 @@ mod fold;
 mod launcher;
 mod lease;
 mod listing;
+mod paging;
 mod pg;
+mod ranking;
 mod read;
 mod rotation;
 mod settings;
+mod token;
+mod totals;
+mod value_index;
 mod worker;
 mod xact;
 

@@ -1,9 +1,9 @@
 //! Listing counters: every visible one of a set of names once, with its exact value.
 //!
 //! # How it works
-//! First all that is pending of these names is summed up in memory, by [`read::pending_in`]; then
-//! their totals are visited with the same snapshot, and each takes its pending sum along. What is
-//! left in memory at the end are counters that were never folded.
+//! First all that is pending of these names is summed up in memory; then their totals are visited
+//! with the same snapshot, and each takes its pending sum along. What is left in memory at the end
+//! are counters that were never folded. Dropped ones are left out.
 //!
 //! # Invariants
 //! - Pending deltas come first: reading them locks the gates, which everybody does before anything
@@ -17,16 +17,13 @@ use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::NameText;
-use crate::read::{self, column};
-use counterx_core::lane::MAX_NAME_BYTES;
+use crate::read::{self, Lanes, Reader, Sums, column};
+use crate::totals;
+use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
+use counterx_core::tally::Tally;
 use pgrx::pg_sys;
-use std::collections::{HashMap, hash_map};
-
-/// Up to so many names, what is pending is looked up for each. Beyond, it is read once for all.
-const MAX_PENDING_LOOKUPS: usize = 32;
-
-type Sums = HashMap<Box<[u8]>, i128>;
+use std::collections::hash_map;
 
 /// The names to list.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,7 +73,7 @@ pub struct Listing {
     totals: Option<Totals>,
     course: Course,
     pending: Sums,
-    never_folded: Option<hash_map::IntoIter<Box<[u8]>, i128>>,
+    never_folded: Option<hash_map::IntoIter<Box<[u8]>, Tally>>,
 }
 
 impl Listing {
@@ -101,14 +98,19 @@ impl Listing {
 
     /// The next counter. The datums are valid until the next call.
     pub fn next(&mut self) -> Option<Entry> {
-        if let Some(row) = self.next_total() {
+        while let Some(row) = self.next_total() {
+            let pending = self.pending.remove(row.text(column::total::NAME));
+            let pending = pending.unwrap_or_default();
+            if row.int8(column::total::USES) + pending.uses <= 0 {
+                continue;
+            }
             let value = row
                 .get(column::total::VALUE)
                 .expect("the column is NOT NULL");
-            let value = match self.pending.remove(row.text(column::total::NAME)) {
-                None | Some(0) => value,
+            let value = match pending.value {
+                0 => value,
                 // SAFETY: both are numerics.
-                Some(sum) => unsafe { number::add(value, number::numeric(sum)) },
+                sum => unsafe { number::add(value, number::numeric(sum)) },
             };
             let name = row
                 .get(column::total::NAME)
@@ -119,13 +121,13 @@ impl Listing {
         let never_folded = self
             .never_folded
             .get_or_insert_with(|| std::mem::take(pending).into_iter());
-        let (name, sum) = never_folded.next()?;
+        let (name, tally) = never_folded.find(|(_, tally)| tally.exists())?;
         // SAFETY: copies the bytes.
         let text =
             unsafe { pg_sys::cstring_to_text_with_len(name.as_ptr().cast(), name.len() as i32) };
         Some(Entry {
             name: text.into(),
-            value: number::numeric(sum),
+            value: number::numeric(tally.value),
         })
     }
 
@@ -148,28 +150,21 @@ impl Listing {
 
 /// All that is pending of the wanted names.
 fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
-    let names = match wanted {
+    let (reader, sums) = match wanted {
         Wanted::Nothing => return Sums::new(),
-        Wanted::Range(range) => return read::pending_in(range, snapshot),
-        Wanted::Names(names) => names,
+        Wanted::Range(range) => {
+            let reader = Reader::open(Lanes::All, snapshot);
+            let sums = reader.pending_in(range);
+            (reader, sums)
+        }
+        Wanted::Names(names) => {
+            let hashes: Vec<NameHash> = names.iter().map(|name| NameHash::of(name)).collect();
+            let reader = Reader::open(Lanes::Of(&hashes), snapshot);
+            let sums = reader.pending_of(names);
+            (reader, sums)
+        }
     };
-    if names.len() <= MAX_PENDING_LOOKUPS {
-        let look_up = |name: &Vec<u8>| {
-            let mut range = NameRange::all();
-            range.equal_to(name);
-            read::pending_in(&range, snapshot)
-        };
-        return names.iter().flat_map(look_up).collect();
-    }
-    let mut span = NameRange::all();
-    span.at_least(&names[0]);
-    span.at_most(&names[names.len() - 1]);
-    let mut sums = read::pending_in(&span, snapshot);
-    sums.retain(|name, _| {
-        names
-            .binary_search_by(|wanted| (**wanted).cmp(name))
-            .is_ok()
-    });
+    reader.finish();
     sums
 }
 
@@ -179,7 +174,7 @@ enum Course {
     /// One after the other; the key is what the scan was sent to last.
     Names(std::vec::IntoIter<Vec<u8>>, Box<NameText>),
     /// From the key on.
-    Range(NameRange, Option<Box<NameText>>),
+    Range(NameRange, Box<NameText>),
     Everywhere,
 }
 
@@ -190,11 +185,7 @@ impl Course {
             Wanted::Names(names) => Self::Names(names.into_iter(), Box::new(NameText::new(b""))),
             Wanted::Range(range) if range.is_all() => Self::Everywhere,
             Wanted::Range(range) => {
-                // No name is longer than that, so the scan begins a little early at most.
-                let from = range
-                    .from()
-                    .map(|from| &from[..from.len().min(MAX_NAME_BYTES)]);
-                let key = from.map(|from| Box::new(NameText::new(from)));
+                let key = Box::new(NameText::new(totals::first_bytes(&range)));
                 Self::Range(range, key)
             }
         }
@@ -257,13 +248,10 @@ impl Totals {
             });
         }
         let index = read::index_of(&table, &column::total::KEY);
-        let keys = usize::from(!matches!(course, Course::Range(_, None)));
         // SAFETY: the caller's promise.
-        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, keys) };
-        match course {
-            Course::Range(_, Some(from)) => scan.seek(&[Key::text_ge(1, from.datum())]),
-            Course::Range(_, None) => scan.seek(&[]),
-            _ => {}
+        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
+        if let Course::Range(_, from) = course {
+            scan.seek(&[Key::text_ge(1, from.datum())]);
         }
         Some(Self {
             scan: Scan::Index(scan),

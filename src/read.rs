@@ -20,19 +20,21 @@
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::lease;
 use crate::pg::error::{raise, report};
-use crate::pg::number;
 use crate::pg::ports;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
-use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
+use crate::pg::snapshot::{self, OwnRowsVisible};
 use crate::pg::varlena::NameText;
+use crate::totals::{self, TotalsByName};
 use crate::xact;
 use counterx_core::gate::Side;
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::probe::{self, Probes};
+use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 /// Column numbers, as of `sql/tables.sql`.
 pub mod column {
@@ -42,13 +44,17 @@ pub mod column {
         pub const EPOCH: usize = 1;
         pub const DELTA: usize = 3;
         pub const NAME: usize = 4;
+        pub const USES: usize = 5;
     }
-    /// `total`: name, gen, value.
+    /// `total`: name, gen, value, uses.
     pub mod total {
         pub const KEY: [i16; 2] = [1, 2];
         pub const NAME: usize = 1;
         pub const GEN: usize = 2;
         pub const VALUE: usize = 3;
+        pub const USES: usize = 4;
+        /// The value index: greatest value first, then by name.
+        pub const BY_VALUE: [i16; 2] = [3, 1];
     }
     /// `state`: lane, gen, folded_epoch, ...
     pub mod state {
@@ -56,125 +62,195 @@ pub mod column {
         pub const GEN: usize = 2;
         pub const FOLDED_EPOCH: usize = 3;
     }
-    /// `late`: lane, name, delta, at.
+    /// `late`: lane, name, delta, at, uses.
     pub mod late {
         pub const LANE: usize = 1;
         pub const NAME: usize = 2;
         pub const DELTA: usize = 3;
+        pub const USES: usize = 5;
+    }
+    /// `token`: token, name, delta, value, at.
+    pub mod token {
+        pub const KEY: [i16; 1] = [1];
+        pub const BY_AGE: [i16; 1] = [5];
+        pub const NAME: usize = 2;
+        pub const DELTA: usize = 3;
+        pub const VALUE: usize = 4;
+        pub const AT: usize = 5;
     }
 }
 
-/// A counter's value, as the running query sees it.
-pub struct Value {
-    /// The folded part, a numeric in the current memory context.
-    total: Option<pg_sys::Datum>,
-    pending: i128,
+/// What is pending, by name.
+pub type Sums = HashMap<Box<[u8]>, Tally>;
+
+/// What a row of a log says.
+pub fn log_tally(row: &Row) -> Tally {
+    use column::log::{DELTA, USES};
+    Tally::of(row.int8(DELTA), uses(row, USES))
 }
 
-impl Value {
-    /// As a numeric.
-    pub fn numeric(&self) -> pg_sys::Datum {
-        match self.total {
-            None => number::numeric(self.pending),
-            Some(total) if self.pending == 0 => total,
-            // SAFETY: both are numerics.
-            Some(total) => unsafe { number::add(total, number::numeric(self.pending)) },
-        }
-    }
-
-    /// As a bigint, if it fits.
-    pub fn bigint(&self) -> Option<i64> {
-        match self.total {
-            None => i64::try_from(self.pending).ok(),
-            // SAFETY: it is a numeric.
-            Some(_) => unsafe { number::to_bigint(self.numeric()) },
-        }
-    }
+/// What a row of `late` says.
+pub fn late_tally(row: &Row) -> Tally {
+    use column::late::{DELTA, USES};
+    Tally::of(row.int8(DELTA), uses(row, USES))
 }
 
-/// Reads one counter with the running query's snapshot. None: it does not exist.
-pub fn value(name: &[u8]) -> Option<Value> {
-    match snapshot::active() {
-        Some(snapshot) => value_at(name, snapshot),
-        None => {
-            let latest = LatestSnapshot::take();
-            value_at(name, latest.as_ptr())
-        }
-    }
+/// Null is one use.
+fn uses(row: &Row, column: usize) -> i64 {
+    row.get(column).map_or(1, |datum| datum.value() as i64)
+}
+
+/// Reads one counter with the running query's snapshot.
+pub fn tally(name: &[u8]) -> Tally {
+    tally_at(name, snapshot::active_or_latest().as_ptr())
 }
 
 /// Reads one counter with this snapshot, which is active or registered.
-pub fn value_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Option<Value> {
-    refuse_parallel_worker();
-    let hash = NameHash::of(name);
-    let shared = catalog::shared();
-    lock_for_serializable(&shared, snapshot, Some(hash));
-    let lane = LaneReader::open(hash.lane(), catalog::lane(hash.lane()), &shared, snapshot);
-    let text = NameText::new(name);
-    let mut pending = Sum::default();
-    lane.sum_of(&text, &mut pending);
-    let total = lane.total_of(&shared, &text, snapshot);
-    scan_late(&shared, snapshot, |row| {
-        if row.text(column::late::NAME) == name {
-            pending.add(row.int8(column::late::DELTA));
-        }
-    });
-    lane.check_nothing_was_truncated();
-    if let Some(delta) = xact::pending_delta(hash, name) {
-        pending.add(delta);
-    }
-    (total.is_some() || pending.seen).then_some(Value {
-        total,
-        pending: pending.sum,
-    })
+pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
+    let own = xact::pending_tally(NameHash::of(name), name);
+    written_at(name, snapshot) + own.unwrap_or_default()
 }
 
-/// All pending deltas of the names in a range, by name: logs, late deltas and the own
-/// transaction's, seen with this snapshot.
-pub fn pending_in(range: &NameRange, snapshot: pg_sys::Snapshot) -> HashMap<Box<[u8]>, i128> {
-    refuse_parallel_worker();
-    let shared = catalog::shared();
-    let only = range.only_name().map(NameHash::of);
-    lock_for_serializable(&shared, snapshot, only);
-    let lanes: Vec<LaneReader> = (0..LANES)
-        .filter(|&lane| only.is_none_or(|hash| hash.lane() == lane))
-        .map(|lane| LaneReader::open(lane, catalog::lane(lane), &shared, snapshot))
-        .collect();
-    let mut sums: HashMap<Box<[u8]>, i128> = HashMap::new();
-    let mut add = |name: &[u8], delta: i128| {
-        if !range.contains(name) {
-            return;
-        }
-        match sums.get_mut(name) {
-            Some(sum) => *sum += delta,
-            None => {
-                sums.insert(name.into(), delta);
-            }
-        }
-    };
-    for lane in &lanes {
-        match range.only_name() {
-            Some(name) => {
-                let mut sum = Sum::default();
-                lane.sum_of(&NameText::new(name), &mut sum);
-                if sum.seen {
-                    add(name, sum.sum);
-                }
-            }
-            None => lane.for_each(&mut |name, delta| add(name, delta.into())),
-        }
+/// The part of a counter that is not in the running transaction's memory.
+pub fn written_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
+    let hash = NameHash::of(name);
+    let reader = Reader::open(Lanes::Of(&[hash]), snapshot);
+    let mut tally = Tally::default();
+    for lane in &reader.lanes {
+        tally += lane.sum_of(&NameText::new(name));
     }
-    scan_late(&shared, snapshot, |row| {
-        add(
-            row.text(column::late::NAME),
-            row.int8(column::late::DELTA).into(),
-        );
+    tally += reader.totals().get(name);
+    reader.for_each_late(|row| {
+        if row.text(column::late::NAME) == name {
+            tally += late_tally(row);
+        }
     });
-    for lane in &lanes {
-        lane.check_nothing_was_truncated();
+    reader.finish();
+    tally
+}
+
+/// Which counters a [`Reader`] is for.
+pub enum Lanes<'a> {
+    /// Those with these hashes.
+    Of(&'a [NameHash]),
+    /// All.
+    All,
+}
+
+/// The lanes of some counters, open for reading with one snapshot.
+///
+/// Open it before the totals are read: gates are locked before anything else. And
+/// [finish](Self::finish) it when all is read.
+pub struct Reader {
+    shared: SharedRels,
+    snapshot: pg_sys::Snapshot,
+    lanes: Vec<LaneReader>,
+}
+
+/// Of so many names, serializable transactions lock each; beyond, all counters at once.
+const MAX_NAME_LOCKS: usize = 64;
+
+impl Reader {
+    /// Opens the lanes. The snapshot is active or registered.
+    pub fn open(lanes: Lanes, snapshot: pg_sys::Snapshot) -> Self {
+        refuse_parallel_worker();
+        let shared = catalog::shared();
+        let wanted = match lanes {
+            Lanes::All => None,
+            Lanes::Of(hashes) => Some(hashes),
+        };
+        lock_for_serializable(
+            &shared,
+            snapshot,
+            wanted.filter(|hashes| hashes.len() <= MAX_NAME_LOCKS),
+        );
+        let lanes = (0..LANES)
+            .filter(|&lane| wanted.is_none_or(|hashes| hashes.iter().any(|h| h.lane() == lane)))
+            .map(|lane| LaneReader::open(lane, catalog::lane(lane), &shared, snapshot))
+            .collect();
+        Self {
+            shared,
+            snapshot,
+            lanes,
+        }
     }
-    xact::for_each_pending(|name, delta| add(name, delta.into()));
-    sums
+
+    /// The totals, for this reader's snapshot.
+    pub fn totals(&self) -> TotalsByName {
+        // SAFETY: whoever opened the reader keeps the snapshot.
+        unsafe { TotalsByName::open(self.snapshot) }
+    }
+
+    /// All that is pending of the names in a range: logs, late deltas and the own transaction's.
+    pub fn pending_in(&self, range: &NameRange) -> Sums {
+        let mut sums = Sums::new();
+        self.for_each_pending(range, |name, tally| add_to(&mut sums, name, tally));
+        sums
+    }
+
+    /// Visits each pending delta of the names in a range.
+    pub fn for_each_pending(&self, range: &NameRange, mut visit: impl FnMut(&[u8], Tally)) {
+        for lane in &self.lanes {
+            lane.for_each(range, |row| {
+                visit(row.text(column::log::NAME), log_tally(row))
+            });
+        }
+        self.for_each_late(|row| {
+            let name = row.text(column::late::NAME);
+            if range.contains(name) {
+                visit(name, late_tally(row));
+            }
+        });
+        xact::for_each_pending(|name, tally| {
+            if range.contains(name) {
+                visit(name, tally);
+            }
+        });
+    }
+
+    /// All that is pending of these names, which are in ascending order, each once.
+    pub fn pending_of(&self, names: &[Vec<u8>]) -> Sums {
+        let mut sums = Sums::new();
+        let wanted = |name: &[u8]| names.binary_search_by(|known| (**known).cmp(name)).is_ok();
+        for lane in &self.lanes {
+            lane.add_sums_of(names, wanted, &mut sums);
+        }
+        self.for_each_late(|row| {
+            let name = row.text(column::late::NAME);
+            if wanted(name) {
+                add_to(&mut sums, name, late_tally(row));
+            }
+        });
+        xact::for_each_pending(|name, tally| {
+            if wanted(name) {
+                add_to(&mut sums, name, tally);
+            }
+        });
+        sums
+    }
+
+    fn for_each_late(&self, visit: impl FnMut(&Row)) {
+        scan_late(&self.shared, self.snapshot, visit);
+    }
+
+    /// To be called when all is read.
+    ///
+    /// # Errors
+    /// Raises 40001 when something was truncated meanwhile that the snapshot needs.
+    pub fn finish(self) {
+        for lane in &self.lanes {
+            lane.check_nothing_was_truncated();
+        }
+    }
+}
+
+fn add_to(sums: &mut Sums, name: &[u8], tally: Tally) {
+    match sums.get_mut(name) {
+        Some(sum) => *sum += tally,
+        None => {
+            sums.insert(name.into(), tally);
+        }
+    }
 }
 
 /// One lane's figures, for the running query's snapshot.
@@ -197,7 +273,7 @@ pub fn lane_status(lane: usize) -> LaneStatus {
     let shared = catalog::shared();
     let reader = LaneReader::open(lane, catalog::lane(lane), &shared, snapshot);
     let mut deltas = 0;
-    reader.for_each(&mut |_, _| deltas += 1);
+    reader.for_each(&NameRange::all(), |_| deltas += 1);
     scan_late(&shared, snapshot, |row| {
         if row.int4(column::late::LANE) == lane as i32 {
             deltas += 1;
@@ -213,19 +289,6 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         folded: reader.folded,
         deltas,
         log_bytes: i64::from(blocks) * i64::from(pg_sys::BLCKSZ),
-    }
-}
-
-#[derive(Default)]
-struct Sum {
-    sum: i128,
-    seen: bool,
-}
-
-impl Sum {
-    fn add(&mut self, delta: i64) {
-        self.sum += i128::from(delta);
-        self.seen = true;
     }
 }
 
@@ -275,21 +338,25 @@ pub fn index_of(table: &Relation, key: &[i16]) -> Relation {
     })
 }
 
-/// See the module's invariants. Without a name, all counters are locked.
-fn lock_for_serializable(shared: &SharedRels, snapshot: pg_sys::Snapshot, name: Option<NameHash>) {
+/// See the module's invariants. Without names, all counters are locked.
+fn lock_for_serializable(
+    shared: &SharedRels,
+    snapshot: pg_sys::Snapshot,
+    names: Option<&[NameHash]>,
+) {
     if !ports::isolation_is_serializable() {
         return;
     }
     let anchor = open(shared.anchor);
     // SAFETY: the relation is open, the snapshot is the transaction's.
     unsafe {
-        match name {
-            Some(hash) => {
-                let (block, offset) = hash.anchor_address();
-                let tid = ports::item_pointer(block, offset);
-                ports::predicate_lock_tid(anchor.as_ptr(), tid, snapshot);
-            }
-            None => ports::predicate_lock_relation(anchor.as_ptr(), snapshot),
+        let Some(names) = names else {
+            return ports::predicate_lock_relation(anchor.as_ptr(), snapshot);
+        };
+        for hash in names {
+            let (block, offset) = hash.anchor_address();
+            let tid = ports::item_pointer(block, offset);
+            ports::predicate_lock_tid(anchor.as_ptr(), tid, snapshot);
         }
     }
 }
@@ -337,8 +404,12 @@ pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) 
     }
 }
 
+/// A look-up of one name in a lane's logs takes as long as reading about so many deltas in a row.
+const READS_PER_LOOKUP: usize = 16;
+
 /// One lane, through one snapshot.
 struct LaneReader {
+    lane: usize,
     _gate: Relation,
     truncated: Relation,
     logs: [(Relation, Relation); 2],
@@ -353,6 +424,7 @@ impl LaneReader {
         let bound = lease::read_gate(&gate).epoch;
         let folded = lane_state(shared, lane, snapshot).folded;
         Self {
+            lane,
             _gate: gate,
             truncated: open(rels.truncated),
             logs: Side::BOTH.map(|side| open_log(&rels, side)),
@@ -362,8 +434,9 @@ impl LaneReader {
         }
     }
 
-    /// Adds up what is pending of one counter.
-    fn sum_of(&self, name: &NameText, sum: &mut Sum) {
+    /// What is pending of one counter in the logs.
+    fn sum_of(&self, name: &NameText) -> Tally {
+        let mut sum = Tally::default();
         let mut snapshot = self.snapshot.borrow_mut();
         for (log, index) in &self.logs {
             if log.blocks() == 0 {
@@ -371,7 +444,7 @@ impl LaneReader {
             }
             let mut drain = |scan: &mut IndexScan| {
                 while let Some(row) = scan.next(Direction::Forward) {
-                    sum.add(row.int8(column::log::DELTA));
+                    sum += log_tally(&row);
                 }
             };
             match probe::plan(self.folded, self.bound) {
@@ -396,41 +469,93 @@ impl LaneReader {
                 }
             }
         }
+        sum
     }
 
-    /// Visits every pending delta of the lane's logs.
-    fn for_each(&self, visit: &mut impl FnMut(&[u8], i64)) {
+    /// Visits the pending deltas of the lane's logs whose names are in a range.
+    fn for_each(&self, range: &NameRange, mut visit: impl FnMut(&Row)) {
+        let end: ControlFlow<()> = self.try_for_each(range, |row| {
+            visit(row);
+            ControlFlow::Continue(())
+        });
+        debug_assert!(end.is_continue());
+    }
+
+    /// The same, until told to stop.
+    fn try_for_each(
+        &self,
+        range: &NameRange,
+        mut visit: impl FnMut(&Row) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut snapshot = self.snapshot.borrow_mut();
         for (log, index) in &self.logs {
             if log.blocks() == 0 {
                 continue;
             }
-            // SAFETY: the snapshot outlives the scan.
-            let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
-            scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound)]);
-            while let Some(row) = scan.next(Direction::Forward) {
-                pgrx::check_for_interrupts!();
-                visit(row.text(column::log::NAME), row.int8(column::log::DELTA));
+            // False: what follows in this scan is past the range.
+            let mut drain = |scan: &mut IndexScan, in_order: bool| {
+                while let Some(row) = scan.next(Direction::Forward) {
+                    pgrx::check_for_interrupts!();
+                    let name = row.text(column::log::NAME);
+                    if range.contains(name) {
+                        visit(&row)?;
+                    } else if in_order && range.is_past(name) {
+                        break;
+                    }
+                }
+                ControlFlow::Continue(())
+            };
+            match probe::plan(self.folded, self.bound) {
+                Probes::Each(first, last) if !range.is_all() => {
+                    let from = NameText::new(totals::first_bytes(range));
+                    // SAFETY: the snapshot outlives the scan.
+                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
+                    for epoch in first..=last {
+                        scan.seek(&[Key::int8_eq(1, epoch), Key::text_ge(2, from.datum())]);
+                        drain(&mut scan, true)?;
+                    }
+                }
+                _ => {
+                    // SAFETY: as above.
+                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
+                    scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound)]);
+                    drain(&mut scan, false)?;
+                }
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// The folded value, copied to the current memory context.
-    fn total_of(
-        &self,
-        shared: &SharedRels,
-        name: &NameText,
-        snapshot: pg_sys::Snapshot,
-    ) -> Option<pg_sys::Datum> {
-        let table = open(shared.total);
-        let index = index_of(&table, &column::total::KEY);
-        // SAFETY: the caller's snapshot outlives this call.
-        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
-        scan.seek(&[Key::text_eq(1, name.datum())]);
-        let row = scan.next(Direction::Backward)?;
-        let value = row.get(column::total::VALUE)?;
-        // SAFETY: a varlena datum.
-        Some(unsafe { pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(value.cast_mut_ptr())) })
+    /// Adds what is pending in the logs of those of these names that belong to the lane.
+    ///
+    /// Few deltas are all read at once; when there are many more than names, each name is looked up.
+    fn add_sums_of(&self, names: &[Vec<u8>], wanted: impl Fn(&[u8]) -> bool, sums: &mut Sums) {
+        let own = |name: &&Vec<u8>| NameHash::of(name).lane() == self.lane;
+        let mut budget = READS_PER_LOOKUP * names.iter().filter(own).count();
+        let mut found = Sums::new();
+        let complete = self.try_for_each(&NameRange::all(), |row| {
+            let name = row.text(column::log::NAME);
+            if wanted(name) {
+                add_to(&mut found, name, log_tally(row));
+            }
+            match budget.checked_sub(1) {
+                Some(rest) => {
+                    budget = rest;
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Break(()),
+            }
+        });
+        if complete.is_continue() {
+            sums.extend(found);
+            return;
+        }
+        for name in names.iter().filter(own) {
+            let sum = self.sum_of(&NameText::new(name));
+            if !sum.is_zero() {
+                sums.insert(name.as_slice().into(), sum);
+            }
+        }
     }
 
     fn check_nothing_was_truncated(&self) {

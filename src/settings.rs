@@ -13,6 +13,8 @@ static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static COMPACTION: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// A week: longer than any retry of a queue that people look after.
+static TOKEN_TTL: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
 static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 
 /// The longest pause between two folds of a lane that has something pending.
@@ -43,6 +45,11 @@ pub fn compaction() -> bool {
 /// The memory that a transaction's pending map may take, in bytes.
 pub fn pending_work_mem() -> usize {
     PENDING_WORK_MEM.get().unsigned_abs() as usize * 1024
+}
+
+/// So long a token is kept at least.
+pub fn token_ttl() -> Duration {
+    Duration::from_secs(TOKEN_TTL.get().unsigned_abs().into())
 }
 
 /// Defines them all.
@@ -104,6 +111,16 @@ pub fn define() {
         i32::MAX / 1024,
         GucContext::Userset,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.token_ttl",
+        c"Time for which the tokens of counter_incr_once() are kept at least.",
+        c"Older ones are removed by the worker in small batches; from then on they would count as new.",
+        &TOKEN_TTL,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
     );
     // SAFETY: a constant string; from here on misspelt settings of ours are errors.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"counterx".as_ptr()) };

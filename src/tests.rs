@@ -18,14 +18,16 @@ mod tests {
     /// What the running transaction holds in memory.
     fn pending() -> BTreeMap<String, i64> {
         let mut pending = BTreeMap::new();
-        xact::for_each_pending(|name, delta| {
+        xact::for_each_pending(|name, tally| {
+            let delta = i64::try_from(tally.value).unwrap();
             pending.insert(String::from_utf8_lossy(name).into_owned(), delta);
         });
         pending
     }
 
     fn pending_of(name: &str) -> Option<i64> {
-        xact::pending_delta(NameHash::of(name.as_bytes()), name.as_bytes())
+        let tally = xact::pending_tally(NameHash::of(name.as_bytes()), name.as_bytes())?;
+        i64::try_from(tally.value).ok()
     }
 
     fn value_of(name: &str) -> Option<i64> {
@@ -103,12 +105,10 @@ mod tests {
         .unwrap();
         for name in ["zero", "back"] {
             assert_eq!(pending_of(name), Some(0));
-            assert_eq!(
-                read::value(name.as_bytes()).and_then(|value| value.bigint()),
-                Some(0)
-            );
+            let tally = read::tally(name.as_bytes());
+            assert!(tally.exists() && tally.value == 0);
         }
-        assert!(read::value(b"unknown").is_none());
+        assert!(!read::tally(b"unknown").exists());
         assert_eq!(value_of("unknown"), Some(0));
     }
 
@@ -230,20 +230,20 @@ mod tests {
     }
 
     #[pg_test]
-    fn numerics_fit_a_bigint_up_to_its_limits() {
-        let (min, max) = (i128::from(i64::MIN), i128::from(i64::MAX));
-        for value in [0, 1, -1, 9999, -10_000, max - 1, max, min + 1, min] {
-            // SAFETY: a numeric.
-            let fits = unsafe { number::to_bigint(number::numeric(value)) };
-            assert_eq!(fits.map(i128::from), Some(value));
-        }
-        for value in [max + 1, min - 1, 10 * max, i128::MAX, i128::MIN] {
-            // SAFETY: a numeric.
-            assert_eq!(unsafe { number::to_bigint(number::numeric(value)) }, None);
+    fn numerics_are_read_as_the_numbers_they_were_made_of() {
+        let mut values = vec![0, 1, 9999, 10_000, 1_000_000_000_000, i128::from(i64::MAX)];
+        values.extend((0..37).flat_map(|exponent| {
+            let power = 10i128.pow(exponent);
+            [power - 1, power, power + 1, 7 * power]
+        }));
+        for value in values.into_iter().flat_map(|value| [value, -value]) {
+            // SAFETY: a numeric, just made.
+            let read = unsafe { number::total(number::numeric(value)) };
+            assert_eq!(read, value);
         }
         // SAFETY: both are numerics.
-        let sum = unsafe { number::add(number::numeric(max + 1), number::numeric(-1)) };
+        let sum = unsafe { number::add(number::numeric(1 << 70), number::numeric(-1)) };
         // SAFETY: a numeric.
-        assert_eq!(unsafe { number::to_bigint(sum) }, Some(i64::MAX));
+        assert_eq!(unsafe { number::total(sum) }, (1 << 70) - 1);
     }
 }

@@ -20,6 +20,7 @@ use crate::pg::error::log;
 use crate::pg::lock::{self, WorkerMark};
 use crate::pg::ports;
 use crate::settings;
+use crate::token::{self, Batch};
 use counterx_core::lane::LANES;
 use counterx_core::schedule::{LaneClock, POLL};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
@@ -256,7 +257,16 @@ struct Worker {
     database_settings: Option<Option<String>>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
+    tokens: LaneClock,
+    tokens_removed: token::Progress,
 }
+
+/// How often a worker looks for expired tokens, at least.
+const TOKENS_EVERY: Duration = Duration::from_secs(10);
+
+/// So many expired tokens are removed in one transaction: some milliseconds. Between two of them
+/// lanes have their turn.
+const TOKEN_BATCH: usize = 1000;
 
 /// How often a worker looks whether the settings of its database were changed.
 const GLANCE_EVERY: Duration = Duration::from_secs(1);
@@ -282,6 +292,8 @@ impl Worker {
             restoring: Default::default(),
             database_settings: None,
             glances: LaneClock::default(),
+            tokens: LaneClock::default(),
+            tokens_removed: token::Progress::default(),
         }
     }
 
@@ -319,6 +331,10 @@ impl Worker {
                         self.tick(lane);
                     }
                     pgrx::check_for_interrupts!();
+                }
+                let pause = TOKENS_EVERY.min(settings::token_ttl());
+                if self.tokens.due(self.now(), pause) {
+                    self.remove_tokens();
                 }
             }
             if self.now() - self.last_work > settings::worker_idle_timeout() && self.may_end() {
@@ -422,6 +438,26 @@ impl Worker {
             log(format!(
                 "counterx: the error could not be noted in counterx.state: {why}"
             ));
+        }
+    }
+
+    fn remove_tokens(&mut self) {
+        let progress = &mut self.tokens_removed;
+        let removed = transaction(c"removing expired tokens", || {
+            token::remove_expired(TOKEN_BATCH, progress)
+        });
+        let now = self.now();
+        match removed {
+            // It stays due.
+            Ok(Batch::More) => {}
+            Ok(Batch::Done | Batch::Busy) => self.tokens.succeeded(now),
+            Err(message) => {
+                self.tokens.failed(now);
+                self.tokens_removed = token::Progress::default();
+                log(format!(
+                    "counterx: removing expired tokens failed: {message}"
+                ));
+            }
         }
     }
 

@@ -15,7 +15,8 @@ use crate::pg::ports;
 use crate::settings;
 use crate::worker;
 use counterx_core::lane::NameHash;
-use counterx_core::pending::{PendingMap, TOP_LEVEL};
+use counterx_core::pending::{Overflow, PendingMap, TOP_LEVEL};
+use counterx_core::tally::Tally;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -51,16 +52,30 @@ pub fn register_callbacks() {
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint.
 pub fn add(name: &[u8], delta: i64) {
     let hash = NameHash::of(name);
+    change(name, |level, pending| pending.add(level, hash, name, delta));
+}
+
+/// Drops a counter on behalf of the running (sub)transaction; `written` is all there is of it but
+/// for what is pending here.
+///
+/// # Errors
+/// Raises 22003 when the value is out of range for a bigint.
+pub fn drop_counter(name: &[u8], written: Tally) {
+    let hash = NameHash::of(name);
+    change(name, |level, pending| {
+        pending.drop_counter(level, hash, name, written)
+    });
+}
+
+fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Overflow>) {
     let level = ports::xact_nest_level();
     let full = PENDING.with_borrow_mut(|pending| {
-        pending
-            .add(level, hash, name, delta)
-            .map(|()| pending.bytes() > settings::pending_work_mem())
+        how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
     });
     match full {
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => flush_early(level),
-        Err(_) => raise(
+        Err(Overflow) => raise(
             report(
                 PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
                 format!(
@@ -73,16 +88,16 @@ pub fn add(name: &[u8], delta: i64) {
     }
 }
 
-/// What the running transaction has added to a counter and not written yet.
-pub fn pending_delta(hash: NameHash, name: &[u8]) -> Option<i64> {
+/// What the running transaction has changed of a counter and not written yet.
+pub fn pending_tally(hash: NameHash, name: &[u8]) -> Option<Tally> {
     PENDING.with_borrow(|pending| pending.get(hash, name))
 }
 
 /// Calls `visit` with each counter that the running transaction has changed and not written yet.
-pub fn for_each_pending(mut visit: impl FnMut(&[u8], i64)) {
+pub fn for_each_pending(mut visit: impl FnMut(&[u8], Tally)) {
     PENDING.with_borrow(|pending| {
         for row in pending.rows() {
-            visit(row.name, row.delta);
+            visit(row.name, row.tally());
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Heavyweight locks other than those that come with opening a relation.
 
 use super::relation::LockMode;
+use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
 
 /// A transaction as the lock manager names it, before it has an xid.
@@ -50,44 +51,95 @@ pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXa
     }
 }
 
-/// The mark that a database has a worker: a lock of the class that is reserved for user code,
-/// which no SQL function can take.
-pub struct WorkerMark;
+/// What is locked by a lock of the class that is reserved for user code, which no SQL function can
+/// take.
+#[derive(Clone, Copy)]
+enum UserLock {
+    /// There is a worker.
+    Worker,
+    /// A counter's name.
+    Name(NameHash),
+    /// A token.
+    Token(NameHash),
+}
 
 const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 
-impl WorkerMark {
-    fn tag() -> pg_sys::LOCKTAG {
+impl UserLock {
+    fn tag(self) -> pg_sys::LOCKTAG {
+        let (key, class) = match self {
+            Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
+            Self::Name(hash) => (hash.get(), 1),
+            Self::Token(hash) => (hash.get(), 2),
+        };
         pg_sys::LOCKTAG {
             // SAFETY: set once when the backend connected.
             locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-            locktag_field2: u32::from_be_bytes(*b"cntx"),
-            locktag_field3: 0,
-            locktag_field4: 0,
+            locktag_field2: (key >> 32) as u32,
+            locktag_field3: key as u32,
+            locktag_field4: class,
             locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         }
     }
 
+    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    fn acquire(self) {
+        // SAFETY: takes any tag; interruptible, and seen by the deadlock detector.
+        unsafe { pg_sys::LockAcquire(&self.tag(), EXCLUSIVE, false, false) };
+    }
+}
+
+/// The lock of those who change a counter by what its value is.
+pub struct NameLock;
+
+impl NameLock {
+    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    pub fn take(name: NameHash) {
+        UserLock::Name(name).acquire();
+    }
+}
+
+/// The lock of those who look for a token. An error gives it back as well.
+pub struct TokenLock(NameHash);
+
+impl TokenLock {
+    /// Waits for it.
+    pub fn take(token: NameHash) -> Self {
+        UserLock::Token(token).acquire();
+        Self(token)
+    }
+
+    /// Gives it back.
+    pub fn release(self) {
+        // SAFETY: held.
+        unsafe { pg_sys::LockRelease(&UserLock::Token(self.0).tag(), EXCLUSIVE, false) };
+    }
+}
+
+/// The mark that a database has a worker.
+pub struct WorkerMark;
+
+impl WorkerMark {
     /// The worker takes the mark; it keeps it over its transactions. False when somebody has it.
     pub fn try_set() -> bool {
         // SAFETY: a session lock, taken without waiting.
-        let result = unsafe { pg_sys::LockAcquire(&Self::tag(), EXCLUSIVE, true, true) };
+        let result = unsafe { pg_sys::LockAcquire(&UserLock::Worker.tag(), EXCLUSIVE, true, true) };
         result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 
     /// The worker gives the mark back.
     pub fn clear() {
         // SAFETY: only called by the holder.
-        unsafe { pg_sys::LockRelease(&Self::tag(), EXCLUSIVE, true) };
+        unsafe { pg_sys::LockRelease(&UserLock::Worker.tag(), EXCLUSIVE, true) };
     }
 
     /// Does a worker have the mark? Those who ask at the same time do not disturb each other.
     pub fn is_set() -> bool {
         // SAFETY: taken without waiting and given back at once.
         unsafe {
-            let tag = Self::tag();
+            let tag = UserLock::Worker.tag();
             let result = pg_sys::LockAcquire(&tag, SHARE, false, true);
             if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
                 return true;

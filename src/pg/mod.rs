@@ -1,8 +1,11 @@
 //! All contact with the server that is not plain SQL: wrappers that own a server resource and
 //! give it back, and the few things that the bindings lack.
 
+pub mod array;
 pub mod compat;
 pub mod error;
+pub mod insert;
+pub mod json;
 pub mod lock;
 pub mod memory;
 pub mod number;

@@ -127,3 +127,38 @@ pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
 }
+
+/// `HeapTupleHeaderGetXmin()`
+///
+/// # Safety
+/// The header is that of a stored tuple.
+pub unsafe fn heap_tuple_xmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::TransactionId {
+    const FROZEN: u32 = pg_sys::HEAP_XMIN_FROZEN;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if u32::from((*tuple).t_infomask) & FROZEN == FROZEN {
+            pg_sys::FrozenTransactionId
+        } else {
+            (*tuple).t_choice.t_heap.t_xmin
+        }
+    }
+}
+
+/// Is it the xid of the running transaction, or of one of its subtransactions?
+pub fn is_own_xid(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: takes any xid.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
+}
+
+/// Waits for the end of a transaction. Interruptible, and seen by the deadlock detector.
+pub fn wait_for_xact(xid: pg_sys::TransactionId) {
+    // SAFETY: a valid xid that is not our own; without a relation there is no context line.
+    unsafe {
+        pg_sys::XactLockTableWait(
+            xid,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            pg_sys::XLTW_Oper::XLTW_None,
+        );
+    }
+}

@@ -89,6 +89,31 @@ impl Relation {
         }
     }
 
+    /// Is this index's first column descending, and no other?
+    pub fn is_descending_first(&self) -> bool {
+        // SAFETY: an open index has its pg_index row, and an option for each column.
+        unsafe {
+            let columns = usize::from((*(*self.as_ptr()).rd_index).indnkeyatts.unsigned_abs());
+            let options = std::slice::from_raw_parts((*self.as_ptr()).rd_indoption, columns);
+            let descending = |option: &i16| *option as u32 & pg_sys::INDOPTION_DESC != 0;
+            options.iter().position(descending) == Some(0)
+                && options.iter().rposition(descending) == Some(0)
+        }
+    }
+
+    /// May the running transaction use this index? One that was built over row versions that an
+    /// older snapshot sees otherwise has to wait until there is none: as `get_relation_info()` of
+    /// the planner has it.
+    pub fn is_usable_now(&self) -> bool {
+        // SAFETY: an open index has its pg_index row and tuple; reads a variable of the backend.
+        unsafe {
+            !(*(*self.as_ptr()).rd_index).indcheckxmin || {
+                let made_by = ports::heap_tuple_xmin((*(*self.as_ptr()).rd_indextuple).t_data);
+                pg_sys::TransactionIdPrecedes(made_by, pg_sys::TransactionXmin)
+            }
+        }
+    }
+
     /// The relation cache's entry.
     pub fn as_ptr(&self) -> pg_sys::Relation {
         self.ptr.as_ptr()

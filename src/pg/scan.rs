@@ -71,6 +71,25 @@ impl Key {
         )
     }
 
+    /// `timestamptz >= value`, in microseconds since 2000.
+    pub fn timestamptz_ge(column: i16, value: i64) -> Self {
+        Self::new(
+            column,
+            pg_sys::BTGreaterEqualStrategyNumber,
+            pg_sys::F_TIMESTAMPTZ_GE,
+            value.into(),
+        )
+    }
+    /// `timestamptz <= value`, in microseconds since 2000.
+    pub fn timestamptz_le(column: i16, value: i64) -> Self {
+        Self::new(
+            column,
+            pg_sys::BTLessEqualStrategyNumber,
+            pg_sys::F_TIMESTAMPTZ_LE,
+            value.into(),
+        )
+    }
+
     fn new(column: i16, strategy: u32, function: u32, value: pg_sys::Datum) -> Self {
         Self {
             column,

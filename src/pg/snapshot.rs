@@ -10,11 +10,37 @@ pub fn active() -> Option<pg_sys::Snapshot> {
     unsafe { pg_sys::ActiveSnapshotSet().then(|| pg_sys::GetActiveSnapshot()) }
 }
 
+/// The running query's snapshot, or a new one where there is none.
+pub enum CurrentSnapshot {
+    /// That of the query.
+    Active(pg_sys::Snapshot),
+    /// A new one.
+    Latest(LatestSnapshot),
+}
+
+/// See [`CurrentSnapshot`].
+pub fn active_or_latest() -> CurrentSnapshot {
+    active().map_or_else(
+        || CurrentSnapshot::Latest(LatestSnapshot::take()),
+        CurrentSnapshot::Active,
+    )
+}
+
+impl CurrentSnapshot {
+    /// For scans, as long as this lives.
+    pub fn as_ptr(&self) -> pg_sys::Snapshot {
+        match self {
+            Self::Active(snapshot) => *snapshot,
+            Self::Latest(latest) => latest.as_ptr(),
+        }
+    }
+}
+
 /// A new snapshot that is the active one as long as this lives.
 pub struct LatestSnapshot(pg_sys::Snapshot);
 
 impl LatestSnapshot {
-    /// Takes it now. Not for transactions that are bound to one snapshot.
+    /// Takes it now. A transaction that is bound to one snapshot sees others' later work by it.
     pub fn take() -> Self {
         // SAFETY: we are in a transaction; the active stack holds a reference until the drop.
         unsafe {
@@ -72,4 +98,30 @@ pub fn self_snapshot() -> pg_sys::Snapshot {
 /// Every row version there is.
 pub fn any_snapshot() -> pg_sys::Snapshot {
     &raw mut pg_sys::SnapshotAnyData
+}
+
+/// Shows rows of transactions that are under way, and says whose they are: `SnapshotDirty`.
+pub struct DirtySnapshot(Box<pg_sys::SnapshotData>);
+
+impl DirtySnapshot {
+    /// Makes one.
+    pub fn new() -> Self {
+        Self(Box::new(pg_sys::SnapshotData {
+            snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
+            ..Default::default()
+        }))
+    }
+
+    /// For scans.
+    pub fn as_ptr(&mut self) -> pg_sys::Snapshot {
+        &mut *self.0
+    }
+
+    /// The transaction, not this one and not over, that has inserted or deletes the row that a scan
+    /// stands on.
+    pub fn in_progress(&self) -> Option<pg_sys::TransactionId> {
+        [self.0.xmin, self.0.xmax]
+            .into_iter()
+            .find(|&xid| xid != pg_sys::InvalidTransactionId)
+    }
 }

@@ -1,5 +1,6 @@
 //! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
-//! ([`pending`]), how names spread over lanes ([`lane`]), what a gate's value means ([`gate`]),
+//! ([`pending`]), when a counter exists ([`tally`]), how names spread over lanes ([`lane`]) and make
+//! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
@@ -9,4 +10,6 @@ pub mod lane;
 pub mod names;
 pub mod pending;
 pub mod probe;
+pub mod rank;
 pub mod schedule;
+pub mod tally;

@@ -15,6 +15,7 @@
 //!   error would be fatal to the server.
 
 use crate::lane::NameHash;
+use crate::tally::Tally;
 use hashbrown::HashTable;
 
 /// The net delta of a counter would leave the range of a bigint.
@@ -24,7 +25,20 @@ pub struct Overflow;
 #[derive(Clone, Copy, Debug, Default)]
 struct Content {
     delta: i64,
-    present: bool,
+    /// The counter was incremented, since it was dropped if it was.
+    used: bool,
+    /// The uses that a drop takes back.
+    dropped: i64,
+}
+
+impl Content {
+    fn is_present(&self) -> bool {
+        self.used || self.dropped != 0
+    }
+
+    fn uses(&self) -> i64 {
+        i64::from(self.used) - self.dropped
+    }
 }
 
 #[derive(Debug)]
@@ -58,6 +72,15 @@ pub struct Row<'a> {
     pub name: &'a [u8],
     /// Its net change. Zero is a row too: the counter exists from its first increment on.
     pub delta: i64,
+    /// Its net change of uses: 1 as a rule, less when the counter was dropped.
+    pub uses: i64,
+}
+
+impl Row<'_> {
+    /// Both changes.
+    pub fn tally(&self) -> Tally {
+        Tally::of(self.delta, self.uses)
+    }
 }
 
 /// See the module's documentation.
@@ -101,44 +124,86 @@ impl PendingMap {
         delta: i64,
     ) -> Result<(), Overflow> {
         let at = self.find(hash, name);
-        let sum = match at {
-            Some(at) => self.entries[at]
-                .content
-                .delta
-                .checked_add(delta)
-                .ok_or(Overflow)?,
-            None => delta,
+        let before = at.map_or_else(Content::default, |at| self.entries[at].content);
+        let after = Content {
+            delta: before.delta.checked_add(delta).ok_or(Overflow)?,
+            used: true,
+            ..before
         };
-        self.mark(level);
-        let at = at.unwrap_or_else(|| self.push_entry(hash, name));
-        self.note(at);
-        let entry = &mut self.entries[at];
-        if !entry.content.present {
-            self.present += 1;
-            self.bytes += Self::cost(entry);
-        }
-        entry.content = Content {
-            delta: sum,
-            present: true,
-        };
+        self.put(level, hash, name, at, after);
         Ok(())
     }
 
-    /// The net delta of a counter, if this transaction has changed it.
-    pub fn get(&self, hash: NameHash, name: &[u8]) -> Option<i64> {
+    /// Drops a counter on behalf of the subtransaction at nesting level `level`: forgets what is
+    /// pending of it, and takes back `written`, which is all that stands elsewhere.
+    ///
+    /// # Errors
+    /// [`Overflow`] when that is more than one delta can take back; then nothing has changed.
+    pub fn drop_counter(
+        &mut self,
+        level: u32,
+        hash: NameHash,
+        name: &[u8],
+        written: Tally,
+    ) -> Result<(), Overflow> {
+        let after = Content {
+            delta: i64::try_from(-written.value).map_err(|_| Overflow)?,
+            used: false,
+            dropped: written.uses,
+        };
+        let at = self.find(hash, name);
+        self.put(level, hash, name, at, after);
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        level: u32,
+        hash: NameHash,
+        name: &[u8],
+        at: Option<usize>,
+        content: Content,
+    ) {
+        self.mark(level);
+        let at = at.unwrap_or_else(|| self.push_entry(hash, name));
+        self.note(at);
+        self.set_content(at, content);
+    }
+
+    fn set_content(&mut self, at: usize, content: Content) {
+        let entry = &mut self.entries[at];
+        match (entry.content.is_present(), content.is_present()) {
+            (true, false) => {
+                self.present -= 1;
+                self.bytes -= Self::cost(entry);
+            }
+            (false, true) => {
+                self.present += 1;
+                self.bytes += Self::cost(entry);
+            }
+            _ => {}
+        }
+        entry.content = content;
+    }
+
+    /// What this transaction has changed of a counter, if it has.
+    pub fn get(&self, hash: NameHash, name: &[u8]) -> Option<Tally> {
         let content = self.entries[self.find(hash, name)?].content;
-        content.present.then_some(content.delta)
+        content
+            .is_present()
+            .then(|| Tally::of(content.delta, content.uses()))
     }
 
     /// All that is pending, in no particular order.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.entries
             .iter()
-            .filter(|entry| entry.content.present)
+            .filter(|entry| entry.content.is_present())
             .map(|entry| Row {
                 hash: entry.hash,
                 name: &entry.name,
                 delta: entry.content.delta,
+                uses: entry.content.uses(),
             })
     }
 
@@ -152,7 +217,7 @@ impl PendingMap {
         }
         self.mark(level);
         for at in 0..self.entries.len() {
-            if self.entries[at].content.present {
+            if self.entries[at].content.is_present() {
                 self.note(at);
                 self.entries[at].content = Content::default();
             }
@@ -214,20 +279,9 @@ impl PendingMap {
         {
             while self.notes.len() > top.notes_from {
                 let Some(note) = self.notes.pop() else { break };
-                let entry = &mut self.entries[note.entry as usize];
-                match (entry.content.present, note.content.present) {
-                    (true, false) => {
-                        self.present -= 1;
-                        self.bytes -= Self::cost(entry);
-                    }
-                    (false, true) => {
-                        self.present += 1;
-                        self.bytes += Self::cost(entry);
-                    }
-                    _ => {}
-                }
-                entry.content = note.content;
-                entry.saved_at = note.saved_at;
+                let at = note.entry as usize;
+                self.set_content(at, note.content);
+                self.entries[at].saved_at = note.saved_at;
             }
             self.markers.pop();
         }
@@ -309,7 +363,7 @@ impl PendingMap {
     fn forget_entries_without_past(&mut self) {
         let mut keep = vec![false; self.entries.len()];
         for note in &self.notes {
-            keep[note.entry as usize] |= note.content.present;
+            keep[note.entry as usize] |= note.content.is_present();
         }
         let mut moved_to = Vec::with_capacity(self.entries.len());
         let mut next = 0u32;
@@ -367,8 +421,24 @@ mod tests {
 
     #[derive(Clone, Default)]
     struct Level {
-        pending: BTreeMap<u8, i128>,
-        written: BTreeMap<u8, i128>,
+        pending: BTreeMap<u8, Pending>,
+        written: BTreeMap<u8, Tally>,
+    }
+
+    #[derive(Clone, Copy, Default)]
+    struct Pending {
+        delta: i128,
+        used: bool,
+        dropped: i64,
+    }
+
+    impl Pending {
+        fn tally(self) -> Tally {
+            Tally {
+                value: self.delta,
+                uses: i64::from(self.used) - self.dropped,
+            }
+        }
     }
 
     impl Model {
@@ -377,45 +447,80 @@ mod tests {
                 levels: vec![Level::default()],
             }
         }
+        fn top(&mut self) -> &mut Level {
+            self.levels.last_mut().unwrap()
+        }
         fn add(&mut self, name: u8, delta: i64) -> bool {
-            let top = self.levels.last_mut().unwrap();
-            let sum = top.pending.get(&name).copied().unwrap_or(0) + i128::from(delta);
-            if i64::try_from(sum).is_err() {
-                return false;
+            let pending = self.top().pending.entry(name).or_default();
+            let sum = pending.delta + i128::from(delta);
+            let fits = i64::try_from(sum).is_ok();
+            if fits {
+                pending.delta = sum;
+                pending.used = true;
+            } else if !pending.used && pending.dropped == 0 {
+                self.top().pending.remove(&name);
             }
-            top.pending.insert(name, sum);
-            true
+            fits
+        }
+        fn drop_counter(&mut self, name: u8, written: Tally) {
+            self.top().pending.insert(
+                name,
+                Pending {
+                    delta: -written.value,
+                    used: false,
+                    dropped: written.uses,
+                },
+            );
+            if written.uses == 0 {
+                self.top().pending.remove(&name);
+            }
         }
         fn begin(&mut self) {
             self.levels.push(self.levels.last().unwrap().clone());
         }
         fn release(&mut self) {
             let top = self.levels.pop().unwrap();
-            *self.levels.last_mut().unwrap() = top;
+            *self.top() = top;
         }
         fn abort(&mut self) {
             self.levels.pop();
         }
         fn write(&mut self) {
-            let top = self.levels.last_mut().unwrap();
-            for (name, delta) in std::mem::take(&mut top.pending) {
-                *top.written.entry(name).or_default() += delta;
+            let top = self.top();
+            for (name, pending) in std::mem::take(&mut top.pending) {
+                *top.written.entry(name).or_default() += pending.tally();
             }
+        }
+        fn pending(&self) -> BTreeMap<u8, Tally> {
+            let top = self.levels.last().unwrap();
+            let tallies = top.pending.iter();
+            tallies.map(|(&name, p)| (name, p.tally())).collect()
         }
     }
 
     #[derive(Clone, Debug)]
     enum Step {
         Add(u8, i64),
+        /// Of a counter of which others have written so much.
+        Drop(u8, Tally),
         Begin,
         Release,
         Abort,
         Write,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn written() -> impl Strategy<Value = Tally> {
         prop_oneof![
-            8 => (0u8..6, prop_oneof![-3i64..=3, Just(i64::MAX), Just(i64::MIN)]).prop_map(|(n, d)| Step::Add(n, d)),
+            Just(Tally::default()),
+            (-9i128..9, 1i64..9).prop_map(|(value, uses)| Tally { value, uses }),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let delta = prop_oneof![-3i64..=3, Just(i64::MAX), Just(i64::MIN)];
+        prop_oneof![
+            8 => (0u8..6, delta).prop_map(|(name, delta)| Step::Add(name, delta)),
+            2 => (0u8..6, written()).prop_map(|(name, written)| Step::Drop(name, written)),
             3 => Just(Step::Begin),
             2 => Just(Step::Release),
             2 => Just(Step::Abort),
@@ -423,10 +528,8 @@ mod tests {
         ]
     }
 
-    fn rows(map: &PendingMap) -> BTreeMap<u8, i128> {
-        map.rows()
-            .map(|row| (row.name[0], i128::from(row.delta)))
-            .collect()
+    fn rows(map: &PendingMap) -> BTreeMap<u8, Tally> {
+        map.rows().map(|row| (row.name[0], row.tally())).collect()
     }
 
     proptest! {
@@ -436,7 +539,7 @@ mod tests {
             let mut model = Model::new();
             let mut map = PendingMap::default();
             // What stands in the log, by the level that wrote it: the server's part of the job.
-            let mut written: Vec<BTreeMap<u8, i128>> = vec![BTreeMap::new()];
+            let mut log: Vec<BTreeMap<u8, Tally>> = vec![BTreeMap::new()];
             for step in steps {
                 let level = model.levels.len() as u32;
                 match step {
@@ -445,43 +548,77 @@ mod tests {
                         let added = map.add(level, NameHash::of(&[name]), &[name], delta);
                         prop_assert_eq!(added.is_ok(), fits);
                     }
+                    Step::Drop(name, others) => {
+                        let own = log.last().unwrap().get(&name).copied().unwrap_or_default();
+                        let written = own + others;
+                        // The server sees a value only of counters that exist.
+                        if written.uses > 0 || written.is_zero() {
+                            let dropped = map.drop_counter(level, NameHash::of(&[name]), &[name], written);
+                            let fits = i64::try_from(-written.value).is_ok();
+                            prop_assert_eq!(dropped.is_ok(), fits);
+                            if fits {
+                                model.drop_counter(name, written);
+                            }
+                        }
+                    }
                     Step::Begin => {
                         model.begin();
-                        written.push(written.last().unwrap().clone());
+                        log.push(log.last().unwrap().clone());
                     }
                     Step::Release if level > 1 => {
                         map.release_subxact(level);
                         model.release();
-                        let top = written.pop().unwrap();
-                        *written.last_mut().unwrap() = top;
+                        let top = log.pop().unwrap();
+                        *log.last_mut().unwrap() = top;
                     }
                     Step::Abort if level > 1 => {
                         map.abort_subxact(level);
                         model.abort();
-                        written.pop();
+                        log.pop();
                     }
                     Step::Write => {
-                        for (name, delta) in rows(&map) {
-                            *written.last_mut().unwrap().entry(name).or_default() += delta;
+                        for (name, tally) in rows(&map) {
+                            *log.last_mut().unwrap().entry(name).or_default() += tally;
                         }
                         map.clear_written(level);
                         model.write();
                     }
                     Step::Release | Step::Abort => {}
                 }
-                let top = model.levels.last().unwrap();
-                prop_assert_eq!(&rows(&map), &top.pending);
-                prop_assert_eq!(written.last().unwrap(), &top.written);
-                prop_assert_eq!(map.is_empty(), top.pending.is_empty());
+                let pending = model.pending();
+                prop_assert_eq!(&rows(&map), &pending);
+                prop_assert_eq!(log.last().unwrap(), &model.top().written);
+                prop_assert_eq!(map.is_empty(), pending.is_empty());
                 for name in 0u8..6 {
-                    let got = map.get(NameHash::of(&[name]), &[name]).map(i128::from);
-                    prop_assert_eq!(got, top.pending.get(&name).copied());
+                    let got = map.get(NameHash::of(&[name]), &[name]);
+                    prop_assert_eq!(got, pending.get(&name).copied());
                 }
-                if top.pending.is_empty() {
+                if pending.is_empty() {
                     prop_assert_eq!(map.bytes(), 0);
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_drop_takes_back_what_is_written_and_forgets_what_is_not() {
+        let mut map = PendingMap::default();
+        let hash = NameHash::of(b"n");
+        map.add(1, hash, b"n", 7).unwrap();
+        map.drop_counter(1, hash, b"n", Tally { value: 5, uses: 2 })
+            .unwrap();
+        assert_eq!(
+            map.get(hash, b"n"),
+            Some(Tally {
+                value: -5,
+                uses: -2
+            })
+        );
+        map.add(1, hash, b"n", 3).unwrap();
+        map.add(1, hash, b"n", 3).unwrap();
+        assert_eq!(map.get(hash, b"n"), Some(Tally { value: 1, uses: -1 }));
+        map.drop_counter(1, hash, b"n", Tally::default()).unwrap();
+        assert!(map.is_empty());
     }
 
     #[test]
@@ -492,7 +629,7 @@ mod tests {
             map.add(1, hash, b"hot", 1).unwrap();
         }
         assert_eq!(map.rows().count(), 1);
-        assert_eq!(map.get(hash, b"hot"), Some(1_000_000));
+        assert_eq!(map.get(hash, b"hot"), Some(Tally::of(1_000_000, 1)));
     }
 
     #[test]
@@ -501,7 +638,7 @@ mod tests {
         let hash = NameHash::of(b"n");
         map.add(1, hash, b"n", i64::MAX).unwrap();
         assert_eq!(map.add(2, hash, b"n", 1), Err(Overflow));
-        assert_eq!(map.get(hash, b"n"), Some(i64::MAX));
+        assert_eq!(map.get(hash, b"n"), Some(Tally::of(i64::MAX, 1)));
     }
 
     #[test]
@@ -531,7 +668,10 @@ mod tests {
         }
         assert_eq!(map.entries.len(), 1);
         map.abort_subxact(2);
-        assert_eq!(map.get(NameHash::of(b"parent"), b"parent"), Some(7));
+        assert_eq!(
+            map.get(NameHash::of(b"parent"), b"parent"),
+            Some(Tally::of(7, 1))
+        );
     }
 
     #[test]

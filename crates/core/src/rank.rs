@@ -1,0 +1,196 @@
+//! The first of many counters by value: a bounded heap of candidates.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// From which end to rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The greatest values; equal ones by name, ascending.
+    Top,
+    /// The exact reverse: the least values; equal ones by name, descending.
+    Bottom,
+}
+
+impl End {
+    /// `Less`: `a` comes before `b`.
+    fn order(self, a: (i128, &[u8]), b: (i128, &[u8])) -> Ordering {
+        let top = b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1));
+        match self {
+            Self::Top => top,
+            Self::Bottom => top.reverse(),
+        }
+    }
+}
+
+/// A counter among the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// 1 for the first; counters of equal value share theirs, and leave a gap behind.
+    pub rank: i64,
+    /// Its name.
+    pub name: Box<[u8]>,
+    /// Its value.
+    pub value: i128,
+}
+
+struct Candidate {
+    end: End,
+    value: i128,
+    name: Box<[u8]>,
+}
+
+impl Candidate {
+    fn key(&self) -> (i128, &[u8]) {
+        (self.value, &self.name)
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Candidate {}
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.end.order(self.key(), other.key())
+    }
+}
+
+/// The first `wanted` of all counters that were offered.
+pub struct Best {
+    end: End,
+    wanted: usize,
+    /// The last one on top.
+    heap: BinaryHeap<Candidate>,
+}
+
+impl Best {
+    /// None so far.
+    pub fn new(end: End, wanted: usize) -> Self {
+        Self {
+            end,
+            wanted,
+            heap: BinaryHeap::new(),
+        }
+    }
+
+    /// Would a counter with this name and value be among the first so far?
+    pub fn takes(&self, name: &[u8], value: i128) -> bool {
+        if self.heap.len() < self.wanted {
+            return true;
+        }
+        self.heap
+            .peek()
+            .is_some_and(|last| self.end.order((value, name), last.key()).is_lt())
+    }
+
+    /// Could a counter be among the first, of which only is known that its value is this one or one
+    /// that ranks after it?
+    pub fn takes_value(&self, value: i128) -> bool {
+        if self.heap.len() < self.wanted {
+            return true;
+        }
+        self.heap.peek().is_some_and(|last| match self.end {
+            End::Top => value >= last.value,
+            End::Bottom => value <= last.value,
+        })
+    }
+
+    /// Takes a counter in if it is among the first. Each name may be offered once.
+    pub fn offer(&mut self, name: &[u8], value: i128) {
+        if !self.takes(name, value) {
+            return;
+        }
+        self.heap.push(Candidate {
+            end: self.end,
+            value,
+            name: name.into(),
+        });
+        if self.heap.len() > self.wanted {
+            self.heap.pop();
+        }
+    }
+
+    /// The first, in order.
+    pub fn into_ranked(self) -> Vec<Ranked> {
+        let mut rank = 0;
+        let mut before = None;
+        let in_order = self.heap.into_sorted_vec().into_iter().zip(1..);
+        in_order
+            .map(|(candidate, place)| {
+                if before.replace(candidate.value) != Some(candidate.value) {
+                    rank = place;
+                }
+                Ranked {
+                    rank,
+                    name: candidate.name,
+                    value: candidate.value,
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn is_the_head_of_all_sorted(
+            counters in proptest::collection::btree_map("[a-c]{1,3}", -4i128..4, 0..40),
+            wanted in 0usize..12,
+            bottom: bool,
+        ) {
+            let end = if bottom { End::Bottom } else { End::Top };
+            let mut best = Best::new(end, wanted);
+            for (name, &value) in &counters {
+                best.offer(name.as_bytes(), value);
+            }
+            prop_assert_eq!(best.into_ranked(), naive(&counters, wanted, bottom));
+        }
+    }
+
+    fn naive(counters: &BTreeMap<String, i128>, wanted: usize, bottom: bool) -> Vec<Ranked> {
+        let mut all: Vec<(&String, i128)> = counters.iter().map(|(n, &v)| (n, v)).collect();
+        // Names come ascending, and the sort is stable.
+        all.sort_by_key(|&(_, value)| -value);
+        if bottom {
+            all.reverse();
+        }
+        let ranked = all.iter().map(|&(name, value)| Ranked {
+            rank: 1 + all
+                .iter()
+                .filter(|other| {
+                    if bottom {
+                        other.1 < value
+                    } else {
+                        other.1 > value
+                    }
+                })
+                .count() as i64,
+            name: name.as_bytes().into(),
+            value,
+        });
+        ranked.take(wanted).collect()
+    }
+
+    #[test]
+    fn what_takes_a_value_takes_some_name_with_it() {
+        let mut best = Best::new(End::Top, 1);
+        best.offer(b"b", 5);
+        assert!(best.takes_value(5) && best.takes(b"a", 5) && !best.takes(b"c", 5));
+        assert!(!best.takes_value(4));
+        best.offer(b"a", 5);
+        assert_eq!(&*best.into_ranked()[0].name, b"a");
+    }
+}

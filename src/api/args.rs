@@ -1,0 +1,331 @@
+//! Arguments, as they come from SQL, and their checks.
+
+use crate::pg::array;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::json::{self, Member};
+use counterx_core::lane::MAX_NAME_BYTES;
+use counterx_core::names::NameRange;
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::Datum;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::{IntoDatum, PgSqlErrorCode, pg_sys};
+use std::marker::PhantomData;
+
+/// A text: its bytes, in the database's encoding.
+pub struct Text<'a>(pub &'a [u8]);
+
+// SAFETY: the SQL type is text, and the datum is read as such.
+unsafe impl SqlTranslatable for Text<'_> {
+    const TYPE_IDENT: &'static str = "counterx::Text";
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("TEXT"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("TEXT")));
+}
+
+// SAFETY: detoasting yields a plain text, which lives as long as the function's memory context.
+unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: the argument is a text and not null, by the contract of the trait.
+        Self(unsafe { arg.unbox_arg_using_from_datum::<&[u8]>() }.unwrap_or_default())
+    }
+}
+
+/// A name in a result.
+pub struct NameOut(pub Box<[u8]>);
+
+// SAFETY: the SQL type is text, and the datum made is one.
+unsafe impl SqlTranslatable for NameOut {
+    const TYPE_IDENT: &'static str = "counterx::NameOut";
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("TEXT"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("TEXT")));
+}
+
+impl IntoDatum for NameOut {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        // SAFETY: copies the bytes.
+        let text = unsafe {
+            pg_sys::cstring_to_text_with_len(self.0.as_ptr().cast(), self.0.len() as i32)
+        };
+        Some(text.into())
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
+// SAFETY: returns the datum that IntoDatum makes.
+unsafe impl BoxRet for NameOut {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: a text, as the function is declared to return.
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
+    }
+}
+
+/// An argument that is taken as the server hands it over.
+macro_rules! raw_argument {
+    ($(#[$doc:meta])* $name:ident, $sql:literal) => {
+        $(#[$doc])*
+        pub struct $name<'a>(pg_sys::Datum, PhantomData<&'a ()>);
+
+        // SAFETY: the SQL type is this one, and the datum is read as such.
+        unsafe impl SqlTranslatable for $name<'_> {
+            const TYPE_IDENT: &'static str = concat!("counterx::", stringify!($name));
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> =
+                Ok(SqlMappingRef::literal($sql));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
+        }
+
+        // SAFETY: keeps the datum, which lives as long as the call.
+        unsafe impl<'fcx> ArgAbi<'fcx> for $name<'fcx> {
+            unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+                // SAFETY: takes any datum.
+                let datum = unsafe { arg.unbox_arg_using_from_datum::<pg_sys::Datum>() };
+                Self(datum.unwrap_or_else(|| null("argument")), PhantomData)
+            }
+        }
+    };
+}
+raw_argument!(
+    /// `text[]`
+    TextArray,
+    "TEXT[]"
+);
+raw_argument!(
+    /// `bigint[]`
+    BigintArray,
+    "BIGINT[]"
+);
+raw_argument!(
+    /// `jsonb`
+    Jsonb,
+    "JSONB"
+);
+
+fn null(what: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("{what} must not be null"),
+        )
+        .set_hint("Skip the call, or use COALESCE to give a value."),
+    )
+}
+
+fn invalid(message: impl Into<String>) -> ErrorReport {
+    report(
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        message.into(),
+    )
+}
+
+/// A NOT NULL argument.
+///
+/// # Errors
+/// Raises 22004 for NULL.
+pub fn required<T>(what: &str, value: Option<T>) -> T {
+    value.unwrap_or_else(|| null(what))
+}
+
+/// The bytes of a valid counter name.
+///
+/// # Errors
+/// Raises 22004 for NULL, 22023 for an empty or too long one.
+pub fn name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
+    valid_length("counter name", required("counter name", name).0)
+}
+
+/// The bytes of a valid token.
+///
+/// # Errors
+/// As of [`name`].
+pub fn token<'a>(token: Option<Text<'a>>) -> &'a [u8] {
+    valid_length("token", required("token", token).0)
+}
+
+fn valid_length<'a>(what: &str, text: &'a [u8]) -> &'a [u8] {
+    if text.is_empty() {
+        raise(
+            invalid(format!("{what} must not be empty"))
+                .set_hint(format!("A {what} has 1 to {MAX_NAME_BYTES} bytes.")),
+        );
+    }
+    if text.len() > MAX_NAME_BYTES {
+        raise(
+            invalid(format!("{what} is too long"))
+                .set_detail(format!(
+                    "The {what} has {} bytes, the maximum is {MAX_NAME_BYTES}. It begins with {}.",
+                    text.len(),
+                    quoted(&text[..32])
+                ))
+                .set_hint(format!("Use a shorter {what}, or a hash of it.")),
+        );
+    }
+    text
+}
+
+/// # Errors
+/// Raises 22004 for NULL.
+pub fn delta(delta: Option<i64>) -> i64 {
+    delta.unwrap_or_else(|| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                "counter delta must not be null",
+            )
+            .set_hint("Use COALESCE(delta, 0) to count nothing."),
+        )
+    })
+}
+
+/// The names that begin with a prefix.
+///
+/// # Errors
+/// Raises 22004 for NULL: a missing prefix must not select everything by accident.
+pub fn prefix(prefix: Option<Text>) -> NameRange {
+    let Some(Text(prefix)) = prefix else {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                "prefix must not be null",
+            )
+            .set_hint("Use '' for all counters."),
+        )
+    };
+    let mut range = NameRange::all();
+    if !prefix.is_empty() {
+        range.starting_with(prefix);
+    }
+    range
+}
+
+/// How many rows are wanted.
+///
+/// # Errors
+/// Raises 22004 for NULL, 2201W for a negative number.
+pub fn row_count(what: &str, count: Option<i32>) -> usize {
+    let count = required(what, count);
+    usize::try_from(count).unwrap_or_else(|_| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_ROW_COUNT_IN_LIMIT_CLAUSE,
+                format!("{what} must not be negative"),
+            )
+            .set_hint("Ask for 0 rows or more."),
+        )
+    })
+}
+
+/// Valid names, in the order given.
+///
+/// # Errors
+/// Raises 22004 for NULLs, 2202E for an array of several dimensions, 22023 for what is no name.
+pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
+    // SAFETY: a text[] argument.
+    let elements = unsafe { array::texts::<'a>(required("array of counter names", array).0) };
+    elements
+        .unwrap_or_else(|dimensions| raise_dimensions("counter names", dimensions))
+        .into_iter()
+        .map(|element| name(element.map(Text)))
+        .collect()
+}
+
+/// Deltas, in the order given.
+///
+/// # Errors
+/// Raises 22004 for NULLs, 2202E for an array of several dimensions.
+pub fn deltas(array: Option<BigintArray>) -> Vec<i64> {
+    // SAFETY: a bigint[] argument.
+    let elements = unsafe { array::bigints(required("array of counter deltas", array).0) };
+    elements
+        .unwrap_or_else(|dimensions| raise_dimensions("counter deltas", dimensions))
+        .into_iter()
+        .map(delta)
+        .collect()
+}
+
+/// The members of an object of names and deltas.
+///
+/// # Errors
+/// Raises 22004 for NULL, 22023 for what is no object of whole numbers, 22003 for a number that is
+/// out of range; each names the key.
+pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
+    let mut members = Vec::new();
+    let mut add = |key: &[u8], member: Member| {
+        let number = match member {
+            Member::Whole(number) => number,
+            Member::Other(kind) => raise(
+                invalid(format!(
+                    "delta of counter {} must be a whole number",
+                    quoted(key)
+                ))
+                .set_detail(format!("It is {kind}."))
+                .set_hint("Give an object of names and numbers, such as {\"a\": 1, \"b\": -2}."),
+            ),
+        };
+        let delta = i64::try_from(number).unwrap_or_else(|_| {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+                    format!(
+                        "delta of counter {} is out of range for type bigint",
+                        quoted(key)
+                    ),
+                )
+                .set_hint("Split it into several increments, in transactions of their own."),
+            )
+        });
+        members.push((name(Some(Text(key))).to_vec(), delta));
+    };
+    // SAFETY: a jsonb argument.
+    let found = unsafe { json::for_each_member(required("object of deltas", object).0, &mut add) };
+    if let Err(kind) = found {
+        raise(
+            invalid("deltas must be a JSON object")
+                .set_detail(format!("It is {kind}."))
+                .set_hint("Give an object of names and numbers, such as {\"a\": 1, \"b\": -2}."),
+        );
+    }
+    members
+}
+
+fn raise_dimensions(what: &str, dimensions: i32) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_ARRAY_ELEMENT_ERROR,
+            format!("array of {what} must have one dimension"),
+        )
+        .set_detail(format!("It has {dimensions}."))
+        .set_hint("Use ARRAY['a', 'b'], or unnest the array and aggregate it again."),
+    )
+}
+
+/// A value as a bigint.
+///
+/// # Errors
+/// Raises 22003 when it does not fit.
+pub fn bigint(name: &[u8], value: i128) -> i64 {
+    i64::try_from(value).unwrap_or_else(|_| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+                format!(
+                    "value of counter {} is out of range for type bigint",
+                    quoted(name)
+                ),
+            )
+            .set_hint("The view counters shows it as numeric."),
+        )
+    })
+}

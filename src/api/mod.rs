@@ -1,0 +1,19 @@
+//! What users call: the SQL functions, by what they are for.
+//!
+//! | module | functions |
+//! |---|---|
+//! | [`increment`] | `counter_incr` and its relatives |
+//! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
+//! | [`change`] | set, reset, drop, rename, merge |
+//! | [`once`] | increments with a token |
+//! | [`admin`] | the schema `counterx`: compact, the value index |
+//! | [`args`] | what they take: names, arrays, limits |
+//!
+//! No function is STRICT: a NULL that reaches one is a mistake, and says so.
+
+pub mod admin;
+mod args;
+mod change;
+mod increment;
+mod look;
+mod once;

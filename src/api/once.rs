@@ -1,0 +1,49 @@
+//! Idempotent increments.
+
+use super::args::{self, Text};
+use crate::pg::error::{quoted, raise, report};
+use crate::read;
+use crate::token::{self, Claim};
+use crate::xact;
+use pgrx::PgSqlErrorCode;
+use pgrx::prelude::*;
+
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
+fn counter_incr_once(
+    token: Option<Text>,
+    name: Option<Text>,
+    delta: default!(Option<i64>, 1),
+) -> bool {
+    xact::check_may_write(c"counter_incr_once()");
+    let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
+    let claim = token::claim(token, name, delta, || {
+        xact::add(name, delta);
+        None
+    });
+    matches!(claim, Claim::Taken(_))
+}
+
+#[pg_extern(volatile, parallel_unsafe, cost = 300)]
+fn counter_incr_once_get(
+    token: Option<Text>,
+    name: Option<Text>,
+    delta: default!(Option<i64>, 1),
+) -> i64 {
+    xact::check_may_write(c"counter_incr_once_get()");
+    let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
+    let claim = token::claim(token, name, delta, || {
+        xact::add(name, delta);
+        Some(args::bigint(name, read::tally(name).value))
+    });
+    let (Claim::Taken(value) | Claim::Replay(value)) = claim;
+    value.unwrap_or_else(|| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("token {} has no value to return", quoted(token)),
+            )
+            .set_detail("It was used by counter_incr_once(), which keeps none.")
+            .set_hint("Use the same function for all calls with a token."),
+        )
+    })
+}

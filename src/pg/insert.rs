@@ -1,0 +1,135 @@
+//! Inserting rows without the executor: into the heap, and into each index.
+
+use super::error::{raise, report};
+use super::relation::{ROW_EXCLUSIVE, Relation};
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+/// A table, open for insertions to the end of the transaction.
+///
+/// For tables whose indexes are plain btrees: no expressions, predicates or exclusion constraints.
+pub struct Inserter {
+    table: Relation,
+    indexes: Vec<Index>,
+    command: pg_sys::CommandId,
+}
+
+impl Inserter {
+    /// Opens the table and its indexes. None: it does not exist.
+    ///
+    /// # Errors
+    /// Raises 0A000 when somebody has given the table an index of another kind.
+    pub fn open(table: pg_sys::Oid) -> Option<Self> {
+        let table = Relation::open_until_commit(table, ROW_EXCLUSIVE)?;
+        let indexes = table
+            .index_oids()
+            .into_iter()
+            .filter_map(|oid| Relation::open_until_commit(oid, ROW_EXCLUSIVE))
+            .filter_map(Index::open)
+            .collect();
+        Some(Self {
+            table,
+            indexes,
+            // SAFETY: marks the command as one that writes.
+            command: unsafe { pg_sys::GetCurrentCommandId(true) },
+        })
+    }
+
+    /// Inserts a row. Publications do not ship it.
+    ///
+    /// # Safety
+    /// The table has these columns, and no TOAST table that the values would need.
+    pub unsafe fn insert<const N: usize>(&self, values: [Option<pg_sys::Datum>; N]) {
+        let mut nulls = values.map(|value| value.is_none());
+        let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+        // SAFETY: the caller's promise; the tuple is ours to free.
+        // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
+        let mut tid = unsafe {
+            let tuple = pg_sys::heap_form_tuple(
+                self.table.tuple_desc(),
+                datums.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            pg_sys::heap_insert(
+                self.table.as_ptr(),
+                tuple,
+                self.command,
+                pg_sys::HEAP_INSERT_NO_LOGICAL as i32,
+                std::ptr::null_mut(),
+            );
+            let tid = (*tuple).t_self;
+            pg_sys::heap_freetuple(tuple);
+            tid
+        };
+        for index in &self.indexes {
+            index.insert(&self.table, &datums, &nulls, &mut tid);
+        }
+    }
+}
+
+/// An index of the table; there is one more while REINDEX CONCURRENTLY builds it: that one has to
+/// get what is inserted meanwhile.
+struct Index {
+    index: Relation,
+    info: *mut pg_sys::IndexInfo,
+}
+
+impl Index {
+    /// None: it is not ready for insertions.
+    fn open(index: Relation) -> Option<Self> {
+        // SAFETY: the index is open; the result lives in the current memory context.
+        let info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
+        // SAFETY: just made.
+        let (ready, plain) = unsafe {
+            let info = &*info;
+            let plain = info.ii_Expressions.is_null()
+                && info.ii_Predicate.is_null()
+                && info.ii_ExclusionOps.is_null();
+            (info.ii_ReadyForInserts, plain)
+        };
+        if !plain {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    "tables of counterx cannot have partial, expression or exclusion indexes",
+                )
+                .set_hint("Drop the index that was added to a table of the schema counterx."),
+            );
+        }
+        ready.then_some(Self { index, info })
+    }
+
+    fn insert<const N: usize>(
+        &self,
+        table: &Relation,
+        values: &[pg_sys::Datum; N],
+        nulls: &[bool; N],
+        tid: &mut pg_sys::ItemPointerData,
+    ) {
+        let mut keys = [pg_sys::Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+        let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+        // SAFETY: a plain index of this table: its columns are some of the row's.
+        unsafe {
+            let info = &*self.info;
+            let columns = &(&info.ii_IndexAttrNumbers)[..info.ii_NumIndexAttrs as usize];
+            for (at, &column) in columns.iter().enumerate() {
+                keys[at] = values[column as usize - 1];
+                key_nulls[at] = nulls[column as usize - 1];
+            }
+            let unique = if info.ii_Unique {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
+            } else {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+            };
+            pg_sys::index_insert(
+                self.index.as_ptr(),
+                keys.as_mut_ptr(),
+                key_nulls.as_mut_ptr(),
+                tid,
+                table.as_ptr(),
+                unique,
+                false,
+                self.info,
+            );
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Tokens: what makes an increment happen once, however often it is asked for.
+//!
+//! # How it works
+//! A token is a row, inserted when it is first used, in the transaction that uses it: it commits or
+//! rolls back with the increment. Who comes with the same token looks for the row as the server does
+//! for a unique index: with a snapshot that shows rows of transactions under way, whose end is then
+//! waited for. A lock on the token's hash makes "look, then insert" one step; it is given back at
+//! once, as the row itself is found from then on. So a transaction may use any number of tokens.
+//!
+//! # Invariants
+//! - A token's row is there for `counterx.token_ttl` at least. While it is there, it counts: an
+//!   expired one that was not removed yet is a replay still.
+//! - What is found is the latest state, not the transaction's snapshot: an increment that another
+//!   transaction has made is not made again because this one cannot see it yet. Only a SERIALIZABLE
+//!   transaction is told to retry then, since no order of the two would explain what it sees.
+//! - Rows are removed by whoever holds ShareUpdateExclusiveLock on the table, and by nobody else.
+
+use crate::catalog::{self, Unusable};
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::insert::Inserter;
+use crate::pg::lock::TokenLock;
+use crate::pg::memory::MemoryScope;
+use crate::pg::ports;
+use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::scan::{Direction, IndexScan, Key, Row};
+use crate::pg::snapshot::{self, DirtySnapshot, LatestSnapshot};
+use crate::pg::varlena::NameText;
+use crate::read::{self, column};
+use crate::settings;
+use counterx_core::lane::NameHash;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+/// What became of a claim.
+pub enum Claim {
+    /// The token was new; what the caller's function returned is kept with it.
+    Taken(Option<i64>),
+    /// It was used before, for the same; with what was kept then.
+    Replay(Option<i64>),
+}
+
+/// Claims a token for an increment. If it is new, `act` makes the increment.
+///
+/// # Errors
+/// Raises 22023 when the token was used for another increment, 40001 in a serializable transaction
+/// that cannot see that it was used, 40P01 when two transactions wait for each other's tokens.
+pub fn claim(token: &[u8], name: &[u8], delta: i64, act: impl FnOnce() -> Option<i64>) -> Claim {
+    // Gates are locked before any other relation: see lease.rs.
+    let gate = catalog::lane(NameHash::of(name).lane()).gate;
+    let _gate = Relation::open_until_commit(gate, ACCESS_SHARE);
+    loop {
+        let lock = TokenLock::take(NameHash::of(token));
+        let busy = match find(token) {
+            Found::Nothing => {
+                let value = act();
+                insert(token, name, delta, value);
+                lock.release();
+                return Claim::Taken(value);
+            }
+            Found::Used(used) => {
+                lock.release();
+                used.check(token, name, delta);
+                return Claim::Replay(used.value);
+            }
+            Found::Busy(xid) => xid,
+        };
+        lock.release();
+        ports::wait_for_xact(busy);
+    }
+}
+
+enum Found {
+    Nothing,
+    /// A transaction that is not over inserts or removes it.
+    Busy(pg_sys::TransactionId),
+    Used(Used),
+}
+
+struct Used {
+    name: Vec<u8>,
+    delta: i64,
+    value: Option<i64>,
+    visible: bool,
+}
+
+impl Used {
+    fn read(row: &Row, visible: bool) -> Self {
+        Self {
+            name: row.text(column::token::NAME).to_vec(),
+            delta: row.int8(column::token::DELTA),
+            value: row
+                .get(column::token::VALUE)
+                .map(|datum| datum.value() as i64),
+            visible,
+        }
+    }
+
+    fn check(&self, token: &[u8], name: &[u8], delta: i64) {
+        if !self.visible {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    format!(
+                        "could not serialize access due to concurrent use of token {}",
+                        quoted(token)
+                    ),
+                )
+                .set_hint("Retry the transaction."),
+            );
+        }
+        if self.name != name || self.delta != delta {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!("token {} was used for another increment", quoted(token)),
+                )
+                .set_detail(format!(
+                    "It was used to add {} to counter {}, and now to add {delta} to counter {}.",
+                    self.delta,
+                    quoted(&self.name),
+                    quoted(name)
+                ))
+                .set_hint(
+                    "Use a new token for each increment, and the same one only to repeat it.",
+                ),
+            );
+        }
+    }
+}
+
+fn find(token: &[u8]) -> Found {
+    let table = read::open(catalog::shared().token);
+    let index = read::index_of(&table, &column::token::KEY);
+    let text = NameText::new(token);
+    let mut dirty = DirtySnapshot::new();
+    // SAFETY: the snapshot outlives the scan.
+    let mut scan = unsafe { IndexScan::new(&table, &index, dirty.as_ptr(), 1) };
+    scan.seek(&[Key::text_eq(1, text.datum())]);
+    let Some(row) = scan.next(Direction::Forward) else {
+        return Found::Nothing;
+    };
+    if let Some(xid) = dirty.in_progress() {
+        return Found::Busy(xid);
+    }
+    let visible = !ports::isolation_is_serializable()
+        || ports::is_own_xid(row.xmin())
+        || is_visible(&table, &index, &text);
+    Found::Used(Used::read(&row, visible))
+}
+
+/// Does the transaction's own snapshot see the token?
+fn is_visible(table: &Relation, index: &Relation, token: &NameText) -> bool {
+    snapshot::active().is_some_and(|snapshot| {
+        // SAFETY: the active snapshot stays so.
+        let mut scan = unsafe { IndexScan::new(table, index, snapshot, 1) };
+        scan.seek(&[Key::text_eq(1, token.datum())]);
+        scan.next(Direction::Forward).is_some()
+    })
+}
+
+fn insert(token: &[u8], name: &[u8], delta: i64, value: Option<i64>) {
+    // SAFETY: nothing allocated in the scope leaves it.
+    let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
+    let Some(table) = Inserter::open(catalog::shared().token) else {
+        Unusable::NotInstalled.raise()
+    };
+    let (token, name) = (NameText::new(token), NameText::new(name));
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    // SAFETY: the columns of sql/tables.sql.
+    unsafe {
+        table.insert([
+            Some(token.datum()),
+            Some(name.datum()),
+            Some(delta.into()),
+            value.map(Into::into),
+            Some(now.into()),
+        ]);
+    }
+}
+
+/// Where the removal of expired tokens has come to: all up to this time are removed. So the index
+/// entries of what was removed, which an old snapshot keeps, are not visited again and again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress(Option<i64>);
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// All that was expired is removed.
+    Done,
+    /// There may be more.
+    More,
+    /// Somebody else is at it, or is working on the table.
+    Busy,
+}
+
+/// Removes expired tokens, at most `limit`, oldest first. Waits for nobody.
+///
+/// The caller is in a READ COMMITTED transaction, and forgets the progress when that fails.
+pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
+    let shared = catalog::shared();
+    let Some(table) = Relation::open_if_free(shared.token, SHARE_UPDATE_EXCLUSIVE) else {
+        return Batch::Busy;
+    };
+    if table.blocks() == 0 {
+        return Batch::Done;
+    }
+    let index = read::index_of(&table, &column::token::BY_AGE);
+    let latest = LatestSnapshot::take();
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let expired_at = now.saturating_sub(settings::token_ttl().as_micros() as i64);
+    let after = progress.0.unwrap_or(i64::MIN + 1);
+    let mut expired = Vec::new();
+    let mut reached = after;
+    {
+        // SAFETY: the snapshot outlives the scan.
+        let mut scan = unsafe { IndexScan::new(&table, &index, latest.as_ptr(), 2) };
+        scan.seek(&[
+            Key::timestamptz_ge(1, after),
+            Key::timestamptz_le(1, expired_at),
+        ]);
+        while expired.len() < limit
+            && let Some(row) = scan.next(Direction::Forward)
+        {
+            pgrx::check_for_interrupts!();
+            reached = row.int8(column::token::AT);
+            expired.push(row.tid());
+        }
+    }
+    for tid in &mut expired {
+        // SAFETY: a visible row; only the holder of the lock removes any, and nobody updates one.
+        unsafe { pg_sys::simple_heap_delete(table.as_ptr(), tid) };
+    }
+    progress.0 = Some(reached);
+    if expired.len() < limit {
+        Batch::Done
+    } else {
+        Batch::More
+    }
+}

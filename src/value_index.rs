@@ -1,0 +1,75 @@
+//! The value index: an index on folded values that whoever ranks counters often may want.
+//!
+//! It is not there by default, since it costs each fold an index entry for every counter that has
+//! changed. Only folds write totals, so building it lets increments and reads go on; folding waits.
+//! Any index of its shape is used (see [`find`]), also one that was built by hand with CREATE INDEX
+//! CONCURRENTLY.
+
+use crate::catalog;
+use crate::pg::error::{raise, report};
+use crate::pg::relation::Relation;
+use crate::read::{self, column};
+use pgrx::{PgSqlErrorCode, Spi};
+
+/// The table of totals and its value index, if there is one that the running transaction may use:
+/// a btree (value DESC, name).
+pub fn find() -> Option<(Relation, Relation)> {
+    let table = read::open(catalog::shared().total);
+    let index = table.open_index(&column::total::BY_VALUE)?;
+    (index.is_descending_first() && index.is_usable_now()).then_some((table, index))
+}
+
+const NAME: &str = "total_value_name";
+
+/// Creates it. False: there is one.
+pub fn create() -> bool {
+    if exists() {
+        return false;
+    }
+    // One that nobody can use: left invalid by a CREATE INDEX CONCURRENTLY that failed.
+    drop_ours();
+    run(&format!(
+        "CREATE INDEX {NAME} ON counterx.total (value DESC, name)"
+    ));
+    run(&format!(
+        "COMMENT ON INDEX counterx.{NAME} IS 'made by counterx.create_value_index(), for counter_top() and counter_bottom()'"
+    ));
+    true
+}
+
+/// Drops it. False: there is none.
+pub fn remove() -> bool {
+    let existed = exists();
+    drop_ours();
+    if existed && exists() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the table counterx.total has a value index that counterx.create_value_index() did not make",
+            )
+            .set_hint("Look for it with \\d counterx.total, and drop it with DROP INDEX."),
+        );
+    }
+    existed
+}
+
+fn drop_ours() {
+    if catalog::has_relation(NAME) {
+        run(&format!("DROP INDEX counterx.{NAME}"));
+    }
+}
+
+fn exists() -> bool {
+    let table = read::open(catalog::shared().total);
+    let index = table.open_index(&column::total::BY_VALUE);
+    index.is_some_and(|index| index.is_descending_first())
+}
+
+fn run(command: &str) {
+    if let Err(error) = Spi::run(command) {
+        raise(report(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("counterx could not run \"{command}\": {error}"),
+        ));
+    }
+}
