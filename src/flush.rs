@@ -141,10 +141,9 @@ impl SerializableAnchor {
     fn check_writes(&self, rows: &[Row]) {
         let Some(anchor) = &self.0 else { return };
         for row in rows {
-            let (block, offset) = row.hash.anchor_address();
-            let tid = ports::item_pointer(block, offset);
+            let page = row.hash.anchor_page();
             // SAFETY: the anchor is open.
-            unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), tid) };
+            unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
         }
     }
 }

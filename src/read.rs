@@ -13,7 +13,7 @@
 //! - The truncated-through epoch is read after the scan. If the snapshot still needed that epoch,
 //!   rows may have been missed. The truncation waits for such snapshots on the primary; a standby
 //!   without hot_standby_feedback has nobody to wait for it.
-//! - Whoever reads in a SERIALIZABLE transaction locks the counter's address in the anchor
+//! - Whoever reads in a SERIALIZABLE transaction locks the counter's page in the anchor
 //!   relation *before* reading the gate. A writer inserts and then checks for that lock. So either
 //!   the writer meets the lock, or the reader visits the writer's row.
 
@@ -354,9 +354,7 @@ fn lock_for_serializable(
             return ports::predicate_lock_relation(anchor.as_ptr(), snapshot);
         };
         for hash in names {
-            let (block, offset) = hash.anchor_address();
-            let tid = ports::item_pointer(block, offset);
-            ports::predicate_lock_tid(anchor.as_ptr(), tid, snapshot);
+            ports::predicate_lock_page(anchor.as_ptr(), hash.anchor_page(), snapshot);
         }
     }
 }

@@ -12,11 +12,10 @@ unsafe extern "C-unwind" {
         blkno: pg_sys::BlockNumber,
     );
     /// `storage/predicate.h`. Raises errors.
-    fn PredicateLockTID(
+    fn PredicateLockPage(
         relation: pg_sys::Relation,
-        tid: pg_sys::ItemPointer,
+        blkno: pg_sys::BlockNumber,
         snapshot: pg_sys::Snapshot,
-        insert_xid: pg_sys::TransactionId,
     );
     /// `storage/predicate.h`. Raises errors.
     fn PredicateLockRelation(relation: pg_sys::Relation, snapshot: pg_sys::Snapshot);
@@ -67,51 +66,41 @@ pub fn xact_read_only() -> bool {
     unsafe { pg_sys::XactReadOnly }
 }
 
-/// A row's address from its parts.
-pub fn item_pointer(block: u32, offset: u16) -> pg_sys::ItemPointerData {
-    let mut tid = pg_sys::ItemPointerData::default();
-    pgrx::itemptr::item_pointer_set_all(&mut tid, block, offset);
-    tid
-}
-
-/// A serializable transaction writes what others may have read under this address.
+/// A serializable transaction writes what others may have read under this page's number.
 ///
 /// # Safety
 /// `relation` is open.
-pub unsafe fn check_for_serializable_conflict_in(
-    relation: pg_sys::Relation,
-    mut tid: pg_sys::ItemPointerData,
-) {
+pub unsafe fn check_for_serializable_conflict_in(relation: pg_sys::Relation, page: u32) {
     // SAFETY: the caller's promise; the guard turns the server's error into an unwind.
     unsafe {
-        let block = pgrx::itemptr::item_pointer_get_block_number(&tid);
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            CheckForSerializableConflictIn(relation, &mut tid, block)
+            CheckForSerializableConflictIn(relation, std::ptr::null_mut(), page)
         })
     }
 }
 
-/// A serializable transaction reads what stands for this address, whether it exists or not.
+/// A serializable transaction reads what stands for this page's number, whether it exists or not.
+///
+/// A page and not a row: who writes a row that it has read loses its lock on it, as the server
+/// counts on the next writer of that row to wait and to fail. Our writers insert, so none would.
 ///
 /// # Safety
 /// `relation` is open and `snapshot` is one of the running transaction.
-pub unsafe fn predicate_lock_tid(
+pub unsafe fn predicate_lock_page(
     relation: pg_sys::Relation,
-    mut tid: pg_sys::ItemPointerData,
+    page: u32,
     snapshot: pg_sys::Snapshot,
 ) {
-    // SAFETY: the caller's promise; no row is looked at, so no inserting xid is known.
+    // SAFETY: the caller's promise.
     unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            PredicateLockTID(relation, &mut tid, snapshot, pg_sys::InvalidTransactionId)
-        })
+        pg_sys::ffi::pg_guard_ffi_boundary(|| PredicateLockPage(relation, page, snapshot));
     }
 }
 
 /// A serializable transaction reads whatever the relation may stand for.
 ///
 /// # Safety
-/// As of [`predicate_lock_tid`].
+/// As of [`predicate_lock_page`].
 pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_sys::Snapshot) {
     // SAFETY: the caller's promise.
     unsafe {
