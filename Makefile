@@ -29,7 +29,7 @@ demo-psql: ## Open psql on the demo's cluster
 demo-stop: ## Stop and remove the demo's cluster
 	@scripts/demo stop
 
-.PHONY: test test-unit test-pg test-regress test-isolation test-cluster
+.PHONY: test test-unit test-pg test-regress test-isolation test-cluster test-clients
 test: setup ## Run everything below, and lint
 	@scripts/test
 test-unit: setup ## Tests of the parts that need no extension
@@ -42,6 +42,8 @@ test-isolation: setup ## Races, with pg_isolation_regress
 	@scripts/test isolation
 test-cluster: setup ## Tests that own whole clusters: crash, standby, dump
 	@scripts/test cluster
+test-clients: setup ## Tests with psycopg and node-postgres, directly and through PgBouncer
+	@scripts/test clients
 
 .PHONY: lint
 lint: setup ## Formatting and clippy
