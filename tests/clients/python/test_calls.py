@@ -67,8 +67,9 @@ class Calls(CounterTest):
         names = [self.name("a"), None]
         with self.assertRaises(errors.NullValueNotAllowed):
             self.db.execute("SELECT counter_incr_many(%s, %s)", [names, [1, 1]])
-        with self.assertRaises(errors.Error):
-            self.db.execute("SELECT counter_incr_many(%s)", [Jsonb({self.name("a"): "many"})])
+        for deltas in ({self.name("a"): 1, self.name("b"): "many"}, {self.name("a"): 1.5}, [1]):
+            with self.assertRaisesHint(errors.InvalidParameterValue, "22023"):
+                self.db.execute("SELECT counter_incr_many(%s)", [Jsonb(deltas)])
         self.assertEqual(self.values(), {})
 
     def test_values_in_the_order_asked(self):
@@ -267,7 +268,8 @@ class Errors(CounterTest):
 
     def test_null(self):
         for query in ("counter_incr(NULL)", "counter_incr(%s, NULL)", "counter_value(NULL)",
-                      "counter_incr_get(NULL)", "counter_incr_once(NULL, %s)"):
+                      "counter_incr_get(NULL)", "counter_incr_once(NULL, %s)",
+                      "counter_values(NULL)", "counter_list(NULL)", "counter_top(NULL)"):
             with self.subTest(query):
                 parameters = [self.name("x")] if "%s" in query else []
                 self.fails(errors.NullValueNotAllowed, "22004", f"SELECT {query}", *parameters)

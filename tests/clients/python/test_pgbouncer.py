@@ -206,7 +206,7 @@ class Pooled(CounterTest):
         self.assertNotEqual(before, ("64kB",))
 
     def test_locks_end_with_the_transaction(self):
-        # counter_set locks the name until the commit: it is not the session's lock, and so nothing
+        # counter_set locks the name until the commit. It is not the session's lock, and so nothing
         # stays behind on the server connection.
         name = self.name("x")
         first, second = self.pooled(), self.pooled()
@@ -216,14 +216,9 @@ class Pooled(CounterTest):
         self.assertNotEqual(backend_pid(first), backend_pid(second))
         second.commit()
         first.commit()
-        self.assertEqual(self.value("x"), 6)
-        with second.transaction():
-            # On whichever connection.
-            second.execute("SET LOCAL lock_timeout = '10s'")
-            old = second.execute("SELECT counter_set(%s, 1)", [name]).fetchone()
-        self.assertEqual(old, (6,))
-        locks = self.db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-        self.assertEqual(locks.fetchone(), (0,))
+        # Past the pooler, and so certainly on another connection.
+        self.db.execute("SET lock_timeout = '10s'")
+        self.assertEqual(self.db.execute("SELECT counter_set(%s, 1)", [name]).fetchone(), (6,))
 
     def test_pipeline(self):
         client = self.pooled(autocommit=True)
@@ -283,9 +278,8 @@ class PreparedStatements(CounterTest):
         name = self.name("x")
         client, other = self.client(), self.pooled()
         client.execute("SELECT counter_incr(%s)", [name])
-        pid = backend_pid(other)
         # `other` keeps the connection that `client` was on, which so gets another one. What was
-        # prepared is not there. That is an error, and nothing is counted: neither once nor twice.
+        # prepared is not there. That is an error, and nothing is counted.
         own = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%counter_incr%'"
         self.assertEqual(other.execute(own).fetchone(), (1,))
         with self.assertRaises(errors.InvalidSqlStatementName):
@@ -293,4 +287,3 @@ class PreparedStatements(CounterTest):
         self.assertEqual(self.values(), {"x": 1})
         other.execute("DEALLOCATE ALL")
         other.commit()
-        self.assertNotEqual(pid, 0)
