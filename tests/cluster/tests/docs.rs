@@ -1,19 +1,41 @@
-//! Every SQL block of README.md and docs/ runs, and prints what the document says it prints.
+//! Every SQL block of README.md and docs/ runs, and prints what the document says it prints; and
+//! every link from one of these files to another leads somewhere.
 //!
 //! A file's blocks run one after the other in a database of their own. A ```text block right after
-//! an ```sql block is the output of that block's last statement, as psql prints it.
+//! an ```sql block is the output of that block's last statement, as psql prints it. Where that is
+//! an error, the last statement has to fail, with this error; no other statement may.
 
 use anyhow::{Context, Result, ensure};
 use counterx_harness::Cluster;
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 
 struct Block {
     sql: String,
     output: Option<String>,
+}
+
+impl Block {
+    fn has_to_fail(&self) -> bool {
+        let output = self.output.as_deref();
+        output.is_some_and(|output| output.starts_with("ERROR:"))
+    }
+
+    /// What psql is given.
+    fn script(&self) -> String {
+        if self.has_to_fail() {
+            format!(
+                "\\set ON_ERROR_STOP 0\n{}\n\\set ON_ERROR_STOP 1\n",
+                self.sql
+            )
+        } else {
+            format!("{}\n", self.sql)
+        }
+    }
 }
 
 fn blocks(markdown: &str) -> Vec<Block> {
@@ -51,10 +73,15 @@ fn blocks(markdown: &str) -> Vec<Block> {
 fn documents() -> Result<Vec<PathBuf>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut files = vec![root.join("README.md")];
-    for entry in fs::read_dir(root.join("docs")).context("docs/")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "md") {
-            files.push(path);
+    let mut directories = vec![root.join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                files.push(path);
+            }
         }
     }
     files.sort();
@@ -64,29 +91,59 @@ fn documents() -> Result<Vec<PathBuf>> {
 /// The blocks of one file in one psql session; a marker line between each two.
 fn run(cluster: &Cluster, database: &str, blocks: &[Block]) -> Result<Vec<String>> {
     const MARK: &str = "-- next block --";
+    // Errors come in their place among the results, as on a terminal.
+    let (mut reader, writer) = std::io::pipe()?;
     let mut psql = cluster
         .tool("psql")
         .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database])
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
         .spawn()?;
     let script: String = blocks
         .iter()
-        .map(|block| format!("{}\n\\echo {MARK}\n", block.sql))
+        .map(|block| format!("{}\\echo {MARK}\n", block.script()))
         .collect();
-    psql.stdin
-        .take()
-        .context("stdin")?
-        .write_all(script.as_bytes())?;
-    let result = psql.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&result.stderr);
-    ensure!(result.status.success(), "psql: {errors}");
-    let output = String::from_utf8(result.stdout)?;
+    let mut stdin = psql.stdin.take().context("stdin")?;
+    let writing = thread::spawn(move || stdin.write_all(script.as_bytes()));
+    let mut output = String::new();
+    reader.read_to_string(&mut output)?;
+    let status = psql.wait()?;
+    // It fails when psql has stopped at an error, of which more is known here.
+    let written = writing.join();
+    ensure!(status.success(), "psql: {output}");
+    written.expect("the thread does not panic")?;
     Ok(output
         .split(&format!("{MARK}\n"))
         .map(str::to_owned)
         .collect())
+}
+
+/// The targets of a file's links to other files.
+fn links(markdown: &str) -> Vec<String> {
+    Parser::new(markdown)
+        .filter_map(|event| match event {
+            Event::Start(Tag::Link { dest_url, .. }) if !dest_url.contains("://") => {
+                let file = dest_url.split('#').next().unwrap_or_default();
+                (!file.is_empty()).then(|| file.to_owned())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_to_a_file_leads_somewhere() -> Result<()> {
+    let mut found = 0;
+    for file in documents()? {
+        for link in links(&fs::read_to_string(&file)?) {
+            found += 1;
+            let target = file.parent().context("a directory")?.join(&link);
+            ensure!(target.exists(), "{}: no file {link}", file.display());
+        }
+    }
+    ensure!(found > 0, "no document has a link: is the parser broken?");
+    Ok(())
 }
 
 /// The name that the documents use where they have to name their database.
