@@ -7,7 +7,7 @@
 
 use crate::catalog;
 use crate::pg::error::{raise, report};
-use crate::pg::relation::Relation;
+use crate::pg::relation::{Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::read::{self, column};
 use pgrx::{PgSqlErrorCode, Spi};
 
@@ -23,6 +23,7 @@ const NAME: &str = "total_value_name";
 
 /// Creates it. False: there is one.
 pub fn create() -> bool {
+    one_at_a_time();
     if exists() {
         return false;
     }
@@ -38,7 +39,10 @@ pub fn create() -> bool {
 }
 
 /// Drops it. False: there is none.
+///
+/// As of any DROP INDEX, reads wait until the transaction ends.
 pub fn remove() -> bool {
+    one_at_a_time();
     let existed = exists();
     drop_ours();
     if existed && exists() {
@@ -51,6 +55,13 @@ pub fn remove() -> bool {
         );
     }
     existed
+}
+
+/// Folds and reads do not notice.
+fn one_at_a_time() {
+    if Relation::open_until_commit(catalog::shared().total, SHARE_UPDATE_EXCLUSIVE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
 }
 
 fn drop_ours() {

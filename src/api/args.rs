@@ -227,13 +227,16 @@ pub fn row_count(what: &str, count: Option<i32>) -> usize {
     })
 }
 
-/// Valid names, in the order given.
+/// Valid names, in the order given. No array is none: it is what array_agg() makes of no rows.
 ///
 /// # Errors
-/// Raises 22004 for NULLs, 2202E for an array of several dimensions, 22023 for what is no name.
+/// Raises 22004 for NULL names, 2202E for an array of several dimensions, 22023 for what is no name.
 pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
+    let Some(array) = array else {
+        return Vec::new();
+    };
     // SAFETY: a text[] argument.
-    let elements = unsafe { array::texts::<'a>(required("array of counter names", array).0) };
+    let elements = unsafe { array::texts::<'a>(array.0) };
     elements
         .unwrap_or_else(|dimensions| raise_dimensions("counter names", dimensions))
         .into_iter()
@@ -241,13 +244,16 @@ pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
         .collect()
 }
 
-/// Deltas, in the order given.
+/// Deltas, in the order given; likewise.
 ///
 /// # Errors
-/// Raises 22004 for NULLs, 2202E for an array of several dimensions.
+/// Raises 22004 for NULL deltas, 2202E for an array of several dimensions.
 pub fn deltas(array: Option<BigintArray>) -> Vec<i64> {
+    let Some(array) = array else {
+        return Vec::new();
+    };
     // SAFETY: a bigint[] argument.
-    let elements = unsafe { array::bigints(required("array of counter deltas", array).0) };
+    let elements = unsafe { array::bigints(array.0) };
     elements
         .unwrap_or_else(|dimensions| raise_dimensions("counter deltas", dimensions))
         .into_iter()
@@ -255,10 +261,11 @@ pub fn deltas(array: Option<BigintArray>) -> Vec<i64> {
         .collect()
 }
 
-/// The members of an object of names and deltas.
+/// The members of an object of names and deltas; none of a missing one, which is what
+/// jsonb_object_agg() makes of no rows.
 ///
 /// # Errors
-/// Raises 22004 for NULL, 22023 for what is no object of whole numbers, 22003 for a number that is
+/// Raises 22023 for what is no object of whole numbers, 22003 for a number that is
 /// out of range; each names the key.
 pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
     let mut members = Vec::new();
@@ -288,8 +295,11 @@ pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
         });
         members.push((name(Some(Text(key))).to_vec(), delta));
     };
+    let Some(object) = object else {
+        return members;
+    };
     // SAFETY: a jsonb argument.
-    let found = unsafe { json::for_each_member(required("object of deltas", object).0, &mut add) };
+    let found = unsafe { json::for_each_member(object.0, &mut add) };
     if let Err(kind) = found {
         raise(
             invalid("deltas must be a JSON object")

@@ -47,11 +47,7 @@ fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) {
                 PgSqlErrorCode::ERRCODE_ARRAY_ELEMENT_ERROR,
                 "arrays of names and deltas must have the same length",
             )
-            .set_detail(format!(
-                "There are {} names and {} deltas.",
-                names.len(),
-                deltas.len()
-            ))
+            .set_detail(format!("Names: {}. Deltas: {}.", names.len(), deltas.len()))
             .set_hint("Give one delta for each name, in the same order."),
         );
     }

@@ -9,7 +9,8 @@
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`args`] | what they take: names, arrays, limits |
 //!
-//! No function is STRICT: a NULL that reaches one is a mistake, and says so.
+//! No function is STRICT: a NULL that reaches one is a mistake, and says so. (A NULL array is what an
+//! aggregate makes of no rows, and means none.)
 
 pub mod admin;
 mod args;

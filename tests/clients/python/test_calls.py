@@ -269,7 +269,7 @@ class Errors(CounterTest):
     def test_null(self):
         for query in ("counter_incr(NULL)", "counter_incr(%s, NULL)", "counter_value(NULL)",
                       "counter_incr_get(NULL)", "counter_incr_once(NULL, %s)",
-                      "counter_values(NULL)", "counter_list(NULL)", "counter_top(NULL)"):
+                      "counter_values(ARRAY[NULL])", "counter_list(NULL)", "counter_top(NULL)"):
             with self.subTest(query):
                 parameters = [self.name("x")] if "%s" in query else []
                 self.fails(errors.NullValueNotAllowed, "22004", f"SELECT {query}", *parameters)
