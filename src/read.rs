@@ -54,7 +54,7 @@ pub mod column {
         pub const VALUE: usize = 3;
         pub const USES: usize = 4;
         /// The value index: greatest value first, then by name.
-        pub const BY_VALUE: [i16; 2] = [3, 1];
+        pub const BY_VALUE: [i16; 2] = [-3, 1];
     }
     /// `state`: lane, gen, folded_epoch, ...
     pub mod state {

@@ -16,7 +16,7 @@ use pgrx::{PgSqlErrorCode, Spi};
 pub fn find() -> Option<(Relation, Relation)> {
     let table = read::open(catalog::shared().total);
     let index = table.open_index(&column::total::BY_VALUE)?;
-    (index.is_descending_first() && index.is_usable_now()).then_some((table, index))
+    index.is_usable_now().then_some((table, index))
 }
 
 const NAME: &str = "total_value_name";
@@ -72,8 +72,7 @@ fn drop_ours() {
 
 fn exists() -> bool {
     let table = read::open(catalog::shared().total);
-    let index = table.open_index(&column::total::BY_VALUE);
-    index.is_some_and(|index| index.is_descending_first())
+    table.open_index(&column::total::BY_VALUE).is_some()
 }
 
 fn run(command: &str) {

@@ -50,7 +50,9 @@ impl Relation {
         Some(Self { ptr, unlock })
     }
 
-    /// Opens the valid btree of this table on just these columns, for reading. None: there is none.
+    /// Opens the valid btree of this table on just these columns, in this order, for reading: negative
+    /// numbers are of columns in descending order, and names are in the order of their bytes. None:
+    /// there is none.
     ///
     /// The table is locked, so the index stays as long as the table is open, even while REINDEX
     /// CONCURRENTLY replaces it.
@@ -75,7 +77,7 @@ impl Relation {
 
     fn is_btree_on(&self, columns: &[i16]) -> bool {
         // SAFETY: an open index has its pg_index row, whose indkey has indnatts entries.
-        unsafe {
+        let candidate = unsafe {
             let index = &*(*self.as_ptr()).rd_index;
             let has_predicate = !pg_sys::heap_attisnull(
                 (*self.as_ptr()).rd_indextuple,
@@ -85,20 +87,34 @@ impl Relation {
             (*(*self.as_ptr()).rd_rel).relam == pg_sys::BTREE_AM_OID
                 && index.indisvalid
                 && !has_predicate
-                && index.indkey.values.as_slice(index.indnatts as usize) == columns
-        }
+                && index.indnkeyatts == index.indnatts
+                && index
+                    .indkey
+                    .values
+                    .as_slice(index.indnatts as usize)
+                    .iter()
+                    .copied()
+                    .eq(columns.iter().map(|column| column.abs()))
+        };
+        candidate
+            && (columns.iter().enumerate()).all(|(at, column)| self.is_in_order(at, *column < 0))
     }
 
-    /// Is this index's first column descending, and no other?
-    pub fn is_descending_first(&self) -> bool {
-        // SAFETY: an open index has its pg_index row, and an option for each column.
-        unsafe {
-            let columns = usize::from((*(*self.as_ptr()).rd_index).indnkeyatts.unsigned_abs());
-            let options = std::slice::from_raw_parts((*self.as_ptr()).rd_indoption, columns);
-            let descending = |option: &i16| *option as u32 & pg_sys::INDOPTION_DESC != 0;
-            options.iter().position(descending) == Some(0)
-                && options.iter().rposition(descending) == Some(0)
-        }
+    /// Does this btree have its key column, counted from 0, in the order that we read it in?
+    fn is_in_order(&self, at: usize, descending: bool) -> bool {
+        // SAFETY: an open btree has an entry for each key column in these arrays.
+        let (option, collation, family) = unsafe {
+            let index = &*self.as_ptr();
+            (
+                *index.rd_indoption.add(at),
+                *index.rd_indcollation.add(at),
+                *index.rd_opfamily.add(at),
+            )
+        };
+        // Numbers have no collation.
+        let in_bytes = collation == pg_sys::C_COLLATION_OID && family == pg_sys::TEXT_BTREE_FAM_OID;
+        (option as u32 & pg_sys::INDOPTION_DESC != 0) == descending
+            && (collation == pg_sys::InvalidOid || in_bytes)
     }
 
     /// May the running transaction use this index? One that was built over row versions that an
