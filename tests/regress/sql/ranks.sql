@@ -1,0 +1,196 @@
+-- The greatest and the least counters, and sums.
+\set SHOW_CONTEXT never
+CREATE EXTENSION counterx;
+SELECT * FROM counter_top();
+SELECT * FROM counter_bottom();
+SELECT counter_sum(), counter_sum('a');
+SELECT counter_incr_many('{"a": 10, "b": 7, "c": 7, "d": 7, "e": 0, "f": -3, "g": -3, "other:h": 8, "other:i": 7}');
+-- Equal values share a rank and leave a gap; top lists them by name, bottom is the exact reverse.
+SELECT * FROM counter_top();
+SELECT * FROM counter_bottom();
+SELECT * FROM counter_top(3);
+SELECT * FROM counter_bottom(3);
+SELECT * FROM counter_top(2, 'other:');
+SELECT * FROM counter_bottom(1, prefix => 'other:');
+SELECT * FROM counter_top(0);
+SELECT * FROM counter_bottom(0, 'other:');
+SELECT * FROM counter_top(5, 'nothing');
+SELECT count(*) FROM counter_top(2147483647);
+SELECT counter_sum(), counter_sum('other:'), counter_sum('f'), counter_sum('nothing'), counter_sum(repeat('x', 300));
+-- The same from totals, and from both.
+SELECT counterx.compact();
+SELECT * FROM counter_top();
+SELECT * FROM counter_bottom(4);
+-- What is pending moves counters up and down, past the others; dropped ones are out.
+SELECT counter_incr_many('{"a": -15, "f": 20, "new": 7, "c": 1}'), counter_drop('b');
+SELECT * FROM counter_top();
+SELECT * FROM counter_bottom(3);
+BEGIN;
+SELECT counter_incr_many('{"g": 100, "own": 9}'), counter_drop('f'), counter_set('d', -50);
+SELECT * FROM counter_top(4);
+SELECT * FROM counter_bottom(4);
+SELECT counter_sum(), (SELECT sum(value) FROM counters);
+ROLLBACK;
+SELECT * FROM counter_top(2);
+-- A sum has no limit; a rank returns bigints.
+BEGIN;
+SELECT counter_incr_many(ARRAY['huge:1', 'huge:2'], ARRAY[9223372036854775807, 9223372036854775807]);
+SELECT counter_sum('huge:'), counter_sum();
+SELECT * FROM counter_top(2);
+COMMIT;
+SELECT counter_incr('huge:2');
+SELECT * FROM counter_bottom(3);
+SELECT * FROM counter_top(2);
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM counter_top(1, 'huge:1');
+SELECT counter_sum('huge:');
+-- Errors.
+SELECT * FROM counter_top(NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM counter_top(-1);
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM counter_bottom(10, NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM counter_bottom(-2147483648);
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_sum(NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_decr('huge:2', 9223372036854775800);
+SELECT count(counter_drop(name)) FROM counters;
+SELECT * FROM counter_top();
+SELECT counterx.compact() > 0 AS folded;
+SELECT * FROM counter_bottom();
+
+-- Against plain SQL, for many n and prefixes, without the value index and with it.
+CREATE FUNCTION differences() RETURNS TABLE (ends text, n int, prefix text) LANGUAGE sql VOLATILE AS $$
+    SELECT e, n, p
+    FROM unnest(ARRAY['top', 'bottom']) e,
+        unnest(ARRAY[0, 1, 3, 17, 500, 5000]) n,
+        unnest(ARRAY['', 'r:', 'r:1', 'r:11', 's', 'z']) p
+    CROSS JOIN LATERAL (
+        SELECT array_agg((t.rank, t.name, t.value)::text) AS rows
+        FROM (SELECT * FROM counter_top(CASE e WHEN 'top' THEN n ELSE 0 END, p)
+              UNION ALL SELECT * FROM counter_bottom(CASE e WHEN 'top' THEN 0 ELSE n END, p)) t
+    ) ranked
+    CROSS JOIN LATERAL (
+        SELECT array_agg((s.rank, s.name, s.value)::text ORDER BY s.place) AS rows
+        FROM (SELECT rank() OVER (ORDER BY c.value * sign), row_number() OVER (ORDER BY c.value * sign, CASE e WHEN 'top' THEN c.name END, c.name DESC) AS place,
+                     c.name, c.value
+              FROM counters c, (SELECT CASE e WHEN 'top' THEN -1 ELSE 1 END AS sign) x
+              WHERE starts_with(c.name, p)) s
+        WHERE s.place <= n
+    ) plain
+    WHERE ranked.rows IS DISTINCT FROM plain.rows
+    UNION ALL
+    SELECT 'sum', 0, p FROM unnest(ARRAY['', 'r', 'r:1', 's', 'nothing']) p
+    WHERE counter_sum(p) <> (SELECT coalesce(sum(c.value), 0) FROM counters c WHERE starts_with(c.name, p))
+$$;
+-- Some pending changes: large and small ones, up and down, new counters, drops, counters made again.
+CREATE PROCEDURE change(round int) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM counter_incr('r:' || i, ((i * 7919 + round * 104729) % 41) - 20) FROM generate_series(1, 1200) i WHERE (i * 31 + round) % 11 = 0;
+    PERFORM counter_incr('r:' || i, ((i * 7919 + round) % 2001) - 1000) FROM generate_series(1, 1200) i WHERE (i + round * 17) % 97 = 0;
+    PERFORM counter_incr('s:' || i, round) FROM generate_series(round * 10, round * 12) i;
+    COMMIT;
+    PERFORM counter_drop('r:' || i) FROM generate_series(1, 1200) i WHERE (i + round * 29) % 53 = 0;
+    PERFORM counter_drop(name) FROM counter_top(2);
+    PERFORM counter_drop(name) FROM counter_bottom(2, 'r');
+    COMMIT;
+    PERFORM counter_incr('r:' || i, 3 * round) FROM generate_series(1, 1200) i WHERE (i + round * 29) % 159 = 0;
+    COMMIT;
+END $$;
+-- Values with many ties.
+SELECT count(counter_incr('r:' || i, (i * 613) % 97 - 40)) FROM generate_series(1, 1200) i;
+SELECT * FROM differences();
+SELECT counterx.compact() > 0 AS folded;
+SELECT * FROM differences();
+CALL change(1);
+SELECT * FROM differences();
+-- The comparison can fail: a counter that is in the sum and nowhere else.
+BEGIN;
+SELECT counterx.compact() > 0 AS folded;
+UPDATE counterx.total SET uses = 0 WHERE name = (SELECT name FROM counter_top(1));
+SELECT ends, prefix FROM differences() WHERE prefix = '';
+ROLLBACK;
+
+SELECT counterx.create_value_index(), counterx.create_value_index();
+SELECT indexdef FROM pg_indexes WHERE schemaname = 'counterx' AND tablename = 'total' AND indexname <> 'total_pkey';
+SELECT * FROM differences();
+CALL change(2);
+SELECT * FROM differences();
+BEGIN;
+SELECT count(counter_incr('r:' || i, i)), count(counter_incr('s:9' || i, 7)), count(counter_drop('r:' || i + 700)) FROM generate_series(100, 140) i;
+SELECT * FROM differences();
+COMMIT;
+SELECT counterx.compact() > 0 AS folded;
+SELECT * FROM differences();
+CALL change(3);
+SELECT counterx.compact() > 0 AS folded;
+CALL change(4);
+SELECT * FROM differences();
+-- Everything of the head is pending downwards, and of the tail upwards.
+SELECT count(counter_decr(name, 5000)) FROM counter_top(300);
+SELECT count(counter_incr(name, 7000)) FROM counter_bottom(700);
+SELECT * FROM differences();
+SELECT counterx.compact() > 0 AS folded;
+SELECT * FROM differences();
+-- Nothing but counters that were never folded; nothing at all.
+SELECT count(counter_drop(name)) > 900 AS dropped FROM counters;
+SELECT * FROM differences();
+SELECT counterx.compact() > 0 AS folded;
+SELECT * FROM differences();
+SELECT count(counter_incr('r:' || i, i % 7)) FROM generate_series(1, 300) i;
+SELECT * FROM differences();
+-- In the transaction that makes the index, and in one that drops it.
+BEGIN;
+SELECT counterx.drop_value_index(), counterx.drop_value_index();
+SELECT * FROM differences();
+SELECT counterx.compact();
+SELECT * FROM differences();
+SELECT counterx.create_value_index();
+SELECT * FROM differences();
+ROLLBACK;
+SELECT * FROM differences();
+
+-- A large prefix whose counters are not at the index's head: it gives the index up (after 20,000
+-- rows of others), and a small one is read by name.
+SELECT count(counter_incr('a:' || i, 1000 + i)), count(counter_incr('b:' || i, -i)) FROM generate_series(1, 25000) i;
+SELECT counterx.compact() > 0 AS folded;
+SELECT count(counter_incr('r:' || i, i * 2)) FROM generate_series(1, 2000) i;
+SELECT counterx.compact() > 0 AS folded;
+SELECT counter_incr('r:1700', 1), counter_incr('r:new', 1), counter_drop('r:2000');
+CREATE FUNCTION agree(prefix text, n int) RETURNS TABLE (top boolean, bottom boolean) LANGUAGE sql STABLE AS $$
+    WITH c AS MATERIALIZED (SELECT name, value FROM counters WHERE starts_with(name, prefix))
+    SELECT (SELECT array_agg((t.rank, t.name, t.value)::text) FROM counter_top(n, prefix) t)
+            = (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value DESC) AS r, name, value FROM c ORDER BY value DESC, name LIMIT n) s),
+        (SELECT array_agg((t.rank, t.name, t.value)::text) FROM counter_bottom(n, prefix) t)
+            = (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value) AS r, name, value FROM c ORDER BY value, name DESC LIMIT n) s)
+$$;
+SELECT prefix, n, b.* FROM unnest(ARRAY['', 'a:', 'b:', 'r:', 'r:1', 'r:19', 'a:2', 'b:24']) prefix, unnest(ARRAY[1, 10, 3000]) n, agree(prefix, n) b ORDER BY prefix, n;
+
+-- Any index of its shape does, and only one of its shape: others are neither used nor in the way.
+SELECT counterx.drop_value_index();
+CREATE INDEX other_order ON counterx.total (value, name);
+CREATE INDEX other_names ON counterx.total (value DESC, name DESC);
+CREATE INDEX other_collation ON counterx.total (value DESC, name COLLATE "en-x-icu");
+CREATE INDEX other_operators ON counterx.total (value DESC, name text_pattern_ops);
+CREATE INDEX other_columns ON counterx.total (value DESC, name, gen);
+SELECT count(counter_incr(n, 1000000)) FROM unnest(ARRAY['r:Z', 'r:a', 'r:B', 'r:z', 'r:A', 'r:b']) n;
+SELECT counterx.compact();
+SELECT name FROM counter_top(2);
+SELECT name FROM counter_bottom(100000) WHERE rank >= (SELECT count(*) FROM counters) - 5;
+SELECT prefix, n, b.* FROM unnest(ARRAY['', 'r:']) prefix, unnest(ARRAY[1, 3000]) n, agree(prefix, n) b ORDER BY prefix, n;
+SELECT counterx.drop_value_index();
+SELECT counterx.create_value_index();
+SELECT counterx.create_value_index();
+SELECT name FROM counter_top(2);
+SELECT counterx.drop_value_index();
+SELECT indexname FROM pg_indexes WHERE schemaname = 'counterx' AND tablename = 'total' ORDER BY indexname;
+DROP INDEX counterx.other_order, counterx.other_names, counterx.other_collation, counterx.other_operators, counterx.other_columns;
+CREATE INDEX CONCURRENTLY by_hand ON counterx.total (value DESC, name);
+SELECT counterx.create_value_index();
+SELECT prefix, n, b.* FROM unnest(ARRAY['', 'r:']) prefix, unnest(ARRAY[1, 3000]) n, agree(prefix, n) b ORDER BY prefix, n;
+SELECT counterx.drop_value_index();
+\echo :LAST_ERROR_SQLSTATE
+DROP INDEX counterx.by_hand;
+SELECT counterx.drop_value_index();
