@@ -5,9 +5,9 @@
 //! Any index of its shape is used (see [`find`]), also one that was built by hand with CREATE INDEX
 //! CONCURRENTLY.
 
-use crate::catalog;
+use crate::catalog::{self, Unusable};
 use crate::pg::error::{raise, report};
-use crate::pg::relation::{Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE};
 use crate::read::{self, column};
 use pgrx::{PgSqlErrorCode, Spi};
 
@@ -23,7 +23,11 @@ const NAME: &str = "total_value_name";
 
 /// Creates it. False: there is one.
 pub fn create() -> bool {
-    one_at_a_time();
+    if exists() {
+        return false;
+    }
+    // Of two at the same time the second waits here, and finds what the first has made.
+    lock(SHARE_ROW_EXCLUSIVE);
     if exists() {
         return false;
     }
@@ -39,10 +43,12 @@ pub fn create() -> bool {
 }
 
 /// Drops it. False: there is none.
-///
-/// As of any DROP INDEX, reads wait until the transaction ends.
 pub fn remove() -> bool {
-    one_at_a_time();
+    if !exists() && !catalog::has_relation(NAME) {
+        return false;
+    }
+    // As DROP INDEX will, but before looking: it may be gone when the lock is granted.
+    lock(ACCESS_EXCLUSIVE);
     let existed = exists();
     drop_ours();
     if existed && exists() {
@@ -57,10 +63,10 @@ pub fn remove() -> bool {
     existed
 }
 
-/// Folds and reads do not notice.
-fn one_at_a_time() {
-    if Relation::open_until_commit(catalog::shared().total, SHARE_UPDATE_EXCLUSIVE).is_none() {
-        catalog::Unusable::NotInstalled.raise()
+/// Locks the table of totals to the end of the transaction.
+fn lock(mode: LockMode) {
+    if Relation::open_until_commit(catalog::shared().total, mode).is_none() {
+        Unusable::NotInstalled.raise();
     }
 }
 

@@ -13,7 +13,9 @@ pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
 pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
 /// The lease on a lane, when taken on its gate.
 pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;
-/// Truncating.
+/// Making an index, one at a time.
+pub const SHARE_ROW_EXCLUSIVE: LockMode = pg_sys::ShareRowExclusiveLock as LockMode;
+/// Truncating, dropping.
 pub const ACCESS_EXCLUSIVE: LockMode = pg_sys::AccessExclusiveLock as LockMode;
 
 const NO_LOCK: LockMode = pg_sys::NoLock as LockMode;
