@@ -171,3 +171,35 @@ SELECT count(*) FILTER (WHERE substring(name FROM 3)::int % 2 = 0) AS even, coun
     bool_and(value = substring(name FROM 3)::int) FILTER (WHERE substring(name FROM 3)::int % 2 = 0) AS exact
 FROM walked;
 SELECT count(*) FROM (SELECT name > lag(name) OVER (ORDER BY place) AS ascending FROM walked) s WHERE NOT ascending;
+
+-- Few names among many pending deltas are looked up, many are found in passing: in both logs, in several
+-- epochs, with folds that were rolled back, and under the names' own transaction.
+CREATE PROCEDURE count_often(times int) LANGUAGE plpgsql AS $$
+BEGIN
+    FOR i IN 1 .. times LOOP
+        PERFORM counter_incr('v:' || i % 10, 1), counter_incr('v:' || i % 7, 100), counter_incr('v:' || i || repeat('.', 200));
+        COMMIT;
+        IF i % 100 = 0 THEN
+            PERFORM counterx.compact();
+            IF i % 200 = 0 THEN ROLLBACK; ELSE COMMIT; END IF;
+        END IF;
+    END LOOP;
+END $$;
+CALL count_often(1050);
+SELECT sum(pending_deltas) > 300 AS many_pending FROM counterx.lanes;
+CREATE FUNCTION values_differ() RETURNS TABLE (names_asked bigint) LANGUAGE sql STABLE AS $$
+    SELECT n
+    FROM (VALUES (1), (2), (5), (50), (500), (5000)) s(n)
+    CROSS JOIN LATERAL (SELECT array_agg(name) AS names FROM (SELECT name FROM counter_list('v:', max_rows => 10) UNION ALL SELECT name FROM counters WHERE name LIKE 'v:%.' ORDER BY name LIMIT n) a(name)) many
+    CROSS JOIN LATERAL (SELECT (names)[:n] AS names) asked
+    WHERE (SELECT array_agg((v.name, v.value)::text ORDER BY v.ordinality) FROM counter_values(asked.names || '{none}') WITH ORDINALITY v)
+        IS DISTINCT FROM (SELECT array_agg((u.name, counter_value(u.name))::text ORDER BY u.ordinality) FROM unnest(asked.names || '{none}') WITH ORDINALITY u(name))
+$$;
+SELECT * FROM values_differ();
+SELECT * FROM counter_values('{v:0,v:6,v:9}');
+BEGIN;
+SELECT counter_incr('v:0', 1000000), counter_drop('v:6'), counter_set('v:9', -1);
+SELECT * FROM values_differ();
+SELECT * FROM counter_values('{v:0,v:6,v:9}');
+COMMIT;
+SELECT * FROM values_differ();
