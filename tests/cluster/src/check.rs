@@ -182,6 +182,19 @@ impl Recovering {
 /// The first difference; any error of the server, except a lost connection when the load
 /// [survives](crate::Load::survives) those.
 pub fn watch(config: &Config, control: &Control, survives: bool) -> Result<u64> {
+    watch_by(config, control, survives, watch_once)
+}
+
+/// The same, by another way to look, which is told the number of its round.
+///
+/// # Errors
+/// As of [`watch`].
+pub fn watch_by(
+    config: &Config,
+    control: &Control,
+    survives: bool,
+    look: impl Fn(&mut Client, u64) -> Result<u64>,
+) -> Result<u64> {
     let mut connection = Recovering::new(config);
     let mut checks = 0;
     let mut rounds = 0_u64;
@@ -189,7 +202,7 @@ pub fn watch(config: &Config, control: &Control, survives: bool) -> Result<u64> 
     loop {
         let last = control.is_over();
         rounds += 1;
-        match watch_once(connection.client()?, rounds) {
+        match look(connection.client()?, rounds) {
             Ok(looks) => checks += looks,
             Err(error) if survives && is_lost(&error) => {
                 connection.forget();

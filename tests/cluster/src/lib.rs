@@ -9,17 +9,22 @@
 //! - [`shared`] keeps one server for all tests of a file, [`create_database`] gives each its own
 //!   database in it;
 //! - [`check()`] compares counters and oracle in the snapshot of one statement;
-//! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on.
+//! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
+//!   [`changes_under_watch`] does so with all the ways to change a counter.
 
+mod changes;
 mod check;
 mod database;
 mod load;
 mod server;
 
-pub use check::{CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch};
+pub use changes::{agree, changes_schema, changes_under_watch, totals_are_clean};
+pub use check::{
+    CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch, watch_by,
+};
 pub use database::{
     Footprint, bad_lines, compact, count_workers, create_database, footprint, names_in_lanes,
     oracle_schema, settle, wait_for_no_worker, wait_for_worker,
 };
-pub use load::{Control, Load, Outcome, Watched, seed, under_watch};
+pub use load::{Control, Load, Outcome, Watched, seed, together, under_watch};
 pub use server::{DEADLINE, FOLD_HARD, shared};

@@ -91,6 +91,16 @@ impl Control {
         self.aborted.store(true, Ordering::Relaxed);
     }
 
+    /// A client has ended a transaction.
+    pub fn count(&self) {
+        self.finished.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has somebody failed?
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
+    }
+
     /// Have the clients ended?
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed) || self.aborted.load(Ordering::Relaxed)
@@ -129,6 +139,29 @@ pub fn under_watch(
     load: &Load,
     meanwhile: impl FnOnce(&Control) -> Result<()>,
 ) -> Result<Watched> {
+    let watched = together(
+        load,
+        |number, control| run_client(config, load, number, control),
+        |control| watch(config, control, load.survives),
+        meanwhile,
+    )?;
+    if load.two_phase {
+        resolve_prepared(config)?;
+    }
+    Ok(watched)
+}
+
+/// Runs the clients and checkers of a load, each in a thread of its own, and `meanwhile` in the
+/// calling one. A client [counts](Control::count) its transactions.
+///
+/// # Errors
+/// The first thing that went wrong anywhere, with the seed.
+pub fn together(
+    load: &Load,
+    client: impl Fn(u64, &Control) -> Result<Outcome> + Sync,
+    checker: impl Fn(&Control) -> Result<u64> + Sync,
+    meanwhile: impl FnOnce(&Control) -> Result<()>,
+) -> Result<Watched> {
     let control = Control {
         total: load.clients * load.transactions,
         ..Control::default()
@@ -136,11 +169,12 @@ pub fn under_watch(
     let mut watched = Watched::default();
     std::thread::scope(|scope| {
         let control = &control;
+        let (client, checker) = (&client, &checker);
         let clients: Vec<_> = (0..load.clients)
-            .map(|number| scope.spawn(move || run_client(config, load, number, control)))
+            .map(|number| scope.spawn(move || client(number, control)))
             .collect();
         let checkers: Vec<_> = (0..load.checkers)
-            .map(|_| scope.spawn(move || watch(config, control, load.survives)))
+            .map(|_| scope.spawn(move || checker(control)))
             .collect();
 
         let mut result = meanwhile(control).context("beside the load");
@@ -157,7 +191,10 @@ pub fn under_watch(
                     watched.outcome.unknown += outcome.unknown;
                     watched.outcome.refused += outcome.refused;
                 }
-                Err(error) => result = first(result, error),
+                Err(error) => {
+                    control.abort();
+                    result = first(result, error);
+                }
             }
         }
         control.over.store(true, Ordering::Relaxed);
@@ -173,9 +210,6 @@ pub fn under_watch(
         result
     })
     .with_context(|| format!("COUNTERX_SEED={} {load:?}", load.seed))?;
-    if load.two_phase {
-        resolve_prepared(config)?;
-    }
     Ok(watched)
 }
 
@@ -188,7 +222,7 @@ fn first(result: Result<()>, error: anyhow::Error) -> Result<()> {
 }
 
 /// Ends what a killed client left prepared; commit or rollback, the oracle's row goes the same way.
-fn resolve_prepared(config: &Config) -> Result<()> {
+pub fn resolve_prepared(config: &Config) -> Result<()> {
     let mut client = config.connect(NoTls)?;
     let sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1";
     for (number, row) in client.query(sql, &[])?.into_iter().enumerate() {
@@ -212,7 +246,7 @@ fn run_client(config: &Config, load: &Load, number: u64, control: &Control) -> R
     let mut connection = Recovering::new(config);
     let mut outcome = Outcome::default();
     for transaction in 0..load.transactions {
-        if control.aborted.load(Ordering::Relaxed) {
+        if control.is_aborted() {
             break;
         }
         traffic.transaction = transaction;
@@ -234,7 +268,7 @@ fn run_client(config: &Config, load: &Load, number: u64, control: &Control) -> R
                 return Err(error.context(format!("client {number}, transaction {transaction}")));
             }
         }
-        control.finished.fetch_add(1, Ordering::Relaxed);
+        control.count();
     }
     Ok(outcome)
 }
