@@ -180,6 +180,8 @@ fn insert(token: &[u8], name: &[u8], delta: i64, value: Option<i64>) {
 
 /// Where the removal of expired tokens has come to: all up to this time are removed. So the index
 /// entries of what was removed, which an old snapshot keeps, are not visited again and again.
+///
+/// It stops short of the first token of a transaction under way: that one may be there to stay.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress(Option<i64>);
 
@@ -206,16 +208,19 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
         return Batch::Done;
     }
     let index = read::index_of(&table, &column::token::BY_AGE);
-    let latest = LatestSnapshot::take();
+    // What the scan below finds stays where it is as long as there is a snapshot.
+    let _latest = LatestSnapshot::take();
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
     let expired_at = now.saturating_sub(settings::token_ttl().as_micros() as i64);
     let after = progress.0.unwrap_or(i64::MIN + 1);
     let mut expired = Vec::new();
     let mut reached = after;
+    let mut under_way = None;
     {
+        let mut dirty = DirtySnapshot::new();
         // SAFETY: the snapshot outlives the scan.
-        let mut scan = unsafe { IndexScan::new(&table, &index, latest.as_ptr(), 2) };
+        let mut scan = unsafe { IndexScan::new(&table, &index, dirty.as_ptr(), 2) };
         scan.seek(&[
             Key::timestamptz_ge(1, after),
             Key::timestamptz_le(1, expired_at),
@@ -225,14 +230,18 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
         {
             pgrx::check_for_interrupts!();
             reached = row.int8(column::token::AT);
-            expired.push(row.tid());
+            if dirty.in_progress().is_some() || ports::is_own_xid(row.xmin()) {
+                under_way.get_or_insert(reached);
+            } else {
+                expired.push(row.tid());
+            }
         }
     }
     for tid in &mut expired {
         // SAFETY: a visible row; only the holder of the lock removes any, and nobody updates one.
         unsafe { pg_sys::simple_heap_delete(table.as_ptr(), tid) };
     }
-    progress.0 = Some(reached);
+    progress.0 = Some(under_way.unwrap_or(reached));
     if expired.len() < limit {
         Batch::Done
     } else {
