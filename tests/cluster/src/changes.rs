@@ -290,7 +290,10 @@ fn agree_on_prefix(
         .query_one("SELECT counter_sum($1)::text", &[&prefix])?
         .get(0);
     let expected: i64 = counters.iter().map(|(_, value)| value).sum();
-    ensure!(sum == expected.to_string(), "sum {sum}, counters {expected}");
+    ensure!(
+        sum == expected.to_string(),
+        "sum {sum}, counters {expected}"
+    );
 
     for size in [3_i32, 1000] {
         let mut listed = Vec::new();
@@ -494,7 +497,11 @@ impl Traffic<'_> {
                 for _ in 0..self.rng.random_range(1..12) {
                     let (name, delta) = self.increment();
                     let _ = write!(names, "{}{name}", if names.is_empty() { "" } else { "," });
-                    let _ = write!(deltas, "{}{delta}", if deltas.is_empty() { "" } else { "," });
+                    let _ = write!(
+                        deltas,
+                        "{}{delta}",
+                        if deltas.is_empty() { "" } else { "," }
+                    );
                 }
                 let as_json = self.rng.random_bool(0.5);
                 format!("SELECT change_many('{{{names}}}', '{{{deltas}}}', {as_json})")
@@ -502,12 +509,18 @@ impl Traffic<'_> {
             7..9 => {
                 let token = self.rng.random_range(0..self.load.clients * 20);
                 let name = format!("p:{}", token % self.load.names as u64);
-                format!("SELECT change_once('once {token}', '{name}', {})", token + 1)
+                format!(
+                    "SELECT change_once('once {token}', '{name}', {})",
+                    token + 1
+                )
             }
             9..11 => {
                 let token = self.rng.random_range(0..self.load.clients * 20);
                 let name = format!("d:{}", token % self.load.names as u64);
-                format!("SELECT change_once_get('get {token}', '{name}', {})", token + 1)
+                format!(
+                    "SELECT change_once_get('get {token}', '{name}', {})",
+                    token + 1
+                )
             }
             11..13 => {
                 let kind = ["p:", "n:"][self.rng.random_range(0..2)];

@@ -94,7 +94,9 @@ fn what_resets_return_and_what_remains_is_all_that_was_counted() -> Result<()> {
             let old: i64 = match number {
                 6 => client.query_one("SELECT counter_reset('hot')", &[])?.get(0),
                 7 => {
-                    let old: i64 = client.query_one("SELECT counter_set('hot', 7)", &[])?.get(0);
+                    let old: i64 = client
+                        .query_one("SELECT counter_set('hot', 7)", &[])?
+                        .get(0);
                     counted.fetch_add(7, Ordering::Relaxed);
                     old
                 }
@@ -110,8 +112,10 @@ fn what_resets_return_and_what_remains_is_all_that_was_counted() -> Result<()> {
                 _ => {
                     // Nobody else knows the new name: its value is what was moved.
                     let mut transaction = client.transaction()?;
-                    transaction
-                        .execute("SELECT counter_merge($1, 'hot') WHERE counter_value('hot') > 0", &[&private])?;
+                    transaction.execute(
+                        "SELECT counter_merge($1, 'hot') WHERE counter_value('hot') > 0",
+                        &[&private],
+                    )?;
                     let old: i64 = transaction
                         .query_one("SELECT counter_value($1)", &[&private])?
                         .get(0);
