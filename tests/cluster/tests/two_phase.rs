@@ -1,7 +1,9 @@
 //! PREPARE TRANSACTION: counted once it commits, once, whenever that is; never in anybody's way.
 
 use anyhow::{Result, ensure};
-use counterx_cluster_tests::{DEADLINE, check, compact, create_database, refused, settle, shared};
+use counterx_cluster_tests::{
+    DEADLINE, check, compact, create_database, names_in_lanes, refused, settle, shared,
+};
 use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -193,5 +195,219 @@ fn several_prepared_transactions_of_one_counter_end_in_any_order() -> Result<()>
     client.batch_execute("ROLLBACK PREPARED 'several 2'; ")?;
     client.batch_execute("COMMIT PREPARED 'several 4'")?;
     ensure!(value(&mut client, "x")? == 111_010);
+    Ok(())
+}
+
+/// Calls that lock a counter, each prepared; what the counter is worth before and after.
+const LOCKING: [(&str, &str, i64); 4] = [
+    ("reset", "SELECT counter_reset('x')", 0),
+    ("set", "SELECT counter_set('x', 7)", 7),
+    ("drop", "SELECT counter_drop('x')", 0),
+    ("rename", "SELECT counter_rename('x', 'y')", 0),
+];
+
+/// The lock of a prepared transaction outlives the server: another one that depends on the value
+/// waits until the first has ended, and then takes what that one has left.
+#[test]
+fn prepared_change_keeps_its_counter_locked_over_a_crash() -> Result<()> {
+    let mut cluster = start("two-phase-locks")?;
+    let mut client = create_database(&cluster, "locks")?;
+    client.batch_execute("ALTER DATABASE locks SET lock_timeout = '60s'")?;
+    for (verb, left) in [("COMMIT", true), ("ROLLBACK", false)] {
+        for (name, sql, value_after) in LOCKING {
+            let mut client = cluster.connect_db("locks")?;
+            client.batch_execute(
+                "SELECT counter_drop('x'), counter_drop('y'); SELECT counter_incr('x', 100)",
+            )?;
+            client.batch_execute(&format!("BEGIN; {sql}; PREPARE TRANSACTION 'p'"))?;
+            client.batch_execute("SELECT counter_incr('x', 5)")?;
+            drop(client);
+            // Either way comes twice.
+            if name == "reset" || name == "rename" {
+                cluster.kill_postmaster()?;
+                cluster.start()?;
+            }
+            let mut client = cluster.connect_db("locks")?;
+            ensure!(value(&mut client, "x")? == 105, "{name}");
+            let blocked =
+                client.batch_execute("SET lock_timeout = '20ms'; SELECT counter_reset('x')");
+            refused(blocked, &SqlState::LOCK_NOT_AVAILABLE)?;
+            client.batch_execute("RESET lock_timeout")?;
+            let mut waiting = cluster.connect_db("locks")?;
+            let pid: i32 = waiting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            let taken: i64 = std::thread::scope(|scope| -> Result<i64> {
+                let second =
+                    scope.spawn(move || waiting.query_one("SELECT counter_reset('x')", &[]));
+                poll_until("the second to wait", DEADLINE, || {
+                    let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
+                    Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
+                })?;
+                client.batch_execute("SELECT counter_incr('x', 1)")?;
+                client.batch_execute(&format!("{verb} PREPARED 'p'"))?;
+                let row = second
+                    .join()
+                    .unwrap_or_else(|_| panic!("the second panicked"))?;
+                Ok(row.get(0))
+            })?;
+            let expected = 6 + if left { value_after } else { 100 };
+            ensure!(
+                taken == expected,
+                "{verb} {name}: took {taken}, not {expected}"
+            );
+            ensure!(value(&mut client, "x")? == 0);
+            let moved = if left && name == "rename" { 100 } else { 0 };
+            ensure!(value(&mut client, "y")? == moved);
+            client.batch_execute("SELECT counter_incr('x')")?;
+            settle(&mut client)?;
+            ensure!(value(&mut client, "x")? == 1 && value(&mut client, "y")? == moved);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn token_of_a_prepared_transaction_counts_as_it_ends() -> Result<()> {
+    let mut cluster = start("two-phase-tokens")?;
+    create_database(&cluster, "tokens")?;
+    for (verb, applied) in [("COMMIT", false), ("ROLLBACK", true)] {
+        let mut client = cluster.connect_db("tokens")?;
+        client.batch_execute(&format!(
+            "BEGIN; SELECT counter_incr_once('{verb}', 'x', 5); PREPARE TRANSACTION 'p'"
+        ))?;
+        drop(client);
+        cluster.kill_postmaster()?;
+        cluster.start()?;
+        let mut client = cluster.connect_db("tokens")?;
+        let sql = format!("SELECT counter_incr_once('{verb}', 'x', 5)");
+        let blocked = client.batch_execute(&format!("SET statement_timeout = '50ms'; {sql}"));
+        refused(blocked, &SqlState::QUERY_CANCELED)?;
+        client.batch_execute("RESET statement_timeout")?;
+        let before = value(&mut client, "x")?;
+        let mut waiting = cluster.connect_db("tokens")?;
+        let pid: i32 = waiting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+        let second: bool = std::thread::scope(|scope| -> Result<bool> {
+            let second = scope.spawn(move || waiting.query_one(&sql, &[]));
+            poll_until("the second to wait", DEADLINE, || {
+                let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
+                Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
+            })?;
+            client.batch_execute(&format!("{verb} PREPARED 'p'"))?;
+            let row = second
+                .join()
+                .unwrap_or_else(|_| panic!("the second panicked"))?;
+            Ok(row.get(0))
+        })?;
+        ensure!(second == applied, "{verb}: the second was told {second}");
+        ensure!(value(&mut client, "x")? == before + 5, "{verb}");
+        // A commit of a session's own tells the worker.
+        client.batch_execute("SELECT counter_incr('y')")?;
+        settle(&mut client)?;
+        ensure!(value(&mut client, "x")? == before + 5, "{verb}");
+    }
+    Ok(())
+}
+
+/// A prepared drop is folded with the late deltas, before the log rows that it has dropped, when those
+/// are of a newer epoch than the fold's. Totals are less than nothing then; no snapshot may show it.
+#[test]
+fn late_drop_is_folded_before_what_it_has_dropped() -> Result<()> {
+    let mut client = create_database(cluster(), "latedrop")?;
+    client.batch_execute("ALTER DATABASE latedrop SET counterx.compaction = off")?;
+    let mut client = cluster().connect_db("latedrop")?;
+    let name = names_in_lanes(&mut client)?.swap_remove(0);
+    let look = |client: &mut Client, expected: i64| -> Result<()> {
+        let sql = "SELECT coalesce((SELECT sum(value) FROM counters WHERE name LIKE 'lane:%'), 0)::bigint,
+                          (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = $1),
+                          (SELECT coalesce(sum(value), 0)::bigint FROM counter_list('lane:')),
+                          (SELECT coalesce(sum(value), 0)::bigint FROM counter_top(5, 'lane:')),
+                          (SELECT coalesce(sum(value), 0)::bigint FROM counter_bottom(5, 'lane:')),
+                          (SELECT value FROM counter_values(ARRAY[$1])),
+                          counter_value($1), counter_sum('lane:')::bigint";
+        let row = client.query_one(sql, &[&name])?;
+        for column in 0..row.len() {
+            let got: i64 = row.get(column);
+            ensure!(
+                got == expected,
+                "reader {column} says {got}, not {expected}"
+            );
+        }
+        let sql = "SELECT (SELECT count(*) FROM counters WHERE name LIKE 'lane:%'),
+                          (SELECT count(*) FROM counter_list('lane:')),
+                          (SELECT count(*) FROM counter_top(5, 'lane:'))";
+        let row = client.query_one(sql, &[])?;
+        for column in 0..row.len() {
+            let got: i64 = row.get(column);
+            ensure!(
+                (got == 1) == (expected != 0),
+                "reader {column} lists {got} counters"
+            );
+        }
+        Ok(())
+    };
+    let total = "SELECT coalesce(sum(uses), 0)::bigint FROM counterx.total WHERE name = $1";
+    for value_index in [false, true] {
+        if value_index {
+            client.batch_execute("SELECT counterx.create_value_index()")?;
+        }
+        // Somebody who keeps his epoch open, so that a fold has to wait after it has published.
+        let mut writer = cluster().connect_db("latedrop")?;
+        writer.batch_execute(
+            "BEGIN; SET LOCAL counterx.pending_work_mem = '64kB';
+             SELECT counter_incr('held back ' || n) FROM generate_series(1, 3000) n",
+        )?;
+        let mut folder = cluster().connect_db("latedrop")?;
+        let pid: i32 = folder.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+        let mut old = cluster().connect_db("latedrop")?;
+        let snapshot = std::thread::scope(|scope| -> Result<_> {
+            let fold = scope.spawn(move || folder.batch_execute("SELECT counterx.compact()"));
+            poll_until("the fold to wait", DEADLINE, || {
+                let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
+                Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
+            })?;
+            client.execute("SELECT counter_incr($1, 10)", &[&name])?;
+            client.execute("SELECT counter_incr($1, 20)", &[&name])?;
+            let mut snapshot = old
+                .build_transaction()
+                .isolation_level(postgres::IsolationLevel::RepeatableRead)
+                .start()?;
+            snapshot.query_one("SELECT counter_value($1)", &[&name])?;
+            client.batch_execute(&format!(
+                "BEGIN; SELECT counter_drop('{name}'); PREPARE TRANSACTION 'latedrop'"
+            ))?;
+            look(&mut client, 30)?;
+            client.batch_execute("COMMIT PREPARED 'latedrop'")?;
+            look(&mut client, 0)?;
+            writer.batch_execute("ROLLBACK")?;
+            fold.join()
+                .unwrap_or_else(|_| panic!("the folder panicked"))?;
+            Ok(snapshot)
+        })?;
+        let mut snapshot = snapshot;
+        let uses: i64 = client.query_one(total, &[&name])?.get(0);
+        ensure!(
+            uses == -2,
+            "the total has {uses} uses: the drop was not folded first"
+        );
+        look(&mut client, 0)?;
+        client.execute("SELECT counter_incr($1, 3)", &[&name])?;
+        look(&mut client, 3)?;
+        compact(&mut client)?;
+        look(&mut client, 3)?;
+        let uses: i64 = client.query_one(total, &[&name])?.get(0);
+        ensure!(uses == 1, "the total has {uses} uses");
+        let seen = snapshot.query_one(
+            "SELECT counter_value($1), value::bigint FROM counters WHERE name = $1",
+            &[&name],
+        )?;
+        ensure!(seen.get::<_, i64>(0) == 30 && seen.get::<_, i64>(1) == 30);
+        snapshot.commit()?;
+        client.execute("SELECT counter_drop($1)", &[&name])?;
+        look(&mut client, 0)?;
+        compact(&mut client)?;
+        look(&mut client, 0)?;
+        let rows = "SELECT count(*) FROM counterx.total WHERE name = $1";
+        let rows: i64 = client.query_one(rows, &[&name])?.get(0);
+        ensure!(rows == 0, "a total is left");
+    }
     Ok(())
 }
