@@ -4,8 +4,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, check, compact, create_database, footprint, settle, shared,
-    under_watch,
+    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, compact,
+    create_database, footprint, settle, shared, totals_are_clean, under_watch,
 };
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::Client;
@@ -235,4 +235,113 @@ fn restored_database_is_not_folded_before_somebody_counts() -> Result<()> {
     settle(&mut copy)?;
     check(&mut copy)?;
     Ok(())
+}
+
+/// A database that has dropped, renamed and reset counters, some of it folded and some not, tokens,
+/// and a value index.
+fn changed(db: &str) -> Result<Client> {
+    let mut client = create_database(cluster(), db)?;
+    client.batch_execute(changes_schema())?;
+    let load = Load {
+        transactions: 40,
+        names: 3,
+        two_phase: true,
+        checkers: 0,
+        ..Load::default()
+    };
+    changes_under_watch(&cluster().config(db), &load, |_| Ok(()))?;
+    client.batch_execute(
+        "SELECT counter_incr('gone:' || n, n) FROM generate_series(1, 20) n;
+         SELECT bump('n:last', 1)",
+    )?;
+    settle(&mut client)?;
+    client.batch_execute(&format!(
+        "ALTER DATABASE {db} SET counterx.compaction = off; SELECT counterx.create_value_index()"
+    ))?;
+    // The setting is a new session's; the old worker has its own second to see it.
+    poll_until("the worker to pause", DEADLINE, || {
+        let state: String = client
+            .query_one("SELECT state FROM counterx.workers", &[])?
+            .get(0);
+        Ok(state == "paused")
+    })?;
+    let mut client = cluster().connect_db(db)?;
+    client.batch_execute(&format!(
+        "SELECT counter_drop('gone:' || n) FROM generate_series(1, 19) n;
+         BEGIN; SELECT counter_drop('gone:20'); PREPARE TRANSACTION '{db}'"
+    ))?;
+    client.batch_execute(&format!("COMMIT PREPARED '{db}'"))?;
+    client.batch_execute(
+        "SELECT counter_incr_once('a token', 'd:tokens', 5), counter_incr_once_get('got', 'd:tokens', 6);
+         INSERT INTO oracle VALUES ('d:tokens', 11)",
+    )?;
+    Ok(client)
+}
+
+/// The copy has all of it, and goes on.
+fn copy_of_changed_is_sound(
+    original: &mut Client,
+    copy: &mut Client,
+    value_index: bool,
+) -> Result<()> {
+    let expected = agree(original)?;
+    ensure!(!expected.keys().any(|name| name.starts_with("gone:")));
+    for fold in [false, true] {
+        if fold {
+            copy.batch_execute("SELECT bump('n:last', 0)")?;
+            compact(copy)?;
+            totals_are_clean(copy)?;
+        }
+        let counters = agree(copy)?;
+        ensure!(
+            counters == expected,
+            "the copy has {counters:?}, not {expected:?}"
+        );
+    }
+    let replay = copy.query_one(
+        "SELECT counter_incr_once('a token', 'd:tokens', 5), counter_incr_once_get('got', 'd:tokens', 6)",
+        &[],
+    )?;
+    ensure!(!replay.get::<_, bool>(0), "a token was not restored");
+    let value: i64 = replay.get(1);
+    ensure!(value == 11, "the token's value is {value}");
+    ensure!(agree(copy)? == expected);
+    let sql = "SELECT count(*) FROM pg_indexes WHERE schemaname = 'counterx' AND indexdef LIKE '%(value DESC, name)'";
+    let indexes: i64 = copy.query_one(sql, &[])?.get(0);
+    ensure!(indexes == i64::from(value_index), "{indexes} value indexes");
+    let created: bool = copy
+        .query_one("SELECT counterx.create_value_index()", &[])?
+        .get(0);
+    ensure!(created != value_index);
+    ensure!(agree(copy)? == expected);
+    copy.batch_execute("SELECT bump('d:1', 3), counter_drop('gone:1')")?;
+    compact(copy)?;
+    agree(copy)?;
+    totals_are_clean(copy)
+}
+
+#[test]
+fn what_was_dropped_stays_dropped_and_tokens_stay_used_in_a_plain_dump() -> Result<()> {
+    let mut client = changed("changed")?;
+    let mut copy = restore(&dump("changed", Format::Plain)?, "changed_copy")?;
+    copy_of_changed_is_sound(&mut client, &mut copy, false)
+}
+
+#[test]
+fn what_was_dropped_stays_dropped_and_tokens_stay_used_in_a_custom_dump() -> Result<()> {
+    let mut client = changed("changedtoo")?;
+    let mut copy = restore(&dump("changedtoo", Format::Custom)?, "changedtoo_copy")?;
+    copy_of_changed_is_sound(&mut client, &mut copy, false)
+}
+
+#[test]
+fn what_was_dropped_stays_dropped_and_tokens_stay_used_in_a_copy_of_the_database() -> Result<()> {
+    drop(changed("model")?);
+    // The worker leaves when it sees that somebody wants the database for himself.
+    cluster()
+        .connect()?
+        .batch_execute("CREATE DATABASE model_copy TEMPLATE model")?;
+    let mut client = cluster().connect_db("model")?;
+    let mut copy = cluster().connect_db("model_copy")?;
+    copy_of_changed_is_sound(&mut client, &mut copy, true)
 }

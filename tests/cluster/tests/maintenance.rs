@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, create_database,
+    footprint, settle, shared, under_watch,
 };
-use counterx_harness::Cluster;
+use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 
 fn cluster() -> &'static Cluster {
@@ -16,6 +17,7 @@ fn cluster() -> &'static Cluster {
                 |builder, (name, value)| builder.conf(name, value),
             )
             .conf("wal_level", "logical")
+            .conf("counterx.token_ttl", "1s")
             .start()
     })
 }
@@ -177,6 +179,79 @@ fn publication_of_all_tables_neither_breaks_anything_nor_ships_the_logs() -> Res
     ensure!(binary.get::<_, i64>(0) > 100);
     client.batch_execute(
         "SELECT pg_drop_replication_slot('decoding'), pg_drop_replication_slot('output')",
+    )?;
+    Ok(())
+}
+
+#[test]
+fn publication_of_all_tables_ships_no_token_neither_coming_nor_going() -> Result<()> {
+    let mut client = create_database(cluster(), "tokens")?;
+    client.batch_execute(changes_schema())?;
+    client.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES")?;
+    for (slot, plugin) in [
+        ("tokens_text", "test_decoding"),
+        ("tokens_output", "pgoutput"),
+    ] {
+        client.execute(
+            "SELECT pg_create_logical_replication_slot($1, $2)",
+            &[&slot, &plugin],
+        )?;
+    }
+    let load = Load {
+        clients: 4,
+        transactions: 60,
+        names: 3,
+        two_phase: true,
+        checkers: 0,
+        ..Load::default()
+    };
+    // Tokens expire meanwhile, and are new again; the load's own book of them would say so.
+    client.batch_execute("ALTER TABLE once DROP CONSTRAINT once_pkey")?;
+    client.batch_execute(
+        "CREATE OR REPLACE FUNCTION change_once_get(token text, name text, delta bigint) RETURNS void
+         LANGUAGE sql AS $$ SELECT change_once(token || ' too', name, delta) $$",
+    )?;
+    changes_under_watch(&cluster().config("tokens"), &load, |_| Ok(()))?;
+    client.batch_execute(
+        "SELECT count(counter_incr_once('token ' || n, 'n:once')) FROM generate_series(1, 1500) n;
+         INSERT INTO oracle VALUES ('n:once', 1500)",
+    )?;
+    poll_until("all tokens to go", DEADLINE, || {
+        let sql = "SELECT count(*) FROM counterx.token";
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 0)
+    })?;
+    settle(&mut client)?;
+    agree(&mut client)?;
+
+    let changes = changes(&mut client, "tokens_text")?;
+    let oracle = changes
+        .iter()
+        .filter(|line| line.contains("table public.oracle: INSERT"))
+        .count();
+    ensure!(oracle > 50, "the oracle's rows are not there");
+    // That a row goes is decoded, but nothing of the row; so publications leave it out.
+    let rows: Vec<_> = changes
+        .iter()
+        .filter(|line| line.starts_with("table counterx.token:") && !line.contains("no-tuple-data"))
+        .take(3)
+        .collect();
+    ensure!(rows.is_empty(), "tokens are decoded: {rows:#?}");
+    let row = client.query_one(
+        r"SELECT count(*) FILTER (WHERE get_byte(data, 0) = ascii('I')),
+                 count(*) FILTER (WHERE get_byte(data, 0) = ascii('R')
+                                    AND position('\x636f756e7465727800746f6b656e00'::bytea IN data) > 0),
+                 count(*) FILTER (WHERE get_byte(data, 0) = ascii('R')
+                                    AND position('\x7075626c6963006f7261636c6500'::bytea IN data) > 0)
+            FROM pg_logical_slot_peek_binary_changes('tokens_output', NULL, NULL,
+                'proto_version', '1', 'publication_names', 'everything')",
+        &[],
+    )?;
+    let (inserts, token, oracle): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    // A relation is described before its first row.
+    ensure!(inserts > 50 && oracle > 0, "{inserts} inserts");
+    ensure!(token == 0, "something of the tokens is shipped");
+    client.batch_execute(
+        "SELECT pg_drop_replication_slot('tokens_text'), pg_drop_replication_slot('tokens_output')",
     )?;
     Ok(())
 }

@@ -2,9 +2,11 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, create_database,
+    footprint, refused, settle, shared, totals_are_clean, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
+use postgres::error::SqlState;
 use postgres::{Client, GenericClient, IsolationLevel};
 
 fn cluster() -> &'static Cluster {
@@ -176,5 +178,86 @@ fn exported_snapshot_reads_the_truth_of_its_exporter() -> Result<()> {
     second.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{id}'"))?;
     ensure!(check(&mut second)? == 31);
     ensure!(values(&mut second)? == values(&mut first)?);
+    Ok(())
+}
+
+/// A snapshot from before drops, resets, renames and merges, and many folds of them.
+#[test]
+fn old_snapshot_keeps_counters_that_were_dropped_or_renamed_since() -> Result<()> {
+    let mut client = create_database(cluster(), "changes")?;
+    client.batch_execute(changes_schema())?;
+    // All kinds, folded and not.
+    client.batch_execute(
+        "SELECT bump(kind || n, n + 1) FROM generate_series(0, 5) n, unnest(ARRAY['d:', 'p:', 'n:']) kind",
+    )?;
+    settle(&mut client)?;
+    client.batch_execute(
+        "SELECT counterx.create_value_index();
+         SELECT bump(kind || n, 10) FROM generate_series(3, 8) n, unnest(ARRAY['d:', 'p:', 'n:']) kind",
+    )?;
+    let before = footprint(&mut client)?;
+    let mut old = cluster().connect_db("changes")?;
+    let mut snapshot = old
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    let truth = agree(&mut snapshot)?;
+    ensure!(truth.len() == 27, "{truth:?}");
+    let load = Load {
+        transactions: 100,
+        names: 4,
+        two_phase: true,
+        ..Load::default()
+    };
+    changes_under_watch(&cluster().config("changes"), &load, |control| {
+        while !control.is_done() {
+            let now = agree(&mut snapshot)?;
+            ensure!(now == truth, "the snapshot says {now:?}, not {truth:?}");
+        }
+        Ok(())
+    })?;
+    client.batch_execute(
+        "SELECT counter_drop(kind || n) FROM generate_series(0, 8) n, unnest(ARRAY['d:', 'p:', 'n:']) kind;
+         DELETE FROM oracle WHERE name ~ '^.:[0-8]$'",
+    )?;
+    settle(&mut client)?;
+    let after = footprint(&mut client)?;
+    ensure!(
+        after.folded > before.folded + 20,
+        "hardly a fold: {before:?} {after:?}"
+    );
+    totals_are_clean(&mut client)?;
+    agree(&mut client)?;
+    ensure!(agree(&mut snapshot)? == truth, "the snapshot has changed");
+    // It cannot drop what is gone already: it would take back what it sees a second time.
+    for sql in [
+        "SELECT counter_drop('d:1')",
+        "SELECT counter_reset('p:1')",
+        "SELECT counter_rename('d:2', 'new')",
+        "SELECT counter_merge('n:1', 'n:2')",
+    ] {
+        snapshot.batch_execute("SAVEPOINT s")?;
+        refused(
+            snapshot.batch_execute(sql),
+            &SqlState::T_R_SERIALIZATION_FAILURE,
+        )?;
+        snapshot.batch_execute("ROLLBACK TO s")?;
+    }
+    ensure!(agree(&mut snapshot)? == truth, "the snapshot has changed");
+    snapshot.commit()?;
+
+    // The dead totals can go now; and logs are emptied as the lanes are used again.
+    poll_until("the dead totals to go", DEADLINE, || {
+        client.batch_execute("VACUUM counterx.total")?;
+        let sql =
+            "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'counterx.total'::regclass";
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 0)
+    })?;
+    poll_until("a log to be emptied", DEADLINE, || {
+        client.batch_execute("SELECT bump('n:' || n, n) FROM generate_series(0, 100) n")?;
+        let now = footprint(&mut client)?;
+        Ok(now.truncated > after.truncated && now.files != after.files)
+    })?;
+    agree(&mut client)?;
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, bad_lines, check, check_database, compact,
-    create_database, footprint, is_lost, refused, settle, shared, sqlstate, under_watch,
+    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, agree, bad_lines, changes_schema,
+    changes_under_watch, check, check_database, compact, create_database, footprint, is_lost,
+    refused, settle, shared, sqlstate, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -306,6 +307,18 @@ fn standby_refuses_increments_and_compaction() -> Result<()> {
         "SELECT counter_decr('x', 2)",
         "SELECT counterx.compact()",
         "BEGIN; SELECT counter_incr('x'); COMMIT",
+        "SELECT counter_incr_get('x')",
+        "SELECT counter_incr_many(ARRAY['x'], ARRAY[1])",
+        "SELECT counter_incr_many('{\"x\": 1}')",
+        "SELECT counter_incr_once('t', 'x')",
+        "SELECT counter_incr_once_get('t', 'x')",
+        "SELECT counter_set('x', 1)",
+        "SELECT counter_reset('x')",
+        "SELECT counter_drop('x')",
+        "SELECT counter_rename('x', 'y')",
+        "SELECT counter_merge('x', 'y')",
+        "SELECT counterx.create_value_index()",
+        "SELECT counterx.drop_value_index()",
     ] {
         refused(
             reader.batch_execute(sql),
@@ -357,4 +370,74 @@ fn promoted_standby_is_exact_and_goes_on_counting_and_folding() -> Result<()> {
         "{before:?} {after:?}"
     );
     Ok(())
+}
+
+/// With and without a value index, with and without deltas that wait, in the middle of changes of
+/// every kind and after them.
+#[test]
+fn all_ways_to_read_agree_on_a_standby_and_with_the_primary() -> Result<()> {
+    let standby = standby("allways", "on", "30s")?;
+    let mut client = create_database(primary(), "allways")?;
+    client.batch_execute(changes_schema())?;
+    catch_up(&mut standby.connect()?)?;
+    let config = standby.config("allways");
+    for value_index in [false, true] {
+        if value_index {
+            let sql = "SELECT counterx.create_value_index()";
+            client.query_one(sql, &[])?;
+        }
+        let load = Load {
+            transactions: 60,
+            names: 6,
+            checkers: 0,
+            ..Load::default()
+        };
+        let mut looks = 0;
+        changes_under_watch(&primary().config("allways"), &load, |control| {
+            let mut connection = Recovering::new(&config);
+            while !control.is_done() {
+                let look = (|| -> Result<()> {
+                    let mut snapshot = connection
+                        .client()?
+                        .build_transaction()
+                        .isolation_level(IsolationLevel::RepeatableRead)
+                        .start()?;
+                    agree(&mut snapshot)?;
+                    Ok(snapshot.commit()?)
+                })();
+                match look {
+                    Ok(()) => looks += 1,
+                    Err(error) if is_conflict(&error) => connection.forget(),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })?;
+        ensure!(looks > 0, "no look beside the load");
+        // Some that are folded, and some that wait.
+        client.batch_execute(
+            "ALTER DATABASE allways SET counterx.compaction = off;
+             SELECT bump('p:' || n % 7, n) FROM generate_series(1, 50) n",
+        )?;
+        let mut here = standby.connect_db("allways")?;
+        for pending in [true, false] {
+            if !pending {
+                compact(&mut client)?;
+            }
+            catch_up(&mut here)?;
+            let expected = agree(&mut client)?;
+            let mut found = None;
+            poll_until("an undisturbed look", DEADLINE, || match agree(&mut here) {
+                Ok(counters) => {
+                    found = Some(counters);
+                    Ok(true)
+                }
+                Err(error) if is_conflict(&error) => Ok(false),
+                Err(error) => Err(error),
+            })?;
+            ensure!(found == Some(expected), "the standby says {found:?}");
+        }
+        client.batch_execute("ALTER DATABASE allways RESET counterx.compaction")?;
+    }
+    nothing_crashed(&standby)
 }
