@@ -80,6 +80,7 @@ struct Query<'a> {
 
 impl Query<'_> {
     fn run(&self) -> Best {
+        let _locked = totals::lock_indexes();
         let Some((table, index)) = value_index::find() else {
             return self.by_name(usize::MAX).expect("there is no limit");
         };

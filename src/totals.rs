@@ -61,6 +61,27 @@ impl TotalsByName {
     }
 }
 
+/// Locks all indexes, for those who need more than one of them at a time. REINDEX TABLE locks one
+/// after the other and keeps them: who did so in another order could deadlock with it.
+pub fn lock_indexes() -> LockedIndexes {
+    let table = read::open(catalog::shared().total);
+    let indexes = table
+        .index_oids()
+        .into_iter()
+        .filter_map(Relation::open_for_read)
+        .collect();
+    LockedIndexes {
+        _indexes: indexes,
+        _table: table,
+    }
+}
+
+/// See [`lock_indexes`].
+pub struct LockedIndexes {
+    _indexes: Vec<Relation>,
+    _table: Relation,
+}
+
 /// The order to visit totals in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
