@@ -261,7 +261,7 @@ pub fn agree(client: &mut impl GenericClient) -> Result<Counters> {
         "counter_values: {found:?}, counters {expected:?}"
     );
 
-    for prefix in ["", "d:", "d:tmp:", "p:", "n:1"] {
+    for prefix in ["", "d:", "d:tmp:", "p:", "n:", "n:1"] {
         let those: Vec<(String, i64)> = counters
             .iter()
             .filter(|(name, _)| name.starts_with(prefix))
@@ -295,7 +295,8 @@ fn agree_on_prefix(
         "sum {sum}, counters {expected}"
     );
 
-    for size in [3_i32, 1000] {
+    let small = if counters.len() > 100 { 99 } else { 3 };
+    for size in [small, 1000_i32] {
         let mut listed = Vec::new();
         let mut after: Option<String> = None;
         loop {
@@ -414,6 +415,7 @@ impl Traffic<'_> {
             client.batch_execute(&sql)?;
             return Ok(());
         }
+        let mut flushed = false;
         client.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}"))?;
         for _ in 0..self.rng.random_range(1..5) {
             let sql = self.change(one_snapshot);
@@ -432,13 +434,17 @@ impl Traffic<'_> {
                 }
                 _ => client.batch_execute(&sql)?,
             }
+            if self.rng.random_bool(0.03) {
+                flushed = true;
+                self.flush_early(client)?;
+            }
         }
         if isolation == "REPEATABLE READ" && self.rng.random_bool(0.1) {
             agree(client).context("inside a transaction that has changed counters")?;
         }
         match self.rng.random_range(0..20) {
             0..3 => client.batch_execute("ROLLBACK")?,
-            3..5 if self.load.two_phase => {
+            3..5 if self.load.two_phase && !flushed => {
                 let gid = format!("{}:{}:{}", self.prefix(), self.load.seed, self.serial);
                 client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'"))?;
                 let verb = if self.rng.random_bool(0.8) {
@@ -451,6 +457,25 @@ impl Traffic<'_> {
             _ => client.batch_execute("COMMIT")?,
         }
         Ok(())
+    }
+
+    /// Has what the transaction did so far written before its end, inside of a subtransaction, by
+    /// more counters than fit its memory; those go again, either way.
+    fn flush_early(&mut self, client: &mut Client) -> Result<()> {
+        let fillers = format!(
+            "'n:filler:{}:' || i) FROM generate_series(1, 700) i",
+            self.number
+        );
+        let end = if self.rng.random_bool(0.5) {
+            "ROLLBACK TO f".to_owned()
+        } else {
+            format!("SELECT counter_drop({fillers}; RELEASE f")
+        };
+        let sql = format!(
+            "SAVEPOINT f; SET LOCAL counterx.pending_work_mem = '64kB';
+             SELECT counter_incr({fillers}; {end}"
+        );
+        Ok(client.batch_execute(&sql)?)
     }
 
     /// Ends what this client has left prepared.
