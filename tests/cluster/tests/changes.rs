@@ -40,7 +40,7 @@ fn every_snapshot_of_mixed_changes_is_exact_in_all_ways_to_read() -> Result<()> 
     let before = footprint(&mut client)?;
     let load = Load {
         clients: 10,
-        transactions: 200,
+        transactions: 120,
         names: 4,
         two_phase: true,
         checkers: 2,
@@ -212,7 +212,7 @@ fn worst(name: &str, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
     drop(client);
     let config = cluster.config(DB);
     let load = Load {
-        transactions: 120,
+        transactions: 80,
         names: 4,
         two_phase: true,
         survives: true,

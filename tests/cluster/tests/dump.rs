@@ -243,7 +243,7 @@ fn changed(db: &str) -> Result<Client> {
     let mut client = create_database(cluster(), db)?;
     client.batch_execute(changes_schema())?;
     let load = Load {
-        transactions: 40,
+        transactions: 25,
         names: 3,
         two_phase: true,
         checkers: 0,

@@ -204,7 +204,7 @@ fn old_snapshot_keeps_counters_that_were_dropped_or_renamed_since() -> Result<()
     let truth = agree(&mut snapshot)?;
     ensure!(truth.len() == 27, "{truth:?}");
     let load = Load {
-        transactions: 100,
+        transactions: 60,
         names: 4,
         two_phase: true,
         ..Load::default()

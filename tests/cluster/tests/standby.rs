@@ -387,7 +387,7 @@ fn all_ways_to_read_agree_on_a_standby_and_with_the_primary() -> Result<()> {
             client.query_one(sql, &[])?;
         }
         let load = Load {
-            transactions: 60,
+            transactions: 40,
             names: 6,
             checkers: 0,
             ..Load::default()

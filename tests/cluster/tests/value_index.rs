@@ -188,7 +188,7 @@ fn beside_load(db: &str, statements: &[&str]) -> Result<()> {
     ensure!(says(&mut client, CREATE)?);
     let load = Load {
         clients: 6,
-        transactions: 80,
+        transactions: 50,
         names: 5,
         two_phase: true,
         ..Load::default()
