@@ -114,10 +114,29 @@ fn cancelled_build(client: &mut Client, db: &str, name: &str, ready: bool) -> Re
     } else {
         "BEGIN; LOCK TABLE counterx.total IN ROW EXCLUSIVE MODE"
     })?;
-    client.batch_execute("SET statement_timeout = '300ms'")?;
+    let phase = if ready {
+        "waiting for old snapshots"
+    } else {
+        "waiting for writers before build"
+    };
+    let mut builder = cluster().connect_db(db)?;
+    let pid: i32 = builder.query_one("SELECT pg_backend_pid()", &[])?.get(0);
     let sql = format!("CREATE INDEX CONCURRENTLY {name} ON counterx.total (value DESC, name)");
-    refused(client.batch_execute(&sql), &SqlState::QUERY_CANCELED)?;
-    client.batch_execute("RESET statement_timeout")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let build = scope.spawn(move || builder.batch_execute(&sql));
+        poll_until(phase, DEADLINE, || {
+            let sql =
+                "SELECT count(*) FROM pg_stat_progress_create_index WHERE pid = $1 AND phase = $2";
+            let found: i64 = client.query_one(sql, &[&pid, &phase])?.get(0);
+            Ok(found == 1)
+        })?;
+        client.query_one("SELECT pg_cancel_backend($1)", &[&pid])?;
+        let built = build
+            .join()
+            .unwrap_or_else(|_| panic!("the builder panicked"));
+        refused(built, &SqlState::QUERY_CANCELED)?;
+        Ok(())
+    })?;
     other.batch_execute("ROLLBACK")?;
     let row = client.query_one(
         "SELECT indisready, indisvalid FROM pg_index WHERE indexrelid = ('counterx.' || $1)::regclass",
