@@ -14,6 +14,7 @@
 mod bulk;
 mod contenders;
 mod hot;
+mod million;
 mod options;
 mod pgbench;
 mod read;
@@ -55,6 +56,7 @@ fn run(options: Options) -> Result<()> {
             Section::B => bulk::run(options),
             Section::C => read::run(options),
             Section::D => snapshot::run(options),
+            Section::E => million::run(options),
         }
         .with_context(|| format!("section {} failed", section.letter()))?;
         measured.load_average = server::load_average();

@@ -9,13 +9,13 @@ use serde::Serialize;
 #[derive(Clone, Debug, Parser, Serialize)]
 #[command(name = "counterx-bench", disable_version_flag = true)]
 pub(crate) struct Options {
-    /// Sections to run: a hot counter, b a million calls, c reads, d an old snapshot
+    /// Sections to run: a hot counter, b a million calls, c reads, d an old snapshot, e a million counters
     #[arg(
         long,
         value_enum,
         ignore_case = true,
         value_delimiter = ',',
-        default_value = "a,b,c,d"
+        default_value = "a,b,c,d,e"
     )]
     pub(crate) sections: Vec<Section>,
 
@@ -48,6 +48,7 @@ pub(crate) enum Section {
     B,
     C,
     D,
+    E,
 }
 
 impl Section {
@@ -57,6 +58,7 @@ impl Section {
             Self::B => 'B',
             Self::C => 'C',
             Self::D => 'D',
+            Self::E => 'E',
         }
     }
 
@@ -66,6 +68,7 @@ impl Section {
             Self::B => "a million calls in one statement",
             Self::C => "point reads",
             Self::D => "an open REPEATABLE READ snapshot",
+            Self::E => "a million counters",
         }
     }
 }
@@ -86,7 +89,7 @@ mod tests {
         let options = Options::parse_from(["bench", "--sections", "b,D"]);
         assert_eq!(options.sections, [Section::B, Section::D]);
         let options = Options::parse_from(["bench"]);
-        assert_eq!(options.sections.len(), 4);
-        assert!(Options::try_parse_from(["bench", "--sections", "e"]).is_err());
+        assert_eq!(options.sections.len(), 5);
+        assert!(Options::try_parse_from(["bench", "--sections", "f"]).is_err());
     }
 }

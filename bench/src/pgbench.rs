@@ -125,6 +125,12 @@ impl<'a> Pgbench<'a> {
         self.logged(&["-T", &seconds])
     }
 
+    /// So many times, with a log of every transaction.
+    pub(crate) fn run_logged_times(&self, transactions: u32) -> Result<Vec<Logged>> {
+        let transactions = transactions.to_string();
+        self.logged(&["-t", &transactions])
+    }
+
     /// Once; returns the seconds that it took.
     pub(crate) fn run_once(&self) -> Result<f64> {
         match self.logged(&["-t", "1"])?[..] {

@@ -44,7 +44,7 @@ pub(crate) struct Measured {
 pub(crate) struct Latencies {
     pub(crate) what: String,
     pub(crate) mean: Series,
-    p50: Series,
+    pub(crate) p50: Series,
     p99: Series,
 }
 

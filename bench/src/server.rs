@@ -63,11 +63,16 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(name: &str, clients: u32) -> Result<Self> {
+        Self::start_with(name, clients, &[])
+    }
+
+    /// With more settings.
+    pub(crate) fn start_with(name: &str, clients: u32, settings: &[(&str, &str)]) -> Result<Self> {
         let connections = (clients + SPARE_CONNECTIONS).max(100).to_string();
         let mut builder = Cluster::builder()
             .name(name)
             .conf("max_connections", &connections);
-        for (name, value) in SETTINGS {
+        for (name, value) in SETTINGS.iter().chain(settings) {
             builder = builder.conf(name, value);
         }
         let cluster = builder.start()?;
