@@ -17,10 +17,11 @@ use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::NameText;
-use crate::read::{self, Lanes, Reader, Sums, column};
+use crate::read::{self, Lanes, Reader, column};
 use crate::totals;
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
+use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
 use std::collections::hash_map;
@@ -99,8 +100,7 @@ impl Listing {
     /// The next counter. The datums are valid until the next call.
     pub fn next(&mut self) -> Option<Entry> {
         while let Some(row) = self.next_total() {
-            let pending = self.pending.remove(row.text(column::total::NAME));
-            let pending = pending.unwrap_or_default();
+            let pending = self.pending.take(row.text(column::total::NAME));
             if row.int8(column::total::USES) + pending.uses <= 0 {
                 continue;
             }
@@ -151,7 +151,7 @@ impl Listing {
 /// All that is pending of the wanted names.
 fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
     let (reader, sums) = match wanted {
-        Wanted::Nothing => return Sums::new(),
+        Wanted::Nothing => return Sums::default(),
         Wanted::Range(range) => {
             let reader = Reader::open(Lanes::All, snapshot);
             let sums = reader.pending_in(range);

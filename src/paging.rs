@@ -24,7 +24,7 @@ pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
         .iter()
         .map(|name| {
             pgrx::check_for_interrupts!();
-            totals.get(name) + pending.get(name.as_slice()).copied().unwrap_or_default()
+            totals.get(name) + pending.get(name)
         })
         .collect();
     drop(totals);

@@ -5,28 +5,33 @@
 //! bounded heap keeps the best. With the value index, totals come in the order of their values, and
 //! the visit ends as soon as no later one can be among the best: not those without pending deltas,
 //! as they come in order, nor those with some, as the pending sum bounds how far they can have moved.
-//! Those few that could be are looked up. (The idea is Fagin's threshold algorithm, with the
-//! pending set as the second source.)
+//! (The idea is Fagin's threshold algorithm, with the pending set as the second source.) When those
+//! that could be are fewer than the rows visited for their sake, they are looked up by name.
 //!
 //! # Which way is taken
 //! Without a value index, all totals of the prefix are visited. With one, small prefixes are still
 //! read that way; for a large one the index is the quicker way, unless counters of other prefixes
-//! fill its head. As nobody knows beforehand, each way is tried for a bounded number of rows.
+//! fill its head. As nobody knows beforehand, each way is tried for a bounded number of rows, the
+//! index first: a good part of all counters fills the ranks in a few of its rows.
 
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
-use crate::read::{Lanes, Reader, Sums, column};
+use crate::read::{Lanes, Reader, column};
 use crate::totals::{self, Order};
 use crate::value_index;
 use counterx_core::names::NameRange;
 use counterx_core::rank::{Best, End, Ranked};
+use counterx_core::sums::{Sums, ToTake};
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
 use std::ops::ControlFlow;
 
 /// A prefix of so few counters is read by name: about as long as it takes to open the lanes.
 const SMALL_RANGE: usize = 1000;
+
+/// At first, the index is tried for so many rows for each rank.
+const FIRST_INDEX_ROWS: usize = 16;
 
 /// The index is given up for a prefix that did not fill the ranks in so many rows.
 const MAX_INDEX_ROWS: usize = 20_000;
@@ -84,21 +89,28 @@ impl Query<'_> {
         let Some((table, index)) = value_index::find() else {
             return self.by_name(usize::MAX).expect("there is no limit");
         };
-        if self.range.is_all() {
-            return self
-                .by_value(&table, &index, usize::MAX)
-                .expect("there is no limit");
+        let mut by_value = ByValue::start(self, &table, &index);
+        let first = match self.range.is_all() {
+            true => usize::MAX,
+            false => self.n.saturating_mul(FIRST_INDEX_ROWS).min(SMALL_RANGE),
+        };
+        if by_value.advance(first) {
+            return by_value.best;
         }
-        self.by_name(SMALL_RANGE)
-            .or_else(|| self.by_value(&table, &index, MAX_INDEX_ROWS.max(self.n * 10)))
-            .or_else(|| self.by_name(usize::MAX))
-            .expect("there is no limit")
+        if let Some(best) = self.by_name(SMALL_RANGE) {
+            return best;
+        }
+        if by_value.advance(MAX_INDEX_ROWS.max(self.n.saturating_mul(10))) {
+            return by_value.best;
+        }
+        drop(by_value);
+        self.by_name(usize::MAX).expect("there is no limit")
     }
 
     /// Visits all totals of the range. None: there are more than `limit`.
     fn by_name(&self, limit: usize) -> Option<Best> {
         let mut best = Best::new(self.end, self.n);
-        let mut never_folded = self.pending.clone();
+        let mut pending = self.pending.to_take();
         let mut visited = 0;
         // SAFETY: the query's snapshot outlives it.
         let complete = unsafe {
@@ -107,7 +119,7 @@ impl Query<'_> {
                     return ControlFlow::Break(());
                 }
                 visited += 1;
-                let pending = never_folded.remove(name).unwrap_or_default();
+                let pending = pending.take(name).unwrap_or_default();
                 offer(&mut best, name, totals::tally(row) + pending);
                 ControlFlow::Continue(())
             })
@@ -115,64 +127,103 @@ impl Query<'_> {
         if complete.is_break() {
             return None;
         }
-        for (name, &tally) in &never_folded {
-            offer(&mut best, name, tally);
+        for (name, never_folded) in pending.rest() {
+            offer(&mut best, name, never_folded);
         }
         Some(best)
     }
+}
 
-    /// Visits totals in the order of their values, as far as needed. None: that would be more than
-    /// `limit`.
-    fn by_value(&self, table: &Relation, index: &Relation, limit: usize) -> Option<Best> {
-        let mut best = Best::new(self.end, self.n);
-        let mut not_seen = self.pending.clone();
-        // Where the visit has come to: what was not seen ranks after it, by its total.
-        let mut reached = None;
-        let direction = match self.end {
+/// A visit of totals in the order of their values.
+struct ByValue<'a> {
+    query: &'a Query<'a>,
+    scan: IndexScan,
+    best: Best,
+    pending: ToTake<'a>,
+    /// The pending sums alone, those that can lift a counter furthest first.
+    furthest: Vec<i128>,
+    /// Rows visited since the ranks were filled, for counters with pending deltas alone.
+    beyond: usize,
+}
+
+impl<'a> ByValue<'a> {
+    fn start(query: &'a Query<'a>, table: &Relation, index: &Relation) -> Self {
+        // SAFETY: the query's snapshot outlives it.
+        let mut scan = unsafe { IndexScan::new(table, index, query.snapshot, 0) };
+        scan.seek(&[]);
+        let mut furthest: Vec<i128> = query.pending.iter().map(|(_, sum)| sum.value).collect();
+        furthest.sort_unstable();
+        if query.end == End::Top {
+            furthest.reverse();
+        }
+        Self {
+            query,
+            scan,
+            best: Best::new(query.end, query.n),
+            pending: query.pending.to_take(),
+            furthest,
+            beyond: 0,
+        }
+    }
+
+    /// Visits up to so many more totals. True: the best are known.
+    fn advance(&mut self, rows: usize) -> bool {
+        let direction = match self.query.end {
             End::Top => Direction::Forward,
             End::Bottom => Direction::Backward,
         };
-        // SAFETY: the query's snapshot outlives it.
-        let mut scan = unsafe { IndexScan::new(table, index, self.snapshot, 0) };
-        scan.seek(&[]);
-        let mut visited = 0;
-        while let Some(row) = scan.next(direction) {
+        for _ in 0..rows {
             pgrx::check_for_interrupts!();
-            visited += 1;
-            if visited > limit {
-                return None;
-            }
+            let Some(row) = self.scan.next(direction) else {
+                for (name, never_folded) in self.pending.rest() {
+                    offer(&mut self.best, name, never_folded);
+                }
+                return true;
+            };
             let name = row.text(column::total::NAME);
-            if !self.range.contains(name) {
+            if !self.query.range.contains(name) {
                 continue;
             }
             let total = totals::tally(&row);
-            match not_seen.remove(name) {
-                Some(pending) => offer(&mut best, name, total + pending),
-                None if best.takes(name, total.value) => offer(&mut best, name, total),
-                None => {
-                    reached = Some(total.value);
-                    break;
+            match self.pending.take(name) {
+                Some(pending) => offer(&mut self.best, name, total + pending),
+                None if self.best.takes(name, total.value) => offer(&mut self.best, name, total),
+                None if self.is_all_but(total.value) => {
+                    self.look_up_rest(total.value);
+                    return true;
                 }
+                None => {}
             }
         }
-        drop(scan);
-        let mut totals = self.reader.totals();
-        for (name, &pending) in &not_seen {
+        false
+    }
+
+    /// Are there, but for a few to look up, no more that could be among the best, now that the visit
+    /// has come to this value?
+    fn is_all_but(&mut self, reached: i128) -> bool {
+        self.beyond += 1;
+        let could_be = |&sum: &i128| self.could_be_among_best(reached, sum);
+        self.furthest.partition_point(could_be) < self.beyond
+    }
+
+    /// Could a counter be among the best that was not visited, and has this sum pending?
+    fn could_be_among_best(&self, reached: i128, pending: i128) -> bool {
+        // A counter without a total starts at 0, wherever the visit has come to.
+        let total = match self.query.end {
+            End::Top => reached.max(0),
+            End::Bottom => reached.min(0),
+        };
+        self.best.takes_value(total + pending)
+    }
+
+    fn look_up_rest(&mut self, reached: i128) {
+        let mut totals = self.query.reader.totals();
+        for (name, pending) in self.pending.rest() {
             pgrx::check_for_interrupts!();
-            // A counter without a total starts at 0, wherever the visit has come to.
-            let furthest = |reached: i128| {
-                let total = match self.end {
-                    End::Top => reached.max(0),
-                    End::Bottom => reached.min(0),
-                };
-                total + pending.value
-            };
-            if reached.is_none_or(|reached| best.takes_value(furthest(reached))) {
-                offer(&mut best, name, totals.get(name) + pending);
+            if self.could_be_among_best(reached, pending.value) {
+                offer(&mut self.best, name, totals.get(name) + pending);
             }
         }
-        Some(best)
     }
 }
 

@@ -31,9 +31,9 @@ use counterx_core::gate::Side;
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::probe::{self, Probes};
+use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 /// Column numbers, as of `sql/tables.sql`.
@@ -79,9 +79,6 @@ pub mod column {
         pub const AT: usize = 5;
     }
 }
-
-/// What is pending, by name.
-pub type Sums = HashMap<Box<[u8]>, Tally>;
 
 /// What a row of a log says.
 pub fn log_tally(row: &Row) -> Tally {
@@ -183,8 +180,8 @@ impl Reader {
 
     /// All that is pending of the names in a range: logs, late deltas and the own transaction's.
     pub fn pending_in(&self, range: &NameRange) -> Sums {
-        let mut sums = Sums::new();
-        self.for_each_pending(range, |name, tally| add_to(&mut sums, name, tally));
+        let mut sums = Sums::default();
+        self.for_each_pending(range, |name, tally| sums.add(name, tally));
         sums
     }
 
@@ -210,7 +207,7 @@ impl Reader {
 
     /// All that is pending of these names, which are in ascending order, each once.
     pub fn pending_of(&self, names: &[Vec<u8>]) -> Sums {
-        let mut sums = Sums::new();
+        let mut sums = Sums::default();
         let wanted = |name: &[u8]| names.binary_search_by(|known| (**known).cmp(name)).is_ok();
         for lane in &self.lanes {
             lane.add_sums_of(names, wanted, &mut sums);
@@ -218,12 +215,12 @@ impl Reader {
         self.for_each_late(|row| {
             let name = row.text(column::late::NAME);
             if wanted(name) {
-                add_to(&mut sums, name, late_tally(row));
+                sums.add(name, late_tally(row));
             }
         });
         xact::for_each_pending(|name, tally| {
             if wanted(name) {
-                add_to(&mut sums, name, tally);
+                sums.add(name, tally);
             }
         });
         sums
@@ -240,15 +237,6 @@ impl Reader {
     pub fn finish(self) {
         for lane in &self.lanes {
             lane.check_nothing_was_truncated();
-        }
-    }
-}
-
-fn add_to(sums: &mut Sums, name: &[u8], tally: Tally) {
-    match sums.get_mut(name) {
-        Some(sum) => *sum += tally,
-        None => {
-            sums.insert(name.into(), tally);
         }
     }
 }
@@ -530,11 +518,11 @@ impl LaneReader {
     fn add_sums_of(&self, names: &[Vec<u8>], wanted: impl Fn(&[u8]) -> bool, sums: &mut Sums) {
         let own = |name: &&Vec<u8>| NameHash::of(name).lane() == self.lane;
         let mut budget = READS_PER_LOOKUP * names.iter().filter(own).count();
-        let mut found = Sums::new();
+        let mut found = Vec::new();
         let complete = self.try_for_each(&NameRange::all(), |row| {
             let name = row.text(column::log::NAME);
             if wanted(name) {
-                add_to(&mut found, name, log_tally(row));
+                found.push((name.to_vec(), log_tally(row)));
             }
             match budget.checked_sub(1) {
                 Some(rest) => {
@@ -545,13 +533,15 @@ impl LaneReader {
             }
         });
         if complete.is_continue() {
-            sums.extend(found);
+            for (name, tally) in found {
+                sums.add(&name, tally);
+            }
             return;
         }
         for name in names.iter().filter(own) {
             let sum = self.sum_of(&NameText::new(name));
             if !sum.is_zero() {
-                sums.insert(name.as_slice().into(), sum);
+                sums.add(name, sum);
             }
         }
     }

@@ -1,5 +1,5 @@
 //! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
-//! ([`pending`]), when a counter exists ([`tally`]), how names spread over lanes ([`lane`]) and make
+//! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
 //!
@@ -12,4 +12,5 @@ pub mod pending;
 pub mod probe;
 pub mod rank;
 pub mod schedule;
+pub mod sums;
 pub mod tally;
