@@ -153,13 +153,13 @@ fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
     let (reader, sums) = match wanted {
         Wanted::Nothing => return Sums::default(),
         Wanted::Range(range) => {
-            let reader = Reader::open(Lanes::All, snapshot);
+            let mut reader = Reader::open(Lanes::All, snapshot);
             let sums = reader.pending_in(range);
             (reader, sums)
         }
         Wanted::Names(names) => {
             let hashes: Vec<NameHash> = names.iter().map(|name| NameHash::of(name)).collect();
-            let reader = Reader::open(Lanes::Of(&hashes), snapshot);
+            let mut reader = Reader::open(Lanes::Of(&hashes), snapshot);
             let sums = reader.pending_of(names);
             (reader, sums)
         }

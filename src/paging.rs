@@ -6,7 +6,6 @@ use crate::totals::{self, Order};
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// The values of these names, in this order; 0 for counters that do not exist.
@@ -16,7 +15,7 @@ pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
     sorted.dedup();
     let hashes: Vec<NameHash> = sorted.iter().map(|name| NameHash::of(name)).collect();
     let latest = snapshot::active_or_latest();
-    let reader = Reader::open(Lanes::Of(&hashes), latest.as_ptr());
+    let mut reader = Reader::open(Lanes::Of(&hashes), latest.as_ptr());
     let pending = reader.pending_of(&sorted);
     let mut totals = reader.totals();
     // In the order of the names: neighbours share pages of the index.
@@ -44,15 +43,15 @@ pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
 /// that were dropped and not folded yet make it read on.
 pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
     let latest = snapshot::active_or_latest();
-    let reader = Reader::open(Lanes::All, latest.as_ptr());
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut page = Vec::new();
     while page.len() < limit {
         let wanted = limit - page.len();
-        let mut counters: BTreeMap<Box<[u8]>, Tally> = BTreeMap::new();
+        let mut counters: Vec<(Box<[u8]>, Tally)> = Vec::new();
         // SAFETY: the snapshot is active or registered as long as `latest` lives.
         let end = unsafe {
             totals::visit(&range, Order::ByName, latest.as_ptr(), |name, row| {
-                counters.insert(name.into(), totals::tally(row));
+                counters.push((name.into(), totals::tally(row)));
                 if counters.len() < wanted {
                     ControlFlow::Continue(())
                 } else {
@@ -61,19 +60,22 @@ pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
             })
         };
         let last = counters
-            .last_key_value()
+            .last()
             .filter(|_| end.is_break())
             .map(|(name, _)| name.clone());
         let mut here = range.clone();
         if let Some(last) = &last {
             here.at_most(last);
         }
-        reader.for_each_pending(&here, |name, tally| match counters.get_mut(name) {
-            Some(counter) => *counter += tally,
-            None => {
-                counters.insert(name.into(), tally);
-            }
-        });
+        let mut pending = reader.pending_in(&here);
+        for (name, tally) in &mut counters {
+            *tally += pending.take(name);
+        }
+        let folded = counters.len();
+        counters.extend(pending);
+        if counters.len() > folded {
+            counters.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        }
         let existing = counters.into_iter().filter(|(_, tally)| tally.exists());
         page.extend(
             existing

@@ -39,7 +39,7 @@ const MAX_INDEX_ROWS: usize = 20_000;
 /// The sum of all counters of a range.
 pub fn sum(range: &NameRange) -> i128 {
     let latest = snapshot::active_or_latest();
-    let reader = Reader::open(Lanes::All, latest.as_ptr());
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut sum = 0;
     reader.for_each_pending(range, |_, tally| sum += tally.value);
     // SAFETY: the snapshot is active or registered as long as `latest` lives.
@@ -59,7 +59,7 @@ pub fn rank(end: End, n: usize, range: &NameRange) -> Vec<Ranked> {
         return Vec::new();
     }
     let latest = snapshot::active_or_latest();
-    let reader = Reader::open(Lanes::All, latest.as_ptr());
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let query = Query {
         end,
         n,

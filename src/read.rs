@@ -111,10 +111,10 @@ pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
 /// The part of a counter that is not in the running transaction's memory.
 pub fn written_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     let hash = NameHash::of(name);
-    let reader = Reader::open(Lanes::Of(&[hash]), snapshot);
+    let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
     let mut tally = Tally::default();
     for lane in &reader.lanes {
-        tally += lane.sum_of(&NameText::new(name));
+        tally += lane.sum_of(&NameText::new(name), reader.own_rows_visible.as_ptr());
     }
     tally += reader.totals().get(name);
     reader.for_each_late(|row| {
@@ -141,6 +141,7 @@ pub enum Lanes<'a> {
 pub struct Reader {
     shared: SharedRels,
     snapshot: pg_sys::Snapshot,
+    own_rows_visible: OwnRowsVisible,
     lanes: Vec<LaneReader>,
 }
 
@@ -161,14 +162,17 @@ impl Reader {
             snapshot,
             wanted.filter(|hashes| hashes.len() <= MAX_NAME_LOCKS),
         );
-        let lanes = (0..LANES)
-            .filter(|&lane| wanted.is_none_or(|hashes| hashes.iter().any(|h| h.lane() == lane)))
-            .map(|lane| LaneReader::open(lane, catalog::lane(lane), &shared, snapshot))
-            .collect();
+        let mut chosen = [wanted.is_none(); LANES];
+        for hash in wanted.into_iter().flatten() {
+            chosen[hash.lane()] = true;
+        }
+        let lanes = (0..LANES).filter(|&lane| chosen[lane]);
         Self {
+            lanes: open_lanes(lanes, &shared, snapshot),
+            // SAFETY: the caller's snapshot is active or registered.
+            own_rows_visible: unsafe { OwnRowsVisible::copy(snapshot) },
             shared,
             snapshot,
-            lanes,
         }
     }
 
@@ -179,16 +183,17 @@ impl Reader {
     }
 
     /// All that is pending of the names in a range: logs, late deltas and the own transaction's.
-    pub fn pending_in(&self, range: &NameRange) -> Sums {
+    pub fn pending_in(&mut self, range: &NameRange) -> Sums {
         let mut sums = Sums::default();
         self.for_each_pending(range, |name, tally| sums.add(name, tally));
         sums
     }
 
     /// Visits each pending delta of the names in a range.
-    pub fn for_each_pending(&self, range: &NameRange, mut visit: impl FnMut(&[u8], Tally)) {
+    pub fn for_each_pending(&mut self, range: &NameRange, mut visit: impl FnMut(&[u8], Tally)) {
+        let snapshot = self.own_rows_visible.as_ptr();
         for lane in &self.lanes {
-            lane.for_each(range, |row| {
+            lane.for_each(range, snapshot, |row| {
                 visit(row.text(column::log::NAME), log_tally(row))
             });
         }
@@ -206,12 +211,17 @@ impl Reader {
     }
 
     /// All that is pending of these names, which are in ascending order, each once.
-    pub fn pending_of(&self, names: &[Vec<u8>]) -> Sums {
+    pub fn pending_of(&mut self, names: &[Vec<u8>]) -> Sums {
         let mut sums = Sums::default();
-        let wanted = |name: &[u8]| names.binary_search_by(|known| (**known).cmp(name)).is_ok();
-        for lane in &self.lanes {
-            lane.add_sums_of(names, wanted, &mut sums);
+        let mut of_lane: [Vec<&[u8]>; LANES] = Default::default();
+        for name in names {
+            of_lane[NameHash::of(name).lane()].push(name);
         }
+        let snapshot = self.own_rows_visible.as_ptr();
+        for lane in &self.lanes {
+            lane.add_sums_of(&of_lane[lane.lane], snapshot, &mut sums);
+        }
+        let wanted = |name: &[u8]| names.binary_search_by(|known| (**known).cmp(name)).is_ok();
         self.for_each_late(|row| {
             let name = row.text(column::late::NAME);
             if wanted(name) {
@@ -259,17 +269,23 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         unreachable!("a table function runs in a query");
     };
     let shared = catalog::shared();
-    let reader = LaneReader::open(lane, catalog::lane(lane), &shared, snapshot);
+    let [reader] = &open_lanes([lane].into_iter(), &shared, snapshot)[..] else {
+        unreachable!("one was opened");
+    };
+    // SAFETY: it is the active one.
+    let mut own_rows_visible = unsafe { OwnRowsVisible::copy(snapshot) };
     let mut deltas = 0;
-    reader.for_each(&NameRange::all(), |_| deltas += 1);
+    reader.for_each(&NameRange::all(), own_rows_visible.as_ptr(), |_| {
+        deltas += 1;
+    });
     scan_late(&shared, snapshot, |row| {
         if row.int4(column::late::LANE) == lane as i32 {
             deltas += 1;
         }
     });
-    let blocks: u32 = reader
-        .logs
-        .iter()
+    let blocks: u32 = Side::BOTH
+        .into_iter()
+        .map(|side| open_log(&reader.rels, side))
         .map(|(log, index)| log.blocks() + index.blocks())
         .sum();
     LaneStatus {
@@ -278,11 +294,6 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         deltas,
         log_bytes: i64::from(blocks) * i64::from(pg_sys::BLCKSZ),
     }
-}
-
-fn own_rows_visible(snapshot: pg_sys::Snapshot) -> OwnRowsVisible {
-    // SAFETY: callers hand in a snapshot that is active or registered.
-    unsafe { OwnRowsVisible::copy(snapshot) }
 }
 
 /// The transaction's own increments are in the leader's memory: a worker would miss them.
@@ -311,6 +322,15 @@ pub fn open_log(rels: &LaneRels, side: Side) -> (Relation, Relation) {
     let log = open(rels.log(side));
     let index = index_of(&log, &column::log::KEY);
     (log, index)
+}
+
+/// Opens one of a lane's logs and its index for reading. None: it is empty, as one of two mostly is.
+fn open_log_with_rows(rels: &LaneRels, side: Side) -> Option<(Relation, Relation)> {
+    let log = open(rels.log(side));
+    (log.blocks() > 0).then(|| {
+        let index = index_of(&log, &column::log::KEY);
+        (log, index)
+    })
 }
 
 /// Opens the index of one of our tables.
@@ -373,61 +393,98 @@ pub struct LaneState {
 
 /// Reads a lane's newest state.
 pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) -> LaneState {
-    let table = open(shared.state);
-    let index = index_of(&table, &column::state::KEY);
     // SAFETY: the caller's snapshot outlives this call.
-    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
-    scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    match scan.next(Direction::Backward) {
-        Some(row) => LaneState {
-            folded: row.int8(column::state::FOLDED_EPOCH),
-            xmin: Some(row.xmin()),
-        },
-        None => LaneState {
-            folded: 0,
-            xmin: None,
-        },
+    unsafe { LaneStates::open(shared, snapshot) }.newest(lane)
+}
+
+/// The states of all lanes.
+struct LaneStates {
+    // Ended before its relations are closed.
+    scan: IndexScan,
+    _index: Relation,
+    _table: Relation,
+}
+
+impl LaneStates {
+    /// # Safety
+    /// The snapshot lives as long as this.
+    unsafe fn open(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Self {
+        let table = open(shared.state);
+        let index = index_of(&table, &column::state::KEY);
+        // SAFETY: the caller's promise.
+        let scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
+        Self {
+            scan,
+            _index: index,
+            _table: table,
+        }
+    }
+
+    fn newest(&mut self, lane: usize) -> LaneState {
+        self.scan.seek(&[Key::int4_eq(1, lane as i32)]);
+        match self.scan.next(Direction::Backward) {
+            Some(row) => LaneState {
+                folded: row.int8(column::state::FOLDED_EPOCH),
+                xmin: Some(row.xmin()),
+            },
+            None => LaneState {
+                folded: 0,
+                xmin: None,
+            },
+        }
     }
 }
 
 /// A look-up of one name in a lane's logs takes as long as reading about so many deltas in a row.
 const READS_PER_LOOKUP: usize = 16;
 
-/// One lane, through one snapshot.
+/// One lane, as one snapshot sees it. Its gate stays locked, and so the lane stays; its logs are
+/// opened when they are read, as the server has a quick way for some 16 locks at a time.
 struct LaneReader {
     lane: usize,
+    rels: LaneRels,
     _gate: Relation,
-    truncated: Relation,
-    logs: [(Relation, Relation); 2],
-    snapshot: std::cell::RefCell<OwnRowsVisible>,
     folded: i64,
     bound: i64,
 }
 
+/// Opens lanes for reading.
+fn open_lanes(
+    lanes: impl Iterator<Item = usize>,
+    shared: &SharedRels,
+    snapshot: pg_sys::Snapshot,
+) -> Vec<LaneReader> {
+    let mut lanes: Vec<LaneReader> = lanes
+        .map(|lane| {
+            let rels = catalog::lane(lane);
+            let gate = open(rels.gate);
+            LaneReader {
+                lane,
+                rels,
+                bound: lease::read_gate(&gate).epoch,
+                _gate: gate,
+                folded: 0,
+            }
+        })
+        .collect();
+    // SAFETY: the caller's snapshot outlives this call.
+    let mut states = unsafe { LaneStates::open(shared, snapshot) };
+    for lane in &mut lanes {
+        lane.folded = states.newest(lane.lane).folded;
+    }
+    lanes
+}
+
 impl LaneReader {
-    fn open(lane: usize, rels: LaneRels, shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Self {
-        let gate = open(rels.gate);
-        let bound = lease::read_gate(&gate).epoch;
-        let folded = lane_state(shared, lane, snapshot).folded;
-        Self {
-            lane,
-            _gate: gate,
-            truncated: open(rels.truncated),
-            logs: Side::BOTH.map(|side| open_log(&rels, side)),
-            snapshot: own_rows_visible(snapshot).into(),
-            folded,
-            bound,
-        }
+    fn logs(&self) -> impl Iterator<Item = (Relation, Relation)> {
+        let sides = Side::BOTH.into_iter();
+        sides.filter_map(|side| open_log_with_rows(&self.rels, side))
     }
 
     /// What is pending of one counter in the logs.
-    fn sum_of(&self, name: &NameText) -> Tally {
+    fn sum_of(&self, name: &NameText, snapshot: pg_sys::Snapshot) -> Tally {
         let mut sum = Tally::default();
-        let mut snapshot = self.snapshot.borrow_mut();
-        for (log, index) in &self.logs {
-            if log.blocks() == 0 {
-                continue;
-            }
+        for (log, index) in self.logs() {
             let mut drain = |scan: &mut IndexScan| {
                 while let Some(row) = scan.next(Direction::Forward) {
                     sum += log_tally(&row);
@@ -437,7 +494,7 @@ impl LaneReader {
                 Probes::None => {}
                 Probes::Each(first, last) => {
                     // SAFETY: the snapshot outlives the scan.
-                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
+                    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 2) };
                     for epoch in first..=last {
                         scan.seek(&[Key::int8_eq(1, epoch), Key::text_eq(2, name.datum())]);
                         drain(&mut scan);
@@ -445,7 +502,7 @@ impl LaneReader {
                 }
                 Probes::Range(after, through) => {
                     // SAFETY: as above.
-                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 3) };
+                    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 3) };
                     scan.seek(&[
                         Key::int8_gt(1, after),
                         Key::int8_le(1, through),
@@ -459,8 +516,8 @@ impl LaneReader {
     }
 
     /// Visits the pending deltas of the lane's logs whose names are in a range.
-    fn for_each(&self, range: &NameRange, mut visit: impl FnMut(&Row)) {
-        let end: ControlFlow<()> = self.try_for_each(range, |row| {
+    fn for_each(&self, range: &NameRange, snapshot: pg_sys::Snapshot, mut visit: impl FnMut(&Row)) {
+        let end: ControlFlow<()> = self.try_for_each(range, snapshot, |row| {
             visit(row);
             ControlFlow::Continue(())
         });
@@ -471,13 +528,10 @@ impl LaneReader {
     fn try_for_each(
         &self,
         range: &NameRange,
+        snapshot: pg_sys::Snapshot,
         mut visit: impl FnMut(&Row) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let mut snapshot = self.snapshot.borrow_mut();
-        for (log, index) in &self.logs {
-            if log.blocks() == 0 {
-                continue;
-            }
+        for (log, index) in self.logs() {
             // False: what follows in this scan is past the range.
             let mut drain = |scan: &mut IndexScan, in_order: bool| {
                 while let Some(row) = scan.next(Direction::Forward) {
@@ -495,7 +549,7 @@ impl LaneReader {
                 Probes::Each(first, last) if !range.is_all() => {
                     let from = NameText::new(totals::first_bytes(range));
                     // SAFETY: the snapshot outlives the scan.
-                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
+                    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 2) };
                     for epoch in first..=last {
                         scan.seek(&[Key::int8_eq(1, epoch), Key::text_ge(2, from.datum())]);
                         drain(&mut scan, true)?;
@@ -503,7 +557,7 @@ impl LaneReader {
                 }
                 _ => {
                     // SAFETY: as above.
-                    let mut scan = unsafe { IndexScan::new(log, index, snapshot.as_ptr(), 2) };
+                    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 2) };
                     scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound)]);
                     drain(&mut scan, false)?;
                 }
@@ -512,16 +566,15 @@ impl LaneReader {
         ControlFlow::Continue(())
     }
 
-    /// Adds what is pending in the logs of those of these names that belong to the lane.
+    /// Adds what is pending in the logs of these names, in ascending order, which belong to the lane.
     ///
     /// Few deltas are all read at once; when there are many more than names, each name is looked up.
-    fn add_sums_of(&self, names: &[Vec<u8>], wanted: impl Fn(&[u8]) -> bool, sums: &mut Sums) {
-        let own = |name: &&Vec<u8>| NameHash::of(name).lane() == self.lane;
-        let mut budget = READS_PER_LOOKUP * names.iter().filter(own).count();
+    fn add_sums_of(&self, names: &[&[u8]], snapshot: pg_sys::Snapshot, sums: &mut Sums) {
+        let mut budget = READS_PER_LOOKUP * names.len();
         let mut found = Vec::new();
-        let complete = self.try_for_each(&NameRange::all(), |row| {
+        let complete = self.try_for_each(&NameRange::all(), snapshot, |row| {
             let name = row.text(column::log::NAME);
-            if wanted(name) {
+            if names.binary_search(&name).is_ok() {
                 found.push((name.to_vec(), log_tally(row)));
             }
             match budget.checked_sub(1) {
@@ -538,8 +591,8 @@ impl LaneReader {
             }
             return;
         }
-        for name in names.iter().filter(own) {
-            let sum = self.sum_of(&NameText::new(name));
+        for name in names {
+            let sum = self.sum_of(&NameText::new(name), snapshot);
             if !sum.is_zero() {
                 sums.add(name, sum);
             }
@@ -547,7 +600,7 @@ impl LaneReader {
     }
 
     fn check_nothing_was_truncated(&self) {
-        if lease::read_cell(&self.truncated) > self.folded {
+        if lease::read_cell(&open(self.rels.truncated)) > self.folded {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
