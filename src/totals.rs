@@ -17,13 +17,15 @@ use std::ops::ControlFlow;
 
 /// What a row of `total` says.
 pub fn tally(row: &Row) -> Tally {
+    // The last column first: rows are taken apart from the left, and up to where somebody looks.
+    let uses = row.int8(column::total::USES);
     let value = row
         .get(column::total::VALUE)
         .expect("the column is NOT NULL");
     Tally {
         // SAFETY: a numeric; it is too short to be stored out of line or compressed.
         value: unsafe { number::total(value) },
-        uses: row.int8(column::total::USES),
+        uses,
     }
 }
 

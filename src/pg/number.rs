@@ -62,7 +62,7 @@ pub unsafe fn whole(value: pg_sys::Datum) -> Option<i128> {
 /// Reads a numeric as it is stored: `utils/adt/numeric.c` of the server, "NumericShort" and
 /// "NumericLong". Ten times as fast as a call of numeric_int8(), for those who read a million.
 fn decode(stored: &[u8]) -> Option<i128> {
-    const NBASE: i128 = 10_000;
+    const NBASE: u16 = 10_000;
     let mut words = stored
         .chunks_exact(2)
         .map(|word| u16::from_ne_bytes([word[0], word[1]]));
@@ -81,18 +81,25 @@ fn decode(stored: &[u8]) -> Option<i128> {
         0xC000 => return None,
         sign => (sign == 0x4000, i32::from(words.next()?.cast_signed())),
     };
-    let mut value: i128 = 0;
-    let mut digits = 0;
-    for digit in words {
-        value = value.checked_mul(NBASE)?.checked_add(digit.into())?;
-        digits += 1;
-    }
-    if digits == 0 {
+    if words.len() == 0 {
         return Some(0);
     }
     // Zeroes at the end are not stored.
-    let zeroes = u32::try_from(weight + 1 - digits).ok()?;
-    value = value.checked_mul(NBASE.checked_pow(zeroes)?)?;
+    let zeroes = u32::try_from(weight + 1 - words.len() as i32).ok()?;
+    let value: i128 = if weight < 4 {
+        // Most are of up to 16 decimal digits, and quicker to put together in a machine word.
+        let stored = words.fold(0, |value, digit| {
+            value * i64::from(NBASE) + i64::from(digit)
+        });
+        (stored * i64::from(NBASE).pow(zeroes)).into()
+    } else {
+        let base = i128::from(NBASE);
+        let mut stored: i128 = 0;
+        for digit in words {
+            stored = stored.checked_mul(base)?.checked_add(digit.into())?;
+        }
+        stored.checked_mul(base.checked_pow(zeroes)?)?
+    };
     Some(if negative { -value } else { value })
 }
 
@@ -111,6 +118,14 @@ mod tests {
         assert_eq!(decode(&words(&[0xA001, 12, 3456])), Some(-123_456));
         assert_eq!(decode(&words(&[0x8001, 12])), Some(120_000));
         assert_eq!(decode(&words(&[0x4000, 1, 12, 3456])), Some(-123_456));
+        assert_eq!(
+            decode(&words(&[0x8000 + 3, 9999])),
+            Some(9_999 * 10_i128.pow(12))
+        );
+        assert_eq!(
+            decode(&words(&[0xA000 + 4, 1, 0, 0, 0, 7])),
+            Some(-(10_i128.pow(16) + 7))
+        );
     }
 
     #[test]

@@ -25,6 +25,8 @@ unsafe extern "C-unwind" {
     /// `postmaster/interrupt.h`: likewise.
     pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
 
+    /// `executor/tuptable.h`. Raises an error only for a column that the slot does not have.
+    fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, columns: core::ffi::c_int);
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
     fn IsInParallelMode() -> bool;
 }
@@ -115,6 +117,19 @@ pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_s
 pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+/// Reads the first so many columns of a slot's row: `slot_getsomeattrs()`.
+///
+/// # Safety
+/// The slot holds a heap tuple, and has so many columns.
+pub unsafe fn slot_columns(slot: *mut pg_sys::TupleTableSlot, columns: usize) {
+    // SAFETY: the caller's promise. Taking a heap tuple apart cannot fail.
+    unsafe {
+        if usize::from((*slot).tts_nvalid.unsigned_abs()) < columns {
+            slot_getsomeattrs_int(slot, columns as i32);
+        }
+    }
 }
 
 /// `HeapTupleHeaderGetXmin()`

@@ -2,6 +2,7 @@
 
 use super::compat;
 use super::memory::MemorySwitch;
+use super::ports;
 use super::relation::Relation;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
@@ -130,12 +131,10 @@ pub struct Row(*mut pg_sys::TupleTableSlot);
 impl Row {
     /// The column's datum, 1-based; None when it is null.
     pub fn get(&self, column: usize) -> Option<pg_sys::Datum> {
-        // SAFETY: the slot holds a row, and the column exists: the caller knows the table.
+        // SAFETY: the slot holds a row of a heap, and the column exists: the caller knows the table.
         unsafe {
             let slot = self.0;
-            if usize::from((*slot).tts_nvalid.unsigned_abs()) < column {
-                pg_sys::slot_getsomeattrs_int(slot, column as i32);
-            }
+            ports::slot_columns(slot, column);
             (!*(*slot).tts_isnull.add(column - 1)).then(|| *(*slot).tts_values.add(column - 1))
         }
     }
