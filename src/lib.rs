@@ -74,6 +74,8 @@ pub extern "C-unwind" fn _PG_init() {
 #[cfg(any(test, feature = "pg_test"))]
 mod fdw_tests;
 #[cfg(any(test, feature = "pg_test"))]
+mod ranking_tests;
+#[cfg(any(test, feature = "pg_test"))]
 mod tests;
 
 /// Needed by `cargo pgrx test` at the root of the crate.
