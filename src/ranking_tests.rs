@@ -58,13 +58,13 @@ mod tests {
 
     /// Small steps of many counters: the visit by value goes on until none of them can matter.
     #[pg_test]
-    fn ranks_are_right_when_everything_has_moved_a_little() {
+    fn ranks_are_right_when_every_other_counter_has_moved_a_little() {
         Spi::run(TOTALS).unwrap();
         Spi::run("SELECT counterx.create_value_index()").unwrap();
         Spi::run(
-            "SELECT count(counter_incr('r:' || i, i % 11 - 5)) FROM generate_series(1, 2000) AS i",
+            "SELECT count(counter_incr('r:' || i, i % 11 - 5)) FROM generate_series(1, 2000, 2) AS i",
         )
         .unwrap();
-        check_all("all moved");
+        check_all("small steps");
     }
 }
