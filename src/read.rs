@@ -13,6 +13,9 @@
 //! - The truncated-through epoch is read after the scan. If the snapshot still needed that epoch,
 //!   rows may have been missed. The truncation waits for such snapshots on the primary; a standby
 //!   without hot_standby_feedback has nobody to wait for it.
+//! - What the own transaction has changed by a counter's latest value (set, reset, drop) goes with
+//!   that value alone. A snapshot taken before, such as that of the same statement or of an open
+//!   cursor in READ COMMITTED, may see an older one: such a counter is read by its latest value.
 //! - Whoever reads in a SERIALIZABLE transaction locks the counter's page in the anchor
 //!   relation *before* reading the gate. A writer inserts and then checks for that lock. So either
 //!   the writer meets the lock, or the reader visits the writer's row.
@@ -23,7 +26,7 @@ use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
-use crate::pg::snapshot::{self, OwnRowsVisible};
+use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
 use crate::totals::{self, TotalsByName};
 use crate::xact;
@@ -104,8 +107,20 @@ pub fn tally(name: &[u8]) -> Tally {
 
 /// Reads one counter with this snapshot, which is active or registered.
 pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
-    let own = xact::pending_tally(NameHash::of(name), name);
-    written_at(name, snapshot) + own.unwrap_or_default()
+    let own = xact::pending_tally(NameHash::of(name), name).unwrap_or_default();
+    // SAFETY: the caller's snapshot is a live one.
+    let command = unsafe { (*snapshot).curcid };
+    if xact::was_changed_by_value_since(name, command) {
+        let latest = LatestSnapshot::take();
+        return written_at(name, latest.as_ptr()) + own;
+    }
+    written_at(name, snapshot) + own
+}
+
+/// What the latest value of a counter has on that of this snapshot.
+fn since(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
+    let latest = LatestSnapshot::take();
+    written_at(name, latest.as_ptr()) - written_at(name, snapshot)
 }
 
 /// The part of a counter that is not in the running transaction's memory.
@@ -208,6 +223,17 @@ impl Reader {
                 visit(name, tally);
             }
         });
+        for name in self.changed_by_value() {
+            if range.contains(&name) {
+                visit(&name, since(&name, self.snapshot));
+            }
+        }
+    }
+
+    /// Counters of which this snapshot may be too old for what the transaction has done.
+    fn changed_by_value(&self) -> Vec<Box<[u8]>> {
+        // SAFETY: whoever opened the reader keeps the snapshot.
+        xact::changed_by_value_since(unsafe { (*self.snapshot).curcid })
     }
 
     /// All that is pending of these names, which are in ascending order, each once.
@@ -233,6 +259,11 @@ impl Reader {
                 sums.add(name, tally);
             }
         });
+        for name in self.changed_by_value() {
+            if wanted(&name) {
+                sums.add(&name, since(&name, self.snapshot));
+            }
+        }
         sums
     }
 

@@ -26,6 +26,16 @@ thread_local! {
     /// Rows were written before the end: the transaction holds its epochs until it ends.
     static FLUSHED_EARLY: Cell<bool> = const { Cell::new(false) };
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Running) };
+    static BY_VALUE: RefCell<Vec<ByValue>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A counter that was changed by what its latest value was. A snapshot that was taken before does
+/// not go with such a change: see `read.rs`.
+struct ByValue {
+    level: u32,
+    /// Snapshots of later commands were taken after the change.
+    command: pg_sys::CommandId,
+    name: Box<[u8]>,
 }
 
 /// Where the transaction stands. Callbacks of other extensions run after ours and may change
@@ -65,6 +75,37 @@ pub fn drop_counter(name: &[u8], written: Tally) {
     change(name, |level, pending| {
         pending.drop_counter(level, hash, name, written)
     });
+}
+
+/// Notes that the running (sub)transaction changes a counter by what its latest value is.
+pub fn note_change_by_value(name: &[u8]) {
+    let noted = ByValue {
+        level: ports::xact_nest_level(),
+        // SAFETY: marks the command as one that writes, so that the next one has another number.
+        command: unsafe { pg_sys::GetCurrentCommandId(true) },
+        name: name.into(),
+    };
+    BY_VALUE.with_borrow_mut(|all| all.push(noted));
+}
+
+/// The counters that were changed by their value since a snapshot of this command was taken, each
+/// once, ascending.
+pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
+    BY_VALUE.with_borrow(|all| {
+        let since = all.iter().filter(|change| change.command >= command);
+        let mut names: Vec<Box<[u8]>> = since.map(|change| change.name.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    })
+}
+
+/// Is this counter one of them?
+pub fn was_changed_by_value_since(name: &[u8], command: pg_sys::CommandId) -> bool {
+    BY_VALUE.with_borrow(|all| {
+        let mut since = all.iter().filter(|change| change.command >= command);
+        since.any(|change| *change.name == *name)
+    })
 }
 
 fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Overflow>) {
@@ -150,6 +191,11 @@ fn after_end() {
             pending.reset();
         }
     });
+    BY_VALUE.with(|all| {
+        if let Ok(mut all) = all.try_borrow_mut() {
+            all.clear();
+        }
+    });
     FLUSHED_EARLY.set(false);
     PHASE.set(Phase::Running);
 }
@@ -184,13 +230,29 @@ unsafe extern "C-unwind" fn on_subxact_event(
     use pg_sys::SubXactEvent::*;
     match event {
         SUBXACT_EVENT_COMMIT_SUB => {
-            PENDING.with_borrow_mut(|pending| pending.release_subxact(ports::xact_nest_level()));
+            let level = ports::xact_nest_level();
+            PENDING.with_borrow_mut(|pending| pending.release_subxact(level));
+            BY_VALUE.with_borrow_mut(|all| {
+                let inside = all
+                    .iter_mut()
+                    .rev()
+                    .take_while(|change| change.level >= level);
+                inside.for_each(|change| change.level = level - 1);
+            });
         }
         SUBXACT_EVENT_ABORT_SUB => {
             PENDING.with(|pending| {
                 // As in after_end().
                 if let Ok(mut pending) = pending.try_borrow_mut() {
                     pending.abort_subxact(ports::xact_nest_level());
+                }
+            });
+            BY_VALUE.with(|all| {
+                if let Ok(mut all) = all.try_borrow_mut() {
+                    let level = ports::xact_nest_level();
+                    while all.last().is_some_and(|change| change.level >= level) {
+                        all.pop();
+                    }
                 }
             });
         }

@@ -34,6 +34,9 @@ impl<'a> Held<'a> {
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
             .map(|snapshot| read::written_at(name, snapshot));
+        if seen.is_none() {
+            xact::note_change_by_value(name);
+        }
         let latest = LatestSnapshot::take();
         let written = read::written_at(name, latest.as_ptr());
         if seen.is_some_and(|seen| seen != written) {

@@ -10,7 +10,7 @@
 //! # Invariant
 //! Over all deltas that a snapshot sees, no uses means no value.
 
-use std::ops::{Add, AddAssign};
+use std::ops::{Add, AddAssign, Sub};
 
 /// A value and the number of its uses, or the sum of some of its parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,16 @@ impl Add for Tally {
         Self {
             value: self.value + other.value,
             uses: self.uses + other.uses,
+        }
+    }
+}
+
+impl Sub for Tally {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            value: self.value - other.value,
+            uses: self.uses - other.uses,
         }
     }
 }

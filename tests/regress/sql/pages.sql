@@ -41,9 +41,10 @@ SELECT * FROM counter_list() LIMIT 1;
 SELECT (counter_list('b:')).name;
 SELECT name FROM counter_list() l WHERE EXISTS (SELECT FROM counter_values(ARRAY[l.name]) v WHERE v.value > 5) ORDER BY name DESC;
 
--- Errors.
+-- No names, as array_agg() makes it of no rows.
 SELECT * FROM counter_values(NULL);
-\echo :LAST_ERROR_SQLSTATE
+
+-- Errors.
 SELECT * FROM counter_values(ARRAY['a', NULL]);
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM counter_values(ARRAY['a', '']);
