@@ -6,8 +6,10 @@ mod tests {
     use pgrx::prelude::*;
 
     /// Two thousand counters with many equal values, as if they were folded; more than what is read
-    /// by name before the value index is.
+    /// by name before the value index is. The lock: tests run side by side in one database, and those
+    /// here insert the same rows, and make and drop an index.
     const TOTALS: &str = "
+        LOCK TABLE counterx.total;
         INSERT INTO counterx.total (name, gen, value, uses)
         SELECT 'r:' || i, 1, i * 7919 % 1000 - 300, 1 FROM generate_series(1, 2000) AS i
         UNION ALL SELECT 's:' || i, 1, i * 100 - 2000, 1 FROM generate_series(1, 40) AS i";
