@@ -181,9 +181,22 @@ fn insert(token: &[u8], name: &[u8], delta: i64, value: Option<i64>) {
 /// Where the removal of expired tokens has come to: all up to this time are removed. So the index
 /// entries of what was removed, which an old snapshot keeps, are not visited again and again.
 ///
-/// It stops short of the first token of a transaction under way: that one may be there to stay.
+/// It stops short of the first token of a transaction under way: that one may be there to stay. And
+/// it is forgotten after an hour, as older tokens may come from a restore, or from a clock that was
+/// set back.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress(Option<i64>);
+pub struct Progress(Option<Reached>);
+
+#[derive(Clone, Copy, Debug)]
+struct Reached {
+    /// All up to this time are removed.
+    at: i64,
+    /// When the removal began at the first token.
+    began: i64,
+}
+
+/// In microseconds.
+const FORGET_PROGRESS_AFTER: i64 = 3_600_000_000;
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +226,11 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
     let expired_at = now.saturating_sub(settings::token_ttl().as_micros() as i64);
-    let after = progress.0.unwrap_or(i64::MIN + 1);
+    let known = progress.0.filter(|known| {
+        let age = now.saturating_sub(known.began);
+        (0..FORGET_PROGRESS_AFTER).contains(&age)
+    });
+    let after = known.map_or(i64::MIN + 1, |known| known.at);
     let mut expired = Vec::new();
     let mut reached = after;
     let mut under_way = None;
@@ -241,7 +258,10 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
         // SAFETY: a visible row; only the holder of the lock removes any, and nobody updates one.
         unsafe { pg_sys::simple_heap_delete(table.as_ptr(), tid) };
     }
-    progress.0 = Some(under_way.unwrap_or(reached));
+    progress.0 = Some(Reached {
+        at: under_way.unwrap_or(reached),
+        began: known.map_or(now, |known| known.began),
+    });
     if expired.len() < limit {
         Batch::Done
     } else {
