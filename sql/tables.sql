@@ -98,6 +98,33 @@ DROP TABLE counterx.log_form, counterx.late_form, counterx.token_form;
 CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';
 
+CREATE TABLE counterx.type (
+    name text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.strpos(name, ':') OPERATOR(pg_catalog.=) 0),
+    min bigint,
+    max bigint,
+    description text,
+    generation bigint NOT NULL
+);
+COMMENT ON TABLE counterx.type IS 'counter types and their bounds';
+
+CREATE TABLE counterx.hold_form (
+    id bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    amount bigint NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+ALTER TABLE counterx.hold_form ALTER COLUMN name SET STORAGE PLAIN;
+CREATE TABLE counterx.hold (LIKE counterx.hold_form INCLUDING STORAGE);
+DROP TABLE counterx.hold_form;
+CREATE UNIQUE INDEX hold_key ON counterx.hold (id);
+CREATE INDEX hold_name ON counterx.hold (name);
+CREATE INDEX hold_expires_at ON counterx.hold (expires_at);
+ALTER TABLE counterx.hold REPLICA IDENTITY NOTHING;
+COMMENT ON TABLE counterx.hold IS 'amounts that are set aside from bounded counters';
+CREATE SEQUENCE counterx.hold_id;
+COMMENT ON SEQUENCE counterx.hold_id IS 'ids of holds';
+
 REVOKE ALL ON ALL TABLES IN SCHEMA counterx FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA counterx FROM PUBLIC;
 

@@ -92,6 +92,42 @@ GRANT USAGE ON SCHEMA counterx TO pg_monitor;
 GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lane_status() TO pg_monitor;
 
+-- Every backend keeps the types in memory: whatever changes them has to tell.
+CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON counterx.type
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
+
+CREATE VIEW counter_types AS
+SELECT t.name, t.min, t.max, t.description,
+       (SELECT pg_catalog.count(*) FROM counterx.listing l
+        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters
+FROM counterx.type t;
+COMMENT ON VIEW counter_types IS 'counter types';
+COMMENT ON COLUMN counter_types.name IS 'what the names of its counters begin with, before the colon';
+COMMENT ON COLUMN counter_types.min IS 'least value of its counters; null: none';
+COMMENT ON COLUMN counter_types.max IS 'greatest value of its counters; null: none';
+COMMENT ON COLUMN counter_types.description IS 'what somebody has said of it';
+COMMENT ON COLUMN counter_types.counters IS 'number of its counters';
+GRANT SELECT ON counter_types TO PUBLIC;
+
+CREATE VIEW counter_holds AS
+SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
+       h.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired
+FROM counterx.hold h;
+COMMENT ON VIEW counter_holds IS 'amounts that are set aside from bounded counters';
+COMMENT ON COLUMN counter_holds.id IS 'what counter_hold() has returned';
+COMMENT ON COLUMN counter_holds.name IS 'name of the counter';
+COMMENT ON COLUMN counter_holds.amount IS 'amount that is set aside';
+COMMENT ON COLUMN counter_holds.created_at IS 'when it was made';
+COMMENT ON COLUMN counter_holds.expires_at IS 'until when it can be confirmed';
+COMMENT ON COLUMN counter_holds.expired IS 'its amount is free again';
+GRANT SELECT ON counter_holds TO PUBLIC;
+
+REVOKE ALL ON FUNCTION
+    counter_type_create(text, bigint, bigint, text, jsonb),
+    counter_type_alter(text, bigint, bigint, text, jsonb),
+    counter_type_drop(text)
+FROM PUBLIC;
+
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
 -- by other means than counting is nobody's but the owner's, until it is granted.
 REVOKE ALL ON FUNCTION
@@ -127,6 +163,16 @@ COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its 
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second';
+COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
+COMMENT ON FUNCTION counter_take_up_to(text, bigint) IS 'subtracts as much as there is, up to an amount, and returns how much';
+COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what is left above its minimum, in one snapshot';
+COMMENT ON FUNCTION counter_hold(text, bigint, interval, text) IS 'sets an amount of a bounded counter aside for some time; returns the id of the hold';
+COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of a hold, or a part of it, and ends the hold';
+COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them';
+COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away';
+COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds';
+COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';

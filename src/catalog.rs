@@ -5,6 +5,7 @@
 //! through their open table: REINDEX CONCURRENTLY puts another one in an index's place.
 
 use crate::pg::error::{raise, report};
+use crate::types;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
@@ -43,6 +44,12 @@ pub struct SharedRels {
     pub anchor: pg_sys::Oid,
     /// Tokens of idempotent increments.
     pub token: pg_sys::Oid,
+    /// Counter types.
+    pub types: pg_sys::Oid,
+    /// Holds.
+    pub hold: pg_sys::Oid,
+    /// The ids of holds, a sequence.
+    pub hold_id: pg_sys::Oid,
 }
 
 thread_local! {
@@ -135,6 +142,9 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
         late: find("late")?,
         anchor: find("anchor")?,
         token: find("token")?,
+        types: find("type")?,
+        hold: find("hold")?,
+        hold_id: find("hold_id")?,
     };
     SHARED.set(Some(found));
     Ok(found)
@@ -225,7 +235,17 @@ pub fn register_callbacks() {
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
     let all = oid == pg_sys::InvalidOid;
     let concerns_shared = SHARED.get().is_some_and(|rels| {
-        all || [rels.total, rels.state, rels.late, rels.anchor, rels.token].contains(&oid)
+        let ours = [
+            rels.total,
+            rels.state,
+            rels.late,
+            rels.anchor,
+            rels.token,
+            rels.types,
+            rels.hold,
+            rels.hold_id,
+        ];
+        all || ours.contains(&oid)
     });
     if concerns_shared {
         forget();
@@ -245,6 +265,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
 
 /// Forgets all, so that the next use looks again.
 pub fn forget() {
+    types::forget();
     SHARED.set(None);
     LANE.with(|lanes| lanes.iter().for_each(|lane| lane.set(None)));
 }

@@ -10,6 +10,7 @@ use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
+use crate::types;
 use counterx_core::pending::{PendingMap, Row};
 use pgrx::pg_sys;
 
@@ -28,6 +29,7 @@ pub fn to_logs(pending: &PendingMap) {
             writer.insert(row);
         }
     }
+    types::check_unchanged(&rows);
     anchor.check_writes(&rows);
     // SAFETY: the rows shall be visible to later commands of this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
@@ -56,6 +58,7 @@ pub fn to_late(pending: &PendingMap) {
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
     }
+    types::check_unchanged(&rows);
     anchor.check_writes(&rows);
 }
 

@@ -5,13 +5,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`api`] | the SQL functions |
-//! | [`xact`] | the running transaction's increments and its callbacks |
+//! | [`xact`], [`notes`] | the running transaction's increments and its callbacks; what else it remembers |
 //! | [`flush`] | from memory to the logs, at commit |
 //! | [`read`], [`totals`] | the exact value for a snapshot |
 //! | [`paging`], [`ranking`], [`value_index`] | many counters at once, by name and by value |
 //! | [`listing`], [`fdw`] | the view `counters` |
 //! | [`lease`] | gates: epochs, who may still write, who may fold |
 //! | [`token`] | what makes an increment happen once |
+//! | [`types`], [`escrow`], [`holds`] | bounded counters: their bounds, what is reserved, what is set aside |
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
@@ -26,12 +27,15 @@ use pgrx::prelude::*;
 mod api;
 mod catalog;
 mod compaction;
+mod escrow;
 mod fdw;
 mod flush;
 mod fold;
+mod holds;
 mod launcher;
 mod lease;
 mod listing;
+mod notes;
 mod paging;
 mod pg;
 mod ranking;
@@ -40,6 +44,7 @@ mod rotation;
 mod settings;
 mod token;
 mod totals;
+mod types;
 mod value_index;
 mod worker;
 mod xact;
@@ -68,6 +73,7 @@ pub extern "C-unwind" fn _PG_init() {
     // SAFETY: a plain read of a variable of the server's.
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         launcher::register();
+        escrow::register();
     }
 }
 

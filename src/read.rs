@@ -21,7 +21,9 @@
 //!   the writer meets the lock, or the reader visits the writer's row.
 
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
+use crate::holds;
 use crate::lease;
+use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::relation::Relation;
@@ -110,7 +112,7 @@ pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     let own = xact::pending_tally(NameHash::of(name), name).unwrap_or_default();
     // SAFETY: the caller's snapshot is a live one.
     let command = unsafe { (*snapshot).curcid };
-    if xact::was_changed_by_value_since(name, command) {
+    if notes::was_changed_by_value_since(name, command) {
         let latest = LatestSnapshot::take();
         return written_at(name, latest.as_ptr()) + own;
     }
@@ -125,11 +127,24 @@ fn since(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
 
 /// The part of a counter that is not in the running transaction's memory.
 pub fn written_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
+    written(name, snapshot, OwnRows::Visible)
+}
+
+/// Do the rows count that the running transaction has written?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnRows {
+    /// From their insertion on.
+    Visible,
+    /// The snapshot hides them.
+    Hidden,
+}
+
+fn written(name: &[u8], snapshot: pg_sys::Snapshot, own: OwnRows) -> Tally {
     let hash = NameHash::of(name);
-    let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
+    let mut reader = Reader::open_with(Lanes::Of(&[hash]), snapshot, own);
     let mut tally = Tally::default();
     for lane in &reader.lanes {
-        tally += lane.sum_of(&NameText::new(name), reader.own_rows_visible.as_ptr());
+        tally += lane.sum_of(&NameText::new(name), reader.logs_snapshot.as_ptr());
     }
     tally += reader.totals().get(name);
     reader.for_each_late(|row| {
@@ -139,6 +154,18 @@ pub fn written_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     });
     reader.finish();
     tally
+}
+
+/// What others see of a counter at this moment, less what is on hold at the time `clock`. What the
+/// running transaction has done does not count, written or not.
+pub fn free_amount(name: &[u8], clock: i64) -> i128 {
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    unsafe {
+        let mut others = OwnRowsVisible::hidden(latest.as_ptr());
+        let value = written(name, others.as_ptr(), OwnRows::Hidden).value;
+        value - holds::held(name, clock, others.as_ptr())
+    }
 }
 
 /// Which counters a [`Reader`] is for.
@@ -156,7 +183,8 @@ pub enum Lanes<'a> {
 pub struct Reader {
     shared: SharedRels,
     snapshot: pg_sys::Snapshot,
-    own_rows_visible: OwnRowsVisible,
+    /// The same snapshot, as the logs are read with it.
+    logs_snapshot: OwnRowsVisible,
     lanes: Vec<LaneReader>,
 }
 
@@ -166,17 +194,24 @@ const MAX_NAME_LOCKS: usize = 64;
 impl Reader {
     /// Opens the lanes. The snapshot is active or registered.
     pub fn open(lanes: Lanes, snapshot: pg_sys::Snapshot) -> Self {
+        Self::open_with(lanes, snapshot, OwnRows::Visible)
+    }
+
+    fn open_with(lanes: Lanes, snapshot: pg_sys::Snapshot, own: OwnRows) -> Self {
         refuse_parallel_worker();
         let shared = catalog::shared();
         let wanted = match lanes {
             Lanes::All => None,
             Lanes::Of(hashes) => Some(hashes),
         };
-        lock_for_serializable(
-            &shared,
-            snapshot,
-            wanted.filter(|hashes| hashes.len() <= MAX_NAME_LOCKS),
-        );
+        // What escrow looks at does not make transactions depend on each other: see `escrow.rs`.
+        if own == OwnRows::Visible {
+            lock_for_serializable(
+                &shared,
+                snapshot,
+                wanted.filter(|hashes| hashes.len() <= MAX_NAME_LOCKS),
+            );
+        }
         let mut chosen = [wanted.is_none(); LANES];
         for hash in wanted.into_iter().flatten() {
             chosen[hash.lane()] = true;
@@ -185,7 +220,12 @@ impl Reader {
         Self {
             lanes: open_lanes(lanes, &shared, snapshot),
             // SAFETY: the caller's snapshot is active or registered.
-            own_rows_visible: unsafe { OwnRowsVisible::copy(snapshot) },
+            logs_snapshot: unsafe {
+                match own {
+                    OwnRows::Visible => OwnRowsVisible::copy(snapshot),
+                    OwnRows::Hidden => OwnRowsVisible::hidden(snapshot),
+                }
+            },
             shared,
             snapshot,
         }
@@ -206,7 +246,7 @@ impl Reader {
 
     /// Visits each pending delta of the names in a range.
     pub fn for_each_pending(&mut self, range: &NameRange, mut visit: impl FnMut(&[u8], Tally)) {
-        let snapshot = self.own_rows_visible.as_ptr();
+        let snapshot = self.logs_snapshot.as_ptr();
         for lane in &self.lanes {
             lane.for_each(range, snapshot, |row| {
                 visit(row.text(column::log::NAME), log_tally(row))
@@ -233,7 +273,7 @@ impl Reader {
     /// Counters of which this snapshot may be too old for what the transaction has done.
     fn changed_by_value(&self) -> Vec<Box<[u8]>> {
         // SAFETY: whoever opened the reader keeps the snapshot.
-        xact::changed_by_value_since(unsafe { (*self.snapshot).curcid })
+        notes::changed_by_value_since(unsafe { (*self.snapshot).curcid })
     }
 
     /// All that is pending of these names, which are in ascending order, each once.
@@ -243,7 +283,7 @@ impl Reader {
         for name in names {
             of_lane[NameHash::of(name).lane()].push(name);
         }
-        let snapshot = self.own_rows_visible.as_ptr();
+        let snapshot = self.logs_snapshot.as_ptr();
         for lane in &self.lanes {
             lane.add_sums_of(&of_lane[lane.lane], snapshot, &mut sums);
         }
@@ -386,6 +426,7 @@ fn lock_for_serializable(
     if !ports::isolation_is_serializable() {
         return;
     }
+    notes::note_read(names);
     let anchor = open(shared.anchor);
     // SAFETY: the relation is open, the snapshot is the transaction's.
     unsafe {

@@ -15,6 +15,10 @@ static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static COMPACTION: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// A week: longer than any retry of a queue that people look after.
 static TOKEN_TTL: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
+/// Bounded counters that are being changed at one moment: more than there are sessions, as a rule.
+static ESCROW_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(4096);
+/// A few commits' time.
+static ESCROW_WAIT: GucSetting<i32> = GucSetting::<i32>::new(20);
 static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 
 /// The longest pause between two folds of a lane that has something pending.
@@ -50,6 +54,16 @@ pub fn pending_work_mem() -> usize {
 /// So long a token is kept at least.
 pub fn token_ttl() -> Duration {
     Duration::from_secs(TOKEN_TTL.get().unsigned_abs().into())
+}
+
+/// How many bounded counters can be changed at the same time.
+pub fn escrow_entries() -> usize {
+    ESCROW_ENTRIES.get().unsigned_abs() as usize
+}
+
+/// How long an increment waits for others before it is refused because of them.
+pub fn escrow_wait() -> Duration {
+    Duration::from_millis(ESCROW_WAIT.get().unsigned_abs().into())
 }
 
 /// Defines them all.
@@ -121,6 +135,26 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.escrow_entries",
+        c"Number of bounded counters that can be changed at the same time.",
+        c"Each takes some 400 bytes of shared memory. Without effect where counterx is not in shared_preload_libraries.",
+        &ESCROW_ENTRIES,
+        16,
+        1_000_000,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.escrow_wait",
+        c"Time to wait for other transactions before an increment of a bounded counter is refused.",
+        c"Only where it is refused because of what they have reserved and may give back. 0 for never.",
+        &ESCROW_WAIT,
+        0,
+        3_600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
     );
     // SAFETY: a constant string; from here on misspelt settings of ours are errors.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"counterx".as_ptr()) };

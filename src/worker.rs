@@ -14,6 +14,7 @@
 use crate::catalog::{self, LaneRels, Unusable};
 use crate::compaction::{self, LaneMemory, Tick};
 use crate::fold::{self, Restoring};
+use crate::holds;
 use crate::launcher;
 use crate::pg::compat;
 use crate::pg::error::log;
@@ -443,9 +444,13 @@ impl Worker {
 
     fn remove_tokens(&mut self) {
         let progress = &mut self.tokens_removed;
-        let removed = transaction(c"removing expired tokens", || {
-            token::remove_expired(TOKEN_BATCH, progress)
-        });
+        let removed = transaction(
+            c"removing what has expired",
+            || match token::remove_expired(TOKEN_BATCH, progress) {
+                Batch::Done => holds::remove_expired(TOKEN_BATCH),
+                other => other,
+            },
+        );
         let now = self.now();
         match removed {
             // It stays due.
@@ -455,7 +460,7 @@ impl Worker {
                 self.tokens.failed(now);
                 self.tokens_removed = token::Progress::default();
                 log(format!(
-                    "counterx: removing expired tokens failed: {message}"
+                    "counterx: removing expired tokens and holds failed: {message}"
                 ));
             }
         }

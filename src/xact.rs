@@ -9,11 +9,15 @@
 //! called, or at PRE_COMMIT and PRE_PREPARE.
 
 use crate::catalog;
+use crate::escrow::{self, Shortage};
 use crate::flush;
+use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::settings;
+use crate::types;
 use crate::worker;
+use counterx_core::escrow::{Bounds, End};
 use counterx_core::lane::NameHash;
 use counterx_core::pending::{Overflow, PendingMap, TOP_LEVEL};
 use counterx_core::tally::Tally;
@@ -26,16 +30,6 @@ thread_local! {
     /// Rows were written before the end: the transaction holds its epochs until it ends.
     static FLUSHED_EARLY: Cell<bool> = const { Cell::new(false) };
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Running) };
-    static BY_VALUE: RefCell<Vec<ByValue>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A counter that was changed by what its latest value was. A snapshot that was taken before does
-/// not go with such a change: see `read.rs`.
-struct ByValue {
-    level: u32,
-    /// Snapshots of later commands were taken after the change.
-    command: pg_sys::CommandId,
-    name: Box<[u8]>,
 }
 
 /// Where the transaction stands. Callbacks of other extensions run after ours and may change
@@ -61,8 +55,69 @@ pub fn register_callbacks() {
 /// # Errors
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint.
 pub fn add(name: &[u8], delta: i64) {
+    if let Some(limits) = types::limits_of(name)
+        && let Err(shortage) = escrow::request(name, delta, limits)
+    {
+        raise_shortage(name, delta, limits.bounds, &shortage)
+    }
+    add_reserved(name, delta);
+}
+
+/// Adds to a counter, if its bounds allow it.
+///
+/// # Errors
+/// [`Shortage`] when they do not; else as of [`add`].
+pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
+    if let Some(limits) = types::limits_of(name) {
+        escrow::request(name, delta, limits)?;
+    }
+    add_reserved(name, delta);
+    Ok(())
+}
+
+/// Adds to a counter what its bounds are known to allow.
+///
+/// # Errors
+/// As of [`add`], but for the bounds.
+pub fn add_reserved(name: &[u8], delta: i64) {
     let hash = NameHash::of(name);
     change(name, |level, pending| pending.add(level, hash, name, delta));
+}
+
+/// Refuses a change that could break a bound.
+///
+/// # Errors
+/// Raises 23514.
+pub fn raise_shortage(name: &[u8], delta: i64, bounds: Bounds, shortage: &Shortage) -> ! {
+    let name = crate::pg::error::quoted(name);
+    let (message, hint) = match bounds {
+        Bounds { min: Some(min), .. } if delta < 0 => (
+            format!("counter {name} must not go below {min}"),
+            "counter_try_incr() answers false instead, and counter_take_up_to() takes what there is.",
+        ),
+        Bounds { max, .. } => (
+            format!(
+                "counter {name} must not go above {}",
+                max.unwrap_or(i64::MAX)
+            ),
+            "counter_try_incr() answers false instead.",
+        ),
+    };
+    let detail = match shortage.available {
+        Some(available) if delta < 0 => format!(
+            "Asked for {}, available are {available}. What other transactions have reserved, and what is on hold, is not available.",
+            delta.unsigned_abs()
+        ),
+        _ => format!(
+            "Its value is {}, the change {delta}. What other transactions are about to add counts as well.",
+            shortage.value
+        ),
+    };
+    raise(
+        report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)
+            .set_detail(detail)
+            .set_hint(hint),
+    )
 }
 
 /// Drops a counter on behalf of the running (sub)transaction; `written` is all there is of it but
@@ -72,40 +127,24 @@ pub fn add(name: &[u8], delta: i64) {
 /// Raises 22003 when the value is out of range for a bigint.
 pub fn drop_counter(name: &[u8], written: Tally) {
     let hash = NameHash::of(name);
+    // What is pending here goes with it. So in all it takes what is written; as far as that much is
+    // reserved already, no more is needed.
+    if let Some(limits) = types::limits_of(name) {
+        let own = escrow::reserved(hash, name);
+        let more = match written.value {
+            value if value > 0 => (i128::from(own.takes) - value).min(0),
+            value => (-value - i128::from(own.adds)).max(0),
+        };
+        // What is out of range is refused below.
+        if let Ok(delta) = i64::try_from(more)
+            && let Err(shortage) = escrow::request(name, delta, limits)
+        {
+            raise_shortage(name, delta, limits.bounds, &shortage)
+        }
+    }
     change(name, |level, pending| {
         pending.drop_counter(level, hash, name, written)
     });
-}
-
-/// Notes that the running (sub)transaction changes a counter by what its latest value is.
-pub fn note_change_by_value(name: &[u8]) {
-    let noted = ByValue {
-        level: ports::xact_nest_level(),
-        // SAFETY: marks the command as one that writes, so that the next one has another number.
-        command: unsafe { pg_sys::GetCurrentCommandId(true) },
-        name: name.into(),
-    };
-    BY_VALUE.with_borrow_mut(|all| all.push(noted));
-}
-
-/// The counters that were changed by their value since a snapshot of this command was taken, each
-/// once, ascending.
-pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
-    BY_VALUE.with_borrow(|all| {
-        let since = all.iter().filter(|change| change.command >= command);
-        let mut names: Vec<Box<[u8]>> = since.map(|change| change.name.clone()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    })
-}
-
-/// Is this counter one of them?
-pub fn was_changed_by_value_since(name: &[u8], command: pg_sys::CommandId) -> bool {
-    BY_VALUE.with_borrow(|all| {
-        let mut since = all.iter().filter(|change| change.command >= command);
-        since.any(|change| *change.name == *name)
-    })
 }
 
 fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Overflow>) {
@@ -170,6 +209,15 @@ fn flush_early(level: u32) {
 }
 
 fn before_prepare() {
+    if escrow::has_reservations() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has changed bounded counters",
+            )
+            .set_hint("Change them in a transaction that is not prepared, or hold an amount with counter_hold() before and confirm it after."),
+        );
+    }
     if FLUSHED_EARLY.get() {
         raise(
             report(
@@ -184,16 +232,14 @@ fn before_prepare() {
 }
 
 /// Neither allocates nor fails.
-fn after_end() {
+fn after_end(end: End) {
+    escrow::after_end(end);
+    types::after_end();
+    notes::after_end();
     PENDING.with(|pending| {
         // Borrowed only when the session ends in mid-flush; then nobody will look again.
         if let Ok(mut pending) = pending.try_borrow_mut() {
             pending.reset();
-        }
-    });
-    BY_VALUE.with(|all| {
-        if let Ok(mut all) = all.try_borrow_mut() {
-            all.clear();
         }
     });
     FLUSHED_EARLY.set(false);
@@ -212,7 +258,8 @@ unsafe extern "C-unwind" fn on_xact_event(
             flush(TOP_LEVEL);
         }
         XACT_EVENT_PRE_PREPARE => before_prepare(),
-        XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE => after_end(),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => after_end(End::Committed),
+        XACT_EVENT_ABORT => after_end(End::Aborted),
         // A parallel worker has no increments of its own: they are refused.
         XACT_EVENT_PARALLEL_PRE_COMMIT | XACT_EVENT_PARALLEL_COMMIT | XACT_EVENT_PARALLEL_ABORT => {
         }
@@ -232,27 +279,16 @@ unsafe extern "C-unwind" fn on_subxact_event(
         SUBXACT_EVENT_COMMIT_SUB => {
             let level = ports::xact_nest_level();
             PENDING.with_borrow_mut(|pending| pending.release_subxact(level));
-            BY_VALUE.with_borrow_mut(|all| {
-                let inside = all
-                    .iter_mut()
-                    .rev()
-                    .take_while(|change| change.level >= level);
-                inside.for_each(|change| change.level = level - 1);
-            });
+            notes::release_subxact(level);
+            escrow::release_subxact(level);
         }
         SUBXACT_EVENT_ABORT_SUB => {
+            notes::abort_subxact(ports::xact_nest_level());
+            escrow::abort_subxact(ports::xact_nest_level());
             PENDING.with(|pending| {
                 // As in after_end().
                 if let Ok(mut pending) = pending.try_borrow_mut() {
                     pending.abort_subxact(ports::xact_nest_level());
-                }
-            });
-            BY_VALUE.with(|all| {
-                if let Ok(mut all) = all.try_borrow_mut() {
-                    let level = ports::xact_nest_level();
-                    while all.last().is_some_and(|change| change.level >= level) {
-                        all.pop();
-                    }
                 }
             });
         }

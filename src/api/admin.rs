@@ -3,6 +3,7 @@
 use crate::catalog;
 use crate::compaction;
 use crate::fold::Restoring;
+use crate::holds;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::read;
@@ -19,8 +20,8 @@ pub mod counterx {
     use super::*;
     use pgrx::iter::TableIterator;
 
-    /// Where no worker may run, regular calls keep the table of tokens small as well.
-    const MAX_EXPIRED_TOKENS: usize = 100_000;
+    /// Where no worker may run, regular calls keep the tables of tokens and holds small as well.
+    const MAX_EXPIRED: usize = 100_000;
 
     /// SECURITY DEFINER, so that EXECUTE alone is enough to run it: it writes to the gates, which
     /// belong to the extension's owner.
@@ -65,8 +66,19 @@ pub mod counterx {
                 ),
             }
         }
-        token::remove_expired(MAX_EXPIRED_TOKENS, &mut token::Progress::default());
+        token::remove_expired(MAX_EXPIRED, &mut token::Progress::default());
+        holds::remove_expired(MAX_EXPIRED);
         deltas
+    }
+
+    /// A trigger on the table of types: what each session has in memory of them is outdated.
+    #[pg_trigger]
+    fn type_changed<'a>(
+        _trigger: &'a PgTrigger<'a>,
+    ) -> Result<Option<PgHeapTuple<'a, pgrx::AllocatedByPostgres>>, pgrx::PgTriggerError> {
+        // SAFETY: the table exists: the trigger is on it. Sent when the transaction commits.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog::shared().types) };
+        Ok(None)
     }
 
     /// The figures behind the view `counterx.lanes`.

@@ -11,7 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
-use pgrx::{IntoDatum, PgSqlErrorCode, pg_sys};
+use pgrx::{IntoDatum, PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
 use std::marker::PhantomData;
 
 /// A text: its bytes, in the database's encoding.
@@ -113,6 +113,29 @@ raw_argument!(
     "JSONB"
 );
 
+raw_argument!(
+    /// `interval`
+    Interval,
+    "INTERVAL"
+);
+
+impl Interval<'_> {
+    /// The time that is so much later than another one, both in microseconds since 2000.
+    ///
+    /// # Errors
+    /// Raises 22008 when there is no such time.
+    pub fn after(&self, time: i64) -> i64 {
+        // SAFETY: timestamptz_pl_interval(timestamptz, interval) -> timestamptz.
+        let later = unsafe {
+            direct_function_call_as_datum(
+                pg_sys::timestamptz_pl_interval,
+                &[Some(time.into()), Some(self.0)],
+            )
+        };
+        later.map_or(time, |datum| datum.value() as i64)
+    }
+}
+
 fn null(what: &str) -> ! {
     raise(
         report(
@@ -208,6 +231,30 @@ pub fn prefix(prefix: Option<Text>) -> NameRange {
         range.starting_with(prefix);
     }
     range
+}
+
+/// # Errors
+/// Raises 22023 for a number that is not positive.
+pub fn positive(what: &str, number: i64) {
+    if number <= 0 {
+        raise(
+            invalid(format!("{what} must be positive"))
+                .set_detail(format!("It is {number}."))
+                .set_hint("Ask for 1 or more."),
+        );
+    }
+}
+
+/// # Errors
+/// Raises 22023 for a negative number.
+pub fn not_negative(what: &str, number: i64) {
+    if number < 0 {
+        raise(
+            invalid(format!("{what} must not be negative"))
+                .set_detail(format!("It is {number}."))
+                .set_hint("Ask for 0 or more."),
+        );
+    }
 }
 
 /// How many rows are wanted.

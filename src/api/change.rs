@@ -10,6 +10,7 @@
 //! snapshot, as the transaction goes on to see that. Else it is 40001, as of an UPDATE of a row.
 
 use super::args::{self, Text};
+use crate::notes;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
 use crate::pg::ports;
@@ -35,7 +36,7 @@ impl<'a> Held<'a> {
             .filter(|_| ports::isolation_uses_xact_snapshot())
             .map(|snapshot| read::written_at(name, snapshot));
         if seen.is_none() {
-            xact::note_change_by_value(name);
+            notes::note_change_by_value(name);
         }
         let latest = LatestSnapshot::take();
         let written = read::written_at(name, latest.as_ptr());

@@ -6,6 +6,7 @@
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
 //! | [`once`] | increments with a token |
+//! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`args`] | what they take: names, arrays, limits |
 //!
@@ -14,7 +15,10 @@
 
 pub mod admin;
 mod args;
+mod bounded;
 mod change;
+mod holds;
 mod increment;
 mod look;
 mod once;
+pub mod types;

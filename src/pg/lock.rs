@@ -61,6 +61,10 @@ enum UserLock {
     Name(NameHash),
     /// A token.
     Token(NameHash),
+    /// A bounded counter, where there is no shared memory.
+    Bound(NameHash),
+    /// A hold.
+    Hold(i64),
 }
 
 const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
@@ -72,6 +76,8 @@ impl UserLock {
             Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
             Self::Name(hash) => (hash.get(), 1),
             Self::Token(hash) => (hash.get(), 2),
+            Self::Bound(hash) => (hash.get(), 3),
+            Self::Hold(id) => (id.cast_unsigned(), 4),
         };
         pg_sys::LOCKTAG {
             // SAFETY: set once when the backend connected.
@@ -98,6 +104,34 @@ impl NameLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(name: NameHash) {
         UserLock::Name(name).acquire();
+    }
+}
+
+/// The lock of those who change a bounded counter, where there is no shared memory.
+pub struct BoundLock;
+
+impl BoundLock {
+    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    pub fn take(name: NameHash) {
+        UserLock::Bound(name).acquire();
+    }
+}
+
+/// The lock of those who end a hold.
+pub struct HoldLock;
+
+impl HoldLock {
+    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    pub fn take(id: i64) {
+        UserLock::Hold(id).acquire();
+    }
+
+    /// The same without waiting. False: somebody has it.
+    pub fn try_take(id: i64) -> bool {
+        // SAFETY: takes any tag.
+        let result =
+            unsafe { pg_sys::LockAcquire(&UserLock::Hold(id).tag(), EXCLUSIVE, false, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }
 

@@ -27,6 +27,10 @@ unsafe extern "C-unwind" {
 
     /// `executor/tuptable.h`. Raises an error only for a column that the slot does not have.
     fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, columns: core::ffi::c_int);
+
+    /// `commands/sequence.h`. Raises errors.
+    fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
+
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
     fn IsInParallelMode() -> bool;
 }
@@ -146,6 +150,12 @@ pub unsafe fn heap_tuple_xmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::Transac
             (*tuple).t_choice.t_heap.t_xmin
         }
     }
+}
+
+/// The next number of a sequence, whoever the current user is.
+pub fn next_value(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: raises an error for what is no sequence; the guard turns it into an unwind.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false)) }
 }
 
 /// Is it the xid of the running transaction, or of one of its subtransactions?

@@ -13,7 +13,7 @@ pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
 pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
 /// The lease on a lane, when taken on its gate.
 pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;
-/// Making an index, one at a time.
+/// Keeping writers out; making an index, one at a time.
 pub const SHARE_ROW_EXCLUSIVE: LockMode = pg_sys::ShareRowExclusiveLock as LockMode;
 /// Truncating, dropping.
 pub const ACCESS_EXCLUSIVE: LockMode = pg_sys::AccessExclusiveLock as LockMode;

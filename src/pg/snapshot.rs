@@ -83,6 +83,17 @@ impl OwnRowsVisible {
         Self(copy)
     }
 
+    /// A copy in which the own transaction's rows do not count at all.
+    ///
+    /// # Safety
+    /// As of [`Self::copy`].
+    pub unsafe fn hidden(of: pg_sys::Snapshot) -> Self {
+        // SAFETY: the caller's promise.
+        let mut copy = unsafe { Self::copy(of) };
+        copy.0.curcid = pg_sys::FirstCommandId;
+        copy
+    }
+
     /// For scans.
     pub fn as_ptr(&mut self) -> pg_sys::Snapshot {
         &mut *self.0

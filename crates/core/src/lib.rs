@@ -1,10 +1,12 @@
 //! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
-//! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), how names spread over lanes ([`lane`]) and make
+//! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), what of a
+//! bounded one is spoken for ([`escrow`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
+pub mod escrow;
 pub mod gate;
 pub mod lane;
 pub mod names;

@@ -1,0 +1,518 @@
+//! Escrow: many transactions take from one bounded counter at once, and whichever of them commit,
+//! no bound is broken. (P. E. O'Neil, "The Escrow Transactional Method", ACM TODS 11(4), 1986.)
+//!
+//! # How it works
+//! An [`Account`] holds what the transactions in flight have reserved of one counter: what they
+//! would take from it, and what they would add. They are never set off against each other, since
+//! any of them may abort. A reservation is made first, and then checked against the value that a
+//! snapshot taken *after* it sees:
+//!
+//! > value - takes of all others that were noted with the reservation - own takes >= min
+//!
+//! Who has committed before that snapshot is part of the value; who has not is part of what was
+//! noted, or has noted us. (The other order would oversell: a take that commits between the
+//! snapshot and the note is in neither.) What was noted and has committed since is counted twice,
+//! which errs on the safe side.
+//!
+//! # The floor
+//! Reading the value for each take would be slow just for the counters that matter, so an account
+//! remembers what it has learnt: a floor with the
+//!
+//! > Invariant: whatever the transactions in flight do, the value stays at `floor - takes` or above.
+//!
+//! - It is learnt from a value V: floor = V - the others' takes that were noted - takes that have
+//!   committed since. Those that V does not include are in one of these, or in flight still.
+//! - A take that commits moves from `takes` to `floor`. One that aborts leaves `takes` alone.
+//! - Adds never raise a floor: one that has committed may be part of V already.
+//!
+//! So a take is granted without reading as long as `floor - takes >= min`. When that fails, the
+//! value is read, and the floor with it. The ceiling is the same for adds and a maximum.
+
+/// The limits of a counter. Both include 0, where every counter starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The least value.
+    pub min: Option<i64>,
+    /// The greatest value.
+    pub max: Option<i64>,
+}
+
+impl Bounds {
+    /// Is a value within the bounds?
+    pub fn contain(&self, value: i128) -> bool {
+        self.min.is_none_or(|min| value >= min.into())
+            && self.max.is_none_or(|max| value <= max.into())
+    }
+}
+
+/// What somebody has reserved, or wants to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// What may be subtracted: 0 or more.
+    pub takes: i64,
+    /// What may be added: 0 or more.
+    pub adds: i64,
+}
+
+impl Amounts {
+    const NONE: Self = Self { takes: 0, adds: 0 };
+
+    /// What a delta reserves. None: it is too large to be turned round.
+    pub fn of(delta: i64) -> Option<Self> {
+        Some(Self {
+            takes: if delta < 0 { delta.checked_neg()? } else { 0 },
+            adds: delta.max(0),
+        })
+    }
+
+    /// Both sums. None: one is out of range.
+    pub fn checked_add(self, other: Self) -> Option<Self> {
+        Some(Self {
+            takes: self.takes.checked_add(other.takes)?,
+            adds: self.adds.checked_add(other.adds)?,
+        })
+    }
+
+    /// The same for sums that are known to be in range.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            takes: self.takes + other.takes,
+            adds: self.adds + other.adds,
+        }
+    }
+
+    /// What is left without a part of it.
+    pub fn minus(self, part: Self) -> Self {
+        Self {
+            takes: self.takes - part.takes,
+            adds: self.adds - part.adds,
+        }
+    }
+
+    /// Nothing.
+    pub fn is_zero(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// How a reservation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its changes are visible.
+    Committed,
+    /// They never will be.
+    Aborted,
+}
+
+/// What was in flight when a reservation was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Noted {
+    /// All others' reservations.
+    pub others: Amounts,
+    /// What had committed before.
+    committed: Amounts,
+}
+
+impl Noted {
+    /// Nobody else is there.
+    pub const NOBODY: Self = Self {
+        others: Amounts::NONE,
+        committed: Amounts::NONE,
+    };
+}
+
+/// What is in flight for one counter. Plain data.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Account {
+    in_flight: Amounts,
+    /// What has committed since the account was opened; wraps around.
+    committed: Amounts,
+    floor: Option<i64>,
+    ceiling: Option<i64>,
+}
+
+impl Account {
+    /// Nothing is in flight, and nothing is known.
+    pub const NEW: Self = Self {
+        in_flight: Amounts::NONE,
+        committed: Amounts::NONE,
+        floor: None,
+        ceiling: None,
+    };
+
+    /// What is reserved.
+    pub fn in_flight(&self) -> Amounts {
+        self.in_flight
+    }
+
+    /// Forgets what was learnt: somebody has changed the counter past the account.
+    pub fn forget(&mut self) {
+        self.floor = None;
+        self.ceiling = None;
+    }
+
+    /// Reserves more for a transaction that has reserved `own` here before. None: out of range.
+    pub fn reserve(&mut self, own: Amounts, more: Amounts) -> Option<Noted> {
+        let noted = Noted {
+            others: self.in_flight.minus(own),
+            committed: self.committed,
+        };
+        self.in_flight = self.in_flight.checked_add(more)?;
+        Some(noted)
+    }
+
+    /// Ends a reservation.
+    pub fn release(&mut self, amounts: Amounts, end: End) {
+        self.in_flight = self.in_flight.minus(amounts);
+        if end == End::Committed {
+            self.committed.takes = self.committed.takes.wrapping_add(amounts.takes);
+            self.committed.adds = self.committed.adds.wrapping_add(amounts.adds);
+            self.floor = self
+                .floor
+                .and_then(|floor| floor.checked_sub(amounts.takes));
+            self.ceiling = self.ceiling.and_then(|ceil| ceil.checked_add(amounts.adds));
+        }
+    }
+
+    /// Is all that is reserved known to be within the bounds? Takes count against the minimum, adds
+    /// against the maximum; only those kinds that `wanted` has are looked at.
+    pub fn is_covered(&self, bounds: Bounds, wanted: Amounts) -> bool {
+        let covered = |wanted: i64, bound: Option<i64>, rest: Option<i128>| {
+            let (false, Some(bound)) = (wanted == 0, bound) else {
+                return true;
+            };
+            rest.is_some_and(|rest| rest >= bound.into())
+        };
+        let rest = |known: Option<i64>, in_flight: i64| {
+            known.map(|known| i128::from(known) - i128::from(in_flight))
+        };
+        // Upside down, a maximum is a minimum.
+        let ceiling = self.ceiling.map(i64::saturating_neg);
+        covered(
+            wanted.takes,
+            bounds.min,
+            rest(self.floor, self.in_flight.takes),
+        ) && covered(
+            wanted.adds,
+            bounds.max.map(i64::saturating_neg),
+            rest(ceiling, self.in_flight.adds),
+        )
+    }
+
+    /// Learns from a value that was read with a snapshot taken after the reservation that `noted`
+    /// comes from.
+    pub fn learn(&mut self, noted: Noted, value: i128) {
+        let since = Amounts {
+            takes: self.committed.takes.wrapping_sub(noted.committed.takes),
+            adds: self.committed.adds.wrapping_sub(noted.committed.adds),
+        };
+        let floor = value - i128::from(noted.others.takes) - i128::from(since.takes);
+        let ceiling = value + i128::from(noted.others.adds) + i128::from(since.adds);
+        // Rounded to the safe side where it is beyond a bigint; what is not representable is unknown.
+        let floor = i64::try_from(floor.min(i64::MAX.into())).ok();
+        let ceiling = i64::try_from(ceiling.max(i64::MIN.into())).ok();
+        self.floor = self.floor.max(floor);
+        self.ceiling = match (self.ceiling, ceiling) {
+            (Some(known), Some(new)) => Some(known.min(new)),
+            (known, new) => known.or(new),
+        };
+    }
+}
+
+/// What a transaction finds when it checks its reservation against a value that it has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It holds, whatever the others do.
+    Granted,
+    /// It may hold, when some of the others have ended.
+    Contended,
+    /// It does not hold, even if all others abort.
+    Refused,
+}
+
+/// What could be taken for certain, on top of what the transaction has reserved before, by a value
+/// read after `noted`. None: there is no minimum.
+pub fn available(bounds: Bounds, value: i128, own: Amounts, noted: Noted) -> Option<i64> {
+    let left =
+        value - i128::from(bounds.min?) - i128::from(own.takes) - i128::from(noted.others.takes);
+    Some(i64::try_from(left.max(0)).unwrap_or(i64::MAX))
+}
+
+/// Checks `wanted`, on top of what the transaction has reserved before (`own`), against a value read
+/// after the reservation was made.
+pub fn check(bounds: Bounds, value: i128, own: Amounts, wanted: Amounts, noted: Noted) -> Verdict {
+    let side = |wanted: i64, own: i64, others: i64, distance: Option<i128>| {
+        let Some(distance) = distance.filter(|_| wanted != 0) else {
+            return Verdict::Granted;
+        };
+        let alone = i128::from(own) + i128::from(wanted);
+        if alone + i128::from(others) <= distance {
+            Verdict::Granted
+        } else if alone <= distance {
+            Verdict::Contended
+        } else {
+            Verdict::Refused
+        }
+    };
+    let down = bounds.min.map(|min| value - i128::from(min));
+    let up = bounds.max.map(|max| i128::from(max) - value);
+    match (
+        side(wanted.takes, own.takes, noted.others.takes, down),
+        side(wanted.adds, own.adds, noted.others.adds, up),
+    ) {
+        (Verdict::Refused, _) | (_, Verdict::Refused) => Verdict::Refused,
+        (Verdict::Contended, _) | (_, Verdict::Contended) => Verdict::Contended,
+        _ => Verdict::Granted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A transaction that goes through the steps of a call one at a time, so that those of others
+    /// come in between.
+    #[derive(Clone, Debug, Default)]
+    struct Xact {
+        /// Granted so far, each call's.
+        granted: Vec<Amounts>,
+        call: Option<Call>,
+        /// Its changes are visible, its reservations not yet released.
+        visible: bool,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    struct Call {
+        wanted: Amounts,
+        noted: Noted,
+        /// The value that its snapshot has seen.
+        value: Option<i128>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Reserve(usize, i64),
+        Read(usize),
+        Decide(usize),
+        BecomeVisible(usize),
+        Commit(usize),
+        Abort(usize),
+        UndoLast(usize),
+    }
+
+    const XACTS: usize = 4;
+
+    fn step() -> impl Strategy<Value = Step> {
+        let xact = 0..XACTS;
+        prop_oneof![
+            4 => (xact.clone(), -4i64..5).prop_map(|(x, delta)| Step::Reserve(x, delta)),
+            3 => xact.clone().prop_map(Step::Read),
+            4 => xact.clone().prop_map(Step::Decide),
+            2 => xact.clone().prop_map(Step::BecomeVisible),
+            3 => xact.clone().prop_map(Step::Commit),
+            1 => xact.clone().prop_map(Step::Abort),
+            1 => xact.prop_map(Step::UndoLast),
+        ]
+    }
+
+    fn sum(amounts: &[Amounts]) -> Amounts {
+        amounts.iter().fold(Amounts::default(), |sum, more| {
+            sum.checked_add(*more).unwrap()
+        })
+    }
+
+    struct World {
+        bounds: Bounds,
+        /// What a snapshot taken now would see.
+        value: i128,
+        account: Account,
+        xacts: [Xact; XACTS],
+    }
+
+    impl World {
+        /// Whichever transactions commit, the value stays within the bounds; and the account knows
+        /// what it says.
+        fn check(&self) -> Result<(), TestCaseError> {
+            let open: Vec<Amounts> = self
+                .xacts
+                .iter()
+                .filter(|xact| !xact.visible)
+                .map(|xact| sum(&xact.granted))
+                .collect();
+            let lowest = self.value - open.iter().map(|a| i128::from(a.takes)).sum::<i128>();
+            let highest = self.value + open.iter().map(|a| i128::from(a.adds)).sum::<i128>();
+            prop_assert!(self.bounds.contain(lowest), "{lowest} is possible");
+            prop_assert!(self.bounds.contain(highest), "{highest} is possible");
+            let in_flight = self.account.in_flight();
+            if let Some(floor) = self.account.floor {
+                prop_assert!(i128::from(floor) - i128::from(in_flight.takes) <= lowest);
+            }
+            if let Some(ceiling) = self.account.ceiling {
+                prop_assert!(i128::from(ceiling) + i128::from(in_flight.adds) >= highest);
+            }
+            Ok(())
+        }
+
+        fn run(&mut self, step: Step) {
+            let World {
+                bounds,
+                value,
+                account,
+                xacts,
+            } = self;
+            let give_back = |account: &mut Account, xact: &mut Xact| {
+                if let Some(call) = xact.call.take() {
+                    account.release(call.wanted, End::Aborted);
+                }
+            };
+            match step {
+                Step::Reserve(x, delta) => {
+                    let xact = &mut xacts[x];
+                    if xact.call.is_none() && !xact.visible && delta != 0 {
+                        let wanted = Amounts::of(delta).unwrap();
+                        let noted = account.reserve(sum(&xact.granted), wanted).unwrap();
+                        if account.is_covered(*bounds, wanted) {
+                            xact.granted.push(wanted);
+                        } else {
+                            xact.call = Some(Call {
+                                wanted,
+                                noted,
+                                value: None,
+                            });
+                        }
+                    }
+                }
+                Step::Read(x) => {
+                    if let Some(call) = &mut xacts[x].call {
+                        call.value.get_or_insert(*value);
+                    }
+                }
+                Step::Decide(x) => {
+                    let xact = &mut xacts[x];
+                    let Some(call) = xact.call else { return };
+                    let Some(read) = call.value else { return };
+                    account.learn(call.noted, read);
+                    let own = sum(&xact.granted);
+                    if check(*bounds, read, own, call.wanted, call.noted) == Verdict::Granted {
+                        xact.granted.push(call.wanted);
+                        xact.call = None;
+                    } else {
+                        give_back(account, xact);
+                    }
+                }
+                Step::BecomeVisible(x) => {
+                    let xact = &mut xacts[x];
+                    if xact.call.is_none() && !xact.visible {
+                        let all = sum(&xact.granted);
+                        *value += i128::from(all.adds) - i128::from(all.takes);
+                        xact.visible = true;
+                    }
+                }
+                Step::Commit(x) => {
+                    let xact = &mut xacts[x];
+                    if xact.visible {
+                        for amounts in xact.granted.drain(..) {
+                            account.release(amounts, End::Committed);
+                        }
+                        xact.visible = false;
+                    }
+                }
+                Step::Abort(x) => {
+                    let xact = &mut xacts[x];
+                    if !xact.visible {
+                        give_back(account, xact);
+                        for amounts in xact.granted.drain(..) {
+                            account.release(amounts, End::Aborted);
+                        }
+                    }
+                }
+                Step::UndoLast(x) => {
+                    let xact = &mut xacts[x];
+                    if !xact.visible
+                        && xact.call.is_none()
+                        && let Some(amounts) = xact.granted.pop()
+                    {
+                        account.release(amounts, End::Aborted);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+        #[test]
+        fn no_outcome_breaks_a_bound(
+            start in 0i128..8,
+            min in prop_oneof![Just(None), Just(Some(0i64)), Just(Some(-2))],
+            max in prop_oneof![Just(None), Just(Some(8i64)), Just(Some(10))],
+            steps in proptest::collection::vec(step(), 0..60),
+        ) {
+            let mut world = World {
+                bounds: Bounds { min, max },
+                value: start,
+                account: Account::NEW,
+                xacts: Default::default(),
+            };
+            for step in steps {
+                world.run(step);
+                world.check()?;
+            }
+        }
+
+        #[test]
+        fn alone_everything_that_fits_is_granted(
+            start in -5i128..5,
+            delta in -6i64..6,
+            earlier in -3i64..4,
+        ) {
+            let bounds = Bounds { min: Some(-5), max: Some(5) };
+            let mut account = Account::NEW;
+            let own = Amounts::of(earlier).unwrap();
+            account.reserve(Amounts::default(), own).unwrap();
+            let wanted = Amounts::of(delta).unwrap();
+            let noted = account.reserve(own, wanted).unwrap();
+            let verdict = check(bounds, start, own, wanted, noted);
+            let fits = (wanted.takes == 0 || start - i128::from(own.takes + wanted.takes) >= -5)
+                && (wanted.adds == 0 || start + i128::from(own.adds + wanted.adds) <= 5);
+            prop_assert_eq!(verdict, if fits { Verdict::Granted } else { Verdict::Refused });
+        }
+    }
+
+    #[test]
+    fn what_is_learnt_saves_reading() {
+        let bounds = Bounds {
+            min: Some(0),
+            max: None,
+        };
+        let mut account = Account::NEW;
+        let one = Amounts::of(-1).unwrap();
+        let noted = account.reserve(Amounts::default(), one).unwrap();
+        assert!(!account.is_covered(bounds, one));
+        account.learn(noted, 3);
+        assert!(account.is_covered(bounds, one));
+        account.release(one, End::Committed);
+        for _ in 0..2 {
+            account.reserve(Amounts::default(), one).unwrap();
+            assert!(account.is_covered(bounds, one));
+            account.release(one, End::Committed);
+        }
+        account.reserve(Amounts::default(), one).unwrap();
+        assert!(!account.is_covered(bounds, one));
+    }
+
+    #[test]
+    fn extreme_numbers_are_out_of_range_and_nothing_else() {
+        assert_eq!(Amounts::of(i64::MIN), None);
+        let mut account = Account::NEW;
+        let all = Amounts::of(-i64::MAX).unwrap();
+        assert!(account.reserve(Amounts::default(), all).is_some());
+        assert!(account.reserve(all, all).is_none());
+        assert_eq!(account.in_flight(), all);
+        let noted = account.reserve(Amounts::default(), Amounts::default());
+        account.learn(noted.unwrap(), i128::MAX / 4);
+        account.learn(noted.unwrap(), i128::MIN / 4);
+    }
+}

@@ -1,0 +1,349 @@
+//! Counter types.
+
+use super::args::{self, Text};
+use crate::catalog;
+use crate::escrow::clock;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::snapshot::LatestSnapshot;
+use crate::read::{Lanes, Reader};
+use crate::totals::{self, Order};
+use crate::xact;
+use counterx_core::escrow::Bounds;
+use counterx_core::lane::LANES;
+use counterx_core::names::NameRange;
+use counterx_core::tally::Tally;
+use pgrx::prelude::*;
+use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// What can be said of a type. Missing: as it is. Null: without.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    #[serde(default, deserialize_with = "given")]
+    min: Option<Option<i64>>,
+    #[serde(default, deserialize_with = "given")]
+    max: Option<Option<i64>>,
+    #[serde(default, deserialize_with = "given")]
+    description: Option<Option<String>>,
+}
+
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl Options {
+    /// From arguments by name, where NULL is missing, and an object, where null is "without".
+    ///
+    /// # Errors
+    /// Raises 22023 for what is no option, or is given twice.
+    fn new(
+        min: Option<i64>,
+        max: Option<i64>,
+        description: Option<String>,
+        options: Option<JsonB>,
+    ) -> Self {
+        const HINT: &str =
+            "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
+        let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+        let mut all = match options {
+            Some(JsonB(options)) => {
+                serde_json::from_value::<Self>(options).unwrap_or_else(|error| {
+                    raise(
+                        report(code, "invalid options of a counter type")
+                            .set_detail(format!("{error}."))
+                            .set_hint(HINT),
+                    )
+                })
+            }
+            None => Self::default(),
+        };
+        let twice = (min.is_some() && all.min.is_some())
+            || (max.is_some() && all.max.is_some())
+            || (description.is_some() && all.description.is_some());
+        if twice {
+            raise(report(code, "option of a counter type is given twice").set_hint(HINT));
+        }
+        all.min = all.min.or(min.map(Some));
+        all.max = all.max.or(max.map(Some));
+        all.description = all.description.or(description.map(Some));
+        all
+    }
+}
+
+/// A row of `counterx.type`.
+#[derive(Default)]
+struct Definition {
+    bounds: Bounds,
+    description: Option<String>,
+}
+
+impl Definition {
+    fn changed(self, options: Options) -> Self {
+        Self {
+            bounds: valid(Bounds {
+                min: options.min.unwrap_or(self.bounds.min),
+                max: options.max.unwrap_or(self.bounds.max),
+            }),
+            description: options.description.unwrap_or(self.description),
+        }
+    }
+}
+
+/// SECURITY DEFINER, as are the others here, so that EXECUTE alone is enough: the table belongs to
+/// the extension's owner.
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn counter_type_create(
+    name: Option<Text>,
+    min: default!(Option<i64>, "NULL"),
+    max: default!(Option<i64>, "NULL"),
+    description: default!(Option<String>, "NULL"),
+    options: default!(Option<JsonB>, "NULL"),
+) {
+    xact::check_may_write(c"counter_type_create()");
+    let name = type_name(name);
+    let options = Options::new(min, max, description, options);
+    let definition = Definition::default().changed(options);
+    lock_types();
+    if find(&name).is_some() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+                format!("counter type \"{name}\" already exists"),
+            )
+            .set_hint("Change it with counter_type_alter()."),
+        );
+    }
+    check_counters(&name, definition.bounds);
+    run(
+        "INSERT INTO counterx.type (name, min, max, description, generation) \
+         VALUES ($1, $2, $3, $4, $5)",
+        &[
+            name.as_str().into(),
+            definition.bounds.min.into(),
+            definition.bounds.max.into(),
+            definition.description.into(),
+            new_generation().into(),
+        ],
+    );
+}
+
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn counter_type_alter(
+    name: Option<Text>,
+    min: default!(Option<i64>, "NULL"),
+    max: default!(Option<i64>, "NULL"),
+    description: default!(Option<String>, "NULL"),
+    options: default!(Option<JsonB>, "NULL"),
+) {
+    xact::check_may_write(c"counter_type_alter()");
+    let name = type_name(name);
+    let options = Options::new(min, max, description, options);
+    lock_types();
+    let before = must_exist(&name);
+    let old = before.bounds;
+    let after = before.changed(options);
+    let new = after.bounds;
+    let tighter = (new.min.is_some() && new.min > old.min)
+        || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
+    if tighter {
+        check_counters(&name, new);
+    }
+    // Whoever has gone by the old bounds need not retry, unless they have become tighter.
+    let generation = tighter.then(new_generation);
+    run(
+        "UPDATE counterx.type SET min = $2, max = $3, description = $4, \
+         generation = COALESCE($5, generation) WHERE name OPERATOR(pg_catalog.=) $1",
+        &[
+            name.as_str().into(),
+            new.min.into(),
+            new.max.into(),
+            after.description.into(),
+            generation.into(),
+        ],
+    );
+}
+
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn counter_type_drop(name: Option<Text>) {
+    xact::check_may_write(c"counter_type_drop()");
+    let name = type_name(name);
+    lock_types();
+    must_exist(&name);
+    run(
+        "DELETE FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
+        &[name.as_str().into()],
+    );
+}
+
+/// The name of a type: what stands before the colon in the names of its counters.
+fn type_name(name: Option<Text>) -> String {
+    let name = args::name(name);
+    let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b':';
+    if !name.iter().all(plain) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid name of a counter type: {}", quoted(name)),
+            )
+            .set_detail("It may have ASCII letters, digits and signs other than the colon.")
+            .set_hint(
+                "The counters of type \"stock\" are those whose names begin with \"stock:\".",
+            ),
+        );
+    }
+    // ASCII, so it is the same in every encoding.
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// Every counter starts at 0, so 0 has to be allowed.
+fn valid(bounds: Bounds) -> Bounds {
+    if !bounds.contain(0) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "bounds of a counter type must include 0",
+            )
+            .set_detail("Every counter starts at 0.")
+            .set_hint("Use a minimum of 0 or less and a maximum of 0 or more."),
+        );
+    }
+    bounds
+}
+
+/// Definitions change one at a time.
+fn lock_types() {
+    if Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
+}
+
+fn new_generation() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+fn find(name: &str) -> Option<Definition> {
+    let found = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT min, max, description FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
+            Some(1),
+            &[name.into()],
+        )?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let row = rows.first();
+        Ok::<_, pgrx::spi::SpiError>(Some(Definition {
+            bounds: Bounds {
+                min: row.get(1)?,
+                max: row.get(2)?,
+            },
+            description: row.get(3)?,
+        }))
+    });
+    found.unwrap_or_else(|error| internal(&error))
+}
+
+fn must_exist(name: &str) -> Definition {
+    find(name).unwrap_or_else(|| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!("counter type \"{name}\" does not exist"),
+            )
+            .set_hint("SELECT * FROM counter_types shows them."),
+        )
+    })
+}
+
+fn run(command: &str, arguments: &[pgrx::datum::DatumWithOid]) {
+    if let Err(error) = Spi::run_with_args(command, arguments) {
+        internal(&error)
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> ! {
+    raise(report(
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("counterx could not change its table of types: {error}"),
+    ))
+}
+
+/// Checks that all counters of a type are within bounds, now and until the end of the transaction:
+/// see the note in `types.rs`.
+///
+/// # Errors
+/// Raises 23514 and names counters that are not, 25001 when this transaction has changed some.
+fn check_counters(name: &str, bounds: Bounds) {
+    const SHOWN: usize = 5;
+    let mut range = NameRange::all();
+    range.starting_with(format!("{name}:").as_bytes());
+    let mut own = xact::has_flushed_early();
+    xact::for_each_pending(|name, _| own |= range.contains(name));
+    if own {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                format!("cannot bound the counters of type \"{name}\" in a transaction that has changed some"),
+            )
+            .set_hint("Define the type in a transaction of its own."),
+        );
+    }
+    let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
+    for relation in gates.chain([catalog::shared().late]) {
+        if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
+            catalog::Unusable::NotInstalled.raise()
+        }
+    }
+    let latest = LatestSnapshot::take();
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
+    let mut counters: BTreeMap<Box<[u8]>, Tally> = reader.pending_in(&range).into_iter().collect();
+    let held = crate::holds::held_in(&range, clock(), latest.as_ptr());
+    let mut outside = Vec::new();
+    let mut look = |name: &[u8], tally: Tally| {
+        let free = tally.value - held.get(name).copied().unwrap_or(0);
+        if tally.exists() && !(bounds.contain(tally.value) && bounds.contain(free.min(tally.value)))
+        {
+            outside.push((name.to_vec(), free));
+        }
+    };
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let _all = unsafe {
+        totals::visit(&range, Order::ByName, latest.as_ptr(), |name, row| {
+            let pending = counters.remove(name).unwrap_or_default();
+            look(name, totals::tally(row) + pending);
+            ControlFlow::Continue(())
+        })
+    };
+    for (name, tally) in counters {
+        look(&name, tally);
+    }
+    reader.finish();
+    if outside.is_empty() {
+        return;
+    }
+    let shown: Vec<String> = outside
+        .iter()
+        .take(SHOWN)
+        .map(|(name, value)| format!("{}: {value}", quoted(name)))
+        .collect();
+    let more = match outside.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_CHECK_VIOLATION,
+            format!("counters of type \"{name}\" are out of these bounds"),
+        )
+        .set_detail(format!("{}{more}.", shown.join(", ")))
+        .set_hint("Change these counters first, with counter_set() for example."),
+    )
+}

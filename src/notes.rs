@@ -1,0 +1,130 @@
+//! What the running transaction has to remember of its calls, besides what is pending: which counters
+//! it has changed by their value, and which it has read while SERIALIZABLE.
+//!
+//! Like the pending map, this is kept up by the callbacks in `xact.rs`. What runs at the end of a
+//! transaction or on the way back from a subtransaction neither allocates nor fails.
+
+use crate::pg::ports;
+use counterx_core::lane::NameHash;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+
+/// A counter that was changed by what its latest value was. A snapshot that was taken before does
+/// not go with such a change: see `read.rs`.
+struct ByValue {
+    level: u32,
+    /// Snapshots of later commands were taken after the change.
+    command: pg_sys::CommandId,
+    name: Box<[u8]>,
+}
+
+/// Which counters a serializable transaction has read.
+#[derive(Default)]
+enum ReadSet {
+    #[default]
+    None,
+    These(Vec<NameHash>),
+    All,
+}
+
+/// More than this are as good as all.
+const MAX_READ_SET: usize = 256;
+
+thread_local! {
+    static BY_VALUE: RefCell<Vec<ByValue>> = const { RefCell::new(Vec::new()) };
+    static READ: RefCell<ReadSet> = const { RefCell::new(ReadSet::None) };
+}
+
+/// The running (sub)transaction changes a counter by what its latest value is.
+pub fn note_change_by_value(name: &[u8]) {
+    let noted = ByValue {
+        level: ports::xact_nest_level(),
+        // SAFETY: marks the command as one that writes, so that the next one has another number.
+        command: unsafe { pg_sys::GetCurrentCommandId(true) },
+        name: name.into(),
+    };
+    BY_VALUE.with_borrow_mut(|all| all.push(noted));
+}
+
+/// The counters that were changed by their value since a snapshot of this command was taken, each
+/// once, ascending.
+pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
+    BY_VALUE.with_borrow(|all| {
+        let since = all.iter().filter(|change| change.command >= command);
+        let mut names: Vec<Box<[u8]>> = since.map(|change| change.name.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    })
+}
+
+/// Is this counter one of them?
+pub fn was_changed_by_value_since(name: &[u8], command: pg_sys::CommandId) -> bool {
+    BY_VALUE.with_borrow(|all| {
+        let mut since = all.iter().filter(|change| change.command >= command);
+        since.any(|change| *change.name == *name)
+    })
+}
+
+/// A serializable transaction reads these counters; without names, all.
+pub fn note_read(names: Option<&[NameHash]>) {
+    READ.with_borrow_mut(|read| match (&mut *read, names) {
+        (ReadSet::All, _) => {}
+        (ReadSet::None, Some(names)) => *read = ReadSet::These(names.to_vec()),
+        (ReadSet::These(known), Some(names)) if known.len() < MAX_READ_SET => {
+            for name in names {
+                if !known.contains(name) {
+                    known.push(*name);
+                }
+            }
+        }
+        _ => *read = ReadSet::All,
+    });
+}
+
+/// Has this serializable transaction read a counter?
+pub fn has_read(name: NameHash) -> bool {
+    READ.with_borrow(|read| match read {
+        ReadSet::None => false,
+        ReadSet::These(known) => known.contains(&name),
+        ReadSet::All => true,
+    })
+}
+
+/// The subtransaction at this level was released.
+pub fn release_subxact(level: u32) {
+    BY_VALUE.with_borrow_mut(|all| {
+        for change in all.iter_mut().rev() {
+            if change.level < level {
+                break;
+            }
+            change.level = level - 1;
+        }
+    });
+}
+
+/// The subtransaction at this level was rolled back. What it has read, it has read.
+pub fn abort_subxact(level: u32) {
+    BY_VALUE.with(|all| {
+        // Borrowed only when the session ends in the middle of a call; see `xact.rs`.
+        if let Ok(mut all) = all.try_borrow_mut() {
+            while all.last().is_some_and(|change| change.level >= level) {
+                all.pop();
+            }
+        }
+    });
+}
+
+/// The transaction has ended.
+pub fn after_end() {
+    BY_VALUE.with(|all| {
+        if let Ok(mut all) = all.try_borrow_mut() {
+            all.clear();
+        }
+    });
+    READ.with(|read| {
+        if let Ok(mut read) = read.try_borrow_mut() {
+            *read = ReadSet::None;
+        }
+    });
+}

@@ -1,0 +1,147 @@
+//! Counter types: which bounds a counter has, by the part of its name before the first colon.
+//!
+//! # How it works
+//! A type is a row of the table `counterx.type`. Each backend keeps the few types in memory, and
+//! drops them when the relation cache says that the table has changed: a trigger on the table sends
+//! that message for every change, also one that a restore makes. Without types, an increment looks
+//! at one flag.
+//!
+//! # Invariant
+//! What is committed obeys the bounds of the type as it is when it commits. Increments are checked
+//! when they are called; a type may be created, or its bounds tightened, before they commit. So
+//! whoever does that locks all gates first, which waits for those who are committing and holds up
+//! others, and checks the counters then. A transaction that gets to its gates after that has heard
+//! of the change, by the lock, and is told to retry if it has changed a counter by other bounds
+//! ([`check_unchanged`]).
+
+use crate::catalog;
+use crate::escrow::{self, Limits};
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::scan::TableScan;
+use crate::pg::snapshot::LatestSnapshot;
+use crate::read;
+use counterx_core::escrow::Bounds;
+use counterx_core::pending::Row;
+use pgrx::PgSqlErrorCode;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+/// Columns of `counterx.type`: name, min, max, description, generation.
+mod column {
+    pub const NAME: usize = 1;
+    pub const MIN: usize = 2;
+    pub const MAX: usize = 3;
+    pub const GENERATION: usize = 5;
+}
+
+thread_local! {
+    /// What is known is [`TYPES`]; and whether there are none, for the hot path.
+    static KNOWN: Cell<bool> = const { Cell::new(false) };
+    static NONE: Cell<bool> = const { Cell::new(false) };
+    static TYPES: RefCell<HashMap<Box<[u8]>, Limits>> = RefCell::default();
+    /// How often the types have changed, as far as this backend has heard.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+    /// That number when the running transaction first changed a counter.
+    static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// The limits of a counter; None: it has none. Notes that the running transaction goes by them.
+pub fn limits_of(name: &[u8]) -> Option<Limits> {
+    if !KNOWN.get() {
+        load();
+    }
+    if CHANGES_AT_START.get().is_none() {
+        CHANGES_AT_START.set(Some(CHANGES.get()));
+    }
+    if NONE.get() { None } else { find(name) }
+}
+
+fn find(name: &[u8]) -> Option<Limits> {
+    let colon = name.iter().position(|&byte| byte == b':')?;
+    let limits = TYPES.with_borrow(|types| types.get(&name[..colon]).copied())?;
+    (limits.bounds != Bounds::default()).then_some(limits)
+}
+
+/// Something has changed. Neither allocates nor fails.
+pub fn forget() {
+    KNOWN.set(false);
+    NONE.set(false);
+    CHANGES.set(CHANGES.get().wrapping_add(1));
+}
+
+/// The transaction has ended.
+pub fn after_end() {
+    CHANGES_AT_START.set(None);
+}
+
+fn load() {
+    // A change that is heard of while we read makes us read again.
+    loop {
+        let changes = CHANGES.get();
+        let types = read_all();
+        let none = types.is_empty();
+        TYPES.set(types);
+        if CHANGES.get() == changes {
+            NONE.set(none);
+            KNOWN.set(true);
+            return;
+        }
+    }
+}
+
+fn read_all() -> HashMap<Box<[u8]>, Limits> {
+    let oid = catalog::shared().types;
+    let table = read::open(oid);
+    let mut types = HashMap::new();
+    if table.blocks() == 0 {
+        return types;
+    }
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot outlives the scan.
+    let mut scan = unsafe { TableScan::new(&table, latest.as_ptr()) };
+    while let Some(row) = scan.next() {
+        let number = |column| row.get(column).map(|datum| datum.value() as i64);
+        let limits = Limits {
+            bounds: Bounds {
+                min: number(column::MIN),
+                max: number(column::MAX),
+            },
+            // With the table's own number: a dump takes the row to another table.
+            generation: row.int8(column::GENERATION) ^ (i64::from(oid.to_u32()) << 32),
+        };
+        types.insert(row.text(column::NAME).into(), limits);
+    }
+    types
+}
+
+/// Checks at the end of a transaction that the types are those by which its counters were changed.
+/// To be called with the gates of all rows locked.
+///
+/// # Errors
+/// Raises 40001 when a counter has got other bounds meanwhile.
+pub fn check_unchanged(rows: &[Row]) {
+    if CHANGES_AT_START
+        .get()
+        .is_none_or(|at_start| at_start == CHANGES.get())
+    {
+        return;
+    }
+    load();
+    for row in rows {
+        let Some(limits) = find(row.name) else {
+            continue;
+        };
+        if escrow::generation_of(row.hash, row.name) != Some(limits.generation) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    format!(
+                        "could not serialize access due to a change of the type of counter {}",
+                        quoted(row.name)
+                    ),
+                )
+                .set_hint("Retry the transaction."),
+            );
+        }
+    }
+}
