@@ -66,6 +66,17 @@ pub fn escrow_wait() -> Duration {
     Duration::from_millis(ESCROW_WAIT.get().unsigned_abs().into())
 }
 
+/// Only the postmaster, while it starts, can define a setting that is fixed at server start. A library
+/// that is loaded later has no shared memory whose size it could be.
+fn escrow_entries_context() -> GucContext {
+    // SAFETY: a plain read of a variable of the server's.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        GucContext::Postmaster
+    } else {
+        GucContext::Sighup
+    }
+}
+
 /// Defines them all.
 pub fn define() {
     GucRegistry::define_int_guc(
@@ -143,7 +154,7 @@ pub fn define() {
         &ESCROW_ENTRIES,
         16,
         1_000_000,
-        GucContext::Postmaster,
+        escrow_entries_context(),
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
