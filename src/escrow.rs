@@ -32,7 +32,7 @@ use crate::pg::snapshot;
 use crate::read;
 use crate::settings;
 use crate::xact;
-use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Verdict};
+use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use hashbrown::HashTable;
 use memory::{Guard, Partition, Waiter};
@@ -92,7 +92,7 @@ pub struct Limits {
 
 /// Why an increment is not granted.
 pub struct Shortage {
-    /// The counter's value as others see it, less what is on hold.
+    /// The counter's value as others see it.
     pub value: i128,
     /// What could have been taken for certain; None: there is no minimum.
     pub available: Option<i64>,
@@ -377,22 +377,22 @@ impl<'a> Call<'a> {
         RESERVATIONS.with_borrow_mut(|all| all.note(self.at, self.wanted));
     }
 
-    fn shortage(&self, bounds: Bounds, value: i128, noted: Noted) -> Shortage {
+    fn shortage(&self, bounds: Bounds, seen: Seen, noted: Noted) -> Shortage {
         Shortage {
-            value,
-            available: escrow::available(bounds, value, self.own, noted),
+            value: seen.value,
+            available: escrow::available(bounds, seen, self.own, noted),
         }
     }
 
     fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
         BoundLock::take(self.hash);
-        let value = read::free_amount(self.name, clock());
+        let seen = read::seen_by_others(self.name, clock());
         let noted = Noted::NOBODY;
-        if escrow::check(bounds, value, self.own, self.wanted, noted) == Verdict::Granted {
+        if escrow::check(bounds, seen, self.own, self.wanted, noted) == Verdict::Granted {
             self.note();
             Ok(())
         } else {
-            Err(self.shortage(bounds, value, noted))
+            Err(self.shortage(bounds, seen, noted))
         }
     }
 
@@ -407,12 +407,12 @@ impl<'a> Call<'a> {
                 return Ok(());
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
-            let value = read::free_amount(self.name, clock);
+            let seen = read::seen_by_others(self.name, clock);
             let slot = reserved.slot;
             partition.lock().slots()[slot]
                 .account
-                .learn(reserved.noted, value);
-            let verdict = escrow::check(bounds, value, self.own, self.wanted, reserved.noted);
+                .learn(reserved.noted, seen);
+            let verdict = escrow::check(bounds, seen, self.own, self.wanted, reserved.noted);
             if verdict == Verdict::Granted {
                 return Ok(());
             }
@@ -420,7 +420,7 @@ impl<'a> Call<'a> {
             let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
             let left = until.saturating_duration_since(Instant::now());
             if verdict == Verdict::Refused || left.is_zero() {
-                return Err(self.shortage(bounds, value, reserved.noted));
+                return Err(self.shortage(bounds, seen, reserved.noted));
             }
             // Who ends after this wakes us; who has ended since we noted him is seen here.
             let waiter = Waiter::new(partition);

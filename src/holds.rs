@@ -1,8 +1,8 @@
 //! Holds: amounts that are set aside from bounded counters, beyond the transaction that does it.
 //!
 //! # How it works
-//! A hold is a row of `counterx.hold`. As long as it is there and has not expired, its amount does
-//! not count as free: [`read::free_amount`](crate::read::free_amount) subtracts it. Whether it has
+//! A hold is a row of `counterx.hold`. As long as it is there and has not expired, its amount cannot be
+//! taken by others; it is still part of the value, so it makes no room below a maximum. Whether it has
 //! expired is decided by whoever reads it, so an expired one is free at once; the row is removed
 //! some time later.
 //!

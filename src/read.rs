@@ -32,6 +32,7 @@ use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
 use crate::totals::{self, TotalsByName};
 use crate::xact;
+use counterx_core::escrow::Seen;
 use counterx_core::gate::Side;
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
@@ -156,15 +157,17 @@ fn written(name: &[u8], snapshot: pg_sys::Snapshot, own: OwnRows) -> Tally {
     tally
 }
 
-/// What others see of a counter at this moment, less what is on hold at the time `clock`. What the
-/// running transaction has done does not count, written or not.
-pub fn free_amount(name: &[u8], clock: i64) -> i128 {
+/// What others see of a counter at this moment, and what is on hold of it at the time `clock`. What
+/// the running transaction has done does not count, written or not.
+pub fn seen_by_others(name: &[u8], clock: i64) -> Seen {
     let latest = LatestSnapshot::take();
     // SAFETY: the snapshot is active as long as `latest` lives.
     unsafe {
         let mut others = OwnRowsVisible::hidden(latest.as_ptr());
-        let value = written(name, others.as_ptr(), OwnRows::Hidden).value;
-        value - holds::held(name, clock, others.as_ptr())
+        Seen {
+            value: written(name, others.as_ptr(), OwnRows::Hidden).value,
+            held: holds::held(name, clock, others.as_ptr()),
+        }
     }
 }
 

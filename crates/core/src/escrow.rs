@@ -27,6 +27,9 @@
 //!
 //! So a take is granted without reading as long as `floor - takes >= min`. When that fails, the
 //! value is read, and the floor with it. The ceiling is the same for adds and a maximum.
+//!
+//! What is on hold of a counter is out of reach for takes, and part of the value for adds: it makes
+//! no room below a maximum. So floors come from what is free, ceilings from the whole value.
 
 /// The limits of a counter. Both include 0, where every counter starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +114,8 @@ pub struct Noted {
     pub others: Amounts,
     /// What had committed before.
     committed: Amounts,
+    /// How often the account had forgotten what it knew.
+    forgotten: u32,
 }
 
 impl Noted {
@@ -118,7 +123,23 @@ impl Noted {
     pub const NOBODY: Self = Self {
         others: Amounts::NONE,
         committed: Amounts::NONE,
+        forgotten: 0,
     };
+}
+
+/// What a snapshot shows of a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its value.
+    pub value: i128,
+    /// What is on hold of it: 0 or more.
+    pub held: i128,
+}
+
+impl Seen {
+    fn free(self) -> i128 {
+        self.value - self.held
+    }
 }
 
 /// What is in flight for one counter. Plain data.
@@ -130,6 +151,7 @@ pub struct Account {
     committed: Amounts,
     floor: Option<i64>,
     ceiling: Option<i64>,
+    forgotten: u32,
 }
 
 impl Account {
@@ -139,6 +161,7 @@ impl Account {
         committed: Amounts::NONE,
         floor: None,
         ceiling: None,
+        forgotten: 0,
     };
 
     /// What is reserved.
@@ -146,10 +169,12 @@ impl Account {
         self.in_flight
     }
 
-    /// Forgets what was learnt: somebody has changed the counter past the account.
+    /// Forgets what was learnt: somebody has changed the counter past the account. Who has read the
+    /// value before may have missed that, and teaches nothing any more.
     pub fn forget(&mut self) {
         self.floor = None;
         self.ceiling = None;
+        self.forgotten = self.forgotten.wrapping_add(1);
     }
 
     /// Reserves more for a transaction that has reserved `own` here before. None: out of range.
@@ -157,6 +182,7 @@ impl Account {
         let noted = Noted {
             others: self.in_flight.minus(own),
             committed: self.committed,
+            forgotten: self.forgotten,
         };
         self.in_flight = self.in_flight.checked_add(more)?;
         Some(noted)
@@ -200,15 +226,17 @@ impl Account {
         )
     }
 
-    /// Learns from a value that was read with a snapshot taken after the reservation that `noted`
-    /// comes from.
-    pub fn learn(&mut self, noted: Noted, value: i128) {
+    /// Learns from what was seen with a snapshot taken after the reservation that `noted` comes from.
+    pub fn learn(&mut self, noted: Noted, seen: Seen) {
+        if noted.forgotten != self.forgotten {
+            return;
+        }
         let since = Amounts {
             takes: self.committed.takes.wrapping_sub(noted.committed.takes),
             adds: self.committed.adds.wrapping_sub(noted.committed.adds),
         };
-        let floor = value - i128::from(noted.others.takes) - i128::from(since.takes);
-        let ceiling = value + i128::from(noted.others.adds) + i128::from(since.adds);
+        let floor = seen.free() - i128::from(noted.others.takes) - i128::from(since.takes);
+        let ceiling = seen.value + i128::from(noted.others.adds) + i128::from(since.adds);
         // Rounded to the safe side where it is beyond a bigint; what is not representable is unknown.
         let floor = i64::try_from(floor.min(i64::MAX.into())).ok();
         let ceiling = i64::try_from(ceiling.max(i64::MIN.into())).ok();
@@ -231,17 +259,19 @@ pub enum Verdict {
     Refused,
 }
 
-/// What could be taken for certain, on top of what the transaction has reserved before, by a value
-/// read after `noted`. None: there is no minimum.
-pub fn available(bounds: Bounds, value: i128, own: Amounts, noted: Noted) -> Option<i64> {
-    let left =
-        value - i128::from(bounds.min?) - i128::from(own.takes) - i128::from(noted.others.takes);
+/// What could be taken for certain, on top of what the transaction has reserved before, by what was
+/// seen after `noted`. None: there is no minimum.
+pub fn available(bounds: Bounds, seen: Seen, own: Amounts, noted: Noted) -> Option<i64> {
+    let left = seen.free()
+        - i128::from(bounds.min?)
+        - i128::from(own.takes)
+        - i128::from(noted.others.takes);
     Some(i64::try_from(left.max(0)).unwrap_or(i64::MAX))
 }
 
-/// Checks `wanted`, on top of what the transaction has reserved before (`own`), against a value read
+/// Checks `wanted`, on top of what the transaction has reserved before (`own`), against what was seen
 /// after the reservation was made.
-pub fn check(bounds: Bounds, value: i128, own: Amounts, wanted: Amounts, noted: Noted) -> Verdict {
+pub fn check(bounds: Bounds, seen: Seen, own: Amounts, wanted: Amounts, noted: Noted) -> Verdict {
     let side = |wanted: i64, own: i64, others: i64, distance: Option<i128>| {
         let Some(distance) = distance.filter(|_| wanted != 0) else {
             return Verdict::Granted;
@@ -255,8 +285,8 @@ pub fn check(bounds: Bounds, value: i128, own: Amounts, wanted: Amounts, noted: 
             Verdict::Refused
         }
     };
-    let down = bounds.min.map(|min| value - i128::from(min));
-    let up = bounds.max.map(|max| i128::from(max) - value);
+    let down = bounds.min.map(|min| seen.free() - i128::from(min));
+    let up = bounds.max.map(|max| i128::from(max) - seen.value);
     match (
         side(wanted.takes, own.takes, noted.others.takes, down),
         side(wanted.adds, own.adds, noted.others.adds, up),
@@ -277,29 +307,44 @@ mod tests {
     #[derive(Clone, Debug, Default)]
     struct Xact {
         /// Granted so far, each call's.
-        granted: Vec<Amounts>,
+        granted: Vec<(Kind, Amounts)>,
         call: Option<Call>,
         /// Its changes are visible, its reservations not yet released.
         visible: bool,
+        /// It will not be allowed to commit: its changes were checked by bounds that are gone.
+        doomed: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Kind {
+        Delta,
+        Hold,
+        /// Of a hold that had been committed.
+        Confirm,
     }
 
     #[derive(Clone, Copy, Debug)]
     struct Call {
+        kind: Kind,
         wanted: Amounts,
         noted: Noted,
-        /// The value that its snapshot has seen.
-        value: Option<i128>,
+        /// What its snapshot has shown.
+        seen: Option<Seen>,
     }
 
     #[derive(Clone, Debug)]
     enum Step {
         Reserve(usize, i64),
+        Hold(usize, i64),
+        Confirm(usize),
+        Release,
         Read(usize),
         Decide(usize),
         BecomeVisible(usize),
         Commit(usize),
         Abort(usize),
         UndoLast(usize),
+        Redefine(i128),
     }
 
     const XACTS: usize = 4;
@@ -307,42 +352,49 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let xact = 0..XACTS;
         prop_oneof![
-            4 => (xact.clone(), -4i64..5).prop_map(|(x, delta)| Step::Reserve(x, delta)),
-            3 => xact.clone().prop_map(Step::Read),
-            4 => xact.clone().prop_map(Step::Decide),
-            2 => xact.clone().prop_map(Step::BecomeVisible),
-            3 => xact.clone().prop_map(Step::Commit),
-            1 => xact.clone().prop_map(Step::Abort),
-            1 => xact.prop_map(Step::UndoLast),
+            8 => (xact.clone(), -4i64..5).prop_map(|(x, delta)| Step::Reserve(x, delta)),
+            2 => (xact.clone(), 1i64..4).prop_map(|(x, amount)| Step::Hold(x, amount)),
+            2 => xact.clone().prop_map(Step::Confirm),
+            1 => Just(Step::Release),
+            6 => xact.clone().prop_map(Step::Read),
+            8 => xact.clone().prop_map(Step::Decide),
+            4 => xact.clone().prop_map(Step::BecomeVisible),
+            6 => xact.clone().prop_map(Step::Commit),
+            2 => xact.clone().prop_map(Step::Abort),
+            2 => xact.prop_map(Step::UndoLast),
+            1 => (0i128..9).prop_map(Step::Redefine),
         ]
     }
 
-    fn sum(amounts: &[Amounts]) -> Amounts {
-        amounts.iter().fold(Amounts::default(), |sum, more| {
-            sum.checked_add(*more).unwrap()
-        })
+    fn sum(granted: &[(Kind, Amounts)]) -> Amounts {
+        granted
+            .iter()
+            .fold(Amounts::default(), |sum, (_, more)| sum.plus(*more))
     }
 
     struct World {
         bounds: Bounds,
         /// What a snapshot taken now would see.
-        value: i128,
+        seen: Seen,
         account: Account,
         xacts: [Xact; XACTS],
     }
 
     impl World {
+        fn open(&self, counts: impl Fn(Kind) -> bool) -> Amounts {
+            let open = self.xacts.iter().filter(|x| !x.visible && !x.doomed);
+            open.flat_map(|xact| &xact.granted)
+                .filter(|(kind, _)| counts(*kind))
+                .fold(Amounts::default(), |sum, (_, more)| sum.plus(*more))
+        }
+
         /// Whichever transactions commit, the value stays within the bounds; and the account knows
         /// what it says.
         fn check(&self) -> Result<(), TestCaseError> {
-            let open: Vec<Amounts> = self
-                .xacts
-                .iter()
-                .filter(|xact| !xact.visible)
-                .map(|xact| sum(&xact.granted))
-                .collect();
-            let lowest = self.value - open.iter().map(|a| i128::from(a.takes)).sum::<i128>();
-            let highest = self.value + open.iter().map(|a| i128::from(a.adds)).sum::<i128>();
+            // What is confirmed was held before, or is held still.
+            let open = self.open(|kind| kind != Kind::Confirm);
+            let lowest = self.seen.free() - i128::from(open.takes);
+            let highest = self.seen.value + i128::from(open.adds);
             prop_assert!(self.bounds.contain(lowest), "{lowest} is possible");
             prop_assert!(self.bounds.contain(highest), "{highest} is possible");
             let in_flight = self.account.in_flight();
@@ -355,104 +407,138 @@ mod tests {
             Ok(())
         }
 
+        fn reserve(&mut self, x: usize, kind: Kind, delta: i64) {
+            let xact = &mut self.xacts[x];
+            if xact.call.is_some() || xact.visible || delta == 0 {
+                return;
+            }
+            let wanted = Amounts::of(delta).unwrap();
+            let own = sum(&xact.granted);
+            let noted = self.account.reserve(own, wanted).unwrap();
+            if kind == Kind::Confirm || self.account.is_covered(self.bounds, wanted) {
+                xact.granted.push((kind, wanted));
+            } else {
+                xact.call = Some(Call {
+                    kind,
+                    wanted,
+                    noted,
+                    seen: None,
+                });
+            }
+        }
+
+        /// What is on hold and not being confirmed.
+        fn holds_left(&self) -> i128 {
+            let confirms = self.open(|kind| kind == Kind::Confirm);
+            self.seen.held - i128::from(confirms.takes)
+        }
+
         fn run(&mut self, step: Step) {
-            let World {
-                bounds,
-                value,
-                account,
-                xacts,
-            } = self;
             let give_back = |account: &mut Account, xact: &mut Xact| {
                 if let Some(call) = xact.call.take() {
                     account.release(call.wanted, End::Aborted);
                 }
             };
             match step {
-                Step::Reserve(x, delta) => {
-                    let xact = &mut xacts[x];
-                    if xact.call.is_none() && !xact.visible && delta != 0 {
-                        let wanted = Amounts::of(delta).unwrap();
-                        let noted = account.reserve(sum(&xact.granted), wanted).unwrap();
-                        if account.is_covered(*bounds, wanted) {
-                            xact.granted.push(wanted);
-                        } else {
-                            xact.call = Some(Call {
-                                wanted,
-                                noted,
-                                value: None,
-                            });
-                        }
+                Step::Reserve(x, delta) => self.reserve(x, Kind::Delta, delta),
+                Step::Hold(x, amount) => self.reserve(x, Kind::Hold, -amount),
+                Step::Confirm(x) => {
+                    if self.holds_left() > 0 && !self.xacts[x].doomed {
+                        self.reserve(x, Kind::Confirm, -1);
                     }
                 }
+                Step::Release => self.seen.held -= self.holds_left().min(1),
                 Step::Read(x) => {
-                    if let Some(call) = &mut xacts[x].call {
-                        call.value.get_or_insert(*value);
+                    if let Some(call) = &mut self.xacts[x].call {
+                        call.seen.get_or_insert(self.seen);
                     }
                 }
                 Step::Decide(x) => {
-                    let xact = &mut xacts[x];
+                    let xact = &mut self.xacts[x];
                     let Some(call) = xact.call else { return };
-                    let Some(read) = call.value else { return };
-                    account.learn(call.noted, read);
+                    let Some(seen) = call.seen else { return };
+                    self.account.learn(call.noted, seen);
                     let own = sum(&xact.granted);
-                    if check(*bounds, read, own, call.wanted, call.noted) == Verdict::Granted {
-                        xact.granted.push(call.wanted);
+                    let verdict = check(self.bounds, seen, own, call.wanted, call.noted);
+                    if verdict == Verdict::Granted {
+                        xact.granted.push((call.kind, call.wanted));
                         xact.call = None;
                     } else {
-                        give_back(account, xact);
+                        give_back(&mut self.account, xact);
                     }
                 }
                 Step::BecomeVisible(x) => {
-                    let xact = &mut xacts[x];
-                    if xact.call.is_none() && !xact.visible {
-                        let all = sum(&xact.granted);
-                        *value += i128::from(all.adds) - i128::from(all.takes);
-                        xact.visible = true;
+                    let xact = &mut self.xacts[x];
+                    if xact.call.is_some() || xact.visible || xact.doomed {
+                        return;
                     }
+                    for (kind, amounts) in &xact.granted {
+                        let (takes, adds) = (i128::from(amounts.takes), i128::from(amounts.adds));
+                        match kind {
+                            Kind::Delta => self.seen.value += adds - takes,
+                            Kind::Hold => self.seen.held += takes,
+                            Kind::Confirm => {
+                                self.seen.value -= takes;
+                                self.seen.held -= takes;
+                            }
+                        }
+                    }
+                    xact.visible = true;
                 }
                 Step::Commit(x) => {
-                    let xact = &mut xacts[x];
+                    let xact = &mut self.xacts[x];
                     if xact.visible {
-                        for amounts in xact.granted.drain(..) {
-                            account.release(amounts, End::Committed);
+                        for (_, amounts) in xact.granted.drain(..) {
+                            self.account.release(amounts, End::Committed);
                         }
                         xact.visible = false;
                     }
                 }
                 Step::Abort(x) => {
-                    let xact = &mut xacts[x];
+                    let xact = &mut self.xacts[x];
                     if !xact.visible {
-                        give_back(account, xact);
-                        for amounts in xact.granted.drain(..) {
-                            account.release(amounts, End::Aborted);
+                        give_back(&mut self.account, xact);
+                        for (_, amounts) in xact.granted.drain(..) {
+                            self.account.release(amounts, End::Aborted);
                         }
+                        xact.doomed = false;
                     }
                 }
                 Step::UndoLast(x) => {
-                    let xact = &mut xacts[x];
+                    let xact = &mut self.xacts[x];
                     if !xact.visible
                         && xact.call.is_none()
-                        && let Some(amounts) = xact.granted.pop()
+                        && let Some((_, amounts)) = xact.granted.pop()
                     {
-                        account.release(amounts, End::Aborted);
+                        self.account.release(amounts, End::Aborted);
                     }
+                }
+                // The bounds were away, the counter was changed past the account, and the bounds are
+                // back. The first who comes by the new ones makes the account forget.
+                Step::Redefine(value) => {
+                    for xact in self.xacts.iter_mut().filter(|xact| !xact.visible) {
+                        xact.doomed |= xact.call.is_some() || !xact.granted.is_empty();
+                    }
+                    self.seen = Seen { value, held: 0 };
+                    self.account.forget();
                 }
             }
         }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(5000))]
+        #![proptest_config(ProptestConfig::with_cases(4000))]
         #[test]
         fn no_outcome_breaks_a_bound(
-            start in 0i128..8,
+            start in 0i128..9,
+            held in 0i128..4,
             min in prop_oneof![Just(None), Just(Some(0i64)), Just(Some(-2))],
             max in prop_oneof![Just(None), Just(Some(8i64)), Just(Some(10))],
             steps in proptest::collection::vec(step(), 0..60),
         ) {
             let mut world = World {
                 bounds: Bounds { min, max },
-                value: start,
+                seen: Seen { value: start, held: held.min(start) },
                 account: Account::NEW,
                 xacts: Default::default(),
             };
@@ -474,7 +560,8 @@ mod tests {
             account.reserve(Amounts::default(), own).unwrap();
             let wanted = Amounts::of(delta).unwrap();
             let noted = account.reserve(own, wanted).unwrap();
-            let verdict = check(bounds, start, own, wanted, noted);
+            let seen = Seen { value: start, held: 0 };
+            let verdict = check(bounds, seen, own, wanted, noted);
             let fits = (wanted.takes == 0 || start - i128::from(own.takes + wanted.takes) >= -5)
                 && (wanted.adds == 0 || start + i128::from(own.adds + wanted.adds) <= 5);
             prop_assert_eq!(verdict, if fits { Verdict::Granted } else { Verdict::Refused });
@@ -491,7 +578,7 @@ mod tests {
         let one = Amounts::of(-1).unwrap();
         let noted = account.reserve(Amounts::default(), one).unwrap();
         assert!(!account.is_covered(bounds, one));
-        account.learn(noted, 3);
+        account.learn(noted, Seen { value: 3, held: 0 });
         assert!(account.is_covered(bounds, one));
         account.release(one, End::Committed);
         for _ in 0..2 {
@@ -512,7 +599,43 @@ mod tests {
         assert!(account.reserve(all, all).is_none());
         assert_eq!(account.in_flight(), all);
         let noted = account.reserve(Amounts::default(), Amounts::default());
-        account.learn(noted.unwrap(), i128::MAX / 4);
-        account.learn(noted.unwrap(), i128::MIN / 4);
+        for value in [i128::MAX / 4, i128::MIN / 4] {
+            account.learn(noted.unwrap(), Seen { value, held: 0 });
+        }
+    }
+
+    #[test]
+    fn what_is_held_makes_no_room_below_the_maximum() {
+        let bounds = Bounds {
+            min: Some(0),
+            max: Some(10),
+        };
+        let seen = Seen { value: 10, held: 3 };
+        let none = Amounts::default();
+        let verdict = |delta: i64| {
+            let mut account = Account::NEW;
+            let wanted = Amounts::of(delta).unwrap();
+            let noted = account.reserve(none, wanted).unwrap();
+            account.learn(noted, seen);
+            let verdict = check(bounds, seen, none, wanted, noted);
+            assert_eq!(
+                account.is_covered(bounds, wanted),
+                verdict == Verdict::Granted
+            );
+            verdict
+        };
+        assert_eq!(verdict(1), Verdict::Refused);
+        assert_eq!(verdict(-7), Verdict::Granted);
+        assert_eq!(verdict(-8), Verdict::Refused);
+    }
+
+    #[test]
+    fn who_has_read_before_the_account_forgot_teaches_nothing() {
+        let mut account = Account::NEW;
+        let none = Amounts::default();
+        let noted = account.reserve(none, Amounts::of(-1).unwrap()).unwrap();
+        account.forget();
+        account.learn(noted, Seen { value: 10, held: 0 });
+        assert_eq!((account.floor, account.ceiling), (None, None));
     }
 }
