@@ -21,46 +21,16 @@ const WARM_UP: u32 = 1;
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let mut server = Server::start("bench-hot", options.clients)?;
     server.execute(CREATE)?;
-    server.execute(RESET)?;
-    for contender in &CONTENDERS {
-        slice(&mut server, contender, options.clients, WARM_UP)?;
-        server.settle()?;
-    }
-    server.execute("CHECKPOINT")?;
-
-    let mut rates = vec![Vec::new(); CONTENDERS.len()];
-    let mut backlogs = Vec::new();
-    for round in 0..options.rounds {
-        server.execute(RESET)?;
-        for turn in turns(round, CONTENDERS.len()) {
-            let contender = &CONTENDERS[turn];
-            let outcome = slice(&mut server, contender, options.clients, options.seconds)?;
-            println!(
-                "  round {}: {}: {}",
-                round + 1,
-                contender.name,
-                Unit::PerSecond.format(outcome.rate)
-            );
-            rates[turn].push(outcome.rate);
-            let backlog = server.settle()?;
-            if contender.name == COUNTER.name {
-                backlogs.push(backlog as f64);
-            }
-        }
-    }
-
-    let figures = CONTENDERS
-        .iter()
-        .zip(rates)
-        .map(|(contender, rates)| Series::new(contender.name, Unit::PerSecond, rates))
-        .collect::<Result<Vec<_>>>()?;
+    let Race {
+        mut figures,
+        backlogs,
+    } = race(&mut server, options, &CONTENDERS, RESET)?;
     let [counter, insert, update, slots] = &figures[..] else {
         unreachable!("as many figures as contenders")
     };
     let of_insert = counter.ratio_to("hot counter, of the rate of INSERT without index", insert)?;
     let of_update = counter.ratio_to("hot counter, times the rate of UPDATE of one row", update)?;
     let of_slots = counter.ratio_to("hot counter, times the rate of slot rows", slots)?;
-    let backlog = Series::new("deltas pending after a slice", Unit::Count, backlogs)?;
 
     let mut measured = Measured::new(
         Section::A,
@@ -76,9 +46,62 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         Target::new(of_insert, Wanted::AtLeast(OF_INSERT)),
         Target::new(of_update, Wanted::AtLeast(OF_UPDATE)),
     ];
+    figures.push(backlogs);
     measured.figures = figures;
-    measured.figures.push(backlog);
     Ok(measured)
+}
+
+/// What came of a race.
+pub(crate) struct Race {
+    /// The rates, in the order of the contenders.
+    pub(crate) figures: Vec<Series>,
+    /// What the first one has left to fold after each slice.
+    pub(crate) backlogs: Series,
+}
+
+/// All clients, one contender after the other, in rounds.
+pub(crate) fn race(
+    server: &mut Server,
+    options: &Options,
+    contenders: &[Contender],
+    reset: &str,
+) -> Result<Race> {
+    server.execute(reset)?;
+    for contender in contenders {
+        slice(server, contender, options.clients, WARM_UP)?;
+        server.settle()?;
+    }
+    server.execute("CHECKPOINT")?;
+
+    let mut rates = vec![Vec::new(); contenders.len()];
+    let mut backlogs = Vec::new();
+    for round in 0..options.rounds {
+        server.execute(reset)?;
+        for turn in turns(round, contenders.len()) {
+            let contender = &contenders[turn];
+            let outcome = slice(server, contender, options.clients, options.seconds)?;
+            println!(
+                "  round {}: {}: {}",
+                round + 1,
+                contender.name,
+                Unit::PerSecond.format(outcome.rate)
+            );
+            rates[turn].push(outcome.rate);
+            let backlog = server.settle()?;
+            if turn == 0 {
+                backlogs.push(backlog as f64);
+            }
+        }
+    }
+    let figures = contenders
+        .iter()
+        .zip(rates)
+        .map(|(contender, rates)| Series::new(contender.name, Unit::PerSecond, rates))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Race {
+        figures,
+        backlogs: Series::new("deltas pending after a slice", Unit::Count, backlogs)?,
+    })
 }
 
 /// One turn, and whether all of it has arrived.

@@ -11,6 +11,7 @@
 //! # What is not measured
 //! A network. pgbench runs beside the server and takes its share of the processors.
 
+mod bounded;
 mod bulk;
 mod contenders;
 mod hot;
@@ -57,6 +58,7 @@ fn run(options: Options) -> Result<()> {
             Section::C => read::run(options),
             Section::D => snapshot::run(options),
             Section::E => million::run(options),
+            Section::F => bounded::run(options),
         }
         .with_context(|| format!("section {} failed", section.letter()))?;
         measured.load_average = server::load_average();

@@ -9,13 +9,14 @@ use serde::Serialize;
 #[derive(Clone, Debug, Parser, Serialize)]
 #[command(name = "counterx-bench", disable_version_flag = true)]
 pub(crate) struct Options {
-    /// Sections to run: a hot counter, b a million calls, c reads, d an old snapshot, e a million counters
+    /// Sections to run: a hot counter, b a million calls, c reads, d an old snapshot, e a million counters,
+    /// f a bounded counter
     #[arg(
         long,
         value_enum,
         ignore_case = true,
         value_delimiter = ',',
-        default_value = "a,b,c,d,e"
+        default_value = "a,b,c,d,e,f"
     )]
     pub(crate) sections: Vec<Section>,
 
@@ -49,6 +50,7 @@ pub(crate) enum Section {
     C,
     D,
     E,
+    F,
 }
 
 impl Section {
@@ -59,6 +61,7 @@ impl Section {
             Self::C => 'C',
             Self::D => 'D',
             Self::E => 'E',
+            Self::F => 'F',
         }
     }
 
@@ -69,6 +72,7 @@ impl Section {
             Self::C => "point reads",
             Self::D => "an open REPEATABLE READ snapshot",
             Self::E => "a million counters",
+            Self::F => "a bounded counter",
         }
     }
 }
@@ -89,7 +93,7 @@ mod tests {
         let options = Options::parse_from(["bench", "--sections", "b,D"]);
         assert_eq!(options.sections, [Section::B, Section::D]);
         let options = Options::parse_from(["bench"]);
-        assert_eq!(options.sections.len(), 5);
-        assert!(Options::try_parse_from(["bench", "--sections", "f"]).is_err());
+        assert_eq!(options.sections.len(), 6);
+        assert!(Options::try_parse_from(["bench", "--sections", "g"]).is_err());
     }
 }
