@@ -21,10 +21,11 @@ use crate::pg::scan::TableScan;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::read;
 use counterx_core::escrow::Bounds;
+use counterx_core::lane::NameHash;
 use counterx_core::pending::Row;
+use hashbrown::HashTable;
 use pgrx::PgSqlErrorCode;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 
 /// Columns of `counterx.type`: name, min, max, description, generation.
 mod column {
@@ -38,7 +39,7 @@ thread_local! {
     /// What is known is [`TYPES`]; and whether there are none, for the hot path.
     static KNOWN: Cell<bool> = const { Cell::new(false) };
     static NONE: Cell<bool> = const { Cell::new(false) };
-    static TYPES: RefCell<HashMap<Box<[u8]>, Limits>> = RefCell::default();
+    static TYPES: RefCell<Types> = RefCell::default();
     /// How often the types have changed, as far as this backend has heard.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
     /// That number when the running transaction first changed a counter.
@@ -58,7 +59,7 @@ pub fn limits_of(name: &[u8]) -> Option<Limits> {
 
 fn find(name: &[u8]) -> Option<Limits> {
     let colon = name.iter().position(|&byte| byte == b':')?;
-    let limits = TYPES.with_borrow(|types| types.get(&name[..colon]).copied())?;
+    let limits = TYPES.with_borrow(|types| types.find(&name[..colon]))?;
     (limits.bounds != Bounds::default()).then_some(limits)
 }
 
@@ -79,7 +80,7 @@ fn load() {
     loop {
         let changes = CHANGES.get();
         let types = read_all();
-        let none = types.is_empty();
+        let none = types.0.is_empty();
         TYPES.set(types);
         if CHANGES.get() == changes {
             NONE.set(none);
@@ -89,10 +90,33 @@ fn load() {
     }
 }
 
-fn read_all() -> HashMap<Box<[u8]>, Limits> {
+/// All types by name. Looked up by each increment whose name has a colon, so with a quick hash.
+#[derive(Default)]
+struct Types(HashTable<(Box<[u8]>, Limits)>);
+
+impl Types {
+    fn hash(name: &[u8]) -> u64 {
+        NameHash::of(name).get()
+    }
+
+    fn insert(&mut self, name: &[u8], limits: Limits) {
+        let hash = |(name, _): &(Box<[u8]>, Limits)| Self::hash(name);
+        self.0
+            .insert_unique(Self::hash(name), (name.into(), limits), hash);
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Limits> {
+        let found = self
+            .0
+            .find(Self::hash(name), |(known, _)| **known == *name)?;
+        Some(found.1)
+    }
+}
+
+fn read_all() -> Types {
     let oid = catalog::shared().types;
     let table = read::open(oid);
-    let mut types = HashMap::new();
+    let mut types = Types::default();
     if table.blocks() == 0 {
         return types;
     }
@@ -109,7 +133,7 @@ fn read_all() -> HashMap<Box<[u8]>, Limits> {
             // With the table's own number: a dump takes the row to another table.
             generation: row.int8(column::GENERATION) ^ (i64::from(oid.to_u32()) << 32),
         };
-        types.insert(row.text(column::NAME).into(), limits);
+        types.insert(row.text(column::NAME), limits);
     }
     types
 }
