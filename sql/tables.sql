@@ -27,7 +27,8 @@ CREATE TABLE counterx.token_form (
     name text COLLATE "C" NOT NULL,
     delta bigint NOT NULL,
     value bigint,
-    at timestamptz NOT NULL
+    at timestamptz NOT NULL,
+    hold boolean
 );
 ALTER TABLE counterx.token_form ALTER COLUMN token SET STORAGE PLAIN;
 ALTER TABLE counterx.token_form ALTER COLUMN name SET STORAGE PLAIN;

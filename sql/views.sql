@@ -145,8 +145,8 @@ ALTER FUNCTION counter_top(integer, text) ROWS 10;
 ALTER FUNCTION counter_bottom(integer, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
 
-COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; never waits for others';
-COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; never waits for others';
+COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; waits for nobody unless the counter has bounds';
+COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; waits for nobody unless the counter has bounds';
 COMMENT ON FUNCTION counter_incr_get(text, bigint) IS 'adds to a counter and returns the value that this transaction now sees; others may get the same one';
 COMMENT ON FUNCTION counter_incr_many(text[], bigint[]) IS 'adds to many counters, the first delta to the first name and so on';
 COMMENT ON FUNCTION counter_incr_many(jsonb) IS 'adds to many counters: an object of names and deltas';

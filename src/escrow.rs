@@ -32,7 +32,7 @@ use crate::pg::snapshot;
 use crate::read;
 use crate::settings;
 use crate::xact;
-use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
+use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Standing, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use hashbrown::HashTable;
 use memory::{Guard, Partition, Waiter};
@@ -107,6 +107,8 @@ struct Own {
     /// Of the type by which all of this transaction's changes were checked. None: not all were.
     generation: Option<i64>,
     amounts: Amounts,
+    /// When the first of the holds expires that the transaction has confirmed.
+    backed_until: i64,
 }
 
 struct Op {
@@ -146,6 +148,7 @@ impl Reservations {
             slot: None,
             generation: (!unchecked).then_some(generation),
             amounts: Amounts::default(),
+            backed_until: i64::MAX,
         });
         let owns = &self.owns;
         self.index
@@ -313,18 +316,32 @@ fn check_for_contradiction(name: &[u8]) {
     }
 }
 
-/// Reserves what a delta needs without looking at the bounds: what it takes is on hold for it.
-pub fn reserve_unchecked(name: &[u8], delta: i64, generation: i64) {
-    let call = Call::new(name, delta, generation);
+/// Reserves what confirming a hold takes, which the hold keeps room for.
+///
+/// To be called before the caller looks whether the hold has expired: see `holds.rs`.
+pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) {
+    let mut call = Call::new(name, -amount, generation);
+    call.wanted.backed = call.wanted.takes;
+    call.backed_until = expires_at;
     match Partition::of(call.hash.get()) {
         Some(partition) => {
-            call.reserve(partition);
+            call.reserve(partition, Bounds::default());
         }
         None => {
             BoundLock::take(call.hash);
             call.note();
         }
     }
+}
+
+/// Would the value stay above its minimum if all that the running transaction has reserved were
+/// taken? So it does, unless a clock was set back past a hold's end.
+pub fn has_room(name: &[u8], bounds: Bounds) -> bool {
+    let takes = reserved(NameHash::of(name), name).takes;
+    let value = read::seen_by_others(name, clock()).value;
+    bounds
+        .min
+        .is_none_or(|min| value - i128::from(takes) >= i128::from(min))
 }
 
 /// The time by which holds expire: it never goes back.
@@ -342,8 +359,10 @@ struct Call<'a> {
     at: usize,
     generation: i64,
     /// Reserved before by this transaction.
-    own: Amounts,
+    own: Standing,
     wanted: Amounts,
+    /// When the hold expires that keeps room for what is wanted.
+    backed_until: i64,
 }
 
 /// What was found when it was reserved.
@@ -360,9 +379,14 @@ impl<'a> Call<'a> {
         let hash = NameHash::of(name);
         let (at, own) = RESERVATIONS.with_borrow_mut(|all| {
             let at = all.prepare(hash, name, generation);
-            (at, all.owns[at].amounts)
+            let own = Standing {
+                amounts: all.owns[at].amounts,
+                backed_until: all.owns[at].backed_until,
+            };
+            (at, own)
         });
-        let wanted = Amounts::of(delta).filter(|wanted| own.checked_add(*wanted).is_some());
+        let fits = |wanted: &Amounts| own.amounts.checked_add(*wanted).is_some();
+        let wanted = Amounts::of(delta).filter(fits);
         Self {
             name,
             hash,
@@ -370,11 +394,16 @@ impl<'a> Call<'a> {
             generation,
             own,
             wanted: wanted.unwrap_or_else(|| out_of_range(name)),
+            backed_until: i64::MAX,
         }
     }
 
     fn note(&self) {
-        RESERVATIONS.with_borrow_mut(|all| all.note(self.at, self.wanted));
+        RESERVATIONS.with_borrow_mut(|all| {
+            all.note(self.at, self.wanted);
+            let own = &mut all.owns[self.at];
+            own.backed_until = own.backed_until.min(self.backed_until);
+        });
     }
 
     fn shortage(&self, bounds: Bounds, seen: Seen, noted: Noted) -> Shortage {
@@ -402,7 +431,7 @@ impl<'a> Call<'a> {
             // Before the reservation: who confirms a hold that this reading finds expired has to
             // find it expired as well, unless he had reserved before, and is noted.
             let clock = clock();
-            let reserved = self.reserve_for(partition, bounds);
+            let reserved = self.reserve(partition, bounds);
             if reserved.covered {
                 return Ok(());
             }
@@ -431,12 +460,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn reserve(&self, partition: Partition) -> Reserved {
-        self.reserve_for(partition, Bounds::default())
-    }
-
     /// Reserves, and notes it. Is it covered by what the account knows?
-    fn reserve_for(&self, partition: Partition, bounds: Bounds) -> Reserved {
+    fn reserve(&self, partition: Partition, bounds: Bounds) -> Reserved {
         let known = RESERVATIONS.with_borrow(|all| all.owns[self.at].slot);
         let mut guard = partition.lock();
         let Some(at) = known.or_else(|| find_slot(&mut guard, self.hash, self.name)) else {
@@ -449,7 +474,9 @@ impl<'a> Call<'a> {
             slot.account.forget();
             slot.generation = self.generation;
         }
-        let Some(noted) = slot.account.reserve(self.own, self.wanted) else {
+        let account = &mut slot.account;
+        let Some(noted) = account.reserve_backed(self.own.amounts, self.wanted, self.backed_until)
+        else {
             drop(guard);
             out_of_range(self.name)
         };
@@ -463,10 +490,8 @@ impl<'a> Call<'a> {
             covered: slot.account.is_covered(bounds, self.wanted),
         };
         drop(guard);
-        RESERVATIONS.with_borrow_mut(|all| {
-            all.owns[self.at].slot = Some(at);
-            all.note(self.at, self.wanted);
-        });
+        RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].slot = Some(at));
+        self.note();
         reserved
     }
 

@@ -75,7 +75,7 @@ pub mod column {
         pub const DELTA: usize = 3;
         pub const USES: usize = 5;
     }
-    /// `token`: token, name, delta, value, at.
+    /// `token`: token, name, delta, value, at, hold.
     pub mod token {
         pub const KEY: [i16; 1] = [1];
         pub const BY_AGE: [i16; 1] = [5];
@@ -83,6 +83,7 @@ pub mod column {
         pub const DELTA: usize = 3;
         pub const VALUE: usize = 4;
         pub const AT: usize = 5;
+        pub const HOLD: usize = 6;
     }
 }
 
@@ -167,6 +168,7 @@ pub fn seen_by_others(name: &[u8], clock: i64) -> Seen {
         Seen {
             value: written(name, others.as_ptr(), OwnRows::Hidden).value,
             held: holds::held(name, clock, others.as_ptr()),
+            clock,
         }
     }
 }

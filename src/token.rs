@@ -38,27 +38,49 @@ pub enum Claim {
     Replay(Option<i64>),
 }
 
-/// Claims a token for an increment. If it is new, `act` makes the increment.
+/// What a token is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use<'a> {
+    /// The counter.
+    pub name: &'a [u8],
+    /// What is added, or set aside.
+    pub amount: i64,
+    /// Is it set aside?
+    pub hold: bool,
+}
+
+impl Use<'_> {
+    fn describe(&self) -> String {
+        let (amount, name) = (self.amount, quoted(self.name));
+        if self.hold {
+            format!("hold {amount} of counter {name}")
+        } else {
+            format!("add {amount} to counter {name}")
+        }
+    }
+}
+
+/// Claims a token. If it is new, `act` does what it is for.
 ///
 /// # Errors
-/// Raises 22023 when the token was used for another increment, 40001 in a serializable transaction
+/// Raises 22023 when the token was used for something else, 40001 in a serializable transaction
 /// that cannot see that it was used, 40P01 when two transactions wait for each other's tokens.
-pub fn claim(token: &[u8], name: &[u8], delta: i64, act: impl FnOnce() -> Option<i64>) -> Claim {
+pub fn claim(token: &[u8], wanted: Use, act: impl FnOnce() -> Option<i64>) -> Claim {
     // Gates are locked before any other relation: see lease.rs.
-    let gate = catalog::lane(NameHash::of(name).lane()).gate;
+    let gate = catalog::lane(NameHash::of(wanted.name).lane()).gate;
     let _gate = Relation::open_until_commit(gate, ACCESS_SHARE);
     loop {
         let lock = TokenLock::take(NameHash::of(token));
         let busy = match find(token) {
             Found::Nothing => {
                 let value = act();
-                insert(token, name, delta, value);
+                insert(token, wanted, value);
                 lock.release();
                 return Claim::Taken(value);
             }
             Found::Used(used) => {
                 lock.release();
-                used.check(token, name, delta);
+                used.check(token, wanted);
                 return Claim::Replay(used.value);
             }
             Found::Busy(xid) => xid,
@@ -77,7 +99,8 @@ enum Found {
 
 struct Used {
     name: Vec<u8>,
-    delta: i64,
+    amount: i64,
+    hold: bool,
     value: Option<i64>,
     visible: bool,
 }
@@ -86,7 +109,8 @@ impl Used {
     fn read(row: &Row, visible: bool) -> Self {
         Self {
             name: row.text(column::token::NAME).to_vec(),
-            delta: row.int8(column::token::DELTA),
+            amount: row.int8(column::token::DELTA),
+            hold: (row.get(column::token::HOLD)).is_some_and(|datum| datum.value() != 0),
             value: row
                 .get(column::token::VALUE)
                 .map(|datum| datum.value() as i64),
@@ -94,7 +118,7 @@ impl Used {
         }
     }
 
-    fn check(&self, token: &[u8], name: &[u8], delta: i64) {
+    fn check(&self, token: &[u8], wanted: Use) {
         if !self.visible {
             raise(
                 report(
@@ -107,21 +131,23 @@ impl Used {
                 .set_hint("Retry the transaction."),
             );
         }
-        if self.name != name || self.delta != delta {
+        let used = Use {
+            name: &self.name,
+            amount: self.amount,
+            hold: self.hold,
+        };
+        if used != wanted {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                    format!("token {} was used for another increment", quoted(token)),
+                    format!("token {} was used for something else", quoted(token)),
                 )
                 .set_detail(format!(
-                    "It was used to add {} to counter {}, and now to add {delta} to counter {}.",
-                    self.delta,
-                    quoted(&self.name),
-                    quoted(name)
+                    "It was used to {}, and now to {}.",
+                    used.describe(),
+                    wanted.describe()
                 ))
-                .set_hint(
-                    "Use a new token for each increment, and the same one only to repeat it.",
-                ),
+                .set_hint("Use a new token for each call, and the same one only to repeat it."),
             );
         }
     }
@@ -157,13 +183,13 @@ fn is_visible(table: &Relation, index: &Relation, token: &NameText) -> bool {
     })
 }
 
-fn insert(token: &[u8], name: &[u8], delta: i64, value: Option<i64>) {
+fn insert(token: &[u8], wanted: Use, value: Option<i64>) {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let Some(table) = Inserter::open(catalog::shared().token) else {
         Unusable::NotInstalled.raise()
     };
-    let (token, name) = (NameText::new(token), NameText::new(name));
+    let (token, name) = (NameText::new(token), NameText::new(wanted.name));
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
     // SAFETY: the columns of sql/tables.sql.
@@ -171,9 +197,10 @@ fn insert(token: &[u8], name: &[u8], delta: i64, value: Option<i64>) {
         table.insert([
             Some(token.datum()),
             Some(name.datum()),
-            Some(delta.into()),
+            Some(wanted.amount.into()),
             value.map(Into::into),
             Some(now.into()),
+            wanted.hold.then(|| true.into()),
         ]);
     }
 }

@@ -6,7 +6,7 @@ use crate::holds;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::snapshot;
 use crate::read;
-use crate::token::{self, Claim};
+use crate::token::{self, Claim, Use};
 use crate::types;
 use crate::xact;
 use pgrx::PgSqlErrorCode;
@@ -29,17 +29,17 @@ fn counter_hold(
     };
     // The token remembers the hold, also when it is gone.
     let token = args::token(Some(token));
-    let claim = token::claim(token, name, -amount, || Some(hold(name, amount, ttl)));
+    let claim = token::claim(
+        token,
+        Use {
+            name,
+            amount,
+            hold: true,
+        },
+        || Some(hold(name, amount, ttl)),
+    );
     let (Claim::Taken(id) | Claim::Replay(id)) = claim;
-    id.unwrap_or_else(|| {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("token {} was not used for a hold", quoted(token)),
-            )
-            .set_hint("Use the same function for all calls with a token."),
-        )
-    })
+    id.expect("a hold keeps its id")
 }
 
 fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
@@ -100,7 +100,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
     // Reserves, and then looks at the clock: see holds.rs.
     let limits = types::limits_of(&hold.name);
     if let Some(limits) = limits {
-        escrow::reserve_unchecked(&hold.name, -amount, limits.generation);
+        escrow::reserve_held(&hold.name, amount, hold.expires_at, limits.generation);
     }
     if hold.expires_at <= escrow::clock() {
         raise(
@@ -109,6 +109,16 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
                 format!("hold {id} has expired"),
             )
             .set_hint("Its amount may be taken by others. Make a new hold, or take the amount with counter_incr()."),
+        );
+    }
+    if limits.is_some_and(|limits| !escrow::has_room(&hold.name, limits.bounds)) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_CHECK_VIOLATION,
+                format!("what hold {id} has set aside is gone"),
+            )
+            .set_detail("A clock was set back: the hold had expired, and others have taken its amount.")
+            .set_hint("Make a new hold, or take the amount with counter_incr(). Keep the clocks of a primary and its standbys in step."),
         );
     }
     holds::remove(&hold);

@@ -3,7 +3,7 @@
 use super::args::{self, Text};
 use crate::pg::error::{quoted, raise, report};
 use crate::read;
-use crate::token::{self, Claim};
+use crate::token::{self, Claim, Use};
 use crate::xact;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
@@ -16,7 +16,7 @@ fn counter_incr_once(
 ) -> bool {
     xact::check_may_write(c"counter_incr_once()");
     let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
-    let claim = token::claim(token, name, delta, || {
+    let claim = token::claim(token, increment(name, delta), || {
         xact::add(name, delta);
         None
     });
@@ -31,7 +31,7 @@ fn counter_incr_once_get(
 ) -> i64 {
     xact::check_may_write(c"counter_incr_once_get()");
     let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
-    let claim = token::claim(token, name, delta, || {
+    let claim = token::claim(token, increment(name, delta), || {
         xact::add(name, delta);
         Some(args::bigint(name, read::tally(name).value))
     });
@@ -46,4 +46,12 @@ fn counter_incr_once_get(
             .set_hint("Use the same function for all calls with a token."),
         )
     })
+}
+
+fn increment(name: &[u8], delta: i64) -> Use<'_> {
+    Use {
+        name,
+        amount: delta,
+        hold: false,
+    }
 }

@@ -4,6 +4,7 @@ use super::args::{self, Text};
 use crate::catalog;
 use crate::escrow::clock;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::LatestSnapshot;
 use crate::read::{Lanes, Reader};
@@ -50,6 +51,9 @@ impl Options {
             "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
         let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
         let mut all = match options {
+            Some(JsonB(options)) if !options.is_object() => raise(
+                report(code, "options of a counter type must be a JSON object").set_hint(HINT),
+            ),
             Some(JsonB(options)) => {
                 serde_json::from_value::<Self>(options).unwrap_or_else(|error| {
                     raise(
@@ -184,7 +188,7 @@ fn counter_type_drop(name: Option<Text>) {
 
 /// The name of a type: what stands before the colon in the names of its counters.
 fn type_name(name: Option<Text>) -> String {
-    let name = args::name(name);
+    let name = args::type_name(name);
     let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b':';
     if !name.iter().all(plain) {
         raise(
@@ -282,6 +286,9 @@ fn internal(error: &dyn std::fmt::Display) -> ! {
 /// # Errors
 /// Raises 23514 and names counters that are not, 25001 when this transaction has changed some.
 fn check_counters(name: &str, bounds: Bounds) {
+    if bounds == Bounds::default() {
+        return;
+    }
     const SHOWN: usize = 5;
     let mut range = NameRange::all();
     range.starting_with(format!("{name}:").as_bytes());
@@ -297,7 +304,15 @@ fn check_counters(name: &str, bounds: Bounds) {
         );
     }
     let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
-    for relation in gates.chain([catalog::shared().late]) {
+    let relations: Vec<pg_sys::Oid> = gates.chain([catalog::shared().late]).collect();
+    // Transactions that were prepared, or have written early, may hold these for long. They are
+    // waited for without holding up others; those that are just committing, with the locks below.
+    for &relation in &relations {
+        for xact in conflicting_xacts(relation, SHARE_ROW_EXCLUSIVE) {
+            xact.wait();
+        }
+    }
+    for relation in relations {
         if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
             catalog::Unusable::NotInstalled.raise()
         }

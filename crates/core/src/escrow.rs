@@ -55,16 +55,31 @@ pub struct Amounts {
     pub takes: i64,
     /// What may be added: 0 or more.
     pub adds: i64,
+    /// The part of the takes that a hold keeps room for, as long as it has not expired.
+    pub backed: i64,
 }
 
 impl Amounts {
-    const NONE: Self = Self { takes: 0, adds: 0 };
+    const NONE: Self = Self {
+        takes: 0,
+        adds: 0,
+        backed: 0,
+    };
 
     /// What a delta reserves. None: it is too large to be turned round.
     pub fn of(delta: i64) -> Option<Self> {
         Some(Self {
             takes: if delta < 0 { delta.checked_neg()? } else { 0 },
             adds: delta.max(0),
+            backed: 0,
+        })
+    }
+
+    /// What a delta reserves that a hold keeps room for.
+    pub fn backed(delta: i64) -> Option<Self> {
+        Self::of(delta).map(|all| Self {
+            backed: all.takes,
+            ..all
         })
     }
 
@@ -73,6 +88,7 @@ impl Amounts {
         Some(Self {
             takes: self.takes.checked_add(other.takes)?,
             adds: self.adds.checked_add(other.adds)?,
+            backed: self.backed.checked_add(other.backed)?,
         })
     }
 
@@ -81,6 +97,7 @@ impl Amounts {
         Self {
             takes: self.takes + other.takes,
             adds: self.adds + other.adds,
+            backed: self.backed + other.backed,
         }
     }
 
@@ -89,12 +106,41 @@ impl Amounts {
         Self {
             takes: self.takes - part.takes,
             adds: self.adds - part.adds,
+            backed: self.backed - part.backed,
         }
     }
 
     /// Nothing.
     pub fn is_zero(self) -> bool {
         self == Self::default()
+    }
+}
+
+/// What is reserved, and until when what backs a part of it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// All of it.
+    pub amounts: Amounts,
+    /// When the first of the holds behind it expires.
+    pub backed_until: i64,
+}
+
+impl Standing {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        amounts: Amounts::NONE,
+        backed_until: i64::MAX,
+    };
+
+    /// What it takes from what is free: a hold that has not expired at `clock` counts itself, or is
+    /// confirmed and part of the value.
+    fn takes_at(self, clock: i64) -> i128 {
+        let backed = if clock < self.backed_until {
+            self.amounts.backed
+        } else {
+            0
+        };
+        i128::from(self.amounts.takes) - i128::from(backed)
     }
 }
 
@@ -111,7 +157,7 @@ pub enum End {
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     /// All others' reservations.
-    pub others: Amounts,
+    pub others: Standing,
     /// What had committed before.
     committed: Amounts,
     /// How often the account had forgotten what it knew.
@@ -121,7 +167,7 @@ pub struct Noted {
 impl Noted {
     /// Nobody else is there.
     pub const NOBODY: Self = Self {
-        others: Amounts::NONE,
+        others: Standing::NONE,
         committed: Amounts::NONE,
         forgotten: 0,
     };
@@ -134,6 +180,8 @@ pub struct Seen {
     pub value: i128,
     /// What is on hold of it: 0 or more.
     pub held: i128,
+    /// The time at which holds that had expired were left out.
+    pub clock: i64,
 }
 
 impl Seen {
@@ -152,6 +200,8 @@ pub struct Account {
     floor: Option<i64>,
     ceiling: Option<i64>,
     forgotten: u32,
+    /// When the first hold expires that backs something in flight.
+    backed_until: i64,
 }
 
 impl Account {
@@ -162,6 +212,7 @@ impl Account {
         floor: None,
         ceiling: None,
         forgotten: 0,
+        backed_until: i64::MAX,
     };
 
     /// What is reserved.
@@ -180,7 +231,10 @@ impl Account {
     /// Reserves more for a transaction that has reserved `own` here before. None: out of range.
     pub fn reserve(&mut self, own: Amounts, more: Amounts) -> Option<Noted> {
         let noted = Noted {
-            others: self.in_flight.minus(own),
+            others: Standing {
+                amounts: self.in_flight.minus(own),
+                backed_until: self.backed_until,
+            },
             committed: self.committed,
             forgotten: self.forgotten,
         };
@@ -188,9 +242,19 @@ impl Account {
         Some(noted)
     }
 
+    /// The same for what a hold keeps room for until then.
+    pub fn reserve_backed(&mut self, own: Amounts, more: Amounts, until: i64) -> Option<Noted> {
+        let noted = self.reserve(own, more)?;
+        self.backed_until = self.backed_until.min(until);
+        Some(noted)
+    }
+
     /// Ends a reservation.
     pub fn release(&mut self, amounts: Amounts, end: End) {
         self.in_flight = self.in_flight.minus(amounts);
+        if self.in_flight.backed == 0 {
+            self.backed_until = i64::MAX;
+        }
         if end == End::Committed {
             self.committed.takes = self.committed.takes.wrapping_add(amounts.takes);
             self.committed.adds = self.committed.adds.wrapping_add(amounts.adds);
@@ -234,9 +298,11 @@ impl Account {
         let since = Amounts {
             takes: self.committed.takes.wrapping_sub(noted.committed.takes),
             adds: self.committed.adds.wrapping_sub(noted.committed.adds),
+            backed: 0,
         };
-        let floor = seen.free() - i128::from(noted.others.takes) - i128::from(since.takes);
-        let ceiling = seen.value + i128::from(noted.others.adds) + i128::from(since.adds);
+        let others = noted.others.amounts;
+        let floor = seen.free() - i128::from(others.takes) - i128::from(since.takes);
+        let ceiling = seen.value + i128::from(others.adds) + i128::from(since.adds);
         // Rounded to the safe side where it is beyond a bigint; what is not representable is unknown.
         let floor = i64::try_from(floor.min(i64::MAX.into())).ok();
         let ceiling = i64::try_from(ceiling.max(i64::MIN.into())).ok();
@@ -261,23 +327,23 @@ pub enum Verdict {
 
 /// What could be taken for certain, on top of what the transaction has reserved before, by what was
 /// seen after `noted`. None: there is no minimum.
-pub fn available(bounds: Bounds, seen: Seen, own: Amounts, noted: Noted) -> Option<i64> {
+pub fn available(bounds: Bounds, seen: Seen, own: Standing, noted: Noted) -> Option<i64> {
     let left = seen.free()
         - i128::from(bounds.min?)
-        - i128::from(own.takes)
-        - i128::from(noted.others.takes);
+        - own.takes_at(seen.clock)
+        - noted.others.takes_at(seen.clock);
     Some(i64::try_from(left.max(0)).unwrap_or(i64::MAX))
 }
 
 /// Checks `wanted`, on top of what the transaction has reserved before (`own`), against what was seen
 /// after the reservation was made.
-pub fn check(bounds: Bounds, seen: Seen, own: Amounts, wanted: Amounts, noted: Noted) -> Verdict {
-    let side = |wanted: i64, own: i64, others: i64, distance: Option<i128>| {
+pub fn check(bounds: Bounds, seen: Seen, own: Standing, wanted: Amounts, noted: Noted) -> Verdict {
+    let side = |wanted: i64, own: i128, others: i128, distance: Option<i128>| {
         let Some(distance) = distance.filter(|_| wanted != 0) else {
             return Verdict::Granted;
         };
-        let alone = i128::from(own) + i128::from(wanted);
-        if alone + i128::from(others) <= distance {
+        let alone = own + i128::from(wanted);
+        if alone + others <= distance {
             Verdict::Granted
         } else if alone <= distance {
             Verdict::Contended
@@ -287,9 +353,12 @@ pub fn check(bounds: Bounds, seen: Seen, own: Amounts, wanted: Amounts, noted: N
     };
     let down = bounds.min.map(|min| seen.free() - i128::from(min));
     let up = bounds.max.map(|max| i128::from(max) - seen.value);
+    let others = noted.others;
+    let adds = |standing: Standing| i128::from(standing.amounts.adds);
+    let takes = |standing: Standing| standing.takes_at(seen.clock);
     match (
-        side(wanted.takes, own.takes, noted.others.takes, down),
-        side(wanted.adds, own.adds, noted.others.adds, up),
+        side(wanted.takes, takes(own), takes(others), down),
+        side(wanted.adds, adds(own), adds(others), up),
     ) {
         (Verdict::Refused, _) | (_, Verdict::Refused) => Verdict::Refused,
         (Verdict::Contended, _) | (_, Verdict::Contended) => Verdict::Contended,
@@ -372,6 +441,25 @@ mod tests {
             .fold(Amounts::default(), |sum, (_, more)| sum.plus(*more))
     }
 
+    /// Holds of the model end, but do not expire.
+    const NEVER: i64 = 100;
+    const NOW: i64 = 50;
+
+    fn standing(amounts: Amounts) -> Standing {
+        Standing {
+            amounts,
+            backed_until: NEVER,
+        }
+    }
+
+    fn seen(value: i128, held: i128) -> Seen {
+        Seen {
+            value,
+            held,
+            clock: NOW,
+        }
+    }
+
     struct World {
         bounds: Bounds,
         /// What a snapshot taken now would see.
@@ -412,9 +500,16 @@ mod tests {
             if xact.call.is_some() || xact.visible || delta == 0 {
                 return;
             }
-            let wanted = Amounts::of(delta).unwrap();
+            let wanted = match kind {
+                Kind::Confirm => Amounts::backed(delta).unwrap(),
+                _ => Amounts::of(delta).unwrap(),
+            };
             let own = sum(&xact.granted);
-            let noted = self.account.reserve(own, wanted).unwrap();
+            let noted = match kind {
+                Kind::Confirm => self.account.reserve_backed(own, wanted, NEVER),
+                _ => self.account.reserve(own, wanted),
+            }
+            .unwrap();
             if kind == Kind::Confirm || self.account.is_covered(self.bounds, wanted) {
                 xact.granted.push((kind, wanted));
             } else {
@@ -458,7 +553,7 @@ mod tests {
                     let Some(call) = xact.call else { return };
                     let Some(seen) = call.seen else { return };
                     self.account.learn(call.noted, seen);
-                    let own = sum(&xact.granted);
+                    let own = standing(sum(&xact.granted));
                     let verdict = check(self.bounds, seen, own, call.wanted, call.noted);
                     if verdict == Verdict::Granted {
                         xact.granted.push((call.kind, call.wanted));
@@ -519,7 +614,7 @@ mod tests {
                     for xact in self.xacts.iter_mut().filter(|xact| !xact.visible) {
                         xact.doomed |= xact.call.is_some() || !xact.granted.is_empty();
                     }
-                    self.seen = Seen { value, held: 0 };
+                    self.seen = seen(value, 0);
                     self.account.forget();
                 }
             }
@@ -538,7 +633,7 @@ mod tests {
         ) {
             let mut world = World {
                 bounds: Bounds { min, max },
-                seen: Seen { value: start, held: held.min(start) },
+                seen: seen(start, held.min(start)),
                 account: Account::NEW,
                 xacts: Default::default(),
             };
@@ -560,8 +655,7 @@ mod tests {
             account.reserve(Amounts::default(), own).unwrap();
             let wanted = Amounts::of(delta).unwrap();
             let noted = account.reserve(own, wanted).unwrap();
-            let seen = Seen { value: start, held: 0 };
-            let verdict = check(bounds, seen, own, wanted, noted);
+            let verdict = check(bounds, seen(start, 0), standing(own), wanted, noted);
             let fits = (wanted.takes == 0 || start - i128::from(own.takes + wanted.takes) >= -5)
                 && (wanted.adds == 0 || start + i128::from(own.adds + wanted.adds) <= 5);
             prop_assert_eq!(verdict, if fits { Verdict::Granted } else { Verdict::Refused });
@@ -578,7 +672,7 @@ mod tests {
         let one = Amounts::of(-1).unwrap();
         let noted = account.reserve(Amounts::default(), one).unwrap();
         assert!(!account.is_covered(bounds, one));
-        account.learn(noted, Seen { value: 3, held: 0 });
+        account.learn(noted, seen(3, 0));
         assert!(account.is_covered(bounds, one));
         account.release(one, End::Committed);
         for _ in 0..2 {
@@ -600,7 +694,7 @@ mod tests {
         assert_eq!(account.in_flight(), all);
         let noted = account.reserve(Amounts::default(), Amounts::default());
         for value in [i128::MAX / 4, i128::MIN / 4] {
-            account.learn(noted.unwrap(), Seen { value, held: 0 });
+            account.learn(noted.unwrap(), seen(value, 0));
         }
     }
 
@@ -610,14 +704,14 @@ mod tests {
             min: Some(0),
             max: Some(10),
         };
-        let seen = Seen { value: 10, held: 3 };
+        let seen = seen(10, 3);
         let none = Amounts::default();
         let verdict = |delta: i64| {
             let mut account = Account::NEW;
             let wanted = Amounts::of(delta).unwrap();
             let noted = account.reserve(none, wanted).unwrap();
             account.learn(noted, seen);
-            let verdict = check(bounds, seen, none, wanted, noted);
+            let verdict = check(bounds, seen, Standing::NONE, wanted, noted);
             assert_eq!(
                 account.is_covered(bounds, wanted),
                 verdict == Verdict::Granted
@@ -635,7 +729,37 @@ mod tests {
         let none = Amounts::default();
         let noted = account.reserve(none, Amounts::of(-1).unwrap()).unwrap();
         account.forget();
-        account.learn(noted, Seen { value: 10, held: 0 });
+        account.learn(noted, seen(10, 0));
         assert_eq!((account.floor, account.ceiling), (None, None));
+    }
+
+    #[test]
+    fn what_a_hold_backs_counts_once_until_it_expires() {
+        let bounds = Bounds {
+            min: Some(0),
+            max: None,
+        };
+        let mut account = Account::NEW;
+        let confirmed = Amounts::backed(-5).unwrap();
+        account
+            .reserve_backed(Amounts::default(), confirmed, 60)
+            .unwrap();
+        let five = Amounts::of(-5).unwrap();
+        let noted = account.reserve(Amounts::default(), five).unwrap();
+        let verdict = |held, clock| {
+            let seen = Seen {
+                value: 10,
+                held,
+                clock,
+            };
+            check(bounds, seen, Standing::NONE, five, noted)
+        };
+        // The hold is there, or has been confirmed.
+        assert_eq!(verdict(5, 59), Verdict::Granted);
+        // It has expired, and is being confirmed by one who has looked at the clock before.
+        assert_eq!(verdict(0, 60), Verdict::Granted);
+        assert_eq!(verdict(1, 60), Verdict::Contended);
+        account.release(confirmed, End::Aborted);
+        assert_eq!(account.backed_until, i64::MAX);
     }
 }
