@@ -95,6 +95,8 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status() TO pg_monitor;
 -- Every backend keeps the types in memory: whatever changes them has to tell.
 CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON counterx.type
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
+-- Also where session_replication_role keeps other triggers from firing.
+ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,

@@ -12,7 +12,8 @@
 //! whoever does that locks all gates first, which waits for those who are committing and holds up
 //! others, and checks the counters then. A transaction that gets to its gates after that has heard
 //! of the change, by the lock, and is told to retry if it has changed a counter by other bounds
-//! ([`check_unchanged`]).
+//! ([`check_unchanged`]). The table of holds is locked likewise: a hold is checked against the bounds
+//! as they are when it is there ([`check_same`]), and nobody tightens them before it is committed.
 
 use crate::catalog;
 use crate::escrow::{self, Limits};
@@ -156,16 +157,31 @@ pub fn check_unchanged(rows: &[Row]) {
             continue;
         };
         if escrow::generation_of(row.hash, row.name) != Some(limits.generation) {
-            raise(
-                report(
-                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                    format!(
-                        "could not serialize access due to a change of the type of counter {}",
-                        quoted(row.name)
-                    ),
-                )
-                .set_hint("Retry the transaction."),
-            );
+            raise_changed(row.name);
         }
     }
+}
+
+/// Checks that a counter's limits are still these. To be called with the table of holds locked.
+///
+/// # Errors
+/// Raises 40001 when they are not.
+pub fn check_same(name: &[u8], limits: Limits) {
+    let now = limits_of(name);
+    if now.is_some_and(|now| now.generation != limits.generation) {
+        raise_changed(name);
+    }
+}
+
+fn raise_changed(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!(
+                "could not serialize access due to a change of the type of counter {}",
+                quoted(name)
+            ),
+        )
+        .set_hint("Retry the transaction."),
+    )
 }

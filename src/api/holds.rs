@@ -67,7 +67,10 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
             .set_hint("Give an interval, such as '15 minutes'."),
         );
     }
-    holds::insert(name, amount, now, expires_at)
+    let id = holds::insert(name, amount, now, expires_at);
+    // The table is locked from here on, so that the bounds stay as they are until the hold is seen.
+    types::check_same(name, limits);
+    id
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]

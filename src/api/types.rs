@@ -233,9 +233,11 @@ fn new_generation() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// As it is now that the types are locked: `select` would go by the snapshot of the calling query,
+/// which may be older, and miss the change that the lock was waited for.
 fn find(name: &str) -> Option<Definition> {
-    let found = Spi::connect(|client| {
-        let rows = client.select(
+    let found = Spi::connect_mut(|client| {
+        let rows = client.update(
             "SELECT min, max, description FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
             Some(1),
             &[name.into()],
@@ -303,8 +305,14 @@ fn check_counters(name: &str, bounds: Bounds) {
             .set_hint("Define the type in a transaction of its own."),
         );
     }
+    // Holds first: who is about to commit one does not need it, and may need a gate.
+    let shared = catalog::shared();
     let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
-    let relations: Vec<pg_sys::Oid> = gates.chain([catalog::shared().late]).collect();
+    let relations: Vec<pg_sys::Oid> = [shared.hold]
+        .into_iter()
+        .chain(gates)
+        .chain([shared.late])
+        .collect();
     // Transactions that were prepared, or have written early, may hold these for long. They are
     // waited for without holding up others; those that are just committing, with the locks below.
     for &relation in &relations {
