@@ -414,13 +414,15 @@ impl<'a> Call<'a> {
     }
 
     fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
-        BoundLock::take(self.hash);
+        let lock = BoundLock::take(self.hash);
         let seen = read::seen_by_others(self.name, clock());
         let noted = Noted::NOBODY;
         if escrow::check(bounds, seen, self.own, self.wanted, noted) == Verdict::Granted {
             self.note();
             Ok(())
         } else {
+            // Who has reserved nothing holds nobody up, least of all when he is prepared.
+            lock.release();
             Err(self.shortage(bounds, seen, noted))
         }
     }

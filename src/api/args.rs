@@ -169,20 +169,23 @@ pub fn name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
     valid_length("counter name", required("counter name", name).0)
 }
 
+/// The bytes of what may be a counter type's name, by its length.
+///
+/// # Errors
+/// As of [`name`].
+pub fn type_name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
+    valid_length(
+        "name of a counter type",
+        required("name of a counter type", name).0,
+    )
+}
+
 /// The bytes of a valid token.
 ///
 /// # Errors
 /// As of [`name`].
 pub fn token<'a>(token: Option<Text<'a>>) -> &'a [u8] {
     valid_length("token", required("token", token).0)
-}
-
-/// The bytes of a type's name.
-///
-/// # Errors
-/// As of [`name`].
-pub fn type_name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
-    valid_length("counter type", required("name of a counter type", name).0)
 }
 
 fn valid_length<'a>(what: &str, text: &'a [u8]) -> &'a [u8] {

@@ -1,6 +1,9 @@
 //! Increments of bounded counters that may be refused.
 
 use super::args::{self, Text};
+use crate::escrow;
+use crate::read;
+use crate::types;
 use crate::xact;
 use pgrx::prelude::*;
 
@@ -16,7 +19,7 @@ fn counter_take_up_to(name: Option<Text>, n: Option<i64>) -> i64 {
     let (name, n) = (args::name(name), args::required("amount", n));
     args::not_negative("amount", n);
     // What is certain now may be gone in a moment; but each time, somebody gets something.
-    let mut wanted = n;
+    let mut wanted = reasonable(name, n);
     while wanted > 0 {
         match xact::try_add(name, -wanted) {
             Ok(()) => break,
@@ -24,4 +27,18 @@ fn counter_take_up_to(name: Option<Text>, n: Option<i64>) -> i64 {
         }
     }
     wanted
+}
+
+/// "All there is" may be asked for by a number that leaves no room for others in their common sum:
+/// then no more than there is.
+fn reasonable(name: &[u8], n: i64) -> i64 {
+    let min = types::limits_of(name).and_then(|limits| limits.bounds.min);
+    match min {
+        Some(min) if n > i64::from(u32::MAX) => {
+            let seen = read::seen_by_others(name, escrow::clock());
+            let most = (seen.free() - i128::from(min)).clamp(0, n.into());
+            i64::try_from(most).unwrap_or(n)
+        }
+        _ => n,
+    }
 }

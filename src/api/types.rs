@@ -51,6 +51,7 @@ impl Options {
             "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
         let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
         let mut all = match options {
+            // Serde would take an array for the members in their order.
             Some(JsonB(options)) if !options.is_object() => raise(
                 report(code, "options of a counter type must be a JSON object").set_hint(HINT),
             ),

@@ -108,12 +108,19 @@ impl NameLock {
 }
 
 /// The lock of those who change a bounded counter, where there is no shared memory.
-pub struct BoundLock;
+pub struct BoundLock(NameHash);
 
 impl BoundLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
-    pub fn take(name: NameHash) {
+    pub fn take(name: NameHash) -> Self {
         UserLock::Bound(name).acquire();
+        Self(name)
+    }
+
+    /// Gives it back, as far as this call has taken it.
+    pub fn release(self) {
+        // SAFETY: held.
+        unsafe { pg_sys::LockRelease(&UserLock::Bound(self.0).tag(), EXCLUSIVE, false) };
     }
 }
 

@@ -185,7 +185,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn free(self) -> i128 {
+    /// What others may take of it, down to 0.
+    pub fn free(self) -> i128 {
         self.value - self.held
     }
 }
