@@ -334,14 +334,14 @@ pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) 
     }
 }
 
-/// Would the value stay above its minimum if all that the running transaction has reserved were
-/// taken? So it does, unless a clock was set back past a hold's end.
-pub fn has_room(name: &[u8], bounds: Bounds) -> bool {
-    let takes = reserved(NameHash::of(name), name).takes;
-    let value = read::seen_by_others(name, clock()).value;
+/// Would the value, as the running transaction would leave it now, stay above its minimum if so much
+/// more were taken? What a hold has kept room for does, unless a clock was set back past its end.
+pub fn has_room(name: &[u8], amount: i64, bounds: Bounds) -> bool {
+    let latest = snapshot::LatestSnapshot::take();
+    let value = read::tally_at(name, latest.as_ptr()).value;
     bounds
         .min
-        .is_none_or(|min| value - i128::from(takes) >= i128::from(min))
+        .is_none_or(|min| value - i128::from(amount) >= i128::from(min))
 }
 
 /// The time by which holds expire: it never goes back.

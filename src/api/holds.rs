@@ -114,7 +114,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
             .set_hint("Its amount may be taken by others. Make a new hold, or take the amount with counter_incr()."),
         );
     }
-    if limits.is_some_and(|limits| !escrow::has_room(&hold.name, limits.bounds)) {
+    if limits.is_some_and(|limits| !escrow::has_room(&hold.name, amount, limits.bounds)) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_CHECK_VIOLATION,
