@@ -10,14 +10,17 @@
 //!   database in it;
 //! - [`check()`] compares counters and oracle in the snapshot of one statement;
 //! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
-//!   [`changes_under_watch`] does so with all the ways to change a counter.
+//!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
+//!   [`bounded_under_watch`] with bounded counters.
 
+mod bounded;
 mod changes;
 mod check;
 mod database;
 mod load;
 mod server;
 
+pub use bounded::{BoundedEnd, BoundedLoad, bounded_under_watch, prepare_bounded};
 pub use changes::{agree, changes_schema, changes_under_watch, totals_are_clean};
 pub use check::{
     CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch, watch_by,
