@@ -18,6 +18,7 @@
 
 use crate::catalog::{self, Unusable};
 use crate::escrow::clock;
+use crate::lease;
 use crate::pg::insert::Inserter;
 use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
@@ -28,6 +29,7 @@ use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::read;
 use crate::token::Batch;
+use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
 use pgrx::pg_sys;
 use std::collections::HashMap;
@@ -122,6 +124,11 @@ fn find(id: i64) -> Option<Hold> {
 
 /// Removes a hold.
 pub fn remove(hold: &Hold) {
+    lease::enter(NameHash::of(&hold.name).lane());
+    delete(hold);
+}
+
+fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
@@ -132,6 +139,7 @@ pub fn remove(hold: &Hold) {
 
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
+    lease::enter(NameHash::of(name).lane());
     let shared = catalog::shared();
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
@@ -181,7 +189,8 @@ pub fn remove_expired(limit: usize) -> Batch {
         if HoldLock::try_take(id)
             && let Some(hold) = find(id)
         {
-            remove(&hold);
+            // Other tables are locked by now: no gate may be waited for.
+            delete(&hold);
         }
     }
     if full { Batch::More } else { Batch::Done }

@@ -23,9 +23,9 @@
 //! `truncated_<lane>` is such a cell as well. It is written before a log is truncated, by the
 //! holder of the lease, and read by readers after their scan.
 
-use crate::catalog::LaneRels;
+use crate::catalog::{self, LaneRels};
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
-use crate::pg::relation::{Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use counterx_core::gate::Gate;
 use pgrx::{direct_function_call_as_datum, pg_sys};
 
@@ -64,6 +64,15 @@ pub fn write_cell(sequence: pg_sys::Oid, value: i64) {
 /// Reads a lane's gate.
 pub fn read_gate(gate: &Relation) -> Gate {
     Gate::decode(read_cell(gate))
+}
+
+/// Locks a lane's gate to the end of the transaction, as a reader does: for those who keep a lock on
+/// another relation of ours that long. DROP EXTENSION then meets them here, and not on the way.
+pub fn enter(lane: usize) {
+    let gate = catalog::lane(lane).gate;
+    if Relation::open_until_commit(gate, ACCESS_SHARE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
 }
 
 /// The lease on a lane, held to the end of the transaction.

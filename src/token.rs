@@ -16,12 +16,13 @@
 //! - Rows are removed by whoever holds ShareUpdateExclusiveLock on the table, and by nobody else.
 
 use crate::catalog::{self, Unusable};
+use crate::lease;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::insert::Inserter;
 use crate::pg::lock::TokenLock;
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
-use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::relation::{Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::scan::{Direction, IndexScan, Key, Row};
 use crate::pg::snapshot::{self, DirtySnapshot, LatestSnapshot};
 use crate::pg::varlena::NameText;
@@ -66,9 +67,7 @@ impl Use<'_> {
 /// Raises 22023 when the token was used for something else, 40001 in a serializable transaction
 /// that cannot see that it was used, 40P01 when two transactions wait for each other's tokens.
 pub fn claim(token: &[u8], wanted: Use, act: impl FnOnce() -> Option<i64>) -> Claim {
-    // Gates are locked before any other relation: see lease.rs.
-    let gate = catalog::lane(NameHash::of(wanted.name).lane()).gate;
-    let _gate = Relation::open_until_commit(gate, ACCESS_SHARE);
+    lease::enter(NameHash::of(wanted.name).lane());
     loop {
         let lock = TokenLock::take(NameHash::of(token));
         let busy = match find(token) {

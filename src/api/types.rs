@@ -3,6 +3,7 @@
 use super::args::{self, Text};
 use crate::catalog;
 use crate::escrow::clock;
+use crate::lease;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
@@ -224,6 +225,7 @@ fn valid(bounds: Bounds) -> Bounds {
 
 /// Definitions change one at a time.
 fn lock_types() {
+    lease::enter(0);
     if Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE).is_none() {
         catalog::Unusable::NotInstalled.raise()
     }

@@ -188,7 +188,7 @@ fn sell(cluster: &Cluster, db: &str, stock: i64, clients: u64, wait: &str) -> Re
                             return Ok(());
                         }
                         transaction.execute(&book, &[&(number as i64)])?;
-                        if attempt % 3 == 0 {
+                        if attempt.is_multiple_of(3) {
                             transaction.rollback()?;
                         } else {
                             transaction.commit()?;
