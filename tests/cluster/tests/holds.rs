@@ -22,6 +22,11 @@ fn cluster() -> &'static Cluster {
     shared(|| start("holds", true))
 }
 
+fn not_preloaded() -> &'static Cluster {
+    static SHARED: std::sync::OnceLock<Cluster> = std::sync::OnceLock::new();
+    SHARED.get_or_init(|| start("holds-nopreload", false).expect("a server"))
+}
+
 fn stock(cluster: &Cluster, db: &str, units: i64) -> Result<Client> {
     let mut client = create_database(cluster, db)?;
     client.batch_execute("SELECT counter_type_create('stock', min => 0)")?;
@@ -103,7 +108,61 @@ fn every_unit_is_sold_once_through_holds() -> Result<()> {
 
 #[test]
 fn every_unit_is_sold_once_through_holds_without_preload() -> Result<()> {
-    shop(&start("holds-nopreload", false)?, "shop", 200, 6)
+    shop(not_preloaded(), "shop", 200, 6)
+}
+
+/// Somebody is in the way of a confirmation until the hold has expired. What counts is the time at
+/// which the units are taken.
+fn confirm_too_late(cluster: &Cluster, db: &str, block: &str, then: &str) -> Result<()> {
+    let mut client = stock(cluster, db, 3)?;
+    let mut other = cluster.connect_db(db)?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        // Long enough for the confirmation to be under way before, on a machine that is not too busy.
+        let ttl = format!("{} milliseconds", 100 << attempts);
+        let sql = format!("SELECT counter_hold('stock:a', 2, '{ttl}')");
+        let id: i64 = client.query_one(&sql, &[])?.get(0);
+        other.batch_execute(&format!("BEGIN; {}", block.replace("$1", &id.to_string())))?;
+        let (waited, confirmed) = std::thread::scope(|scope| {
+            let client = &mut client;
+            let confirmer =
+                scope.spawn(move || client.execute("SELECT counter_hold_confirm($1)", &[&id]));
+            let mut waited = false;
+            poll_until("the hold to expire", DEADLINE, || {
+                let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted), expired
+                             FROM counter_holds WHERE id = $1";
+                // Its own release hides it from the transaction that is in the way.
+                let row = cluster.connect_db(db)?.query_one(sql, &[&id])?;
+                waited |= row.get::<_, bool>(0) && !row.get::<_, bool>(1);
+                Ok(row.get(1))
+            })?;
+            other.batch_execute(then)?;
+            let confirmed = confirmer.join().map_err(|_| anyhow!("panicked"))?;
+            Ok::<_, anyhow::Error>((waited, confirmed))
+        })?;
+        refused(confirmed, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)?;
+        ensure!(ask(&mut other, "SELECT counter_value('stock:a') >= 0")?);
+        if waited {
+            return Ok(());
+        }
+        ensure!(attempts < 6, "the confirmation never came in time");
+        other.batch_execute("SELECT counter_set('stock:a', 3)")?;
+    }
+}
+
+#[test]
+fn a_confirmation_that_had_to_wait_for_the_counter_comes_too_late() -> Result<()> {
+    let block = "SELECT counter_incr('stock:a', -1)";
+    let then = "SELECT counter_take_up_to('stock:a', 3); COMMIT";
+    confirm_too_late(not_preloaded(), "late1", block, then)
+}
+
+#[test]
+fn a_confirmation_that_had_to_wait_for_the_hold_comes_too_late() -> Result<()> {
+    let block = "SELECT counter_hold_release($1)";
+    confirm_too_late(cluster(), "late2", block, "ROLLBACK")?;
+    confirm_too_late(not_preloaded(), "late2", block, "ROLLBACK")
 }
 
 /// A confirmation and a take meet while the hold expires: never do both get the units.
