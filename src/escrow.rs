@@ -130,12 +130,15 @@ thread_local! {
 }
 
 impl Reservations {
+    fn find(&self, hash: NameHash, name: &[u8]) -> Option<usize> {
+        let is_it = |&at: &usize| *self.owns[at].name == *name;
+        self.index.find(hash.get(), is_it).copied()
+    }
+
     /// The entry of a counter; and room in the log, as noting a reservation must not fail.
     fn prepare(&mut self, hash: NameHash, name: &[u8], generation: i64) -> usize {
         self.log.reserve(1);
-        let owns = &self.owns;
-        let known = self.index.find(hash.get(), |&at| *owns[at].name == *name);
-        if let Some(&at) = known {
+        if let Some(at) = self.find(hash, name) {
             let own = &mut self.owns[at];
             own.generation = own.generation.filter(|&known| known == generation);
             return at;
@@ -232,9 +235,8 @@ pub fn has_reservations() -> bool {
 /// What the running transaction has reserved of a counter.
 pub fn reserved(hash: NameHash, name: &[u8]) -> Amounts {
     RESERVATIONS.with_borrow(|all| {
-        let owns = &all.owns;
-        let known = all.index.find(hash.get(), |&at| *owns[at].name == *name);
-        known.map_or_else(Amounts::default, |&at| owns[at].amounts)
+        let known = all.find(hash, name);
+        known.map_or_else(Amounts::default, |at| all.owns[at].amounts)
     })
 }
 
@@ -242,9 +244,8 @@ pub fn reserved(hash: NameHash, name: &[u8]) -> Amounts {
 /// were checked. None: there is no such one.
 pub fn generation_of(hash: NameHash, name: &[u8]) -> Option<i64> {
     RESERVATIONS.with_borrow(|all| {
-        let owns = &all.owns;
-        let known = all.index.find(hash.get(), |&at| *owns[at].name == *name)?;
-        owns[*known].generation
+        let known = all.find(hash, name)?;
+        all.owns[known].generation
     })
 }
 
