@@ -29,7 +29,7 @@ demo-psql: ## Open psql on the demo's cluster
 demo-stop: ## Stop and remove the demo's cluster
 	@scripts/demo stop
 
-.PHONY: test test-unit test-pg test-regress test-isolation test-cluster test-clients
+.PHONY: test test-unit test-pg test-regress test-isolation test-cluster test-clients test-torture
 test: setup ## Run everything below, and lint
 	@scripts/test
 test-unit: setup ## Tests of the parts that need no extension
@@ -44,6 +44,13 @@ test-cluster: setup ## Tests that own whole clusters: crash, standby, dump
 	@scripts/test cluster
 test-clients: setup ## Tests with psycopg and node-postgres, directly and through PgBouncer
 	@scripts/test clients
+test-torture: setup ## The short form of the torture harness
+	@scripts/test torture
+
+.PHONY: torture
+torture: setup ## The torture harness (SECONDS=60 SEED=1 PARTS=histories,crashes,... SHORT=yes)
+	@scripts/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(SHORT),--short)
 
 .PHONY: lint
 lint: setup ## Formatting and clippy
