@@ -288,6 +288,9 @@ pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> 
         Some(partition) => call.request_shared(partition, limits.bounds),
         None => call.request_alone(limits.bounds),
     };
+    if result.is_ok() {
+        failpoint!("escrow.granted");
+    }
     if ports::isolation_is_serializable() {
         // A refusal tells what the value is. To be granted tells nothing that another order of the
         // transactions would not: grants commute.
@@ -439,6 +442,7 @@ impl<'a> Call<'a> {
                 return Ok(());
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
+            failpoint!("escrow.reserved");
             let seen = read::seen_by_others(self.name, clock);
             let slot = reserved.slot;
             partition.lock().slots()[slot]

@@ -28,6 +28,7 @@ pub fn to_logs(pending: &PendingMap) {
         for row in rows {
             writer.insert(row);
         }
+        failpoint!("flush.lane_written");
     }
     types::check_unchanged(&rows);
     anchor.check_writes(&rows);
@@ -106,7 +107,9 @@ impl LogWriter {
         // The order is the whole point: first the lock, then the epoch.
         let gate = Relation::open_until_commit(rels.gate, ROW_EXCLUSIVE)
             .unwrap_or_else(|| not_installed());
+        failpoint!("flush.gate_locked");
         let value = lease::read_gate(&gate);
+        failpoint!("flush.epoch_read");
         Self {
             _gate: gate,
             log: inserter(rels.log(value.side)),

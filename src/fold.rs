@@ -109,8 +109,10 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
     let started = now();
     let shared = catalog::shared();
     let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    failpoint!("fold.settled");
     // After all writers of these epochs have ended.
     let latest = LatestSnapshot::take();
+    failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let mut totals = Totals::open(&shared, gen_of(through));
@@ -119,6 +121,7 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
         deltas += fold_log(lease.rels(), side, (folded, through), &latest, &mut totals);
     }
     drop(totals);
+    failpoint!("fold.totals_written");
     save_state(lane, &shared, |state| {
         state.folded_epoch = state.folded_epoch.max(through);
         state.folds += 1;
@@ -127,6 +130,7 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
         state.last_fold_us = Some(now() - started);
     });
     next_command();
+    failpoint!("fold.state_saved");
     deltas
 }
 
@@ -201,6 +205,7 @@ fn fold_late(
         // SAFETY: a visible row, which only the holder of this lane's lease deletes.
         unsafe { pg_sys::simple_heap_delete(late.as_ptr(), tid) };
     }
+    failpoint!("fold.late_deleted");
     for (name, sum) in &sums {
         totals.add(name, *sum);
     }
@@ -281,6 +286,7 @@ impl Totals {
         .map(Some);
         // SAFETY: the indexes are those of this table.
         unsafe { write_row(&self.table, self.indexes, tid, values) };
+        failpoint!("fold.total_written");
     }
 }
 
@@ -379,7 +385,8 @@ impl State {
     }
 }
 
-/// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row.
+/// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row. The
+/// caller holds the lease.
 pub fn save_error(lane: usize, message: &str) {
     const MAX_CHARS: usize = 400;
     let shared = catalog::shared();

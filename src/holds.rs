@@ -157,6 +157,7 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     ];
     // SAFETY: the columns of sql/tables.sql.
     unsafe { table.insert(values) };
+    failpoint!("hold.inserted");
     id
 }
 

@@ -107,8 +107,11 @@ impl Lease {
     /// Publishes the next epoch, and says who may still write rows of an earlier one.
     pub fn publish(&self, switch: bool) -> Published {
         let next = self.gate().next(switch);
+        failpoint!("publish.begin");
         write_cell(self.rels.gate, next.encode());
+        failpoint!("publish.gate_written");
         let writers = conflicting_xacts(self.rels.gate, pg_sys::ShareLock as i32);
+        failpoint!("publish.writers_listed");
         Published {
             epoch: next.epoch,
             writers,

@@ -18,11 +18,15 @@
 //! | [`worker`], [`launcher`] | the background processes |
 //! | [`catalog`] | where our relations are |
 //! | [`settings`] | settings |
+//! | [`failpoint`] | where tests make a process crash, in debug builds |
 //! | [`pg`] | wrappers of the server's own resources |
 //!
 //! Pure logic lives in the crate `counterx-core`; SQL objects are in `sql/`.
 
 use pgrx::prelude::*;
+
+#[macro_use]
+mod failpoint;
 
 mod api;
 mod catalog;

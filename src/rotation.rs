@@ -76,8 +76,11 @@ pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
     if !safe || newest_epoch(rels, side) > drained.newest {
         return false;
     }
+    failpoint!("truncate.locked");
     lease::write_cell(rels.truncated, drained.newest);
+    failpoint!("truncate.published");
     // SAFETY: open, and locked exclusively.
     unsafe { compat::truncate(log.as_ptr(), table) };
+    failpoint!("truncate.done");
     true
 }

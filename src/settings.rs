@@ -167,6 +167,8 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
+    #[cfg(debug_assertions)]
+    crate::failpoint::define();
     // SAFETY: a constant string; from here on misspelt settings of ours are errors.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"counterx".as_ptr()) };
 }

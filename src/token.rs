@@ -70,10 +70,13 @@ pub fn claim(token: &[u8], wanted: Use, act: impl FnOnce() -> Option<i64>) -> Cl
     lease::enter(NameHash::of(wanted.name).lane());
     loop {
         let lock = TokenLock::take(NameHash::of(token));
+        failpoint!("token.locked");
         let busy = match find(token) {
             Found::Nothing => {
                 let value = act();
+                failpoint!("token.acted");
                 insert(token, wanted, value);
+                failpoint!("token.kept");
                 lock.release();
                 return Claim::Taken(value);
             }

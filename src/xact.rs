@@ -256,9 +256,20 @@ unsafe extern "C-unwind" fn on_xact_event(
         XACT_EVENT_PRE_COMMIT => {
             PHASE.set(Phase::Committing);
             flush(TOP_LEVEL);
+            failpoint!("commit.flushed");
         }
-        XACT_EVENT_PRE_PREPARE => before_prepare(),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => after_end(End::Committed),
+        XACT_EVENT_PRE_PREPARE => {
+            before_prepare();
+            failpoint!("prepare.late_written");
+        }
+        XACT_EVENT_COMMIT => {
+            crashpoint!("commit.done");
+            after_end(End::Committed);
+        }
+        XACT_EVENT_PREPARE => {
+            crashpoint!("prepare.done");
+            after_end(End::Committed);
+        }
         XACT_EVENT_ABORT => after_end(End::Aborted),
         // A parallel worker has no increments of its own: they are refused.
         XACT_EVENT_PARALLEL_PRE_COMMIT | XACT_EVENT_PARALLEL_COMMIT | XACT_EVENT_PARALLEL_ABORT => {

@@ -105,6 +105,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
     if let Some(limits) = limits {
         escrow::reserve_held(&hold.name, amount, hold.expires_at, limits.generation);
     }
+    failpoint!("hold.reserved");
     if hold.expires_at <= escrow::clock() {
         raise(
             report(
@@ -125,6 +126,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
         );
     }
     holds::remove(&hold);
+    failpoint!("hold.deleted");
     xact::add_reserved(&hold.name, -amount);
 }
 

@@ -60,6 +60,7 @@ impl Inserter {
             pg_sys::heap_freetuple(tuple);
             tid
         };
+        failpoint!("insert.in_heap");
         for index in &self.indexes {
             index.insert(&self.table, &datums, &nulls, &mut tid);
         }

@@ -1,0 +1,180 @@
+//! Places at which a test can make a process crash, fail or stand still. They exist in debug builds
+//! alone: in a release build the macro is nothing, and there is neither setting nor name.
+//!
+//! # How it works
+//! The setting `counterx.failpoint` lists `POINT=ACTION`, with commas in between. Superusers set it in
+//! their session, or in the configuration file for everybody: the worker has no other. The actions:
+//!
+//! - `crash`: SIGKILL to the own process, as of `kill -9`;
+//! - `error`: an ERROR;
+//! - `pause`: waits until nobody holds the advisory lock [`PAUSE_KEY`].
+//!
+//! With ` once` behind it, an action is taken by whoever removes the file `counterx.failpoint.POINT`
+//! from the data directory. So a point in the configuration file fires once, also when it takes the
+//! server through crash recovery. That an action was taken is written to the server's log.
+//!
+//! # The points
+//! | point | between |
+//! |---|---|
+//! | `flush.gate_locked` | a writer locks a lane's gate, and reads the epoch |
+//! | `flush.epoch_read` | reads the epoch, and opens the log |
+//! | `insert.in_heap` | a row is in the heap, and in the index; also of late deltas, tokens and holds |
+//! | `flush.lane_written` | all rows of a lane, and those of the next one |
+//! | `commit.flushed` | all that PRE_COMMIT does, and the commit record |
+//! | `commit.done` | the commit, and that the client hears of it; crash only |
+//! | `prepare.late_written` | late deltas are written, and the transaction is prepared |
+//! | `prepare.done` | the transaction is prepared, and the client hears of it; crash only |
+//! | `fold.settled` | all writers of the epochs have ended, and the snapshot |
+//! | `fold.snapshot_taken` | the snapshot, and the first row |
+//! | `fold.late_deleted` | late deltas are deleted, and added to totals |
+//! | `fold.total_written` | one total, and the next |
+//! | `fold.totals_written` | all totals, and the state |
+//! | `fold.state_saved` | the state, and the publish or the commit |
+//! | `fold.committed` | a worker's fold is committed, and it looks whether a log can be truncated |
+//! | `publish.begin` | it is known whether the log changes, and the gate is written |
+//! | `publish.gate_written` | the gate, and the list of writers |
+//! | `publish.writers_listed` | the list of writers, and the commit |
+//! | `truncate.locked` | the log is locked and not needed any more, and that is published |
+//! | `truncate.published` | it is published that the epochs are gone, and the TRUNCATE |
+//! | `truncate.done` | the TRUNCATE, and the commit |
+//! | `truncate.committed` | a worker has looked whether a log can be truncated, and goes on with the next lane |
+//! | `worker.failed` | a worker's fold has failed, and that is noted |
+//! | `worker.error_noted` | that is noted, and committed |
+//! | `worker.ready` | a worker has taken the mark, and looks around |
+//! | `worker.given_up` | a worker gives its mark back, and looks whether there is work left |
+//! | `escrow.reserved` | an amount is reserved, and the counter is read |
+//! | `escrow.granted` | the bounds are found to allow it, and it is added |
+//! | `token.locked` | a token is locked, and looked for |
+//! | `token.acted` | what it is for is done, and the token is kept |
+//! | `token.kept` | the token is kept, and unlocked |
+//! | `hold.inserted` | a hold is made, and the call returns |
+//! | `hold.reserved` | what confirming a hold takes is reserved, and the hold is looked at |
+//! | `hold.deleted` | a hold is removed, and what it held is taken |
+
+/// A point of the table above.
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        $crate::failpoint::reached($name);
+    };
+}
+
+/// The same where an error would take the server down.
+macro_rules! crashpoint {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        $crate::failpoint::reached_after_end($name);
+    };
+}
+
+#[cfg(debug_assertions)]
+pub use armed::{define, reached, reached_after_end};
+
+#[cfg(debug_assertions)]
+mod armed {
+    use crate::pg::error::{raise, report};
+    use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+    use pgrx::{PgSqlErrorCode, pg_sys};
+    use std::ffi::CString;
+
+    static FAILPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+    /// The bigint of `pg_advisory_lock()` that whoever is paused waits for.
+    const PAUSE_KEY: u32 = 0x636e_7478;
+
+    unsafe extern "C" {
+        fn kill(pid: core::ffi::c_int, signal: core::ffi::c_int) -> core::ffi::c_int;
+    }
+
+    #[derive(Clone, Copy)]
+    enum Action {
+        Crash,
+        Error,
+        Pause,
+    }
+
+    /// Defines the setting. It is not listed: there is nothing to choose for users.
+    pub fn define() {
+        GucRegistry::define_string_guc(
+            c"counterx.failpoint",
+            c"Makes processes crash, fail or pause at certain points.",
+            c"For tests, in debug builds only.",
+            &FAILPOINT,
+            GucContext::Suset,
+            GucFlags::NO_SHOW_ALL,
+        );
+    }
+
+    /// A point was reached.
+    ///
+    /// # Errors
+    /// Raises 58030 when that is what was asked for.
+    pub fn reached(point: &str) {
+        match armed(point) {
+            None => {}
+            Some(Action::Crash) => crash(),
+            Some(Action::Error) => raise(report(
+                PgSqlErrorCode::ERRCODE_IO_ERROR,
+                format!("failpoint {point}"),
+            )),
+            Some(Action::Pause) => pause(),
+        }
+    }
+
+    /// A point was reached at which nothing may fail.
+    pub fn reached_after_end(point: &str) {
+        if let Some(Action::Crash) = armed(point) {
+            crash();
+        }
+    }
+
+    fn armed(point: &str) -> Option<Action> {
+        let setting = FAILPOINT.get()?;
+        let entries = setting.to_str().ok()?.split(',');
+        let action = entries
+            .filter_map(|entry| entry.trim().split_once('='))
+            .find_map(|(name, action)| (name == point).then_some(action))?;
+        let (action, once) = match action.strip_suffix(" once") {
+            Some(action) => (action, true),
+            None => (action, false),
+        };
+        let action = match action {
+            "crash" => Action::Crash,
+            "error" => Action::Error,
+            "pause" => Action::Pause,
+            _ => return None,
+        };
+        // Servers run in their data directory.
+        if once && std::fs::remove_file(format!("counterx.failpoint.{point}")).is_err() {
+            return None;
+        }
+        // Not through the server's own log, which must not be used everywhere.
+        eprintln!("failpoint {point} in process {}", std::process::id());
+        Some(action)
+    }
+
+    fn crash() -> ! {
+        loop {
+            // SAFETY: our own process, which that ends.
+            unsafe { kill(std::process::id() as core::ffi::c_int, 9) };
+        }
+    }
+
+    fn pause() {
+        let tag = pg_sys::LOCKTAG {
+            // SAFETY: set once when the process connected to its database.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: 0,
+            locktag_field3: PAUSE_KEY,
+            locktag_field4: 1,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        };
+        let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
+        // SAFETY: as pg_advisory_xact_lock_shared() does it; interruptible. Given back at once.
+        unsafe {
+            pg_sys::LockAcquire(&tag, mode, false, false);
+            pg_sys::LockRelease(&tag, mode, false);
+        }
+    }
+}
