@@ -14,6 +14,14 @@ pub struct LaneMemory {
     drained: Option<Drained>,
 }
 
+impl LaneMemory {
+    /// A truncation has failed. The published epoch is of a transaction that was committed before, so
+    /// it stays known: forgotten each time, it would never be folded.
+    pub fn forget_drained(&mut self) {
+        self.drained = None;
+    }
+}
+
 /// What became of a tick.
 pub enum Tick {
     /// Finished epochs were folded.
@@ -63,8 +71,8 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     Ok(if folded { Tick::Folded } else { Tick::Waiting })
 }
 
-/// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own.
-/// True when it was done.
+/// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own; if
+/// that fails, the caller has `memory` forget what was drained. True when it was done.
 pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
     let Some(lease) = Lease::try_take(rels) else {
         return false;
@@ -102,4 +110,13 @@ pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, 
     let mut published = lease.publish(rotation::wants_switch(&rels, gate));
     published.settle();
     Ok(fold::fold(lane, &lease, published.epoch - 1))
+}
+
+/// Notes an error where `counterx.workers` shows it, in a transaction of its own. Only the holder of
+/// the lease writes to the lane's state: when somebody else has it by now, the note is left out, and
+/// the log has to do.
+pub fn note_error(lane: usize, rels: LaneRels, message: &str) {
+    if Lease::try_take(rels).is_some() {
+        fold::save_error(lane, message);
+    }
 }

@@ -119,6 +119,7 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     if !take_mark() {
         return;
     }
+    failpoint!("worker.ready");
     set_working(database);
     Worker::new(database).run();
 }
@@ -253,6 +254,8 @@ struct Worker {
     started: Instant,
     last_work: Duration,
     clocks: [LaneClock; LANES],
+    /// Of truncations: one that fails must not hold up folding.
+    reclaims: [LaneClock; LANES],
     memories: [LaneMemory; LANES],
     restoring: [bool; LANES],
     database_settings: Option<Option<String>>,
@@ -289,6 +292,7 @@ impl Worker {
             started: Instant::now(),
             last_work: Duration::ZERO,
             clocks: Default::default(),
+            reclaims: Default::default(),
             memories: Default::default(),
             restoring: Default::default(),
             database_settings: None,
@@ -418,23 +422,45 @@ impl Worker {
                 self.restoring[lane] = true;
                 return;
             }
-            Err(message) => return self.failed(lane, now, &message),
+            Err(message) => {
+                self.clocks[lane].failed(now);
+                self.memories[lane] = LaneMemory::default();
+                return Self::note_failure(lane, "folding", &message);
+            }
+        }
+        failpoint!("fold.committed");
+        self.reclaim(lane);
+        failpoint!("truncate.committed");
+    }
+
+    fn reclaim(&mut self, lane: usize) {
+        let clock = &self.reclaims[lane];
+        if !clock.may_be_early() && !clock.due(self.now(), settings::compaction_interval()) {
+            return;
         }
         let memory = &mut self.memories[lane];
         let result = transaction(c"truncating", || {
             compaction::reclaim(lane, catalog::lane(lane), memory)
         });
-        if let Err(message) = result {
-            self.failed(lane, now, &message);
+        let now = self.now();
+        match result {
+            Ok(_) => self.reclaims[lane].succeeded(now),
+            Err(message) => {
+                self.reclaims[lane].failed(now);
+                self.memories[lane].forget_drained();
+                Self::note_failure(lane, "emptying a log of", &message);
+            }
         }
     }
 
-    /// Other lanes go on; this one is tried again after a pause that grows.
-    fn failed(&mut self, lane: usize, now: Duration, message: &str) {
-        self.clocks[lane].failed(now);
-        self.memories[lane] = LaneMemory::default();
-        log(format!("counterx: folding lane {lane} failed: {message}"));
-        let noted = transaction(c"noting an error", || fold::save_error(lane, message));
+    /// Other lanes go on; what has failed is tried again after a pause that grows.
+    fn note_failure(lane: usize, doing: &str, message: &str) {
+        log(format!("counterx: {doing} lane {lane} failed: {message}"));
+        failpoint!("worker.failed");
+        let noted = transaction(c"noting an error", || {
+            compaction::note_error(lane, catalog::lane(lane), message);
+            failpoint!("worker.error_noted");
+        });
         if let Err(why) = noted {
             log(format!(
                 "counterx: the error could not be noted in counterx.state: {why}"
@@ -477,6 +503,7 @@ impl Worker {
     /// See the module's note. False when there is work after all.
     fn may_end(&mut self) -> bool {
         self.give_up();
+        failpoint!("worker.given_up");
         if !settings::compaction() {
             return true;
         }

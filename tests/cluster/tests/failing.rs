@@ -1,0 +1,125 @@
+//! A worker whose steps fail. They are made to fail by the failpoints of a debug build; against a
+//! release build, which has none, there is nothing to see.
+
+use std::fs;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, FOLD_HARD, check, create_database, names_in_lanes, settle, wait_for_worker,
+};
+use counterx_harness::{Cluster, poll_until};
+use postgres::Client;
+
+/// What a paused process waits for: see the engine's `failpoint.rs`.
+const PAUSE_KEY: i64 = 0x636e_7478;
+
+fn start(name: &str) -> Result<Option<Cluster>> {
+    let cluster = FOLD_HARD
+        .iter()
+        .fold(Cluster::builder().name(name), |builder, (name, value)| {
+            builder.conf(name, value)
+        })
+        .start()?;
+    let sql = "SELECT current_setting('counterx.failpoint', true) IS NOT NULL";
+    let has_failpoints: bool = cluster.connect()?.query_one(sql, &[])?.get(0);
+    Ok(has_failpoints.then_some(cluster))
+}
+
+/// Fills the active logs of all lanes.
+fn fill(client: &mut Client, names: &[String]) -> Result<()> {
+    let sql = "SELECT bump(name || repeat('x', 200) || n, 1)
+                 FROM unnest($1::text[]) name, generate_series(1, 40) n";
+    client.execute(sql, &[&names])?;
+    Ok(())
+}
+
+#[test]
+fn lane_whose_log_cannot_be_emptied_goes_on_folding() -> Result<()> {
+    let Some(mut cluster) = start("cannot-truncate")? else {
+        return Ok(());
+    };
+    let mut client = create_database(&cluster, "failing")?;
+    let names = names_in_lanes(&mut client)?;
+    cluster.reload(&[("counterx.failpoint", "truncate.locked=error")])?;
+    // The worker reads the configuration a little later than we do.
+    poll_until("truncations to fail", DEADLINE, || {
+        fill(&mut client, &names)?;
+        Ok(cluster.log().contains("ERROR:  failpoint truncate.locked")
+            || cluster
+                .log()
+                .matches("failpoint truncate.locked in")
+                .count()
+                > 20)
+    })?;
+    for _ in 0..3 {
+        fill(&mut client, &names)?;
+        settle(&mut client).context("lanes whose logs cannot be emptied")?;
+    }
+    check(&mut client)?;
+    // They are tried again, and not all the time.
+    let failed = cluster
+        .log()
+        .matches("failpoint truncate.locked in")
+        .count();
+    ensure!(failed < 200, "{failed} failures");
+    cluster.reload(&[("counterx.failpoint", "")])?;
+    poll_until("logs to be emptied", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_class c, pg_class d
+                    WHERE c.relname ~ '^log_._a$' AND d.relname = replace(c.relname, '_a', '_b')
+                      AND least(pg_relation_size(c.oid), pg_relation_size(d.oid)) > 0";
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 0)
+    })
+}
+
+#[test]
+fn compact_is_not_disturbed_by_a_worker_that_notes_its_error() -> Result<()> {
+    let Some(mut cluster) = start("note-error")? else {
+        return Ok(());
+    };
+    let mut client = create_database(&cluster, "failing")?;
+    client.batch_execute("SELECT bump('a', 1)")?;
+    wait_for_worker(&mut client, "failing")?;
+    settle(&mut client)?;
+    let mut holder = cluster.connect_db("failing")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    fs::write(
+        cluster.data_dir().join("counterx.failpoint.fold.settled"),
+        "",
+    )?;
+    cluster.reload(&[(
+        "counterx.failpoint",
+        "fold.settled=error once, worker.error_noted=pause",
+    )])?;
+    let waits = |client: &mut Client, who: &str| -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'failing'
+                    AND wait_event_type = 'Lock' AND (backend_type = $1 OR query = $1))";
+        Ok(client.query_one(sql, &[&who])?.get(0))
+    };
+    poll_until("the worker to fail and to stop", DEADLINE, || {
+        client.batch_execute("SELECT bump('a', 1)")?;
+        waits(&mut client, "counterx worker")
+    })?;
+    let compact = "SELECT counterx.compact()";
+    let mut folder = cluster.connect_db("failing")?;
+    std::thread::scope(|scope| {
+        let folding = scope.spawn(move || folder.batch_execute(compact));
+        poll_until("compact() to meet it", DEADLINE, || {
+            waits(&mut client, compact)
+        })?;
+        holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+        folding
+            .join()
+            .map_err(|_| anyhow!("compact() panicked"))?
+            .context("compact() beside a worker that notes an error")
+    })?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    let noted: Option<String> = client
+        .query_one("SELECT last_error FROM counterx.workers", &[])?
+        .get(0);
+    ensure!(
+        noted.as_deref() == Some("58030: failpoint fold.settled"),
+        "{noted:?}"
+    );
+    Ok(())
+}
