@@ -169,6 +169,11 @@ impl Recovering {
         self.client.as_mut().context("just connected")
     }
 
+    /// The connection itself, if there is one.
+    pub fn into_client(self) -> Option<Client> {
+        self.client
+    }
+
     /// Drops the connection after an error.
     pub fn forget(&mut self) {
         self.client = None;

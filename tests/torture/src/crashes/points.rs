@@ -1,0 +1,543 @@
+//! A crash, an error or a pause at each point between two steps of the engine: see its `failpoint.rs`.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use counterx_cluster_tests::{
+    DEADLINE, create_database, footprint, is_lost, settle, wait_for_no_worker,
+};
+use counterx_harness::{Cluster, poll_until};
+use postgres::Client;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+
+use super::rig::{Rig, Scene, fails_with, fill, is_paused, lanes_fold};
+use crate::options::Options;
+use crate::report::PartReport;
+
+/// What a session does to come by a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Increment,
+    Prepare,
+    Compact,
+    /// Until there is a log that can be truncated.
+    CompactFull,
+    /// With late deltas.
+    CompactLate,
+    Take,
+    Once,
+    Hold,
+    Confirm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Crash,
+    Error,
+    Pause,
+}
+
+impl Action {
+    const ALL: [Self; 3] = [Self::Crash, Self::Error, Self::Pause];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Error => "error",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+/// Points that sessions come by.
+const SESSIONS: [(&str, Way); 33] = [
+    ("flush.gate_locked", Way::Increment),
+    ("flush.epoch_read", Way::Increment),
+    ("insert.in_heap", Way::Increment),
+    ("insert.in_heap", Way::Prepare),
+    ("insert.in_heap", Way::Once),
+    ("insert.in_heap", Way::Hold),
+    ("flush.lane_written", Way::Increment),
+    ("commit.flushed", Way::Increment),
+    ("commit.flushed", Way::Take),
+    ("commit.flushed", Way::Compact),
+    ("commit.done", Way::Increment),
+    ("prepare.late_written", Way::Prepare),
+    ("prepare.done", Way::Prepare),
+    ("fold.settled", Way::Compact),
+    ("fold.snapshot_taken", Way::Compact),
+    ("fold.late_deleted", Way::CompactLate),
+    ("fold.total_written", Way::Compact),
+    ("fold.totals_written", Way::Compact),
+    ("fold.state_saved", Way::Compact),
+    ("publish.begin", Way::Compact),
+    ("publish.gate_written", Way::Compact),
+    ("publish.writers_listed", Way::Compact),
+    ("truncate.locked", Way::CompactFull),
+    ("truncate.published", Way::CompactFull),
+    ("truncate.done", Way::CompactFull),
+    ("escrow.reserved", Way::Take),
+    ("escrow.granted", Way::Take),
+    ("token.locked", Way::Once),
+    ("token.acted", Way::Once),
+    ("token.kept", Way::Once),
+    ("hold.inserted", Way::Hold),
+    ("hold.reserved", Way::Confirm),
+    ("hold.deleted", Way::Confirm),
+];
+
+/// Points that the worker comes by while there is a load.
+const WORKER: [&str; 17] = [
+    "fold.settled",
+    "fold.snapshot_taken",
+    "fold.late_deleted",
+    "fold.total_written",
+    "fold.totals_written",
+    "fold.state_saved",
+    "fold.committed",
+    "publish.begin",
+    "publish.gate_written",
+    "publish.writers_listed",
+    "truncate.locked",
+    "truncate.published",
+    "truncate.done",
+    "truncate.committed",
+    "worker.failed",
+    "worker.error_noted",
+    "worker.ready",
+];
+
+/// And the one as it ends.
+const ENDING: &str = "worker.given_up";
+
+/// Behind the commit an error would be a crash.
+fn can(point: &str, action: Action) -> bool {
+    action == Action::Crash || !["commit.done", "prepare.done"].contains(&point)
+}
+
+/// All of them in the long form, in random order, and then random ones until the time is over; a
+/// random handful in the short form.
+fn go<P: Copy>(
+    all: Vec<(P, Action)>,
+    few: usize,
+    seed: u64,
+    options: &Options,
+    mut step: impl FnMut(P, Action) -> Result<()>,
+) -> Result<()> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let end = Instant::now() + options.time() / 3;
+    let mut first = all.clone();
+    first.shuffle(&mut rng);
+    first.truncate(options.size(few, all.len()));
+    for (point, action) in first {
+        step(point, action)?;
+    }
+    while !options.short && Instant::now() < end {
+        let (point, action) = *all.choose(&mut rng).expect("there are some");
+        step(point, action)?;
+    }
+    Ok(())
+}
+
+pub(super) fn sessions(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
+    let all: Vec<_> = SESSIONS
+        .iter()
+        .flat_map(|&entry| Action::ALL.map(|action| (entry, action)))
+        .filter(|((point, _), action)| can(point, *action))
+        .collect();
+    let seed = options.seed_for("points of sessions");
+    rig.under_load("sessions", seed, false, |scene| {
+        go(all, 4, seed, options, |(point, way), action| {
+            session(scene, point, way, action)
+                .and_then(|()| scene.all_is_well())
+                .with_context(|| format!("{} at {point}, {way:?}", action.word()))?;
+            report.tried(&format!("{} at a point of a session", action.word()), 1);
+            Ok(())
+        })
+    })
+}
+
+/// What a session is about to do, and how to tell whether it is done.
+struct Deed {
+    sql: String,
+    /// A statement that says so.
+    done: String,
+    /// What is there to be given back, for a bounded counter.
+    bounded: Option<String>,
+}
+
+fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<()> {
+    let deed = deed(scene, way)?;
+    let mut client = scene.connect()?;
+    client.batch_execute(&format!(
+        "SET counterx.failpoint = '{point}={}'",
+        action.word()
+    ))?;
+    let is_done =
+        |scene: &Scene| -> Result<bool> { Ok(scene.connect()?.query_one(&deed.done, &[])?.get(0)) };
+    let again = |client: &mut Client, scene: &mut Scene| -> Result<()> {
+        client.batch_execute("RESET counterx.failpoint")?;
+        client
+            .batch_execute(&deed.sql)
+            .context("at the second try")?;
+        ensure!(is_done(scene)?, "not done at the second try: {}", deed.sql);
+        Ok(())
+    };
+    match action {
+        Action::Crash => {
+            scene.crash(|scene| match reach(scene, &mut client, way, &deed) {
+                Ok(()) => bail!("the point was not reached"),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    ensure!(is_lost(&error), "{error:?}");
+                    Ok(())
+                }
+            })?;
+            let committed = ["commit.done", "prepare.done"].contains(&point);
+            if way != Way::Compact && way != Way::CompactFull && way != Way::CompactLate {
+                let done = is_done(scene)?;
+                ensure!(done == committed, "done: {done}, committed: {committed}");
+            }
+            if !committed {
+                nothing_is_reserved(scene, &deed)?;
+                again(&mut scene.connect()?, scene)?;
+            }
+        }
+        Action::Error => {
+            fails_with(
+                reach(scene, &mut client, way, &deed),
+                &format!("failpoint {point}"),
+            )?;
+            client.batch_execute("ROLLBACK")?;
+            nothing_is_reserved(scene, &deed)?;
+            again(&mut client, scene)?;
+        }
+        Action::Pause => {
+            let mut holder = scene.hold_pause()?;
+            std::thread::scope(|scope| {
+                let deed = &deed;
+                let names = scene.names.clone();
+                let acting = scope.spawn(move || act(&names, &mut client, way, deed));
+                let result = poll_until("somebody to pause", DEADLINE, || {
+                    ensure!(!acting.is_finished(), "the point was not reached");
+                    is_paused(&mut holder)
+                })
+                .and_then(|()| scene.writers_do_not_wait());
+                // Also after a failure, so that the other one can go on.
+                drop(holder);
+                let acted = acting.join().map_err(|_| anyhow!("a session panicked"))?;
+                result.and(acted.map_err(Into::into))
+            })?;
+            ensure!(is_done(scene)?, "not done: {}", deed.sql);
+        }
+    }
+    if way == Way::Prepare {
+        let mut client = scene.connect()?;
+        let sql = "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'deed-%'";
+        for row in client.query(sql, &[])? {
+            client.batch_execute(&format!("COMMIT PREPARED '{}'", row.get::<_, String>(0)))?;
+        }
+    }
+    nothing_is_reserved(scene, &deed)
+}
+
+/// Does it, so that the point is come by.
+fn reach(scene: &Scene, client: &mut Client, way: Way, deed: &Deed) -> Result<(), postgres::Error> {
+    act(&scene.names, client, way, deed)
+}
+
+fn act(
+    names: &[String],
+    client: &mut Client,
+    way: Way,
+    deed: &Deed,
+) -> Result<(), postgres::Error> {
+    if way == Way::CompactFull {
+        // One call changes to the other log, a later one truncates, when the load's snapshots let it.
+        for _ in 0..40 {
+            fill(client, names)?;
+            client.batch_execute(&deed.sql)?;
+        }
+    }
+    client.batch_execute(&deed.sql)
+}
+
+fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
+    let n = scene.unique();
+    let name = format!("deed:{n}");
+    let many = (0..20).fold(String::new(), |sql, i| {
+        format!("{sql} SELECT bump('{name}:{i}', 1);")
+    });
+    let there = format!("SELECT counter_value('{name}:0') = 1");
+    let deed = match way {
+        Way::Increment => Deed {
+            sql: format!("BEGIN; {many} COMMIT"),
+            done: there,
+            bounded: None,
+        },
+        Way::Prepare => Deed {
+            sql: format!("BEGIN; {many} PREPARE TRANSACTION 'deed-{n}'"),
+            done: format!("SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = 'deed-{n}')"),
+            bounded: None,
+        },
+        Way::Compact | Way::CompactFull | Way::CompactLate => {
+            let mut client = scene.connect()?;
+            client.batch_execute(&format!("BEGIN; {many} COMMIT"))?;
+            if way == Way::CompactLate {
+                client.batch_execute(&format!(
+                    "BEGIN; {many} PREPARE TRANSACTION 'late-{n}'; COMMIT PREPARED 'late-{n}'"
+                ))?;
+            }
+            Deed {
+                sql: "SELECT counterx.compact()".to_owned(),
+                done: "SELECT true".to_owned(),
+                bounded: None,
+            }
+        }
+        Way::Take => {
+            let name = format!("quota:{n}");
+            Deed {
+                sql: format!("SELECT try('{name}', -2)"),
+                done: format!("SELECT counter_value('{name}') = -2"),
+                bounded: Some(name),
+            }
+        }
+        Way::Once => Deed {
+            sql: format!(
+                "BEGIN; INSERT INTO oracle VALUES ('{name}', 1); \
+                 SELECT held('token', '{name}', counter_incr_once('{name}', '{name}', 1), '', ''); COMMIT"
+            ),
+            done: format!("SELECT counter_value('{name}') = 1"),
+            bounded: None,
+        },
+        Way::Hold | Way::Confirm => {
+            let name = format!("stock:{n}");
+            let mut client = scene.connect()?;
+            client.batch_execute(&format!("SELECT bump('{name}', 5)"))?;
+            let hold = format!("SELECT hold('{name}', 2, '1 hour')");
+            if way == Way::Hold {
+                Deed {
+                    sql: hold,
+                    done: format!(
+                        "SELECT EXISTS (SELECT FROM counter_holds WHERE name = '{name}')"
+                    ),
+                    bounded: Some(name),
+                }
+            } else {
+                client.batch_execute(&hold)?;
+                let sql = "SELECT id FROM counter_holds WHERE name = $1";
+                let id: i64 = client.query_one(sql, &[&name])?.get(0);
+                Deed {
+                    sql: format!("SELECT confirm({id}, false)"),
+                    done: format!("SELECT counter_value('{name}') = 3"),
+                    bounded: Some(name),
+                }
+            }
+        }
+    };
+    Ok(deed)
+}
+
+/// All that is there and not on hold can be taken.
+fn nothing_is_reserved(scene: &Scene, deed: &Deed) -> Result<()> {
+    let Some(name) = &deed.bounded else {
+        return Ok(());
+    };
+    let mut client = scene.connect()?;
+    let mut transaction = client.transaction()?;
+    transaction.batch_execute("SET LOCAL counterx.escrow_wait = 0")?;
+    let sql = "SELECT available, counter_take_up_to($1, 1000000) FROM counter_available($1)";
+    let row = transaction.query_one(sql, &[name])?;
+    let (available, taken): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(taken == available, "{name}: took {taken} of {available}");
+    Ok(transaction.rollback()?)
+}
+
+/// Has the setting take effect once, at whoever comes by first.
+fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
+    let mut setting = Vec::new();
+    for (point, action) in points {
+        fs::write(once_file(cluster, point), "")?;
+        setting.push(format!("{point}={} once", action.word()));
+    }
+    cluster.reload(&[("counterx.failpoint", &setting.join(","))])
+}
+
+fn has_fired(cluster: &Cluster, point: &str) -> bool {
+    !once_file(cluster, point).exists()
+}
+
+fn once_file(cluster: &Cluster, point: &str) -> std::path::PathBuf {
+    cluster
+        .data_dir()
+        .join(format!("counterx.failpoint.{point}"))
+}
+
+pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
+    let all: Vec<_> = WORKER
+        .iter()
+        .flat_map(|&point| Action::ALL.map(|action| (point, action)))
+        .collect();
+    let seed = options.seed_for("points of the worker");
+    rig.under_load("worker", seed, true, |scene| {
+        go(all, 4, seed, options, |point, action| {
+            worker_at(scene, point, action)
+                .and_then(|()| scene.all_is_well())
+                .with_context(|| format!("{} at {point} of the worker", action.word()))?;
+            report.tried(&format!("{} at a point of the worker", action.word()), 1);
+            Ok(())
+        })
+    })
+}
+
+fn worker_at(scene: &mut Scene, point: &str, action: Action) -> Result<()> {
+    // A worker that has something to note has failed before.
+    let failing = point == "worker.failed" || point == "worker.error_noted";
+    let mut points = vec![(point, action)];
+    if failing {
+        points.push(("fold.settled", Action::Error));
+    }
+    match action {
+        Action::Crash => scene.crash(|scene| {
+            arm(scene.cluster, &points)?;
+            come_by(scene, point)
+        }),
+        Action::Error => {
+            arm(scene.cluster, &points)?;
+            come_by(scene, point)
+        }
+        Action::Pause => {
+            let mut holder = scene.hold_pause()?;
+            arm(scene.cluster, &points)?;
+            come_by(scene, point)?;
+            poll_until("the worker to pause", DEADLINE, || is_paused(&mut holder))?;
+            scene.writers_do_not_wait()
+        }
+    }
+}
+
+/// Waits until the worker has come by, and does what it takes.
+fn come_by(scene: &mut Scene, point: &str) -> Result<()> {
+    let names = scene.names.clone();
+    poll_until("the worker to come by", DEADLINE, || {
+        ensure!(!scene.control.is_aborted(), "the load has failed");
+        if has_fired(scene.cluster, point) {
+            return Ok(true);
+        }
+        // The server may go down at any moment from here on.
+        let Ok(mut client) = scene.config.connect(postgres::NoTls) else {
+            return Ok(false);
+        };
+        if point == "worker.ready" {
+            let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                        WHERE backend_type = 'counterx worker' AND datname = current_database()";
+            let _ = client.batch_execute(sql);
+        } else if point == "fold.late_deleted" {
+            let late = (0..8).fold(String::new(), |sql, i| {
+                format!("{sql} SELECT bump('late:{i}', 1);")
+            });
+            let n = scene.unique();
+            let _ = client.batch_execute(&format!("BEGIN; {late} PREPARE TRANSACTION 'come-{n}'"));
+            let _ = client.batch_execute(&format!("COMMIT PREPARED 'come-{n}'"));
+        } else if point.starts_with("truncate.") {
+            let _ = fill(&mut client, &names);
+        }
+        Ok(has_fired(scene.cluster, point))
+    })
+}
+
+/// A worker without work gives up its mark and then looks for work that has come meanwhile.
+pub(super) fn ending(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
+    let mut client = create_database(&rig.cluster, "ending")?;
+    let names = counterx_cluster_tests::names_in_lanes(&mut client)?;
+    let db = "ending";
+    for action in &Action::ALL[options.size(2, 0)..] {
+        // The worker is to have work, and then none for a second.
+        let mut holder = rig.cluster.connect_db(db)?;
+        holder.execute("SELECT pg_advisory_lock($1)", &[&0x636e_7478_i64])?;
+        client.batch_execute("SELECT bump('a', 1)")?;
+        settle(&mut client)?;
+        arm(&mut rig.cluster, &[(ENDING, *action)])?;
+        // The worker of another database, or one that has ended just now, does not count.
+        let mut last = Instant::now();
+        poll_until("a worker to end", DEADLINE, || {
+            if has_fired(&rig.cluster, ENDING) {
+                return Ok(true);
+            }
+            if last.elapsed() > Duration::from_secs(5) {
+                client.batch_execute("SELECT bump('a', 1)")?;
+                last = Instant::now();
+            }
+            Ok(false)
+        })?;
+        match action {
+            Action::Crash => {
+                poll_until("the server to notice a crash", DEADLINE, || {
+                    Ok(holder.batch_execute("SELECT 1").is_err())
+                })?;
+                rig.crashes += 1;
+                poll_until("the server to be back", DEADLINE, || {
+                    Ok(rig.cluster.connect_db(db).map(|new| client = new).is_ok())
+                })?;
+            }
+            Action::Error => wait_for_no_worker(&mut client, db)?,
+            Action::Pause => {
+                // Another worker is started for it, or this one sees it.
+                client.batch_execute("SELECT bump('meanwhile', 1)")?;
+                drop(holder);
+                settle(&mut client)?;
+                ensure!(footprint(&mut client)?.pending == 0, "something is left");
+            }
+        }
+        lanes_fold(&mut client, &names, true)?;
+        counterx_cluster_tests::check(&mut client)?;
+        report.tried(&format!("{} as a worker ends", action.word()), 1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    fn points_in(directory: &Path, points: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                points_in(&path, points);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            for call in ["failpoint!(\"", "crashpoint!(\""] {
+                for rest in text.split(call).skip(1) {
+                    points.insert(rest.split('"').next().unwrap().to_owned());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_point_of_the_engine_is_tried() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src");
+        let mut there = BTreeSet::new();
+        points_in(&root, &mut there);
+        let tried: BTreeSet<String> = SESSIONS
+            .iter()
+            .map(|(point, _)| *point)
+            .chain(WORKER)
+            .chain([ENDING])
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(there, tried);
+        // And the table in failpoint.rs has them all.
+        let table = fs::read_to_string(root.join("failpoint.rs")).unwrap();
+        for point in &there {
+            assert!(table.contains(&format!("//! | `{point}` |")), "{point}");
+        }
+    }
+}
