@@ -162,9 +162,18 @@ pub fn bounded_under_watch(
     Ok(end)
 }
 
-fn look(client: &mut impl postgres::GenericClient) -> Result<()> {
+/// Holds all bounded counters to be within the bounds of their types.
+///
+/// # Errors
+/// Those of the server, or which ones are not.
+pub fn within_bounds(client: &mut impl postgres::GenericClient) -> Result<()> {
     let wrong: String = client.query_one(BOUNDS_SQL, &[])?.get(0);
     ensure!(wrong.is_empty(), "out of bounds: {wrong}");
+    Ok(())
+}
+
+fn look(client: &mut impl postgres::GenericClient) -> Result<()> {
+    within_bounds(client)?;
     check(client)?;
     Ok(())
 }
@@ -199,8 +208,12 @@ fn watch(config: &Config, load: BoundedLoad, end: &BoundedEnd) -> Result<()> {
     }
 }
 
-/// Nobody has anything reserved any more.
-fn nothing_is_kept(client: &mut Client) -> Result<()> {
+/// Ends all holds, and makes sure that nobody has anything reserved any more: all that is there can be
+/// taken, and all room be filled. For when all sessions have ended their transactions.
+///
+/// # Errors
+/// Those of the server, or what is kept.
+pub fn nothing_is_kept(client: &mut Client) -> Result<()> {
     client.batch_execute(
         "SET counterx.escrow_wait = 0; SELECT counter_hold_release(id) FROM counter_holds",
     )?;
@@ -228,10 +241,7 @@ fn nothing_is_kept(client: &mut Client) -> Result<()> {
 }
 
 fn run(config: &Config, load: BoundedLoad, number: u64, end: &BoundedEnd) -> Result<()> {
-    let mut traffic = Traffic {
-        rng: StdRng::seed_from_u64(load.seed.wrapping_mul(1_000).wrapping_add(number)),
-        load,
-    };
+    let mut traffic = BoundedTraffic::new(load, number);
     let mut connection = Recovering::new(config);
     for transaction in 0..load.transactions {
         if end.failed.load(Ordering::Relaxed) {
@@ -278,12 +288,21 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     })
 }
 
-struct Traffic {
+/// One client's random choices.
+pub struct BoundedTraffic {
     rng: StdRng,
     load: BoundedLoad,
 }
 
-impl Traffic {
+impl BoundedTraffic {
+    /// The traffic of the client of this number.
+    pub fn new(load: BoundedLoad, number: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(load.seed.wrapping_mul(1_000).wrapping_add(number)),
+            load,
+        }
+    }
+
     fn transaction(&mut self, client: &mut Client) -> Result<()> {
         let level = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
             [self.rng.random_range(0..10_usize).saturating_sub(7)];
@@ -312,7 +331,7 @@ impl Traffic {
                     }
                     client.batch_execute("ROLLBACK TO s")?;
                 }
-                _ => self.step(client)?,
+                _ => client.batch_execute(&self.change())?,
             }
         }
         let verb = if self.rng.random_bool(0.67) {
@@ -323,47 +342,37 @@ impl Traffic {
         Ok(client.batch_execute(verb)?)
     }
 
-    fn step(&mut self, client: &mut Client) -> Result<()> {
+    /// A statement that changes a bounded counter, or tries to, and the oracle alike.
+    pub fn change(&mut self) -> String {
         let name = self.name();
         let kinds = if self.load.holds { 12 } else { 8 };
         match self.rng.random_range(0..kinds) {
-            0..3 => {
-                let delta = self.rng.random_range(-3..4_i64);
-                client.execute("SELECT try($1, $2)", &[&name, &delta])?;
-            }
-            3 | 4 => {
-                let n = self.rng.random_range(0..5_i64);
-                client.execute("SELECT take($1, $2)", &[&name, &n])?;
-            }
+            0..3 => format!("SELECT try('{name}', {})", self.rng.random_range(-3..4)),
+            3 | 4 => format!("SELECT take('{name}', {})", self.rng.random_range(0..5)),
             5 => {
-                let (delta, fail) = (self.rng.random_range(-2..3_i64), self.rng.random_bool(0.5));
-                client.execute("SELECT guarded($1, $2, $3)", &[&name, &delta, &fail])?;
+                let (delta, fail) = (self.rng.random_range(-2..3), self.rng.random_bool(0.5));
+                format!("SELECT guarded('{name}', {delta}, {fail})")
             }
-            6 | 7 => {
-                let delta = self.rng.random_range(-2..3_i64);
-                client.execute("SELECT bump($1, $2)", &[&name, &delta])?;
-            }
+            6 | 7 => format!("SELECT bump('{name}', {})", self.rng.random_range(-2..3)),
             8 | 9 => {
-                let amount = self.rng.random_range(1..4_i64);
+                let amount = self.rng.random_range(1..4);
                 let ttl =
                     ["3 milliseconds", "30 milliseconds", "1 hour"][self.rng.random_range(0..3)];
-                client.batch_execute(&format!("SELECT hold('stock:a', {amount}, '{ttl}')"))?;
+                format!("SELECT hold('stock:a', {amount}, '{ttl}')")
             }
             kind => {
-                let nth = self.rng.random_range(0..3_i64);
-                let sql = "SELECT id FROM counter_holds ORDER BY id DESC OFFSET $1 LIMIT 1";
-                if let Some(row) = client.query_opt(sql, &[&nth])? {
-                    let id: i64 = row.get(0);
-                    if kind == 10 {
-                        let part = self.rng.random_bool(0.3);
-                        client.execute("SELECT confirm($1, $2)", &[&id, &part])?;
-                    } else {
-                        client.execute("SELECT counter_hold_release($1)", &[&id])?;
-                    }
-                }
+                let call = if kind == 10 {
+                    format!("confirm(id, {})", self.rng.random_bool(0.3))
+                } else {
+                    "counter_hold_release(id)".to_owned()
+                };
+                let nth = self.rng.random_range(0..3);
+                format!(
+                    "SELECT {call} FROM (SELECT id FROM counter_holds WHERE name = 'stock:a'
+                      ORDER BY id DESC OFFSET {nth} LIMIT 1) some_hold"
+                )
             }
         }
-        Ok(())
     }
 
     fn name(&mut self) -> &'static str {

@@ -20,8 +20,11 @@ mod database;
 mod load;
 mod server;
 
-pub use bounded::{BoundedEnd, BoundedLoad, bounded_under_watch, prepare_bounded};
-pub use changes::{agree, changes_schema, changes_under_watch, totals_are_clean};
+pub use bounded::{
+    BoundedEnd, BoundedLoad, BoundedTraffic, bounded_under_watch, nothing_is_kept, prepare_bounded,
+    within_bounds,
+};
+pub use changes::{ChangesTraffic, agree, changes_schema, changes_under_watch, totals_are_clean};
 pub use check::{
     CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch, watch_by,
 };

@@ -1,0 +1,292 @@
+//! Many clients at once, each with its own script, while folds and maintenance of all kinds go on.
+//!
+//! What is checked:
+//! - Checkers compare all ways to read with the oracle, again and again, each in one snapshot; one of
+//!   them in snapshots that are seconds old.
+//! - Each client knows what its calls must answer where nobody else interferes.
+//! - Each transaction writes a row of a journal. What a client was told to be committed must be there,
+//!   and what it was told to be rolled back must not; where it was told nothing, as its connection was
+//!   cut, `pg_xact_status` says which of the two.
+//! - At the end the counters that all have only added to must be what the clients' own books say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use counterx_cluster_tests::{
+    BoundedLoad, BoundedTraffic, ChangesTraffic, Control, FOLD_HARD, Load, Outcome, agree, compact,
+    footprint, nothing_is_kept, settle, together, totals_are_clean, watch_by, within_bounds,
+};
+use counterx_harness::Cluster;
+use postgres::{Client, IsolationLevel};
+use rand::RngExt;
+
+use super::client::Connection;
+use super::schema::{self, Exact};
+use super::script::Script;
+use super::session::Session;
+use super::step::{Level, Op};
+use super::upkeep::{Work, look_after};
+use crate::options::Options;
+use crate::report::PartReport;
+
+/// The database of it all.
+const DB: &str = "histories";
+
+/// How many transactions were of which kind.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) committed: AtomicU64,
+    pub(crate) rolled_back: AtomicU64,
+    pub(crate) prepared: AtomicU64,
+    /// The client did not learn the end, and pg_xact_status said "committed".
+    pub(crate) found_committed: AtomicU64,
+    /// The same, and "aborted".
+    pub(crate) found_aborted: AtomicU64,
+    pub(crate) cut: AtomicU64,
+    pub(crate) lost: AtomicU64,
+    pub(crate) answers: AtomicU64,
+}
+
+/// Runs it for so long.
+pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) -> Result<()> {
+    let mut builder = Cluster::builder().name("histories");
+    for (name, value) in FOLD_HARD {
+        builder = builder.conf(name, value);
+    }
+    let cluster = builder
+        // Commits that take their time: rows that are written and not visible yet.
+        .conf("fsync", "on")
+        .conf("commit_delay", "3000")
+        .conf("commit_siblings", "0")
+        .conf("deadlock_timeout", "100ms")
+        .conf("max_locks_per_transaction", "256")
+        .conf("track_commit_timestamp", "on")
+        .start()?;
+    cluster
+        .connect()?
+        .batch_execute(&format!("CREATE DATABASE {DB}"))?;
+    let mut admin = cluster.connect_db(DB)?;
+    schema::install(&mut admin, &Exact::OwnCounters)?;
+    let before = footprint(&mut admin)?;
+
+    let load = Load {
+        clients: options.size(6, 10),
+        transactions: u64::MAX / 1_000,
+        names: 5,
+        two_phase: true,
+        serializable: true,
+        survives: true,
+        checkers: options.size(2, 3),
+        seed: options.seed_for("concurrent histories"),
+    };
+    let until = Instant::now() + time;
+    let tally = Tally::default();
+    let sessions: Mutex<Vec<Session>> = Mutex::new(Vec::new());
+    let mut upkept = BTreeMap::new();
+    let turn = AtomicU64::new(0);
+    let watched = together(
+        &load,
+        |number, control| {
+            let session = run_client(&cluster, &load, number, until, control, &tally)?;
+            sessions
+                .lock()
+                .map_err(|_| anyhow::anyhow!("a client panicked"))?
+                .push(session);
+            Ok(Outcome::default())
+        },
+        |control| {
+            // The first one takes its time.
+            let patience = match turn.fetch_add(1, Ordering::Relaxed) {
+                0 => options.size(Duration::from_millis(700), Duration::from_secs(3)),
+                _ => Duration::ZERO,
+            };
+            watch_by(&cluster.config(DB), control, false, |client, round| {
+                look(client, round, patience, control)
+            })
+        },
+        |control| {
+            let by = |work| look_after(&cluster, DB, load.seed, work, until, control);
+            let (tables, engine) = std::thread::scope(|scope| {
+                let tables = scope.spawn(|| by(Work::Tables));
+                let engine = by(Work::Engine);
+                (tables.join(), engine)
+            });
+            upkept = tables.map_err(|_| anyhow::anyhow!("upkeep panicked"))??;
+            upkept.extend(engine?);
+            Ok(())
+        },
+    )?;
+    let sessions = sessions
+        .into_inner()
+        .map_err(|_| anyhow::anyhow!("a client panicked"))?;
+
+    journal_agrees(&mut admin, &sessions).context("the journal and what clients were told")?;
+    books_agree(&mut admin, &sessions).context("the clients' books")?;
+    settle(&mut admin)?;
+    compact(&mut admin)?;
+    books_agree(&mut admin, &sessions).context("the clients' books, when all is folded")?;
+    totals_are_clean(&mut admin)?;
+    nothing_is_kept(&mut admin)?;
+    agree(&mut admin)?;
+    let after = footprint(&mut admin)?;
+    ensure!(
+        after.folded > before.folded && after.truncated > before.truncated,
+        "no folds, or no rotation: {before:?} {after:?}"
+    );
+
+    let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+    report.tried("concurrent clients", load.clients);
+    report.tried(
+        "answers held against what the client knew",
+        count(&tally.answers),
+    );
+    report.tried("transactions committed", count(&tally.committed));
+    report.tried(
+        "transactions rolled back, or refused",
+        count(&tally.rolled_back),
+    );
+    report.tried("transactions prepared", count(&tally.prepared));
+    report.tried("connections cut in COMMIT and the like", count(&tally.cut));
+    report.tried("connections lost in all", count(&tally.lost));
+    report.tried(
+        "ends not learnt, and found out to be commits",
+        count(&tally.found_committed),
+    );
+    report.tried(
+        "ends not learnt, and found out to be rollbacks",
+        count(&tally.found_aborted),
+    );
+    report.tried("looks of checkers, each in one snapshot", watched.checks);
+    for (what, times) in upkept {
+        report.tried(&format!("beside it: {what}"), times);
+    }
+    Ok(())
+}
+
+fn look(client: &mut Client, round: u64, patience: Duration, control: &Control) -> Result<u64> {
+    let mut transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()?;
+    let first = agree(&mut transaction).context("first look of a snapshot")?;
+    within_bounds(&mut transaction)?;
+    let pause = Duration::from_millis(if round.is_multiple_of(2) { 30 } else { 0 });
+    if !patience.is_zero() {
+        // Until it is old, or all is over: several folds and changes of the log later.
+        let until = Instant::now() + patience;
+        while Instant::now() < until && !control.is_over() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    } else {
+        std::thread::sleep(pause);
+    }
+    let wrong: String = transaction.query_one("SELECT wrong()", &[])?.get(0);
+    ensure!(wrong.is_empty(), "second look of a snapshot:\n{wrong}");
+    let last = agree(&mut transaction).context("last look of a snapshot")?;
+    ensure!(first == last, "a snapshot changed: {first:?} {last:?}");
+    transaction.commit()?;
+    Ok(3)
+}
+
+fn run_client(
+    cluster: &Cluster,
+    load: &Load,
+    number: u64,
+    until: Instant,
+    control: &Control,
+    tally: &Tally,
+) -> Result<Session> {
+    let mut changes = ChangesTraffic::new(load, number);
+    let mut bounded = BoundedTraffic::new(
+        BoundedLoad {
+            clients: load.clients,
+            transactions: load.transactions,
+            survives: true,
+            holds: true,
+            seed: load.seed,
+        },
+        number,
+    );
+    let shared = move |rng: &mut rand::rngs::StdRng, level: Level| {
+        Op::Sql(if rng.random_bool(0.5) {
+            changes.change(level != Level::ReadCommitted)
+        } else {
+            bounded.change()
+        })
+    };
+    let number = usize::try_from(number)?;
+    let mut script = Script::new(load.seed, number, shared);
+    let mut connection = Connection::new(cluster, DB, number, tally)?;
+    while Instant::now() < until && !control.is_aborted() {
+        let prepared = connection.session.prepared.is_some();
+        for step in script.transaction(prepared) {
+            let dice = script.below(100);
+            connection
+                .step(&step, dice)
+                .with_context(|| {
+                    format!(
+                        "client {number}, after its transaction {}",
+                        connection.session.last_serial()
+                    )
+                })
+                .inspect_err(|_| control.abort())?;
+        }
+        control.count();
+    }
+    connection.finish().inspect_err(|_| control.abort())?;
+    Ok(connection.session)
+}
+
+/// What was committed is in the journal, and nothing else.
+fn journal_agrees(admin: &mut Client, sessions: &[Session]) -> Result<()> {
+    let mut rows: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
+    for row in admin.query("SELECT client, serial FROM journal", &[])? {
+        let (client, serial): (i32, i64) = (row.get(0), row.get(1));
+        rows.entry(usize::try_from(client)?)
+            .or_default()
+            .insert(u64::try_from(serial)?);
+    }
+    for session in sessions {
+        let there = rows.remove(&session.number).unwrap_or_default();
+        let committed = session.committed();
+        let lost: Vec<_> = committed.difference(&there).collect();
+        let undead: Vec<_> = there.difference(&committed).collect();
+        ensure!(
+            lost.is_empty() && undead.is_empty(),
+            "client {}: committed and not there: {lost:?}; there and not committed: {undead:?}",
+            session.number
+        );
+    }
+    ensure!(rows.is_empty(), "rows of nobody: {rows:?}");
+    Ok(())
+}
+
+/// The counters are what the clients' own books say.
+fn books_agree(admin: &mut Client, sessions: &[Session]) -> Result<()> {
+    let mut books: BTreeMap<String, i64> = BTreeMap::new();
+    for session in sessions {
+        books.extend(session.own().clone());
+        for (name, delta) in &session.added {
+            *books.entry(name.clone()).or_insert(0) += delta;
+        }
+    }
+    let counters: BTreeMap<String, i64> = admin
+        .query(
+            "SELECT name, value::bigint FROM counters
+              WHERE name ^@ 'u:' OR name ^@ 'own:' OR name ^@ 'stock:own:'",
+            &[],
+        )?
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    ensure!(
+        books == counters,
+        "the clients' books say {books:?}, the counters are {counters:?}"
+    );
+    ensure!(books.len() > sessions.len(), "hardly a counter: {books:?}");
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! What a client knows by itself: the second oracle, outside of the database.
+//!
+//! Each client has counters that nobody else changes, so it can say what each call must answer; and
+//! of counters that all only add to, it knows what it has added.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::step::Op;
+
+/// The state of a client's counters, as of one of its transactions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Its own counters that exist.
+    pub(crate) own: BTreeMap<String, i64>,
+    /// The tokens that it has used, and what it was told then.
+    tokens: BTreeMap<String, String>,
+    /// Its holds, by id.
+    holds: BTreeMap<i64, (String, i64)>,
+    /// What this transaction has added to counters that everybody adds to.
+    pub(crate) added: BTreeMap<String, i64>,
+    /// What this transaction has taken, and set aside, of its own bounded counters.
+    taken: BTreeMap<String, i64>,
+}
+
+impl Known {
+    /// What a new transaction knows.
+    pub(crate) fn begin(&self) -> Self {
+        Self {
+            added: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
+    /// One of the holds: its id and amount.
+    pub(crate) fn hold(&self, nth: usize) -> Option<(i64, i64)> {
+        let nth = nth % self.holds.len().max(1);
+        self.holds
+            .iter()
+            .nth(nth)
+            .map(|(&id, &(_, amount))| (id, amount))
+    }
+
+    fn value(&self, name: &str) -> i64 {
+        self.own.get(name).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, name: &str, delta: i64, is_own: bool) {
+        let map = if is_own {
+            &mut self.own
+        } else {
+            &mut self.added
+        };
+        *map.entry(name.to_owned()).or_insert(0) += delta;
+    }
+
+    /// What can be taken for certain of an own counter with the minimum 0, by a transaction that
+    /// began when `before` was known.
+    fn available(&self, name: &str, before: &Self) -> i64 {
+        let held: i64 = before
+            .holds
+            .values()
+            .filter(|(counter, _)| counter == name)
+            .map(|(_, amount)| amount)
+            .sum();
+        before.value(name) - held - self.taken.get(name).copied().unwrap_or(0)
+    }
+
+    fn take(&mut self, name: &str, amount: i64) {
+        *self.taken.entry(name.to_owned()).or_insert(0) += amount;
+    }
+
+    /// Holds an answer against what is known, and goes on from there.
+    pub(crate) fn learn(
+        &mut self,
+        op: &Op,
+        answer: &str,
+        before: &Self,
+        is_own: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let expected = match op {
+            Op::Bump(name, delta) => {
+                self.add(name, *delta, is_own(name));
+                return Ok(());
+            }
+            Op::Get(name, delta) => {
+                self.add(name, *delta, is_own(name));
+                if !is_own(name) {
+                    return Ok(());
+                }
+                self.value(name).to_string()
+            }
+            Op::Guarded(name, delta, fails) => {
+                let sum = if *fails { delta - 1 } else { 2 * delta + 1 };
+                self.add(name, sum, is_own(name));
+                return Ok(());
+            }
+            Op::Many(deltas, _) | Op::Events(deltas) => {
+                for (name, delta) in deltas {
+                    self.add(name, *delta, is_own(name));
+                }
+                return Ok(());
+            }
+            _ if !op.names().iter().all(|name| is_own(name)) => return Ok(()),
+            Op::Set(name, value) => {
+                let old = self.value(name);
+                if value.is_some() || self.own.contains_key(name) {
+                    self.own.insert(name.clone(), value.unwrap_or(0));
+                }
+                old.to_string()
+            }
+            Op::Drop(name) => self.own.remove(name).is_some().to_string(),
+            Op::Move { into, from, merge } => match self.own.get(from).copied() {
+                None => "missing".to_owned(),
+                Some(_) if !merge && self.own.contains_key(into) => "taken".to_owned(),
+                Some(value) => {
+                    self.own.remove(from);
+                    self.add(into, value, true);
+                    "moved".to_owned()
+                }
+            },
+            Op::Once {
+                token,
+                name,
+                delta,
+                get,
+            } => match self.tokens.get(token) {
+                Some(first) if *get => first.clone(),
+                Some(_) => "false".to_owned(),
+                None => {
+                    self.add(name, *delta, true);
+                    let told = if *get {
+                        self.value(name).to_string()
+                    } else {
+                        "true".to_owned()
+                    };
+                    self.tokens.insert(token.clone(), told.clone());
+                    told
+                }
+            },
+            Op::Try(name, delta) => {
+                let granted = *delta >= 0 || self.available(name, before) >= -delta;
+                if granted {
+                    self.add(name, *delta, true);
+                    self.take(name, (-delta).max(0));
+                }
+                if granted { "t" } else { "f" }.to_owned()
+            }
+            Op::Take(name, n) => {
+                let got = self.available(name, before).clamp(0, *n);
+                if got > 0 {
+                    self.add(name, -got, true);
+                    self.take(name, got);
+                }
+                got.to_string()
+            }
+            Op::Hold {
+                name,
+                amount,
+                ttl: _,
+            } => {
+                if self.available(name, before) < *amount {
+                    "refused".to_owned()
+                } else {
+                    let Ok(id) = answer.parse() else {
+                        bail!("{op:?} answered {answer}")
+                    };
+                    self.take(name, *amount);
+                    self.holds.insert(id, (name.clone(), *amount));
+                    answer.to_owned()
+                }
+            }
+            Op::Confirm { nth, part } => {
+                let (id, amount) = before.hold(*nth).context("there is no hold")?;
+                match self.holds.remove(&id) {
+                    // What is left of it makes no room before the commit.
+                    Some((name, _)) => {
+                        self.add(&name, -confirmed(amount, *part), true);
+                        "done".to_owned()
+                    }
+                    None => "missing".to_owned(),
+                }
+            }
+            Op::Release(nth) => {
+                let (id, _) = before.hold(*nth).context("there is no hold")?;
+                let there = self.holds.remove(&id).is_some();
+                if there { "t" } else { "f" }.to_owned()
+            }
+            Op::Sql(_) | Op::Look => return Ok(()),
+        };
+        ensure!(
+            answer == expected,
+            "{op:?} answered {answer}, and {expected} was due; known were {self:?}"
+        );
+        Ok(())
+    }
+}
+
+/// What is confirmed of a hold: all of it, or a part.
+pub(crate) fn confirmed(amount: i64, part: bool) -> i64 {
+    if part { (amount + 1) / 2 } else { amount }
+}

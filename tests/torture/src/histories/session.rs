@@ -1,0 +1,585 @@
+//! A session: where it stands, and what it may expect.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::known::{Known, confirmed};
+use super::step::{CURSOR_SQL, Level, Op, Step};
+
+/// What the server has answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// All rows of all statements, NULLs as `None`.
+    Rows(Vec<Vec<Option<String>>>),
+    Refused {
+        code: String,
+        message: String,
+    },
+}
+
+/// How a transaction of a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Committed,
+    RolledBack,
+}
+
+/// A transaction in progress, or prepared.
+#[derive(Clone, Debug)]
+pub(crate) struct Transaction {
+    pub(crate) serial: u64,
+    pub(crate) level: Level,
+    /// Its row of the journal is written.
+    pub(crate) journalled: bool,
+    /// Known when the journal's row is written.
+    pub(crate) xid: Option<String>,
+    pub(crate) failed: bool,
+    /// It leaves the client's own counters alone: another transaction is prepared, and what that one has
+    /// done to them is not decided yet.
+    own_off: bool,
+    /// It cannot be prepared: it may have changed bounded counters, or has flushed early.
+    unpreparable: bool,
+    now: Known,
+    /// What was known, and whether the journal's row was written.
+    savepoints: Vec<(Known, bool)>,
+}
+
+/// A client's state.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) number: usize,
+    known: Known,
+    /// Its last serial number.
+    serial: u64,
+    pub(crate) transaction: Option<Transaction>,
+    pub(crate) prepared: Option<Transaction>,
+    /// Whether the cursor outlives its transaction. Each one has a number of its own.
+    cursor: Option<bool>,
+    cursors: u64,
+    /// What became of its transactions, by serial number.
+    fates: BTreeMap<u64, Fate>,
+    /// What all its committed transactions have added to counters that everybody adds to.
+    pub(crate) added: BTreeMap<String, i64>,
+}
+
+impl Session {
+    pub(crate) fn new(number: usize) -> Self {
+        Self {
+            number,
+            known: Known::default(),
+            serial: 0,
+            transaction: None,
+            prepared: None,
+            cursor: None,
+            cursors: 0,
+            fates: BTreeMap::new(),
+            added: BTreeMap::new(),
+        }
+    }
+
+    /// The serial number of its last transaction that has begun.
+    pub(crate) fn last_serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The serial numbers of its transactions that have committed.
+    pub(crate) fn committed(&self) -> BTreeSet<u64> {
+        self.fates
+            .iter()
+            .filter(|(_, fate)| **fate == Fate::Committed)
+            .map(|(&serial, _)| serial)
+            .collect()
+    }
+
+    /// Its own counters, as of its last transaction.
+    pub(crate) fn own(&self) -> &BTreeMap<String, i64> {
+        &self.known.own
+    }
+
+    pub(crate) fn is_own(&self, name: &str) -> bool {
+        own_prefixes(self.number)
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The id that a prepared transaction gets.
+    pub(crate) fn gid(&self, serial: u64) -> String {
+        format!("client-{}-{serial}", self.number)
+    }
+
+    fn journal(&self, serial: u64) -> String {
+        format!(
+            "INSERT INTO journal (client, serial) VALUES ({}, {serial}) RETURNING xid::text",
+            self.number
+        )
+    }
+
+    /// Ends the prepared transaction, if there is one.
+    pub(crate) fn finish_sql(&self, commit: bool) -> Option<String> {
+        let prepared = self.prepared.as_ref()?;
+        let verb = if commit { "COMMIT" } else { "ROLLBACK" };
+        Some(format!("{verb} PREPARED '{}'", self.gid(prepared.serial)))
+    }
+
+    fn fetch(&self) -> String {
+        format!("FETCH ALL FROM c{0}; CLOSE c{0}", self.cursors)
+    }
+
+    fn call(&self, op: &Op) -> String {
+        let hold = |nth: usize| self.known.hold(nth).unwrap_or_default();
+        match op {
+            Op::Confirm { nth, part } => {
+                let (id, amount) = hold(*nth);
+                format!("SELECT exact_confirm({id}, {})", confirmed(amount, *part))
+            }
+            Op::Release(nth) => format!("SELECT counter_hold_release({})", hold(*nth).0),
+            Op::Look => match &self.transaction {
+                Some(transaction) if !transaction.own_off => {
+                    let [own, stock] = own_prefixes(self.number);
+                    format!(
+                        "SELECT wrong() || '|' || coalesce(string_agg(name || '=' || value, ' ' ORDER BY name), '')
+                           FROM counters WHERE name ^@ '{own}' OR name ^@ '{stock}'"
+                    )
+                }
+                _ => Op::Look.sql(),
+            },
+            op => op.sql(),
+        }
+    }
+
+    /// Is this a call that the session may make now? What a prepared transaction has done to its own
+    /// counters is not decided yet.
+    fn may(&self, op: &Op) -> bool {
+        if let Op::Confirm { nth, .. } | Op::Release(nth) = op
+            && self.known.hold(*nth).is_none()
+        {
+            return false;
+        }
+        let mine = op.names().iter().any(|name| self.is_own(name))
+            || matches!(op, Op::Confirm { .. } | Op::Release(_));
+        let off = match &self.transaction {
+            Some(transaction) => transaction.own_off,
+            None => self.prepared.is_some(),
+        };
+        // What is locked by the prepared transaction would be waited for for ever.
+        !(off && mine || self.prepared.is_some() && op.may_wait())
+    }
+
+    /// What a step comes to now: only one transaction is prepared at a time, and none that has a
+    /// cursor.
+    pub(crate) fn meant<'s>(&self, step: &'s Step) -> &'s Step {
+        match step {
+            Step::Prepare if self.prepared.is_some() || self.cursor.is_some() => &Step::Commit,
+            step => step,
+        }
+    }
+
+    /// What to send for a step; None: it does not apply now.
+    pub(crate) fn sql(&self, step: &Step) -> Option<String> {
+        let Some(transaction) = &self.transaction else {
+            return match step {
+                Step::Begin { level, journal } => {
+                    let mut sql = format!("BEGIN ISOLATION LEVEL {}", level.sql());
+                    if *journal {
+                        sql = format!("{sql}; {}", self.journal(self.serial + 1));
+                    }
+                    Some(sql)
+                }
+                Step::Op(Op::Look) => Some(Op::Look.sql()),
+                Step::Alone(op) if self.may(op) => Some(format!(
+                    "{}; {}",
+                    self.journal(self.serial + 1),
+                    self.call(op)
+                )),
+                Step::Fetch if self.cursor == Some(true) => Some(self.fetch()),
+                Step::Finish { commit } => self.finish_sql(*commit),
+                Step::Walk { name, steps } => Some(format!(
+                    "CALL walk({}, {}, {steps}, '{name}')",
+                    self.number,
+                    self.serial + 1
+                )),
+                _ => None,
+            };
+        };
+        let depth = transaction.savepoints.len();
+        if transaction.failed {
+            return match step {
+                Step::RollbackTo(_) if depth > 0 => Some(format!("ROLLBACK TO s{depth}")),
+                Step::Commit => Some("COMMIT".to_owned()),
+                Step::Rollback | Step::Prepare => Some("ROLLBACK".to_owned()),
+                _ => None,
+            };
+        }
+        match step {
+            Step::Journal if !transaction.journalled => Some(self.journal(transaction.serial)),
+            Step::Op(op) | Step::Alone(op) if self.may(op) => Some(self.call(op)),
+            Step::Fail(op) if depth > 0 && self.may(op) => {
+                Some(format!("{}; SELECT 1 / 0", self.call(op)))
+            }
+            Step::Savepoint => Some(format!("SAVEPOINT s{}", depth + 1)),
+            Step::RollbackTo(to) if depth > 0 => {
+                Some(format!("ROLLBACK TO s{}", (*to).clamp(1, depth)))
+            }
+            Step::Release(to) if depth > 0 => Some(format!("RELEASE s{}", (*to).clamp(1, depth))),
+            Step::FlushEarly { keep } => {
+                // Written early, and gone again either way.
+                let each = |call: &str| {
+                    format!(
+                        "SELECT count({call}('n:filler:{}:' || i)) FROM generate_series(1, 700) i",
+                        self.number
+                    )
+                };
+                let end = if *keep {
+                    format!("{}; RELEASE f", each("counter_drop"))
+                } else {
+                    "ROLLBACK TO f; RELEASE f".to_owned()
+                };
+                Some(format!(
+                    "SAVEPOINT f; SET LOCAL counterx.pending_work_mem = '64kB'; {}; {end}",
+                    each("counter_incr")
+                ))
+            }
+            Step::Cursor { hold } if self.cursor.is_none() => {
+                let (with, fetch) = if *hold {
+                    (" WITH HOLD", String::new())
+                } else {
+                    ("", format!("; FETCH 3 FROM c{}", self.cursors + 1))
+                };
+                Some(format!(
+                    "DECLARE c{} CURSOR{with} FOR {CURSOR_SQL}{fetch}",
+                    self.cursors + 1
+                ))
+            }
+            Step::Fetch if self.cursor == Some(false) => Some(self.fetch()),
+            Step::Commit => Some("COMMIT".to_owned()),
+            Step::Rollback => Some("ROLLBACK".to_owned()),
+            Step::Prepare if self.prepared.is_none() && self.cursor.is_none() => Some(format!(
+                "PREPARE TRANSACTION '{}'",
+                self.gid(transaction.serial)
+            )),
+            _ => None,
+        }
+    }
+
+    /// Goes on from an answer, which must be one that was due.
+    pub(crate) fn answered(&mut self, step: &Step, answer: &Answer) -> Result<()> {
+        match answer {
+            Answer::Rows(rows) => self.went_well(step, rows),
+            Answer::Refused { code, message } => self.refused(step, code, message),
+        }
+    }
+
+    fn went_well(&mut self, step: &Step, rows: &[Vec<Option<String>>]) -> Result<()> {
+        let last = rows
+            .last()
+            .and_then(|row| row.first())
+            .cloned()
+            .flatten()
+            .unwrap_or_default();
+        match step {
+            Step::Begin { level, journal } => {
+                self.serial += 1;
+                self.transaction = Some(Transaction {
+                    serial: self.serial,
+                    level: *level,
+                    journalled: *journal,
+                    xid: journal.then_some(last),
+                    failed: false,
+                    own_off: self.prepared.is_some(),
+                    unpreparable: false,
+                    now: self.known.begin(),
+                    savepoints: Vec::new(),
+                });
+            }
+            Step::Journal => {
+                let transaction = self.open()?;
+                transaction.journalled = true;
+                transaction.xid = Some(last);
+            }
+            Step::Op(op) | Step::Alone(op)
+                if self.transaction.is_some() || matches!(op, Op::Look) =>
+            {
+                self.learn(op, &last)?;
+            }
+            Step::Alone(op) => {
+                self.serial += 1;
+                self.transaction = Some(self.implicit());
+                self.learn(op, &last)?;
+                self.end(Fate::Committed)?;
+            }
+            Step::Op(_) => bail!("a call outside of a transaction"),
+            Step::Fail(_) => bail!("a division by zero went well"),
+            Step::Savepoint => {
+                let transaction = self.open()?;
+                let state = (transaction.now.clone(), transaction.journalled);
+                transaction.savepoints.push(state);
+            }
+            Step::RollbackTo(to) => {
+                let transaction = self.open()?;
+                let depth = transaction.savepoints.len();
+                let to = if transaction.failed {
+                    depth
+                } else {
+                    (*to).clamp(1, depth)
+                };
+                transaction.savepoints.truncate(to);
+                (transaction.now, transaction.journalled) = transaction.savepoints[to - 1].clone();
+                transaction.failed = false;
+                self.cursor = None;
+            }
+            Step::Release(to) => {
+                let transaction = self.open()?;
+                let depth = transaction.savepoints.len();
+                transaction.savepoints.truncate((*to).clamp(1, depth) - 1);
+            }
+            Step::FlushEarly { .. } => self.open()?.unpreparable = true,
+            Step::Cursor { hold } => {
+                self.cursors += 1;
+                self.cursor = Some(*hold);
+                agreed(rows)?;
+            }
+            Step::Fetch => {
+                self.cursor = None;
+                agreed(rows)?;
+            }
+            Step::Commit => {
+                let failed = self.open()?.failed;
+                self.end(if failed {
+                    Fate::RolledBack
+                } else {
+                    Fate::Committed
+                })?;
+            }
+            Step::Rollback => self.end(Fate::RolledBack)?,
+            Step::Prepare => {
+                if self.open()?.failed {
+                    return self.end(Fate::RolledBack);
+                }
+                self.prepared = self.transaction.take();
+            }
+            Step::Finish { commit } => self.finished(if *commit {
+                Fate::Committed
+            } else {
+                Fate::RolledBack
+            })?,
+            Step::Walk { name, steps } => self.walked(name, *steps, *steps),
+        }
+        Ok(())
+    }
+
+    fn implicit(&self) -> Transaction {
+        Transaction {
+            serial: self.serial,
+            level: Level::ReadCommitted,
+            journalled: true,
+            xid: None,
+            failed: false,
+            own_off: self.prepared.is_some(),
+            unpreparable: false,
+            now: self.known.begin(),
+            savepoints: Vec::new(),
+        }
+    }
+
+    /// What a procedure of so many transactions has done when the first `ended` of them have ended.
+    pub(crate) fn walked(&mut self, name: &str, steps: u64, ended: u64) {
+        for step in 0..steps {
+            let commits = step < ended && step % 3 != 2;
+            let fate = if commits {
+                Fate::Committed
+            } else {
+                Fate::RolledBack
+            };
+            self.fates.insert(self.serial + 1 + step, fate);
+            if commits {
+                *self.added.entry(name.to_owned()).or_insert(0) += step as i64 + 1;
+            }
+        }
+        self.serial += steps;
+    }
+
+    /// The transaction of an [`Step::Alone`] whose answer was lost has committed, or not.
+    pub(crate) fn ended_alone(&mut self, op: &Op, fate: Fate) -> Result<()> {
+        self.serial += 1;
+        if fate == Fate::Committed && self.may(op) {
+            ensure!(op_is_blind(op), "the answer to {op:?} is lost");
+            self.transaction = Some(self.implicit());
+            self.learn(op, "")?;
+            return self.end(fate);
+        }
+        self.fates.insert(self.serial, fate);
+        Ok(())
+    }
+
+    fn learn(&mut self, op: &Op, answer: &str) -> Result<()> {
+        if matches!(op, Op::Look) {
+            let (wrong, own) = answer.rsplit_once('|').unwrap_or((answer, ""));
+            ensure!(
+                wrong.is_empty(),
+                "counters differ from the oracle:\n{wrong}"
+            );
+            if let Some(transaction) = &self.transaction
+                && !transaction.own_off
+            {
+                let known: Vec<String> = transaction
+                    .now
+                    .own
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect();
+                ensure!(
+                    own == known.join(" "),
+                    "the client's own counters are {own}, and {} was due",
+                    known.join(" ")
+                );
+            }
+        }
+        let prefixes = own_prefixes(self.number);
+        let is_own = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        let Some(transaction) = &mut self.transaction else {
+            return Ok(());
+        };
+        let bounded = op.names().iter().any(|name| is_bounded(name))
+            || matches!(op, Op::Confirm { .. } | Op::Sql(_));
+        transaction.unpreparable |= bounded;
+        transaction.now.learn(op, answer, &self.known, is_own)
+    }
+
+    fn open(&mut self) -> Result<&mut Transaction> {
+        self.transaction.as_mut().context("no transaction is open")
+    }
+
+    /// The open transaction has ended.
+    pub(crate) fn end(&mut self, fate: Fate) -> Result<()> {
+        let transaction = self.transaction.take().context("no transaction is open")?;
+        if fate == Fate::RolledBack || self.cursor == Some(false) {
+            self.cursor = None;
+        }
+        self.settle(transaction, fate);
+        Ok(())
+    }
+
+    /// The prepared transaction has ended.
+    pub(crate) fn finished(&mut self, fate: Fate) -> Result<()> {
+        let prepared = self.prepared.take().context("nothing is prepared")?;
+        self.settle(prepared, fate);
+        Ok(())
+    }
+
+    fn settle(&mut self, mut transaction: Transaction, fate: Fate) {
+        // Without a row in the journal there is nothing to look for.
+        if transaction.journalled || fate == Fate::RolledBack {
+            self.fates.insert(transaction.serial, fate);
+        }
+        if fate == Fate::Committed {
+            for (name, delta) in std::mem::take(&mut transaction.now.added) {
+                *self.added.entry(name).or_insert(0) += delta;
+            }
+            if !transaction.own_off {
+                self.known = transaction.now.begin();
+            }
+        }
+    }
+
+    /// The connection is gone: what was not committed, or prepared, never was.
+    pub(crate) fn disconnected(&mut self) {
+        self.cursor = None;
+    }
+
+    fn refused(&mut self, step: &Step, code: &str, message: &str) -> Result<()> {
+        self.must_be_due(step, code)
+            .with_context(|| format!("{step:?} was refused: {code}: {message}"))?;
+        match step {
+            Step::Commit | Step::Prepare | Step::Rollback => self.end(Fate::RolledBack)?,
+            Step::Alone(_) if self.transaction.is_none() => {
+                self.serial += 1;
+                self.fates.insert(self.serial, Fate::RolledBack);
+            }
+            Step::Begin { .. } => {
+                // The BEGIN itself went well.
+                self.went_well(step, &[])?;
+                let transaction = self.open()?;
+                transaction.failed = true;
+                transaction.journalled = false;
+            }
+            // Whoever can look at the journal says how far it came.
+            Step::Finish { .. } | Step::Walk { .. } => {}
+            _ => {
+                self.cursor = None;
+                self.cursors += u64::from(matches!(step, Step::Cursor { .. }));
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.failed = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which errors a step may meet.
+    fn must_be_due(&self, step: &Step, code: &str) -> Result<()> {
+        let level = self
+            .transaction
+            .as_ref()
+            .map_or(Level::ReadCommitted, |transaction| transaction.level);
+        let shared =
+            |op: &Op| matches!(op, Op::Sql(_)) || op.names().iter().any(|name| !self.is_own(name));
+        let due = match (code, step) {
+            // A deadlock, or a lock that was waited for too long, behind maintenance.
+            ("40P01" | "55P03", _) => true,
+            ("40001", _) if level == Level::Serializable => true,
+            // A change of what has changed since the snapshot.
+            ("40001", Step::Op(op) | Step::Fail(op)) if level == Level::RepeatableRead => {
+                shared(op)
+            }
+            // The bounds of a type were tightened.
+            ("40001", Step::Commit) => self.transaction.as_ref().is_some_and(|t| t.unpreparable),
+            ("40001", Step::Alone(op)) => shared(op),
+            ("23514", Step::Op(op) | Step::Fail(op) | Step::Alone(op)) => {
+                matches!(op, Op::Sql(_)) || op.names().iter().any(|name| is_bounded(name))
+            }
+            ("55000" | "42704", Step::Op(op) | Step::Fail(op) | Step::Alone(op)) => {
+                matches!(op, Op::Sql(_))
+            }
+            ("22012", Step::Fail(_)) => true,
+            ("0A000", Step::Prepare) => self.transaction.as_ref().is_some_and(|t| t.unpreparable),
+            _ => false,
+        };
+        ensure!(due, "nothing of the kind was due at {level:?}");
+        Ok(())
+    }
+}
+
+/// Does the client know what this does without having been answered?
+pub(crate) fn op_is_blind(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Bump(..) | Op::Guarded(..) | Op::Many(..) | Op::Events(..) | Op::Sql(_)
+    )
+}
+
+/// What the names of a client's own counters begin with.
+pub(crate) fn own_prefixes(number: usize) -> [String; 2] {
+    [format!("own:{number}:"), format!("stock:own:{number}:")]
+}
+
+fn is_bounded(name: &str) -> bool {
+    ["stock:", "seats:", "quota:"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// The rows of [`CURSOR_SQL`], or of the messages around it: both sides say the same.
+fn agreed(rows: &[Vec<Option<String>>]) -> Result<()> {
+    for row in rows {
+        let [Some(name), Some(oracle), Some(value), listed] = row.as_slice() else {
+            bail!("a cursor's row: {row:?}");
+        };
+        let listed = listed.as_deref().unwrap_or("0");
+        ensure!(
+            oracle == value && oracle == listed,
+            "{name} by a cursor: oracle {oracle}, counter_value {value}, counters {listed}"
+        );
+    }
+    Ok(())
+}
