@@ -27,6 +27,10 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) short: bool,
 
+    /// Only one of the histories that go step by step: the one of this seed, which a finding names
+    #[arg(long, value_name = "SEED")]
+    pub(crate) history: Option<u64>,
+
     /// Add to the report that is there, instead of beginning a new one
     #[arg(long)]
     pub(crate) append: bool,

@@ -1,0 +1,613 @@
+//! Histories that a seed brings back: several sessions, one step at a time.
+//!
+//! Which session does what, and when, is a function of the seed alone. Folds are steps too: the
+//! worker is paused. A session that has to wait for another is left waiting, and its further steps
+//! come when it can go on; so the same seed gives the same answers, and what fails can be made
+//! shorter by leaving out steps until it no longer does.
+//!
+//! After each step all ways to read are compared with the oracle, in a new snapshot and in those of
+//! the sessions. As nobody else acts meanwhile, every answer is held against the oracle exactly.
+//!
+//! # Why no history hangs
+//! What a session waits for is another one's lock, and that one goes on. No circle comes about: a
+//! step that may have to wait is left out when somebody waits for its session. What sessions have left
+//! prepared is ended over a connection of its own.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use counterx_cluster_tests::{DEADLINE, compact, nothing_is_kept, totals_are_clean};
+use counterx_harness::Cluster;
+use postgres::{Client, NoTls};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::client::rows;
+use super::schema::{self, Exact};
+use super::script::Script;
+use super::session::{Answer, Fate, Session};
+use super::step::{Level, Op, Step};
+
+/// A cluster for such histories.
+pub(crate) struct Stage {
+    cluster: Cluster,
+    databases: u64,
+}
+
+/// One move of a history.
+#[derive(Clone, Debug)]
+pub(crate) enum Turn {
+    Session(usize, Step),
+    /// A statement of the administrator's.
+    Upkeep(String),
+    /// The same, if no transaction is open: it would wait for the end of them all.
+    Quiet(String),
+}
+
+/// The moves of a history, in their order.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    pub(crate) sessions: usize,
+    pub(crate) turns: Vec<Turn>,
+}
+
+/// What a run came to.
+pub(crate) struct Run {
+    /// One line for each thing that was sent, with its answer.
+    pub(crate) trace: Vec<String>,
+    /// What was wrong.
+    pub(crate) failure: Option<anyhow::Error>,
+    pub(crate) looks: u64,
+    /// How often a session had to wait for another.
+    pub(crate) waits: u64,
+}
+
+impl History {
+    /// The history of a seed.
+    pub(crate) fn of(seed: u64, length: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let sessions = rng.random_range(2..5);
+        let mut scripts: Vec<Script> = (0..sessions)
+            .map(|number| Script::new(seed, number, shared))
+            .collect();
+        let mut queues = vec![VecDeque::new(); sessions];
+        let mut prepared = vec![false; sessions];
+        let mut turns = Vec::new();
+        while turns.len() < length {
+            if rng.random_bool(0.15) {
+                turns.push(upkeep(&mut rng));
+                continue;
+            }
+            let number = rng.random_range(0..sessions);
+            if queues[number].is_empty() {
+                queues[number].extend(scripts[number].transaction(prepared[number]));
+            }
+            if let Some(step) = queues[number].pop_front() {
+                match step {
+                    Step::Prepare => prepared[number] = true,
+                    Step::Finish { .. } => prepared[number] = false,
+                    _ => {}
+                }
+                turns.push(Turn::Session(number, step));
+            }
+        }
+        Self { sessions, turns }
+    }
+}
+
+/// What all sessions do to the same counters.
+fn shared(rng: &mut StdRng, _level: Level) -> Op {
+    let name = format!("s:{}", rng.random_range(0..3));
+    let other = format!("s:{}", rng.random_range(0..3));
+    let bounded = ["stock:a", "stock:b", "quota:a", "seats:a"][rng.random_range(0..4)].to_owned();
+    match rng.random_range(0..20) {
+        0 => Op::Bump(name, rng.random_range(-50..100)),
+        1 => Op::Get(name, rng.random_range(-50..100)),
+        2 | 3 => Op::Set(name, Some(rng.random_range(-50..100))),
+        4 => Op::Set(name, None),
+        5..8 => Op::Drop(name),
+        8..10 if name != other => Op::Move {
+            into: name,
+            from: other,
+            merge: rng.random_bool(0.5),
+        },
+        10..13 => {
+            let token = rng.random_range(0..8_i64);
+            Op::Once {
+                token: format!("shared {token}"),
+                name: format!("s:{}", token % 3),
+                delta: token + 1,
+                get: token % 2 == 0,
+            }
+        }
+        13 => Op::Bump(bounded, rng.random_range(-2..4)),
+        14 | 15 => Op::Try(bounded, rng.random_range(-4..5)),
+        16 => Op::Take(bounded, rng.random_range(0..5)),
+        17 => Op::Hold {
+            name: "stock:a".to_owned(),
+            amount: rng.random_range(1..4),
+            ttl: ["1 hour", "1 microsecond"][rng.random_range(0..2)],
+        },
+        kind => {
+            let call = if kind == 18 {
+                "counter_hold_release(id)"
+            } else {
+                "confirm(id, false)"
+            };
+            let nth = rng.random_range(0..3);
+            Op::Sql(format!(
+                "SELECT {call} FROM (SELECT id FROM counter_holds WHERE name = 'stock:a'
+                  ORDER BY id OFFSET {nth} LIMIT 1) some_hold"
+            ))
+        }
+    }
+}
+
+fn upkeep(rng: &mut StdRng) -> Turn {
+    let table = match rng.random_range(0..5) {
+        0 => "total".to_owned(),
+        1 => ["state", "late", "token", "hold"][rng.random_range(0..4)].to_owned(),
+        _ => format!(
+            "log_{}_{}",
+            rng.random_range(0..8),
+            ["a", "b"][rng.random_range(0..2)]
+        ),
+    };
+    Turn::Upkeep(match rng.random_range(0..20) {
+        0..9 => "SELECT counterx.compact()".to_owned(),
+        9 => "CALL fill('u:1', 800)".to_owned(),
+        10 => format!("VACUUM counterx.{table}"),
+        11 => format!("VACUUM (FREEZE, ANALYZE) counterx.{table}"),
+        12 => format!("VACUUM FULL counterx.{table}"),
+        13 => format!("REINDEX TABLE counterx.{table}"),
+        14 => "CLUSTER counterx.total USING total_pkey".to_owned(),
+        15 => return Turn::Quiet(format!("REINDEX TABLE CONCURRENTLY counterx.{table}")),
+        16 => "SELECT counterx.create_value_index()".to_owned(),
+        17 => "SELECT counterx.drop_value_index()".to_owned(),
+        _ => format!(
+            "SELECT counter_type_alter('quota', max => {})",
+            rng.random_range(5..8)
+        ),
+    })
+}
+
+impl Stage {
+    pub(crate) fn set_up() -> Result<Self> {
+        let cluster = Cluster::builder()
+            .name("stepped")
+            .conf("counterx.compaction", "off")
+            .conf("counterx.log_max_size", "64kB")
+            .conf("autovacuum", "off")
+            .conf("max_locks_per_transaction", "256")
+            .start()?;
+        cluster
+            .connect()?
+            .batch_execute("CREATE DATABASE template")?;
+        schema::install(&mut cluster.connect_db("template")?, &Exact::Everything)?;
+        Ok(Self {
+            cluster,
+            databases: 0,
+        })
+    }
+
+    /// Runs a history in a new database.
+    ///
+    /// # Errors
+    /// Of the preparations alone: what is wrong with the history is part of the result.
+    pub(crate) fn play(&mut self, history: &History) -> Result<Run> {
+        self.databases += 1;
+        let db = format!("history_{}", self.databases);
+        let mut admin = self.cluster.connect()?;
+        admin.batch_execute(&format!("CREATE DATABASE {db} TEMPLATE template"))?;
+        let mut scene = Scene::open(&self.cluster, &db, history.sessions)?;
+        let failure = scene.play(history).err();
+        let run = Run {
+            trace: std::mem::take(&mut scene.trace),
+            failure,
+            looks: scene.looks,
+            waits: scene.waits,
+        };
+        drop(scene);
+        admin.batch_execute(&format!("DROP DATABASE {db} WITH (FORCE)"))?;
+        Ok(run)
+    }
+}
+
+/// A session's connection, in a thread that sends what it is given.
+struct Actor {
+    session: Session,
+    pid: i32,
+    send: Sender<String>,
+    answers: Receiver<Answer>,
+    /// The step that has been sent and not been answered.
+    sent: Option<Sent>,
+    queue: VecDeque<(usize, Step)>,
+}
+
+struct Sent {
+    turn: usize,
+    step: Step,
+    sql: String,
+    answer: Option<Answer>,
+}
+
+/// A history in progress.
+struct Scene {
+    actors: Vec<Actor>,
+    /// For looks, and for what is prepared.
+    checker: Client,
+    upkeep: Client,
+    trace: Vec<String>,
+    looks: u64,
+    waits: u64,
+}
+
+impl Scene {
+    fn open(cluster: &Cluster, db: &str, sessions: usize) -> Result<Self> {
+        let mut upkeep = cluster.connect_db(db)?;
+        // Nothing else goes on meanwhile, so whatever is waited for is waited for in vain.
+        upkeep.batch_execute("SET lock_timeout = '20ms'; SET synchronous_commit = off")?;
+        let actors = (0..sessions)
+            .map(|number| Actor::new(cluster, db, number))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            actors,
+            checker: cluster.connect_db(db)?,
+            upkeep,
+            trace: Vec::new(),
+            looks: 0,
+            waits: 0,
+        })
+    }
+
+    fn play(&mut self, history: &History) -> Result<()> {
+        for (number, turn) in history.turns.iter().enumerate() {
+            self.turn(number, turn)
+                .with_context(|| format!("step {number}: {turn:?}"))?;
+            self.look()
+                .with_context(|| format!("after step {number}"))?;
+            if number % 3 == 0 {
+                self.look_inside()
+                    .with_context(|| format!("after step {number}"))?;
+            }
+        }
+        self.close(history.turns.len())
+            .context("when all sessions end")
+    }
+
+    fn turn(&mut self, number: usize, turn: &Turn) -> Result<()> {
+        match turn {
+            Turn::Session(who, Step::Finish { commit }) => self.finish(number, *who, *commit),
+            Turn::Session(who, step) => {
+                self.actors[*who].queue.push_back((number, step.clone()));
+                self.pump(*who)
+            }
+            Turn::Quiet(_) if self.actors.iter().any(|a| a.session.transaction.is_some()) => Ok(()),
+            Turn::Quiet(sql) | Turn::Upkeep(sql) => {
+                let result = match self.upkeep.simple_query(sql) {
+                    Ok(_) => "done".to_owned(),
+                    Err(error) => match error.as_db_error() {
+                        // Somebody is in the way, or beyond the new bounds.
+                        Some(db) if ["55P03", "23514"].contains(&db.code().code()) => {
+                            db.code().code().to_owned()
+                        }
+                        _ => return Err(error.into()),
+                    },
+                };
+                self.trace
+                    .push(format!("{number:>3} upkeep: {sql} -- {result}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends what a session has prepared.
+    fn finish(&mut self, number: usize, who: usize, commit: bool) -> Result<()> {
+        let Some(sql) = self.actors[who].session.finish_sql(commit) else {
+            return Ok(());
+        };
+        self.checker.batch_execute(&sql)?;
+        self.trace.push(format!("{number:>3} checker: {sql}"));
+        self.actors[who].session.finished(if commit {
+            Fate::Committed
+        } else {
+            Fate::RolledBack
+        })?;
+        self.settle()
+    }
+
+    /// Sends what a session has to send, until it waits or has no more.
+    fn pump(&mut self, who: usize) -> Result<()> {
+        while self.actors[who].sent.is_none() {
+            let Some((turn, step)) = self.actors[who].queue.pop_front() else {
+                return Ok(());
+            };
+            let step = self.actors[who].session.meant(&step).clone();
+            let Some(sql) = self.actors[who].session.sql(&step) else {
+                continue;
+            };
+            let waits =
+                matches!(&step, Step::Op(op) | Step::Fail(op) | Step::Alone(op) if op.may_wait());
+            if waits && self.is_waited_for(who)? {
+                self.trace
+                    .push(format!("{turn:>3} s{who}: left out, as others wait: {sql}"));
+                continue;
+            }
+            let actor = &mut self.actors[who];
+            actor.send.send(sql.clone()).context("a session is gone")?;
+            actor.sent = Some(Sent {
+                turn,
+                step,
+                sql,
+                answer: None,
+            });
+            self.settle()?;
+            if let Some(sent) = &self.actors[who].sent {
+                self.waits += 1;
+                self.trace
+                    .push(format!("{:>3} s{who}: {} -- waits", sent.turn, sent.sql));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every session has been answered, or waits for another.
+    fn settle(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut pause = Duration::from_micros(500);
+        loop {
+            let mut open = Vec::new();
+            for actor in &mut self.actors {
+                let Some(sent) = &mut actor.sent else {
+                    continue;
+                };
+                if sent.answer.is_none() {
+                    match actor.answers.recv_timeout(pause) {
+                        Ok(answer) => sent.answer = Some(answer),
+                        Err(RecvTimeoutError::Timeout) => open.push(actor.pid),
+                        Err(RecvTimeoutError::Disconnected) => bail!("a session is gone"),
+                    }
+                }
+            }
+            // A wait for one that goes on itself is soon over, and counts for nothing.
+            if open.is_empty() || self.all_wait(&open)? {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the sessions {open:?} neither end nor wait"
+            );
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+        let mut free = Vec::new();
+        for who in 0..self.actors.len() {
+            let answered = self.actors[who].sent.take_if(|sent| sent.answer.is_some());
+            if let Some(Sent {
+                turn,
+                step,
+                sql,
+                answer: Some(answer),
+            }) = answered
+            {
+                let result = told(&step, &answer);
+                self.trace
+                    .push(format!("{turn:>3} s{who}: {sql} -- {result}"));
+                self.actors[who]
+                    .session
+                    .answered(&step, &answer)
+                    .with_context(|| format!("s{who}: {sql}"))?;
+                if let (Step::Walk { .. }, Answer::Refused { code, message }) = (&step, &answer) {
+                    bail!("s{who}: {sql}: {code}: {message}");
+                }
+                free.push(who);
+            }
+        }
+        for who in free {
+            self.pump(who)?;
+        }
+        Ok(())
+    }
+
+    fn all_wait(&mut self, pids: &[i32]) -> Result<bool> {
+        let sql =
+            "SELECT bool_and(cardinality(pg_blocking_pids(pid)) > 0) FROM unnest($1::int[]) pid";
+        Ok(self.checker.query_one(sql, &[&pids])?.get(0))
+    }
+
+    fn is_waited_for(&mut self, who: usize) -> Result<bool> {
+        let waiting: Vec<i32> = self
+            .actors
+            .iter()
+            .filter(|actor| actor.sent.is_some())
+            .map(|actor| actor.pid)
+            .collect();
+        if waiting.is_empty() {
+            return Ok(false);
+        }
+        let sql = "SELECT bool_or($2 = ANY (pg_blocking_pids(pid))) FROM unnest($1::int[]) pid";
+        Ok(self
+            .checker
+            .query_one(sql, &[&waiting, &self.actors[who].pid])?
+            .get(0))
+    }
+
+    /// Compares everything in a new snapshot.
+    fn look(&mut self) -> Result<()> {
+        self.looks += 1;
+        let wrong: String = self.checker.query_one("SELECT wrong()", &[])?.get(0);
+        ensure!(wrong.is_empty(), "a new snapshot is wrong:\n{wrong}");
+        Ok(())
+    }
+
+    /// Compares everything in the snapshots of the sessions. Not in serializable ones: to have read
+    /// everything is to conflict with everybody.
+    fn look_inside(&mut self) -> Result<()> {
+        for who in 0..self.actors.len() {
+            let actor = &self.actors[who];
+            let quiet = actor.sent.is_none() && actor.queue.is_empty();
+            let looks = actor
+                .session
+                .transaction
+                .as_ref()
+                .is_some_and(|transaction| {
+                    !transaction.failed && transaction.level != Level::Serializable
+                });
+            if quiet && looks {
+                self.looks += 1;
+                self.actors[who].queue.push_back((0, Step::Op(Op::Look)));
+                // It adds nothing to what the reader wants to see.
+                let before = self.trace.len();
+                self.pump(who)?;
+                self.trace.truncate(before);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all that is open, folds all there is, and holds the end against all books.
+    fn close(&mut self, number: usize) -> Result<()> {
+        for actor in &mut self.actors {
+            actor.queue.clear();
+        }
+        // Who waits goes on when the others have ended; so in as many rounds as there are sessions.
+        for _ in 0..=self.actors.len() {
+            for who in 0..self.actors.len() {
+                self.finish(number, who, true)?;
+                if self.actors[who].sent.is_none() && self.actors[who].session.transaction.is_some()
+                {
+                    self.actors[who].queue.push_back((number, Step::Rollback));
+                    self.pump(who)?;
+                }
+            }
+        }
+        for (who, actor) in self.actors.iter().enumerate() {
+            ensure!(
+                actor.sent.is_none() && actor.session.transaction.is_none(),
+                "s{who} has not ended"
+            );
+        }
+        self.look()?;
+        self.books_agree()?;
+        compact(&mut self.checker)?;
+        self.look().context("when all is folded")?;
+        self.books_agree().context("when all is folded")?;
+        totals_are_clean(&mut self.checker)?;
+        nothing_is_kept(&mut self.checker)
+    }
+
+    fn books_agree(&mut self) -> Result<()> {
+        let mut books: BTreeMap<String, i64> = BTreeMap::new();
+        for actor in &self.actors {
+            books.extend(actor.session.own().clone());
+        }
+        let sql =
+            "SELECT name, value::bigint FROM counters WHERE name ^@ 'own:' OR name ^@ 'stock:own:'";
+        let counters: BTreeMap<String, i64> = self
+            .checker
+            .query(sql, &[])?
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect();
+        ensure!(
+            books == counters,
+            "known are {books:?}, the counters are {counters:?}"
+        );
+        let mut journal = BTreeSet::new();
+        for row in self
+            .checker
+            .query("SELECT client, serial FROM journal", &[])?
+        {
+            let (client, serial): (i32, i64) = (row.get(0), row.get(1));
+            journal.insert((usize::try_from(client)?, u64::try_from(serial)?));
+        }
+        let committed: BTreeSet<(usize, u64)> = self
+            .actors
+            .iter()
+            .flat_map(|actor| {
+                let number = actor.session.number;
+                let serials = actor.session.committed();
+                serials.into_iter().map(move |serial| (number, serial))
+            })
+            .collect();
+        ensure!(
+            journal == committed,
+            "the journal has {journal:?}, committed are {committed:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Actor {
+    fn new(cluster: &Cluster, db: &str, number: usize) -> Result<Self> {
+        let mut config = cluster.config(db);
+        config.options("-c counterx.escrow_wait=0");
+        let mut client = config.connect(NoTls)?;
+        let pid = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+        let (send, to_send) = channel::<String>();
+        let (answer, answers) = channel();
+        // Ends when its sender is dropped, or a little later, when it is waiting for the server.
+        std::thread::spawn(move || {
+            for sql in to_send {
+                let answered = match client.simple_query(&sql) {
+                    Ok(messages) => Answer::Rows(rows(&messages)),
+                    Err(error) => match error.as_db_error() {
+                        Some(db) => Answer::Refused {
+                            code: db.code().code().to_owned(),
+                            message: db.message().to_owned(),
+                        },
+                        None => Answer::Refused {
+                            code: "lost".to_owned(),
+                            message: error.to_string(),
+                        },
+                    },
+                };
+                if answer.send(answered).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            session: Session::new(number),
+            pid,
+            send,
+            answers,
+            sent: None,
+            queue: VecDeque::new(),
+        })
+    }
+}
+
+/// An answer, for the trace. Xids are left out: they are not a matter of the seed.
+fn told(step: &Step, answer: &Answer) -> String {
+    match answer {
+        Answer::Refused { code, message } => format!("{code}: {message}"),
+        Answer::Rows(rows) => {
+            let rows = match step {
+                Step::Begin { .. } | Step::Journal => &[],
+                Step::Alone(_) => &rows[rows.len().min(1)..],
+                _ => rows.as_slice(),
+            };
+            let mut text = String::new();
+            for row in rows {
+                let values: Vec<&str> = row
+                    .iter()
+                    .map(|value| value.as_deref().unwrap_or("NULL"))
+                    .collect();
+                let _ = write!(
+                    text,
+                    "{}({})",
+                    if text.is_empty() { "" } else { ", " },
+                    values.join(", ")
+                );
+            }
+            if text.is_empty() {
+                "ok".to_owned()
+            } else {
+                text
+            }
+        }
+    }
+}
