@@ -98,6 +98,28 @@ CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON coun
 -- Also where session_replication_role keeps other triggers from firing.
 ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 
+-- Every server has its own counters: rows that a subscription to a publication FOR ALL TABLES brings
+-- are ignored. Such a trigger fires where session_replication_role is replica, as in the workers of a
+-- subscription; ordinary restores do not meet it.
+DO $$
+DECLARE
+    holds_state regclass;
+BEGIN
+    FOR holds_state IN
+        SELECT c.oid
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+          AND c.relkind OPERATOR(pg_catalog.=) 'r'
+          AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
+        ORDER BY c.oid
+    LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
+            FOR EACH ROW EXECUTE FUNCTION counterx.ignore_replicated()', holds_state);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE REPLICA TRIGGER ignore_replicated', holds_state);
+    END LOOP;
+END
+$$;
+
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
@@ -175,6 +197,7 @@ COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'd
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds';
 COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
+COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';

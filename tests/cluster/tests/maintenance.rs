@@ -255,3 +255,87 @@ fn publication_of_all_tables_ships_no_token_neither_coming_nor_going() -> Result
     )?;
     Ok(())
 }
+
+/// Two databases of one server that publish and subscribe to all tables: each has its own counters,
+/// also where both have counted under the same names, folded and not.
+#[test]
+fn subscriber_to_all_tables_keeps_its_own_counters_and_gets_the_rest() -> Result<()> {
+    let mut there = create_database(cluster(), "publishing")?;
+    let mut here = create_database(cluster(), "subscribing")?;
+    let count = |client: &mut Client, db: &str, n: i64| -> Result<()> {
+        client.batch_execute(&format!(
+            "SELECT counter_incr('x', {n}), counter_incr('only {db}', {n}),
+                    counter_incr_once('token ' || {n}, 'x', 0);"
+        ))?;
+        settle(client)?;
+        client.batch_execute(&format!("SELECT counter_incr('x', {n})"))?;
+        Ok(())
+    };
+    for (client, min) in [(&mut there, -1), (&mut here, -2)] {
+        client.batch_execute("CREATE TABLE goods (id int PRIMARY KEY, amount int)")?;
+        client.execute(
+            "SELECT counter_type_create('stock', min => $1)",
+            &[&i64::from(min)],
+        )?;
+    }
+    count(&mut there, "there", 100)?;
+    count(&mut here, "here", 3)?;
+    there.batch_execute(
+        "CREATE PUBLICATION subscribed FOR ALL TABLES;
+         INSERT INTO goods SELECT n, n FROM generate_series(1, 10) n",
+    )?;
+    there.batch_execute("SELECT pg_create_logical_replication_slot('subscribed', 'pgoutput')")?;
+    here.batch_execute(&format!(
+        "CREATE SUBSCRIPTION subscribed CONNECTION 'host={} port={} user=postgres dbname=publishing'
+         PUBLICATION subscribed WITH (create_slot = false)",
+        cluster().socket_dir().display(),
+        cluster().port()
+    ))?;
+    // Some of it comes with the first copy, some later.
+    for round in 1..=3 {
+        there.batch_execute(&format!(
+            "UPDATE goods SET amount = amount + {round};
+             INSERT INTO goods VALUES (10 + {round}, 0)"
+        ))?;
+        count(&mut there, "there", 1000 + round)?;
+        count(&mut here, "here", 3 + round)?;
+        let goods = "SELECT array_agg(g::text ORDER BY id) FROM goods g";
+        let sent: Vec<String> = there.query_one(goods, &[])?.get(0);
+        poll_until("the rows to arrive", DEADLINE, || {
+            let errors: i64 = here
+                .query_one(
+                    "SELECT (apply_error_count + sync_error_count)::bigint
+                       FROM pg_stat_subscription_stats WHERE subname = 'subscribed'",
+                    &[],
+                )?
+                .get(0);
+            ensure!(errors == 0, "the subscription has failed {errors} times");
+            let synced: bool = here
+                .query_one(
+                    "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel",
+                    &[],
+                )?
+                .get(0);
+            let arrived: Option<Vec<String>> = here.query_one(goods, &[])?.get(0);
+            Ok(synced && arrived.as_ref() == Some(&sent))
+        })?;
+    }
+    settle(&mut here)?;
+    let sql = "SELECT array_agg(name || '=' || value ORDER BY name) FROM counters";
+    let counters: Vec<String> = here.query_one(sql, &[])?.get(0);
+    ensure!(counters == ["only here=18", "x=36"], "{counters:?}");
+    let sql = "SELECT (SELECT count(*) FROM counterx.token), (SELECT min FROM counter_types)";
+    let row = here.query_one(sql, &[])?;
+    ensure!(row.get::<_, i64>(1) == -2, "a type has arrived");
+    here.batch_execute(
+        "ALTER SUBSCRIPTION subscribed DISABLE;
+         ALTER SUBSCRIPTION subscribed SET (slot_name = NONE)",
+    )?;
+    here.batch_execute("DROP SUBSCRIPTION subscribed")?;
+    let sql = "SELECT pg_drop_replication_slot(slot_name)
+                 FROM pg_replication_slots WHERE NOT active AND database = 'publishing'";
+    poll_until("the slot to be free", DEADLINE, || {
+        Ok(there.execute(sql, &[])? == 1)
+    })?;
+    Ok(())
+}
