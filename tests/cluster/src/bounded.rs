@@ -209,7 +209,8 @@ fn watch(config: &Config, load: BoundedLoad, end: &BoundedEnd) -> Result<()> {
 }
 
 /// Ends all holds, and makes sure that nobody has anything reserved any more: all that is there can be
-/// taken, and all room be filled. For when all sessions have ended their transactions.
+/// taken, and all room be filled. What is taken to see that is rolled back: somebody may be looking, on
+/// a standby for example. For when all sessions have ended their transactions.
 ///
 /// # Errors
 /// Those of the server, or what is kept.
@@ -223,18 +224,20 @@ pub fn nothing_is_kept(client: &mut Client) -> Result<()> {
         let (name, value): (String, i64) = (row.get(0), row.get(1));
         let (min, max): (Option<i64>, Option<i64>) = (row.get(2), row.get(3));
         if let Some(min) = min {
+            let mut transaction = client.transaction()?;
             let sql = "SELECT counter_take_up_to($1, 1000000)";
-            let got: i64 = client.query_one(sql, &[&name])?.get(0);
+            let got: i64 = transaction.query_one(sql, &[&name])?.get(0);
             ensure!(got == value - min, "{name}: got {got} of {value}");
-            client.execute("SELECT counter_incr($1, $2)", &[&name, &got])?;
+            transaction.rollback()?;
         }
         if let Some(max) = max {
             let room = max - value;
+            let mut transaction = client.transaction()?;
             let sql = "SELECT counter_try_incr($1, $2), counter_try_incr($1, 1)";
-            let row = client.query_one(sql, &[&name, &room])?;
+            let row = transaction.query_one(sql, &[&name, &room])?;
             let (fits, more): (bool, bool) = (row.get(0), row.get(1));
             ensure!(fits && !more, "{name}: {value}, {room}: {fits}, {more}");
-            client.execute("SELECT counter_decr($1, $2)", &[&name, &room])?;
+            transaction.rollback()?;
         }
     }
     look(client)

@@ -190,6 +190,24 @@ pub fn compact(client: &mut Client) -> Result<i64> {
     Ok(folded)
 }
 
+/// Counts, beside the oracle, until the worker has emptied a log.
+///
+/// # Errors
+/// Those of the server, and that none gets emptied.
+pub fn turn_over(client: &mut Client) -> Result<()> {
+    let before = footprint(client)?.truncated;
+    // Long rows of one lane: they fill the smallest log there can be.
+    client.batch_execute(
+        "DO $$ BEGIN
+            FOR n IN 1 .. 300 LOOP PERFORM bump('turn:' || repeat('x', 240), 1); COMMIT; END LOOP;
+         END $$",
+    )?;
+    poll_until("a log to be emptied", DEADLINE, || {
+        client.batch_execute("SELECT bump('turn:' || repeat('x', 240), 1)")?;
+        Ok(footprint(client)?.truncated > before)
+    })
+}
+
 /// The lines of a log that tell of something that went wrong.
 pub fn bad_lines(log: &str) -> Vec<&str> {
     let marks = [

@@ -11,13 +11,16 @@
 //! - [`check()`] compares counters and oracle in the snapshot of one statement;
 //! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
 //!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
-//!   [`bounded_under_watch`] with bounded counters.
+//!   [`bounded_under_watch`] with bounded counters; [`mixed_under_watch`] does all of that at once;
+//! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
 
 mod bounded;
 mod changes;
 mod check;
 mod database;
 mod load;
+mod mixed;
+mod replica;
 mod server;
 
 pub use bounded::{
@@ -30,7 +33,9 @@ pub use check::{
 };
 pub use database::{
     Footprint, bad_lines, compact, count_workers, create_database, footprint, names_in_lanes,
-    oracle_schema, settle, wait_for_no_worker, wait_for_worker,
+    oracle_schema, settle, turn_over, wait_for_no_worker, wait_for_worker,
 };
-pub use load::{Control, Load, Outcome, Watched, seed, together, under_watch};
+pub use load::{Control, Load, Outcome, Watched, resolve_prepared, seed, together, under_watch};
+pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
+pub use replica::{Refusal, catch_up};
 pub use server::{DEADLINE, FOLD_HARD, shared};

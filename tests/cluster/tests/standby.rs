@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, agree, bad_lines, changes_schema,
-    changes_under_watch, check, check_database, compact, create_database, footprint, is_lost,
-    refused, settle, shared, sqlstate, under_watch,
+    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, Refusal, agree, bad_lines, changes_schema,
+    changes_under_watch, check, check_database, compact, create_database, footprint, refused,
+    settle, shared, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -35,30 +35,12 @@ fn standby(name: &str, feedback: &str, delay: &str) -> Result<Cluster> {
         .start()
 }
 
-/// Waits until the standby has replayed all that the primary has written.
 fn catch_up(standby: &mut Client) -> Result<()> {
-    let mut primary = primary().connect()?;
-    let end: String = primary
-        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
-        .get(0);
-    // Asynchronous commits are written by and by.
-    primary.batch_execute("SET synchronous_commit = on; SELECT txid_current()")?;
-    poll_until("the standby to catch up", DEADLINE, || {
-        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        Ok(standby.query_one(sql, &[&end])?.get(0))
-    })
+    counterx_cluster_tests::catch_up(primary(), standby)
 }
 
-/// What a reader on a standby may meet instead of its answer.
 fn is_conflict(error: &anyhow::Error) -> bool {
-    match sqlstate(error) {
-        Some(code) => {
-            *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
-        }
-        // An idle transaction is terminated; its client learns of it with its next query. That
-        // it was no crash is told by the log, see `nothing_crashed`.
-        None => is_lost(error),
-    }
+    Refusal::of(error).is_some()
 }
 
 fn nothing_crashed(standby: &Cluster) -> Result<()> {

@@ -111,14 +111,19 @@ pub struct ClusterBuilder {
     directory: Option<PathBuf>,
     preload: bool,
     settings: Vec<(String, String)>,
-    primary: Option<Primary>,
+    origin: Origin,
+    bin_dir: Option<PathBuf>,
 }
 
-/// Where a standby's base backup and WAL come from.
+/// Where the data directory comes from.
 #[derive(Clone, Debug)]
-struct Primary {
-    socket_dir: PathBuf,
-    port: u16,
+enum Origin {
+    /// initdb.
+    New,
+    /// A base backup of a running server, whose standby it becomes.
+    Primary { socket_dir: PathBuf, port: u16 },
+    /// A copy of a base backup; with WAL from an archive, or with what the backup brings along.
+    Backup { directory: PathBuf, archive: bool },
 }
 
 impl ClusterBuilder {
@@ -149,10 +154,36 @@ impl ClusterBuilder {
 
     /// Makes the cluster a streaming standby of `primary`, from a base backup taken at its start.
     pub fn standby_of(mut self, primary: &Cluster) -> Self {
-        self.primary = Some(Primary {
+        self.origin = Origin::Primary {
             socket_dir: primary.socket_dir.clone(),
             port: primary.port,
-        });
+        };
+        self
+    }
+
+    /// Makes the cluster from a copy of what [`Cluster::base_backup`] has made. It starts with the
+    /// WAL that the backup brings along.
+    pub fn from_backup(mut self, directory: &Path) -> Self {
+        self.origin = Origin::Backup {
+            directory: directory.to_owned(),
+            archive: false,
+        };
+        self
+    }
+
+    /// The same, but recovers with WAL that the setting `restore_command` fetches, up to the
+    /// `recovery_target` that is set. [`Cluster::start`] may return before it has come so far.
+    pub fn recover_from_backup(mut self, directory: &Path) -> Self {
+        self.origin = Origin::Backup {
+            directory: directory.to_owned(),
+            archive: true,
+        };
+        self
+    }
+
+    /// The programs of another PostgreSQL than [`pg_bin_dir`] has.
+    pub fn bin_dir(mut self, directory: &Path) -> Self {
+        self.bin_dir = Some(directory.to_owned());
         self
     }
 
@@ -161,7 +192,10 @@ impl ClusterBuilder {
     /// # Errors
     /// No prepared PostgreSQL, or initdb, pg_basebackup or the server failed: with what they said.
     pub fn start(self) -> Result<Cluster> {
-        let bin_dir = pg_bin_dir()?;
+        let bin_dir = match &self.bin_dir {
+            Some(bin_dir) => bin_dir.clone(),
+            None => pg_bin_dir()?,
+        };
         let owner = server_owner()?;
         let directory = match &self.directory {
             Some(directory) => {
@@ -218,30 +252,35 @@ impl ClusterBuilder {
     /// Fills the data directory.
     fn create(&self, cluster: &Cluster) -> Result<()> {
         let data = cluster.data_dir();
-        let mut command;
-        if let Some(primary) = &self.primary {
-            command = cluster.tool("pg_basebackup");
-            command
+        let mut command = match &self.origin {
+            Origin::New => cluster.tool("initdb"),
+            Origin::Primary { .. } => cluster.tool("pg_basebackup"),
+            Origin::Backup { .. } => cluster.as_owner("cp"),
+        };
+        match &self.origin {
+            Origin::New => command
+                .arg("--pgdata")
+                .arg(&data)
+                .args(["--auth=trust", "--no-sync", "--locale=C"])
+                .args(["--encoding=UTF8", "--username", SUPERUSER]),
+            Origin::Primary { socket_dir, port } => command
                 .arg("--pgdata")
                 .arg(&data)
                 .args(["--write-recovery-conf", "--wal-method=stream"])
                 .args(["--checkpoint=fast", "--no-sync"])
                 .arg("--host")
-                .arg(&primary.socket_dir)
-                .args(["--port", &primary.port.to_string()]);
-        } else {
-            command = cluster.tool("initdb");
-            command
-                .arg("--pgdata")
-                .arg(&data)
-                .args(["--auth=trust", "--no-sync", "--locale=C"])
-                .args(["--encoding=UTF8", "--username", SUPERUSER]);
-        }
+                .arg(socket_dir)
+                .args(["--port", &port.to_string()]),
+            Origin::Backup { directory, .. } => command.arg("-a").arg(directory).arg(&data),
+        };
         run(&mut command)?;
+        if let Origin::Backup { archive: true, .. } = &self.origin {
+            run(cluster.as_owner("touch").arg(data.join("recovery.signal")))?;
+        }
 
-        // A standby has its primary's file already; what is said here comes later and counts.
+        // A copy has its original's file already; what is said here comes later and counts.
         let mut text = String::from("\n# Written by counterx-harness\n");
-        if self.primary.is_none() {
+        if matches!(self.origin, Origin::New) {
             for (name, value) in BASE_SETTINGS {
                 text.push_str(&setting_line(name, value));
             }
@@ -283,7 +322,8 @@ impl Cluster {
             directory: None,
             preload: true,
             settings: Vec::new(),
-            primary: None,
+            origin: Origin::New,
+            bin_dir: None,
         }
     }
 
@@ -410,6 +450,45 @@ impl Cluster {
             text.pop();
         }
         Ok(text)
+    }
+
+    /// Makes a directory beside the data that the server's user can write to.
+    ///
+    /// # Errors
+    /// It is there already, or can't be made.
+    pub fn make_dir(&self, name: &str) -> Result<PathBuf> {
+        let directory = self.directory.join(name);
+        make_private_dir(&directory, self.owner.as_ref())?;
+        Ok(directory)
+    }
+
+    /// Takes a base backup of the running server, with the WAL that it needs, into a new directory
+    /// beside the data.
+    ///
+    /// # Errors
+    /// pg_basebackup failed: with what it said.
+    pub fn base_backup(&self, name: &str) -> Result<PathBuf> {
+        let directory = self.directory.join(name);
+        run(self
+            .tool("pg_basebackup")
+            .arg("--pgdata")
+            .arg(&directory)
+            .args(["--wal-method=stream", "--checkpoint=fast", "--no-sync"]))?;
+        Ok(directory)
+    }
+
+    /// Where the PostgreSQL programs are.
+    #[must_use]
+    pub fn bin_dir(&self) -> &Path {
+        &self.bin_dir
+    }
+
+    /// Any program, as the server's user and in the cluster's directory.
+    fn as_owner(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.directory);
+        self.set_user(&mut command);
+        command
     }
 
     /// A PostgreSQL program, such as `pg_dump`: as the user that it may run as, in the cluster's
@@ -801,10 +880,29 @@ pub fn poll_until(
 /// # Errors
 /// There is no such process, or it is not ours to kill.
 pub fn kill9(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGKILL)
+}
+
+/// Stops one process with SIGSTOP, until [`resume`].
+///
+/// # Errors
+/// As of [`kill9`].
+pub fn pause(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGSTOP)
+}
+
+/// Lets a process go on that [`pause`] has stopped.
+///
+/// # Errors
+/// As of [`kill9`].
+pub fn resume(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGCONT)
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<()> {
     // Zero, one and the negative numbers mean whole groups, init and everybody.
-    ensure!(pid > 1, "{pid} is no process id to kill");
-    kill(Pid::from_raw(pid), Signal::SIGKILL)
-        .with_context(|| format!("could not kill process {pid}"))
+    ensure!(pid > 1, "{pid} is no process id to signal");
+    kill(Pid::from_raw(pid), signal).with_context(|| format!("could not send {signal} to {pid}"))
 }
 
 /// The directory of the PostgreSQL programs that clusters are made with.

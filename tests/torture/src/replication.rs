@@ -1,8 +1,90 @@
+//! Standbys, promotion, base backups, recovery to a point in time, publications.
+//!
+//! | step | what it holds counterx to |
+//! |---|---|
+//! | [`standby`] | a snapshot on a standby is exact, or is refused with one of [`Refusal`] |
+//! | [`sync`] | a synchronous standby that does not answer holds up commits, and nothing else |
+//! | [`failover`] | what was acknowledged is there after the primary was killed, and clients go on |
+//! | [`backup`] | a copy taken in mid-load, and any point that it is recovered to, is whole |
+//! | [`logical`] | publications and subscriptions carry user tables, and leave counters alone |
+//!
+//! [`Refusal`]: counterx_cluster_tests::Refusal
+
+mod backup;
+mod failover;
+mod logical;
+mod standby;
+mod sync;
+
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
+use counterx_cluster_tests::{FOLD_HARD, Mixed};
+use counterx_harness::{Cluster, ClusterBuilder};
 
 use crate::options::Options;
 use crate::report::PartReport;
 
-pub(crate) fn run(_options: &Options, _report: &mut PartReport) -> Result<()> {
-    anyhow::bail!("not written yet")
+pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
+    let mut pair = Pair::start()?;
+    standby::run(options, report, &mut pair);
+    sync::run(report, &mut pair);
+    failover::run(options, report, pair);
+    backup::run(options, report);
+    logical::run(options, report);
+    Ok(())
+}
+
+/// A primary and its standby.
+struct Pair {
+    primary: Cluster,
+    standby: Cluster,
+}
+
+impl Pair {
+    fn start() -> Result<Self> {
+        let primary = folding("primary").conf("wal_keep_size", "1GB").start()?;
+        let standby = Cluster::builder()
+            .name("standby")
+            .standby_of(&primary)
+            .conf("wal_receiver_status_interval", "1s")
+            .conf("hot_standby_feedback", "off")
+            .start()?;
+        Ok(Self { primary, standby })
+    }
+}
+
+/// A cluster that folds often and rotates its logs early.
+fn folding(name: &str) -> ClusterBuilder {
+    FOLD_HARD
+        .iter()
+        .fold(Cluster::builder().name(name), |builder, (name, value)| {
+            builder.conf(name, value)
+        })
+}
+
+/// Does `round` again and again, for this share of the part's time: once at least, and once only in
+/// the short form. Each round has a load of its own.
+fn for_a_while(
+    options: &Options,
+    what: &str,
+    share: f64,
+    mut round: impl FnMut(Mixed) -> Result<()>,
+) -> Result<()> {
+    let seed = options.seed_for(what);
+    let time = options.size(Duration::ZERO, options.time().mul_f64(share));
+    let started = Instant::now();
+    for number in 0_u64.. {
+        round(Mixed {
+            clients: options.size(2, 3),
+            transactions: options.size(20, 60),
+            survives: false,
+            // The three loads of a round have seeds of their own.
+            seed: seed.wrapping_add(number * 10),
+        })?;
+        if started.elapsed() >= time {
+            break;
+        }
+    }
+    Ok(())
 }
