@@ -1,8 +1,66 @@
+//! Odd input: every function of the extension is called with whatever its types allow, by whoever is
+//! allowed to or not, in databases of every kind of encoding and with look-alikes of everything
+//! around. It answers right or with an error for users; and an error has changed nothing.
+//!
+//! | file | what it tells |
+//! |---|---|
+//! | `functions` | which functions there are, from the catalog, and how they are called |
+//! | `values` | odd values of each type |
+//! | `model` | what the simple functions must answer |
+//! | `state`, `errors` | all that can be changed; what an error may look like |
+//! | `fuzz` | random calls against the model |
+//!
+//! The random calls are one session's, so a seed brings back each of them and its answer.
+
+mod errors;
+mod functions;
+mod fuzz;
+mod model;
+mod state;
+mod values;
+
+use std::time::Instant;
+
 use anyhow::Result;
+use counterx_cluster_tests::create_database;
+use counterx_harness::Cluster;
 
 use crate::options::Options;
 use crate::report::PartReport;
+use fuzz::{Fuzz, Until};
 
-pub(crate) fn run(_options: &Options, _report: &mut PartReport) -> Result<()> {
-    anyhow::bail!("not written yet")
+pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
+    let cluster = Cluster::builder()
+        .name("input")
+        .conf("counterx.compaction_interval", "20ms")
+        // With the codes of errors, and without the megabytes that led to them.
+        .conf("log_line_prefix", "%m [%p] %e ")
+        .conf("log_min_error_statement", "panic")
+        .start()?;
+    report.step("random calls", |report| {
+        random_calls(&cluster, options, report)
+    });
+    report.step("the server's log", |_| errors::check_log(&cluster.log()));
+    Ok(())
+}
+
+fn random_calls(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Result<()> {
+    let mut client = create_database(cluster, "fuzz")?;
+    client.batch_execute(fuzz::ATTEMPT)?;
+    let functions = functions::all(&mut client)?;
+    report.tried("functions found in the catalog", functions.len() as u64);
+    for argument in functions.iter().flat_map(|function| &function.arguments) {
+        if !values::knows(&argument.type_name) {
+            report.skipped(
+                &format!("values of type {} other than NULL", argument.type_name),
+                "nobody has said what is odd there",
+            );
+        }
+    }
+    let until = if options.short {
+        Until::Calls(400)
+    } else {
+        Until::Time(Instant::now() + options.time() / 2)
+    };
+    Fuzz::new(client, &functions, options.seed_for("random calls"))?.run(&until, report)
 }
