@@ -15,17 +15,18 @@
 
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::lease::Lease;
+use crate::pg::error::in_server_encoding;
 use crate::pg::memory::MemoryScope;
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
-use crate::pg::varlena::NameText;
+use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, column};
 use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::tally::Tally;
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::pg_sys;
 use std::collections::BTreeMap;
 
 /// The lane's logs hold epochs that its gate has not reached: a restore is under way.
@@ -393,8 +394,9 @@ pub fn save_error(lane: usize, message: &str) {
     // A transaction that writes to a table with a TOAST table has to have one.
     let _latest = LatestSnapshot::take();
     let cut: String = message.chars().take(MAX_CHARS).collect();
+    let text = in_server_encoding(&cut);
     save_state(lane, &shared, |state| {
-        state.last_error = cut.into_datum();
+        state.last_error = Some(text_datum(text.as_bytes()));
         state.last_error_at = Some(now());
     });
 }

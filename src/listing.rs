@@ -16,7 +16,7 @@ use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
-use crate::pg::varlena::NameText;
+use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, Lanes, Reader, column};
 use crate::totals;
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
@@ -122,11 +122,8 @@ impl Listing {
             .never_folded
             .get_or_insert_with(|| std::mem::take(pending).into_iter());
         let (name, tally) = never_folded.find(|(_, tally)| tally.exists())?;
-        // SAFETY: copies the bytes.
-        let text =
-            unsafe { pg_sys::cstring_to_text_with_len(name.as_ptr().cast(), name.len() as i32) };
         Some(Entry {
-            name: text.into(),
+            name: text_datum(&name),
             value: number::numeric(tally.value),
         })
     }

@@ -258,7 +258,7 @@ struct Worker {
     reclaims: [LaneClock; LANES],
     memories: [LaneMemory; LANES],
     restoring: [bool; LANES],
-    database_settings: Option<Option<String>>,
+    database_settings: Option<Option<i64>>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
     tokens: LaneClock,
@@ -522,18 +522,19 @@ impl Worker {
     }
 }
 
-/// What ALTER DATABASE ... SET has set, as one text.
-fn database_settings(database: pg_sys::Oid) -> Option<String> {
+/// What ALTER DATABASE ... SET has set, as one number. (The texts may be in any encoding.)
+fn database_settings(database: pg_sys::Oid) -> Option<i64> {
     let _snapshot = crate::pg::snapshot::LatestSnapshot::take();
     Spi::connect(|client| {
         client
             .select(
-                "SELECT pg_catalog.array_to_string(setconfig, E'\\n') FROM pg_catalog.pg_db_role_setting \
+                "SELECT pg_catalog.hashtextextended(pg_catalog.array_to_string(setconfig, E'\\n'), 0) \
+                 FROM pg_catalog.pg_db_role_setting \
                  WHERE setdatabase OPERATOR(pg_catalog.=) $1 AND setrole OPERATOR(pg_catalog.=) 0",
                 Some(1),
                 &[database.into()],
             )
-            .and_then(|table| if table.is_empty() { Ok(None) } else { table.first().get_one::<String>() })
+            .and_then(|table| if table.is_empty() { Ok(None) } else { table.first().get_one::<i64>() })
     })
     .unwrap_or_else(|error| {
         log(format!("counterx: cannot read the settings of the database: {error}"));

@@ -1,8 +1,9 @@
 //! Arguments, as they come from SQL, and their checks.
 
 use crate::pg::array;
-use crate::pg::error::{quoted, raise, report};
+use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::{self, Member};
+use crate::pg::varlena::text_datum;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
@@ -48,11 +49,7 @@ unsafe impl SqlTranslatable for NameOut {
 
 impl IntoDatum for NameOut {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        // SAFETY: copies the bytes.
-        let text = unsafe {
-            pg_sys::cstring_to_text_with_len(self.0.as_ptr().cast(), self.0.len() as i32)
-        };
-        Some(text.into())
+        Some(text_datum(&self.0))
     }
 
     fn type_oid() -> pg_sys::Oid {
@@ -112,6 +109,17 @@ raw_argument!(
     Jsonb,
     "JSONB"
 );
+
+impl Jsonb<'_> {
+    /// Calls `visit` with each key and what stands behind it. `Err`: the kind of what is no object.
+    pub fn for_each_member(
+        &self,
+        visit: impl FnMut(&[u8], Member<'_>),
+    ) -> Result<(), &'static str> {
+        // SAFETY: a jsonb argument.
+        unsafe { json::for_each_member(self.0, visit) }
+    }
+}
 
 raw_argument!(
     /// `interval`
@@ -201,7 +209,7 @@ fn valid_length<'a>(what: &str, text: &'a [u8]) -> &'a [u8] {
                 .set_detail(format!(
                     "The {what} has {} bytes, the maximum is {MAX_NAME_BYTES}. It begins with {}.",
                     text.len(),
-                    quoted(&text[..32])
+                    quoted(beginning(text, 32))
                 ))
                 .set_hint(format!("Use a shorter {what}, or a hash of it.")),
         );
@@ -328,19 +336,9 @@ pub fn deltas(array: Option<BigintArray>) -> Vec<i64> {
 pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
     let mut members = Vec::new();
     let mut add = |key: &[u8], member: Member| {
-        let number = match member {
-            Member::Whole(number) => number,
-            Member::Other(kind) => raise(
-                invalid(format!(
-                    "delta of counter {} must be a whole number",
-                    quoted(key)
-                ))
-                .set_detail(format!("It is {kind}."))
-                .set_hint("Give an object of names and numbers, such as {\"a\": 1, \"b\": -2}."),
-            ),
-        };
-        let delta = i64::try_from(number).unwrap_or_else(|_| {
-            raise(
+        let delta = match member {
+            Member::Whole(delta) => delta,
+            Member::TooLarge => raise(
                 report(
                     PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
                     format!(
@@ -349,16 +347,22 @@ pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
                     ),
                 )
                 .set_hint("Split it into several increments, in transactions of their own."),
-            )
-        });
+            ),
+            other => raise(
+                invalid(format!(
+                    "delta of counter {} must be a whole number",
+                    quoted(key)
+                ))
+                .set_detail(format!("It is {}.", other.kind()))
+                .set_hint("Give an object of names and numbers, such as {\"a\": 1, \"b\": -2}."),
+            ),
+        };
         members.push((name(Some(Text(key))).to_vec(), delta));
     };
     let Some(object) = object else {
         return members;
     };
-    // SAFETY: a jsonb argument.
-    let found = unsafe { json::for_each_member(object.0, &mut add) };
-    if let Err(kind) = found {
+    if let Err(kind) = object.for_each_member(&mut add) {
         raise(
             invalid("deltas must be a JSON object")
                 .set_detail(format!("It is {kind}."))

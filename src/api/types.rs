@@ -1,13 +1,15 @@
 //! Counter types.
 
-use super::args::{self, Text};
+use super::args::{self, Jsonb, Text};
 use crate::catalog;
 use crate::escrow::clock;
 use crate::lease;
-use crate::pg::error::{quoted, raise, report};
+use crate::pg::error::{beginning, quoted, raise, report};
+use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::LatestSnapshot;
+use crate::pg::varlena::text_datum;
 use crate::read::{Lanes, Reader};
 use crate::totals::{self, Order};
 use crate::xact;
@@ -15,26 +17,28 @@ use counterx_core::escrow::Bounds;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
-use serde::{Deserialize, Deserializer};
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// What can be said of a type. Missing: as it is. Null: without.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+/// What can be said of a type. Missing: as it is. `Some(None)`: without.
+#[derive(Default)]
 struct Options {
-    #[serde(default, deserialize_with = "given")]
     min: Option<Option<i64>>,
-    #[serde(default, deserialize_with = "given")]
     max: Option<Option<i64>>,
-    #[serde(default, deserialize_with = "given")]
-    description: Option<Option<String>>,
+    /// In the database's encoding.
+    description: Option<Option<Vec<u8>>>,
 }
 
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
+const OPTIONS_HINT: &str =
+    "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
+
+fn invalid_options(message: &str) -> ErrorReport {
+    let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+    report(code, message).set_hint(OPTIONS_HINT)
 }
 
 impl Options {
@@ -45,57 +49,82 @@ impl Options {
     fn new(
         min: Option<i64>,
         max: Option<i64>,
-        description: Option<String>,
-        options: Option<JsonB>,
+        description: Option<Text>,
+        options: Option<Jsonb>,
     ) -> Self {
-        const HINT: &str =
-            "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
-        let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-        let mut all = match options {
-            // Serde would take an array for the members in their order.
-            Some(JsonB(options)) if !options.is_object() => raise(
-                report(code, "options of a counter type must be a JSON object").set_hint(HINT),
-            ),
-            Some(JsonB(options)) => {
-                serde_json::from_value::<Self>(options).unwrap_or_else(|error| {
-                    raise(
-                        report(code, "invalid options of a counter type")
-                            .set_detail(format!("{error}."))
-                            .set_hint(HINT),
-                    )
-                })
+        let mut all = Self::default();
+        if let Some(options) = options {
+            let object = options.for_each_member(|key, member| all.read(key, &member));
+            if let Err(kind) = object {
+                raise(
+                    invalid_options("options of a counter type must be a JSON object")
+                        .set_detail(format!("It is {kind}.")),
+                )
             }
-            None => Self::default(),
-        };
+        }
         let twice = (min.is_some() && all.min.is_some())
             || (max.is_some() && all.max.is_some())
             || (description.is_some() && all.description.is_some());
         if twice {
-            raise(report(code, "option of a counter type is given twice").set_hint(HINT));
+            raise(invalid_options("option of a counter type is given twice"));
         }
         all.min = all.min.or(min.map(Some));
         all.max = all.max.or(max.map(Some));
-        all.description = all.description.or(description.map(Some));
+        let description = description.map(|Text(description)| Some(description.to_vec()));
+        all.description = all.description.or(description);
         all
+    }
+
+    /// A member of the object.
+    fn read(&mut self, key: &[u8], member: &Member) {
+        let invalid = |detail: String| -> ! {
+            raise(invalid_options("invalid options of a counter type").set_detail(detail))
+        };
+        let bound = || match member {
+            Member::Whole(bound) => Some(*bound),
+            Member::Null => None,
+            other => invalid(format!(
+                "{} must be a whole number in the range of a bigint, or null, and is {}.",
+                quoted(key),
+                other.kind()
+            )),
+        };
+        match key {
+            b"min" => self.min = Some(bound()),
+            b"max" => self.max = Some(bound()),
+            b"description" => {
+                self.description = Some(match member {
+                    Member::Text(description) => Some(description.to_vec()),
+                    Member::Null => None,
+                    other => invalid(format!(
+                        "{} must be a string or null, and is {}.",
+                        quoted(key),
+                        other.kind()
+                    )),
+                });
+            }
+            unknown => invalid(format!(
+                "There is no option {}.",
+                quoted(beginning(unknown, 64))
+            )),
+        }
     }
 }
 
-/// A row of `counterx.type`.
-#[derive(Default)]
-struct Definition {
-    bounds: Bounds,
-    description: Option<String>,
+/// The bounds that were, and are changed.
+fn changed(bounds: Bounds, options: &Options) -> Bounds {
+    valid(Bounds {
+        min: options.min.unwrap_or(bounds.min),
+        max: options.max.unwrap_or(bounds.max),
+    })
 }
 
-impl Definition {
-    fn changed(self, options: Options) -> Self {
-        Self {
-            bounds: valid(Bounds {
-                min: options.min.unwrap_or(self.bounds.min),
-                max: options.max.unwrap_or(self.bounds.max),
-            }),
-            description: options.description.unwrap_or(self.description),
-        }
+/// A description for a query. NULL: none, or as it was.
+fn new_description(options: &Options) -> DatumWithOid<'static> {
+    match options.description.as_ref().and_then(Option::as_deref) {
+        // SAFETY: a text.
+        Some(text) => unsafe { DatumWithOid::new(text_datum(text), pg_sys::TEXTOID) },
+        None => DatumWithOid::null_oid(pg_sys::TEXTOID),
     }
 }
 
@@ -107,13 +136,13 @@ fn counter_type_create(
     name: Option<Text>,
     min: default!(Option<i64>, "NULL"),
     max: default!(Option<i64>, "NULL"),
-    description: default!(Option<String>, "NULL"),
-    options: default!(Option<JsonB>, "NULL"),
+    description: default!(Option<Text>, "NULL"),
+    options: default!(Option<Jsonb>, "NULL"),
 ) {
     xact::check_may_write(c"counter_type_create()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
-    let definition = Definition::default().changed(options);
+    let bounds = changed(Bounds::default(), &options);
     lock_types();
     if find(&name).is_some() {
         raise(
@@ -124,15 +153,15 @@ fn counter_type_create(
             .set_hint("Change it with counter_type_alter()."),
         );
     }
-    check_counters(&name, definition.bounds);
+    check_counters(&name, bounds);
     run(
         "INSERT INTO counterx.type (name, min, max, description, generation) \
          VALUES ($1, $2, $3, $4, $5)",
         &[
             name.as_str().into(),
-            definition.bounds.min.into(),
-            definition.bounds.max.into(),
-            definition.description.into(),
+            bounds.min.into(),
+            bounds.max.into(),
+            new_description(&options),
             new_generation().into(),
         ],
     );
@@ -144,17 +173,15 @@ fn counter_type_alter(
     name: Option<Text>,
     min: default!(Option<i64>, "NULL"),
     max: default!(Option<i64>, "NULL"),
-    description: default!(Option<String>, "NULL"),
-    options: default!(Option<JsonB>, "NULL"),
+    description: default!(Option<Text>, "NULL"),
+    options: default!(Option<Jsonb>, "NULL"),
 ) {
     xact::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     lock_types();
-    let before = must_exist(&name);
-    let old = before.bounds;
-    let after = before.changed(options);
-    let new = after.bounds;
+    let old = must_exist(&name);
+    let new = changed(old, &options);
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
     if tighter {
@@ -163,13 +190,15 @@ fn counter_type_alter(
     // Whoever has gone by the old bounds need not retry, unless they have become tighter.
     let generation = tighter.then(new_generation);
     run(
-        "UPDATE counterx.type SET min = $2, max = $3, description = $4, \
-         generation = COALESCE($5, generation) WHERE name OPERATOR(pg_catalog.=) $1",
+        "UPDATE counterx.type SET min = $2, max = $3, \
+         description = CASE WHEN $4 THEN $5 ELSE description END, \
+         generation = COALESCE($6, generation) WHERE name OPERATOR(pg_catalog.=) $1",
         &[
             name.as_str().into(),
             new.min.into(),
             new.max.into(),
-            after.description.into(),
+            options.description.is_some().into(),
+            new_description(&options),
             generation.into(),
         ],
     );
@@ -238,10 +267,10 @@ fn new_generation() -> i64 {
 
 /// As it is now that the types are locked: `select` would go by the snapshot of the calling query,
 /// which may be older, and miss the change that the lock was waited for.
-fn find(name: &str) -> Option<Definition> {
+fn find(name: &str) -> Option<Bounds> {
     let found = Spi::connect_mut(|client| {
         let rows = client.update(
-            "SELECT min, max, description FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
+            "SELECT min, max FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
             Some(1),
             &[name.into()],
         )?;
@@ -249,18 +278,15 @@ fn find(name: &str) -> Option<Definition> {
             return Ok(None);
         }
         let row = rows.first();
-        Ok::<_, pgrx::spi::SpiError>(Some(Definition {
-            bounds: Bounds {
-                min: row.get(1)?,
-                max: row.get(2)?,
-            },
-            description: row.get(3)?,
+        Ok::<_, pgrx::spi::SpiError>(Some(Bounds {
+            min: row.get(1)?,
+            max: row.get(2)?,
         }))
     });
     found.unwrap_or_else(|error| internal(&error))
 }
 
-fn must_exist(name: &str) -> Definition {
+fn must_exist(name: &str) -> Bounds {
     find(name).unwrap_or_else(|| {
         raise(
             report(

@@ -244,17 +244,25 @@ pub unsafe extern "C-unwind" fn explain(
         let (kinds, operands) = conditions_of(node);
         let qualified =
             (*state).verbose || (!(*state).rtable.is_null() && (*(*state).rtable).length > 1);
-        let shown: Vec<String> = kinds
+        // In the encoding of the database, whatever that is.
+        let shown: Vec<Vec<u8>> = kinds
             .iter()
             .zip(operands.iter_ptr())
             .map(|(kind, operand)| {
                 let text =
                     pg_sys::deparse_expression(operand, (*state).deparse_cxt, qualified, false);
-                let text = std::ffi::CStr::from_ptr(text).to_string_lossy();
-                match kind {
-                    Kind::AnyOf => format!("(name {} ({text}))", kind.operator()),
-                    _ => format!("(name {} {text})", kind.operator()),
-                }
+                let text = std::ffi::CStr::from_ptr(text).to_bytes();
+                let (open, close) = match kind {
+                    Kind::AnyOf => ("(", "))"),
+                    _ => ("", ")"),
+                };
+                let operator = kind.operator();
+                [
+                    format!("(name {operator} {open}").as_bytes(),
+                    text,
+                    close.as_bytes(),
+                ]
+                .concat()
             })
             .collect();
         let label = match kinds.iter().any(|kind| kind.is_lookup()) {
@@ -262,9 +270,9 @@ pub unsafe extern "C-unwind" fn explain(
             false => c"Name Range",
         };
         let text = if shown.is_empty() {
-            "all".to_owned()
+            b"all".to_vec()
         } else {
-            shown.join(" AND ")
+            shown.join(b" AND ".as_slice())
         };
         let text = CString::new(text).expect("a C string's text");
         pg_sys::ExplainPropertyText(label.as_ptr(), text.as_ptr(), state);

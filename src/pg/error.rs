@@ -1,7 +1,9 @@
 //! Errors as PostgreSQL's users know them: a SQLSTATE, a message, a detail, a hint.
 
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::{PgLogLevel, PgSqlErrorCode};
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
+use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// Raises an error; control goes back to the server, which aborts the (sub)transaction.
 pub fn raise(report: ErrorReport) -> ! {
@@ -16,15 +18,66 @@ pub fn report(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
 
 /// Writes a message to the server's log.
 pub fn log(message: impl Into<String>) {
+    let message = message.into();
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-        message.into(),
+        in_server_encoding(&message).into_owned(),
         "counterx",
     )
     .report(PgLogLevel::LOG);
 }
 
-/// A name for a message: as text, with what is no text in this encoding replaced.
+/// A name for a message. Reports are UTF-8, and the server takes them as they are. So where the
+/// database has another encoding, bytes that are not ASCII are shown as `\xE9`.
 pub fn quoted(name: &[u8]) -> String {
-    format!("\"{}\"", String::from_utf8_lossy(name))
+    format!("\"{}\"", shown(name, database_is_utf8()))
+}
+
+/// The first characters of a text that is too long to be shown, in so many bytes.
+pub fn beginning(text: &[u8], bytes: usize) -> &[u8] {
+    let (length, limit) = (text.len() as i32, bytes as i32);
+    // SAFETY: reads so many bytes of the text.
+    let length = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), length, limit) };
+    &text[..length as usize]
+}
+
+/// Somebody's text for the server; where that is not of UTF-8, what is not ASCII is a question mark.
+pub fn in_server_encoding(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() || database_is_utf8() {
+        return Cow::Borrowed(text);
+    }
+    let ascii = |character: char| if character.is_ascii() { character } else { '?' };
+    Cow::Owned(text.chars().map(ascii).collect())
+}
+
+fn database_is_utf8() -> bool {
+    // SAFETY: reads a variable of the session's.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+}
+
+fn shown(name: &[u8], utf8: bool) -> Cow<'_, str> {
+    if utf8 || name.is_ascii() {
+        return String::from_utf8_lossy(name);
+    }
+    let mut text = String::with_capacity(name.len() + 3);
+    for &byte in name {
+        if byte.is_ascii() {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "\\x{byte:02X}");
+        }
+    }
+    Cow::Owned(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn names_are_ascii_where_the_database_is_not_utf8() {
+        assert_eq!(shown(b"caf\xe9 au\xff", false), "caf\\xE9 au\\xFF");
+        assert_eq!(shown(b"caf\xe9 au\xff", true), "caf\u{fffd} au\u{fffd}");
+        assert_eq!(shown("caf\u{e9}".as_bytes(), true), "caf\u{e9}");
+    }
 }

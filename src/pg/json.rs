@@ -4,17 +4,36 @@ use super::number;
 use pgrx::pg_sys;
 
 /// What stands behind a key of an object.
-pub enum Member {
-    /// A number without a fraction.
-    Whole(i128),
+pub enum Member<'a> {
+    /// A number without a fraction, in the range of a bigint.
+    Whole(i64),
+    /// A number beyond a bigint.
+    TooLarge,
+    /// A text, in the database's encoding.
+    Text(&'a [u8]),
+    /// JSON's `null`.
+    Null,
     /// Anything else, by the name of its kind.
     Other(&'static str),
+}
+
+impl Member<'_> {
+    /// For a message: "It is ..."
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Whole(_) => "a number",
+            Self::TooLarge => "a number that is out of range",
+            Self::Text(_) => "a string",
+            Self::Null => "null",
+            Self::Other(kind) => kind,
+        }
+    }
 }
 
 /// Calls `visit` with each key of an object and what stands behind it. `Err`: the kind of what is no
 /// object.
 ///
-/// Keys are in the database's encoding, each comes once, and none is compressed.
+/// Keys and texts are in the database's encoding, each comes once, and none is compressed.
 ///
 /// # Safety
 /// The datum is a jsonb.
@@ -52,16 +71,26 @@ pub unsafe fn for_each_member(
 
 /// # Safety
 /// A value that the iterator has set.
-unsafe fn member(value: &pg_sys::JsonbValue) -> Member {
-    if value.type_ != pg_sys::jbvType::jbvNumeric {
-        return Member::Other(kind(value));
+unsafe fn member(value: &pg_sys::JsonbValue) -> Member<'_> {
+    match value.type_ {
+        pg_sys::jbvType::jbvNumeric => {}
+        pg_sys::jbvType::jbvNull => return Member::Null,
+        pg_sys::jbvType::jbvString => {
+            // SAFETY: the type says which member of the union is set; its text is of that length.
+            return Member::Text(unsafe {
+                let text = value.val.string;
+                std::slice::from_raw_parts(text.val.cast::<u8>(), text.len as usize)
+            });
+        }
+        _ => return Member::Other(kind(value)),
     }
     // SAFETY: the type says which member of the union is set.
     let numeric = pg_sys::Datum::from(unsafe { value.val.numeric });
     // SAFETY: a numeric.
-    match unsafe { number::whole(numeric) } {
-        Some(number) => Member::Whole(number),
-        None => Member::Other("a number that is not a whole one, or is out of range"),
+    match unsafe { (number::whole(numeric), number::is_beyond_bigint(numeric)) } {
+        (Some(number), _) => i64::try_from(number).map_or(Member::TooLarge, Member::Whole),
+        (None, true) => Member::TooLarge,
+        (None, false) => Member::Other("a number that is not a whole one"),
     }
 }
 

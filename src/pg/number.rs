@@ -1,6 +1,7 @@
 //! The server's numeric, which totals are stored as, and numbers to count with.
 
 use super::error::{raise, report};
+use super::varlena::text_bytes;
 use pgrx::{AnyNumeric, IntoDatum, PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
 
 /// A numeric of this value, in the current memory context.
@@ -49,14 +50,32 @@ pub unsafe fn total(value: pg_sys::Datum) -> i128 {
 /// # Safety
 /// The datum is a numeric that is stored in line and not compressed.
 pub unsafe fn whole(value: pg_sys::Datum) -> Option<i128> {
-    let ptr = value.cast_mut_ptr::<pg_sys::varlena>();
     // SAFETY: the caller's promise.
-    decode(unsafe {
-        std::slice::from_raw_parts(
-            pgrx::vardata_any(ptr).cast::<u8>(),
-            pgrx::varsize_any_exhdr(ptr),
-        )
-    })
+    decode(unsafe { text_bytes(value) })
+}
+
+/// Is a numeric beyond any bigint for certain? It is so when it has more than 20 digits before the
+/// point, whatever follows that.
+///
+/// # Safety
+/// As of [`whole`].
+pub unsafe fn is_beyond_bigint(value: pg_sys::Datum) -> bool {
+    // SAFETY: the caller's promise.
+    weight(unsafe { text_bytes(value) }).is_some_and(|weight| weight >= 5)
+}
+
+/// The power of 10,000 that the first digit stands for, less the sign; as in [`decode`].
+fn weight(stored: &[u8]) -> Option<i32> {
+    let word = |at| {
+        let word = stored.get(at..at + 2)?;
+        Some(u16::from_ne_bytes([word[0], word[1]]))
+    };
+    let header = word(0)?;
+    match header & 0xC000 {
+        0x8000 => Some(i32::from(header & 0x3F) - if header & 0x40 != 0 { 64 } else { 0 }),
+        0xC000 => None,
+        _ => word(2).map(|weight| i32::from(weight.cast_signed())),
+    }
 }
 
 /// Reads a numeric as it is stored: `utils/adt/numeric.c` of the server, "NumericShort" and
@@ -105,7 +124,7 @@ fn decode(stored: &[u8]) -> Option<i128> {
 
 #[cfg(test)]
 mod tests {
-    use super::decode;
+    use super::{decode, weight};
 
     fn words(words: &[u16]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -136,5 +155,15 @@ mod tests {
         assert_eq!(decode(&words(&[0x8009, 1700])), None);
         assert_eq!(decode(&words(&[0x803F, 1])), None);
         assert_eq!(decode(&[]), None);
+    }
+
+    #[test]
+    fn knows_how_large_a_number_is_that_it_cannot_read() {
+        assert_eq!(weight(&words(&[0x803F, 1])), Some(63));
+        assert_eq!(weight(&words(&[0x807F, 1])), Some(-1));
+        assert_eq!(weight(&words(&[0x4000, 100, 1])), Some(100));
+        assert_eq!(weight(&words(&[0x0000, 0xFFFE, 1])), Some(-2));
+        assert_eq!(weight(&words(&[0xC000])), None);
+        assert_eq!(weight(&[]), None);
     }
 }

@@ -42,6 +42,12 @@ impl NameText {
     }
 }
 
+/// A text of these bytes, in the current memory context.
+pub fn text_datum(bytes: &[u8]) -> pg_sys::Datum {
+    // SAFETY: copies so many bytes.
+    unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) }.into()
+}
+
 /// The bytes of a text datum that is stored in line and uncompressed.
 ///
 /// # Safety

@@ -293,3 +293,23 @@ fn worker_and_lane_views_tell_what_was_done() -> Result<()> {
     ensure!((2..6).all(|column| row.get::<_, bool>(column)), "{row:?}");
     Ok(())
 }
+
+/// A setting's text has the encoding of the database that it was made in.
+#[test]
+fn a_setting_in_another_encoding_does_not_stop_the_worker() -> Result<()> {
+    cluster().connect()?.batch_execute(
+        "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+    )?;
+    let mut client = cluster().connect_db("latin")?;
+    client.batch_execute(
+        "CREATE EXTENSION counterx;
+         ALTER DATABASE latin SET search_path = '\u{e9}t\u{e9}', public",
+    )?;
+    client.batch_execute("SELECT counter_incr('\u{e9}')")?;
+    settle(&mut client)?;
+    ensure!(total(&mut client, "\u{e9}")? == Some(1));
+    let log = cluster().log();
+    ensure!(!log.contains("cannot read the settings"), "{log}");
+    ensure!(!log.contains("valid UTF-8"), "{log}");
+    Ok(())
+}

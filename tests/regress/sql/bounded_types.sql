@@ -48,6 +48,10 @@ SELECT counter_type_create('t', options => '{"min": "0"}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT counter_type_create('t', options => '{"min": 9223372036854775808}');
 \echo :LAST_ERROR_SQLSTATE
+SELECT counter_type_create('t', options => '{"min": -1e400}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_type_create('t', options => ('{"min": ' || repeat('[', 200) || repeat(']', 200) || '}')::jsonb);
+\echo :LAST_ERROR_SQLSTATE
 SELECT counter_type_create('t', options => '{"max": true}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT counter_type_create('t', options => '{"description": 7}');
