@@ -38,6 +38,18 @@ COMMENT ON COLUMN counterx.lanes.seconds_since_fold IS 'seconds since the last f
 COMMENT ON COLUMN counterx.lanes.folder_pid IS 'process that is folding the lane at this moment';
 
 CREATE VIEW counterx.workers AS
+-- Each lane's newest row, and no more: while an old snapshot is open, the table is full of dead ones.
+WITH newest AS (
+    SELECT st.folds, st.deltas_folded, st.last_fold_at, st.last_fold_us, st.last_error, st.last_error_at
+    FROM pg_catalog.generate_series(0, 7) l (lane)
+    CROSS JOIN LATERAL (
+        SELECT s.*
+        FROM counterx.state s
+        WHERE s.lane OPERATOR(pg_catalog.=) l.lane
+        ORDER BY s.gen DESC
+        LIMIT 1
+    ) st
+)
 SELECT a.pid,
        CASE
            WHEN a.pid IS NULL THEN 'stopped'
@@ -53,7 +65,7 @@ SELECT a.pid,
 FROM (
     SELECT COALESCE(pg_catalog.sum(st.folds), 0)::bigint AS folds,
            COALESCE(pg_catalog.sum(st.deltas_folded), 0)::bigint AS deltas_folded
-    FROM counterx.state st
+    FROM newest st
 ) t
 LEFT JOIN LATERAL (
     SELECT sa.pid, sa.state, sa.query
@@ -63,14 +75,14 @@ LEFT JOIN LATERAL (
 ) a ON true
 LEFT JOIN LATERAL (
     SELECT st.last_fold_us
-    FROM counterx.state st
+    FROM newest st
     WHERE st.last_fold_at IS NOT NULL
     ORDER BY st.last_fold_at DESC
     LIMIT 1
 ) l ON true
 LEFT JOIN LATERAL (
     SELECT st.last_error, st.last_error_at
-    FROM counterx.state st
+    FROM newest st
     WHERE st.last_error_at IS NOT NULL
     ORDER BY st.last_error_at DESC
     LIMIT 1

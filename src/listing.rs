@@ -18,7 +18,7 @@ use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, Lanes, Reader, column};
-use crate::totals;
+use crate::totals::{self, Walk};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::sums::Sums;
@@ -170,8 +170,7 @@ enum Course {
     Nowhere,
     /// One after the other; the key is what the scan was sent to last.
     Names(std::vec::IntoIter<Vec<u8>>, Box<NameText>),
-    /// From the key on.
-    Range(NameRange, Box<NameText>),
+    Range(NameRange, Walk),
     Everywhere,
 }
 
@@ -182,8 +181,8 @@ impl Course {
             Wanted::Names(names) => Self::Names(names.into_iter(), Box::new(NameText::new(b""))),
             Wanted::Range(range) if range.is_all() => Self::Everywhere,
             Wanted::Range(range) => {
-                let key = Box::new(NameText::new(totals::first_bytes(&range)));
-                Self::Range(range, key)
+                let walk = Walk::new(totals::first_bytes(&range));
+                Self::Range(range, walk)
             }
         }
     }
@@ -198,8 +197,8 @@ impl Course {
                 // Newest first: dead versions are older.
                 scan.next(Direction::Backward)
             }),
-            (Self::Range(range, _), Scan::Index(scan)) => loop {
-                let row = scan.next(Direction::Forward)?;
+            (Self::Range(range, walk), Scan::Index(scan)) => loop {
+                let row = walk.next(scan)?;
                 let name = row.text(column::total::NAME);
                 if range.contains(name) {
                     return Some(row);
@@ -235,6 +234,9 @@ impl Totals {
         }
         let shared = catalog::shared();
         let table = read::open(shared.total);
+        if matches!(course, Course::Everywhere) && totals::is_sparse(&table) {
+            *course = Course::Range(NameRange::all(), Walk::new(b""));
+        }
         if matches!(course, Course::Everywhere) {
             // SAFETY: the caller's promise.
             let scan = Scan::Table(unsafe { TableScan::new(&table, snapshot) });
@@ -247,8 +249,8 @@ impl Totals {
         let index = read::index_of(&table, &column::total::KEY);
         // SAFETY: the caller's promise.
         let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
-        if let Course::Range(_, from) = course {
-            scan.seek(&[Key::text_ge(1, from.datum())]);
+        if let Course::Range(_, walk) = course {
+            walk.start(&mut scan);
         }
         Some(Self {
             scan: Scan::Index(scan),

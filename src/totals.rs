@@ -1,12 +1,13 @@
 //! Reading the table of totals.
 //!
 //! A counter has one visible row for every snapshot, the one of the highest `gen`. Under a snapshot
-//! that keeps dead versions, look-ups go from the highest `gen` down, so that they meet it first.
+//! that keeps dead versions, look-ups go from the highest `gen` down, so that they meet it first; and
+//! walks over many counters leave each one's dead versions out.
 
 use crate::catalog;
 use crate::pg::number;
 use crate::pg::relation::Relation;
-use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::scan::{Direction, Found, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::NameText;
 use crate::read::{self, column};
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -84,6 +85,91 @@ pub struct LockedIndexes {
     _table: Relation,
 }
 
+/// A walk through totals in the order of their names.
+///
+/// An index entry that leads to nothing visible costs what one costs that does, and while an old
+/// snapshot is open a counter can have thousands of them. So after a few in a row the counter's
+/// visible row is looked up from the newest version down, and the walk goes on beyond the name.
+pub struct Walk {
+    /// What the scan was sent to last.
+    key: Box<NameText>,
+    /// The counter met last.
+    name: Vec<u8>,
+    /// The scan has left the walk's course, to look that counter up.
+    astray: bool,
+}
+
+/// So many index entries are visited in vain before a counter is looked up: about as many as that
+/// costs.
+const PATIENCE: u32 = 4;
+
+impl Walk {
+    /// A walk from this name on, or from the one that follows it.
+    pub fn new(from: &[u8]) -> Self {
+        Self {
+            key: Box::new(NameText::new(from)),
+            name: Vec::with_capacity(MAX_NAME_BYTES),
+            astray: false,
+        }
+    }
+
+    /// Sends the scan, one of totals by a single condition, to the start.
+    ///
+    /// The walk outlives the scan.
+    pub fn start(&self, scan: &mut IndexScan) {
+        scan.seek(&[Key::text_ge(1, self.key.datum())]);
+    }
+
+    /// The next counter's row.
+    pub fn next(&mut self, scan: &mut IndexScan) -> Option<Row> {
+        if std::mem::take(&mut self.astray) {
+            scan.seek(&[Key::text_gt(1, self.key.datum())]);
+        }
+        loop {
+            match scan.next_visible(Direction::Forward, PATIENCE) {
+                Found::Visible(row) => {
+                    self.set_name(&row);
+                    return Some(row);
+                }
+                Found::End => return None,
+                Found::Invisible(row) => {
+                    pgrx::check_for_interrupts!();
+                    let is_new = row.text(column::total::NAME) != self.name;
+                    self.set_name(&row);
+                    *self.key = NameText::new(&self.name);
+                    if is_new {
+                        scan.seek(&[Key::text_eq(1, self.key.datum())]);
+                        if let Some(row) = scan.next(Direction::Backward) {
+                            self.astray = true;
+                            return Some(row);
+                        }
+                    }
+                    scan.seek(&[Key::text_gt(1, self.key.datum())]);
+                }
+            }
+        }
+    }
+
+    fn set_name(&mut self, row: &Row) {
+        self.name.clear();
+        self.name.extend_from_slice(row.text(column::total::NAME));
+    }
+}
+
+/// Is a [`Walk`] quicker than reading the whole table, because nearly all of it is dead? By what VACUUM
+/// last found: counters come and go more slowly than their versions.
+pub fn is_sparse(table: &Relation) -> bool {
+    /// A page has room for twenty of the longest names, and for many more usual ones.
+    const LIVE_ROWS_PER_PAGE: f64 = 8.0;
+    /// Too few to care.
+    const FEW_PAGES: f64 = 16.0;
+    let pages = f64::from(table.blocks());
+    pages > FEW_PAGES
+        && table
+            .live_rows()
+            .is_some_and(|rows| (pages - FEW_PAGES) * LIVE_ROWS_PER_PAGE > f64::from(rows))
+}
+
 /// The order to visit totals in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -104,7 +190,7 @@ pub unsafe fn visit(
     mut visit: impl FnMut(&[u8], &Row) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let table = read::open(catalog::shared().total);
-    if range.is_all() && order == Order::Any {
+    if range.is_all() && order == Order::Any && !is_sparse(&table) {
         // SAFETY: the caller's promise.
         let mut scan = unsafe { TableScan::new(&table, snapshot) };
         while let Some(row) = scan.next() {
@@ -114,11 +200,11 @@ pub unsafe fn visit(
         return ControlFlow::Continue(());
     }
     let index = read::index_of(&table, &column::total::KEY);
-    let from = NameText::new(first_bytes(range));
+    let mut walk = Walk::new(first_bytes(range));
     // SAFETY: the caller's promise.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
-    scan.seek(&[Key::text_ge(1, from.datum())]);
-    while let Some(row) = scan.next(Direction::Forward) {
+    walk.start(&mut scan);
+    while let Some(row) = walk.next(&mut scan) {
         pgrx::check_for_interrupts!();
         let name = row.text(column::total::NAME);
         if range.is_past(name) {

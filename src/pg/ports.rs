@@ -28,6 +28,13 @@ unsafe extern "C-unwind" {
     /// `executor/tuptable.h`. Raises an error only for a column that the slot does not have.
     fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, columns: core::ffi::c_int);
 
+    /// `access/genam.h`. Both raise errors.
+    fn index_getnext_tid(
+        scan: pg_sys::IndexScanDesc,
+        direction: pg_sys::ScanDirection::Type,
+    ) -> pg_sys::ItemPointer;
+    fn index_fetch_heap(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> bool;
+
     /// `commands/sequence.h`. Raises errors.
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 
@@ -121,6 +128,68 @@ pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_s
 pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+/// What [`index_getnext_visible`] came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The slot holds the next visible row.
+    Row,
+    /// So many index entries in a row led to nothing visible; the scan stands on the last of them.
+    Invisible,
+    /// There are no more.
+    End,
+}
+
+/// `index_getnext_slot()` that gives up after `patience` index entries in a row without a visible
+/// row, or at each one that follows. The scan's snapshot is an MVCC one, which sees one version of
+/// each row at most.
+///
+/// # Safety
+/// The scan was started, and the slot fits its table.
+pub unsafe fn index_getnext_visible(
+    scan: pg_sys::IndexScanDesc,
+    direction: pg_sys::ScanDirection::Type,
+    slot: *mut pg_sys::TupleTableSlot,
+    patience: &mut u32,
+) -> Next {
+    // SAFETY: the caller's promise. One guard for all: nothing here has to be dropped.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            loop {
+                if index_getnext_tid(scan, direction).is_null() {
+                    return Next::End;
+                }
+                if index_fetch_heap(scan, slot) {
+                    return Next::Row;
+                }
+                match patience.checked_sub(1) {
+                    Some(rest) => *patience = rest,
+                    None => return Next::Invisible,
+                }
+            }
+        })
+    }
+}
+
+/// Puts the row version at this address into the slot, whatever became of it:
+/// `table_tuple_fetch_row_version()` with `SnapshotAny`. False when there is none any more.
+///
+/// # Safety
+/// The table is open, and the slot fits it.
+pub unsafe fn fetch_any_version(
+    table: pg_sys::Relation,
+    tid: pg_sys::ItemPointer,
+    slot: *mut pg_sys::TupleTableSlot,
+) -> bool {
+    // SAFETY: every table's access method has this operation.
+    unsafe {
+        let Some(fetch) = (*(*table).rd_tableam).tuple_fetch_row_version else {
+            return false;
+        };
+        let any = &raw mut pg_sys::SnapshotAnyData;
+        pg_sys::ffi::pg_guard_ffi_boundary(|| fetch(table, tid, any, slot))
+    }
 }
 
 /// Reads the first so many columns of a slot's row: `slot_getsomeattrs()`.

@@ -149,6 +149,13 @@ impl Relation {
         unsafe { ports::relation_blocks(self.as_ptr()) }
     }
 
+    /// The number of live rows as VACUUM or ANALYZE last found it. None: they never came.
+    pub fn live_rows(&self) -> Option<f32> {
+        // SAFETY: as above; rd_rel is never NULL.
+        let rows = unsafe { (*(*self.as_ptr()).rd_rel).reltuples };
+        (rows >= 0.0).then_some(rows)
+    }
+
     /// The oldest xid that the table may hold unfrozen.
     pub fn frozen_xid(&self) -> pg_sys::TransactionId {
         // SAFETY: as above; rd_rel is never NULL.

@@ -2,7 +2,7 @@
 
 use super::compat;
 use super::memory::MemorySwitch;
-use super::ports;
+use super::ports::{self, Next};
 use super::relation::Relation;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
@@ -68,6 +68,16 @@ impl Key {
             column,
             pg_sys::BTGreaterEqualStrategyNumber,
             pg_sys::F_TEXT_GE,
+            value,
+        )
+    }
+
+    /// `text > value`, bytewise. The datum must outlive the scan.
+    pub fn text_gt(column: i16, value: pg_sys::Datum) -> Self {
+        Self::new(
+            column,
+            pg_sys::BTGreaterStrategyNumber,
+            pg_sys::F_TEXT_GT,
             value,
         )
     }
@@ -173,6 +183,16 @@ impl Row {
     }
 }
 
+/// What [`IndexScan::next_visible`] came to.
+pub enum Found {
+    /// A visible row.
+    Visible(Row),
+    /// A row version that is none.
+    Invisible(Row),
+    /// There are no more.
+    End,
+}
+
 /// Which way a scan goes.
 #[derive(Clone, Copy)]
 pub enum Direction {
@@ -251,6 +271,35 @@ impl IndexScan {
         // SAFETY: the scan was started; the slot fits the table.
         unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) }
             .then_some(Row(self.slot))
+    }
+
+    /// The next visible row. But after `patience` index entries in a row without one, the row version
+    /// that the last of them leads to. The scan's snapshot is an MVCC one.
+    pub fn next_visible(&mut self, direction: Direction, patience: u32) -> Found {
+        let mut patience = patience;
+        let _switch = self.memory();
+        loop {
+            // SAFETY: the scan was started; the slot fits the table, which the scan keeps open.
+            unsafe {
+                match ports::index_getnext_visible(
+                    self.scan,
+                    direction.raw(),
+                    self.slot,
+                    &mut patience,
+                ) {
+                    Next::Row => return Found::Visible(Row(self.slot)),
+                    Next::End => return Found::End,
+                    Next::Invisible => {
+                        let tid = &raw mut (*self.scan).xs_heaptid;
+                        // In vain where only a pointer to later versions is left: then the next one.
+                        if ports::fetch_any_version((*self.scan).heapRelation, tid, self.slot) {
+                            return Found::Invisible(Row(self.slot));
+                        }
+                    }
+                }
+            }
+            pgrx::check_for_interrupts!();
+        }
     }
 
     /// Is there a next index entry, whatever became of its row? Touches no row.

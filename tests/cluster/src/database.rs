@@ -208,6 +208,36 @@ pub fn turn_over(client: &mut Client) -> Result<()> {
     })
 }
 
+/// How many pages a query visits, by the server's own count. Other than its time, this does not
+/// depend on what else the machine does.
+///
+/// # Errors
+/// Those of the server, or its answer has another form.
+pub fn pages(client: &mut impl GenericClient, sql: &str) -> Result<i64> {
+    let sql = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT TEXT) {sql}");
+    let rows = client.query(&sql, &[])?;
+    let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    // The first line about buffers is that of the top node, which has all.
+    let Some(line) = lines
+        .iter()
+        .take_while(|line| !line.starts_with("Planning"))
+        .find(|line| line.trim_start().starts_with("Buffers: "))
+    else {
+        return Ok(0);
+    };
+    let mut pages = 0;
+    for part in line.split(", ").flat_map(|part| part.split(' ')) {
+        if let Some((what, count)) = part.split_once('=')
+            && matches!(what, "hit" | "read")
+        {
+            pages += count
+                .parse::<i64>()
+                .with_context(|| format!("in \"{line}\""))?;
+        }
+    }
+    Ok(pages)
+}
+
 /// The lines of a log that tell of something that went wrong.
 pub fn bad_lines(log: &str) -> Vec<&str> {
     let marks = [
