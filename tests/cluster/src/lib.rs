@@ -14,6 +14,7 @@
 //!   [`bounded_under_watch`] with bounded counters; [`mixed_under_watch`] does all of that at once;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
 
+mod amcheck;
 mod bounded;
 mod changes;
 mod check;
@@ -23,6 +24,7 @@ mod mixed;
 mod replica;
 mod server;
 
+pub use amcheck::amcheck;
 pub use bounded::{
     BoundedEnd, BoundedLoad, BoundedTraffic, bounded_under_watch, nothing_is_kept, prepare_bounded,
     within_bounds,

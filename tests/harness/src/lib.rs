@@ -187,6 +187,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// The programs of another PostgreSQL than [`pg_bin_dir`] has.
+    pub fn bin_dir(mut self, directory: &Path) -> Self {
+        self.bin_dir = Some(directory.to_owned());
+        self
+    }
+
     /// Creates and starts the cluster; returns when it takes connections.
     ///
     /// # Errors
@@ -385,10 +391,14 @@ impl Cluster {
         self.directory.join("data")
     }
 
-    /// The server's log, which goes on over restarts.
+    /// The server's log, which goes on over restarts. It goes with the cluster, except that
+    /// `$COUNTERX_LOG_DIR` keeps the logs of all clusters, for whoever looks at them afterwards.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
-        self.directory.join("log")
+        match (env::var_os("COUNTERX_LOG_DIR"), self.directory.file_name()) {
+            (Some(kept), Some(name)) => Path::new(&kept).join(name).with_extension("log"),
+            _ => self.directory.join("log"),
+        }
     }
 
     /// All that the server has logged so far.

@@ -1,0 +1,225 @@
+//! What the server can tell of its own files: of tables and indexes by amcheck, of pages by their
+//! checksums, and of WAL by comparing each replayed page with the one that the writer had.
+//!
+//! A standby with `wal_consistency_checking` stops with an error at the first page that differs, and
+//! so does the recovery after a crash.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use counterx_cluster_tests::{
+    BoundedLoad, DEADLINE, FOLD_HARD, Load, agree, amcheck, bounded_under_watch, changes_schema,
+    changes_under_watch, check, create_database, prepare_bounded, settle, under_watch,
+    wait_for_worker,
+};
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until, run as run_command};
+use postgres::Client;
+
+use super::variant::bad_lines;
+use crate::options::Options;
+use crate::report::{PartReport, Unit};
+
+const DB: &str = "checks";
+const BOUNDED_DB: &str = "checks_bounded";
+
+/// All of them rewrite tables or indexes of ours as an administrator may.
+const MAINTENANCE: &str = "
+    VACUUM (FULL) counterx.total;
+    VACUUM (FULL) counterx.state;
+    VACUUM (FULL, FREEZE) counterx.token;
+    VACUUM (FREEZE) counterx.log_0_a;
+    CLUSTER counterx.total USING total_pkey;
+    REINDEX TABLE CONCURRENTLY counterx.state;
+    REINDEX INDEX counterx.log_0_a_epoch_name;
+    ANALYZE";
+
+pub(super) fn run(
+    options: &Options,
+    report: &mut PartReport,
+    bin_dir: Option<&Path>,
+) -> Result<()> {
+    let mut primary = start_primary(bin_dir)?;
+    let standby = builder("checks-standby", bin_dir)
+        .standby_of(&primary)
+        .conf("primary_slot_name", "standby")
+        .conf("hot_standby_feedback", "on")
+        // Answers to whoever reads, in place of replay, would leave the check behind.
+        .conf("max_standby_streaming_delay", "0")
+        .conf("wal_retrieve_retry_interval", "100ms")
+        .start()?;
+    let mut client = create_database(&primary, DB)?;
+    client.batch_execute(changes_schema())?;
+    client.batch_execute("SELECT counterx.create_value_index()")?;
+    prepare_bounded(&mut create_database(&primary, BOUNDED_DB)?)?;
+    let begun: String = client
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
+        .get(0);
+    drop(client);
+
+    let started = Instant::now();
+    for round in 0.. {
+        if round > 0 && (options.short || started.elapsed() > options.time()) {
+            break;
+        }
+        let seed = options.seed_for(&format!("storage {round}"));
+        load(options, report, &mut primary, seed)?;
+        look(report, &primary, &standby).with_context(|| {
+            let log = standby.log();
+            let lines: Vec<_> = bad_lines(&log).collect();
+            format!("the standby's log: {lines:#?}")
+        })?;
+    }
+    let row = primary.connect()?.query_one(
+        "SELECT (pg_current_wal_insert_lsn() - $1::text::pg_lsn)::float8",
+        &[&begun],
+    )?;
+    report.figure(
+        "WAL replayed with every page compared",
+        row.get::<_, f64>(0) / f64::from(1 << 20),
+        Unit::Mebibytes,
+    );
+    for mut cluster in [standby, primary] {
+        let log = cluster.log();
+        let bad: Vec<_> = bad_lines(&log).collect();
+        ensure!(bad.is_empty(), "{bad:#?}");
+        cluster.stop(StopMode::Fast)?;
+        verify_checksums(report, &cluster)?;
+    }
+    Ok(())
+}
+
+fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
+    let builder = Cluster::builder().name(name);
+    match bin_dir {
+        Some(bin_dir) => builder.bin_dir(bin_dir),
+        None => builder,
+    }
+}
+
+fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
+    let mut primary = FOLD_HARD
+        .iter()
+        .fold(builder("checks", bin_dir), |builder, (name, value)| {
+            builder.conf(name, value)
+        })
+        .conf("wal_consistency_checking", "all")
+        .conf("deadlock_timeout", "20ms")
+        .conf("max_wal_size", "2GB")
+        .start()?;
+    primary.stop(StopMode::Fast)?;
+    run_command(
+        primary
+            .tool("pg_checksums")
+            .args(["--enable", "--no-sync", "--pgdata"])
+            .arg(primary.data_dir()),
+    )?;
+    primary.start()?;
+    primary.connect()?.batch_execute(
+        "SELECT pg_create_physical_replication_slot('standby', immediately_reserve => true)",
+    )?;
+    Ok(primary)
+}
+
+/// A load with the death of a worker and of the whole server in it, then loads of all other kinds.
+fn load(
+    options: &Options,
+    report: &mut PartReport,
+    primary: &mut Cluster,
+    seed: u64,
+) -> Result<()> {
+    let counts = Load {
+        clients: 6,
+        transactions: options.size(25, 100),
+        two_phase: true,
+        survives: true,
+        seed,
+        ..Load::default()
+    };
+    let watched = under_watch(&primary.config(DB), &counts, |control| {
+        control.wait_for_share(0.3)?;
+        kill9(wait_for_worker(&mut primary.connect()?, DB)?)?;
+        control.wait_for_share(0.6)?;
+        primary.kill_postmaster()?;
+        primary.start()
+    })?;
+    report.tried("crashes: a worker and the server, under load", 2);
+    let mut done = watched.outcome.done;
+
+    let changes = Load {
+        clients: 6,
+        transactions: options.size(15, 60),
+        names: 4,
+        survives: false,
+        ..counts
+    };
+    done += changes_under_watch(&primary.config(DB), &changes, |_| Ok(()))?
+        .outcome
+        .done;
+    let bounded = BoundedLoad {
+        clients: 6,
+        transactions: options.size(15, 60),
+        survives: false,
+        holds: true,
+        seed,
+    };
+    let end = bounded_under_watch(&primary.config(BOUNDED_DB), bounded, |_| Ok(()))?;
+    done += end.done.load(std::sync::atomic::Ordering::Relaxed);
+    report.tried("transactions", done);
+    Ok(())
+}
+
+/// Looks at both servers, before and after maintenance.
+fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result<()> {
+    for db in [DB, BOUNDED_DB] {
+        let mut client = primary.connect_db(db)?;
+        let mut checked = amcheck(&mut client).context("after the load")?;
+        // Each statement is a transaction of its own: VACUUM insists on that.
+        primary.psql(db, MAINTENANCE)?;
+        client.batch_execute("SELECT bump('after:maintenance', 1)")?;
+        settle(&mut client)?;
+        checked += amcheck(&mut client).context("after maintenance")?;
+        catch_up(&mut client, standby)?;
+        let mut replica = standby.connect_db(db)?;
+        check(&mut replica).context("on the standby")?;
+        if db == DB {
+            agree(&mut client)?;
+        }
+        checked += amcheck(&mut replica).context("on the standby")?;
+        report.tried("relations held to amcheck", checked);
+    }
+    Ok(())
+}
+
+/// Waits until the standby has replayed all that the primary has written, or has given up.
+fn catch_up(primary: &mut Client, standby: &Cluster) -> Result<()> {
+    let end: String = primary
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
+        .get(0);
+    primary.batch_execute("SET synchronous_commit = on; SELECT txid_current()")?;
+    poll_until("the standby to catch up", DEADLINE, || {
+        let mut replica = standby.connect().context("the standby has gone")?;
+        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        Ok(replica.query_one(sql, &[&end])?.get(0))
+    })
+}
+
+/// Reads every page of a server that is down.
+fn verify_checksums(report: &mut PartReport, cluster: &Cluster) -> Result<()> {
+    let output = run_command(
+        cluster
+            .tool("pg_checksums")
+            .args(["--check", "--pgdata"])
+            .arg(cluster.data_dir()),
+    )?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let blocks = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Blocks scanned:"))
+        .and_then(|number| number.trim().parse::<u64>().ok());
+    match blocks {
+        Some(blocks) if blocks > 0 => report.tried("pages whose checksum is right", blocks),
+        _ => bail!("pg_checksums has scanned nothing: {text}"),
+    }
+    Ok(())
+}
