@@ -60,10 +60,11 @@ lint: setup ## Formatting and clippy
 check-versions: setup ## Compile for PostgreSQL 16, 17 and 18 as far as their headers are here
 	@scripts/check-versions
 
-.PHONY: bench
-bench: setup ## Compare with INSERT, UPDATE and slot rows, with pgbench
-	@scripts/build --release
-	@. scripts/env && cargo run --release --package counterx-bench -- $(ARGS)
+.PHONY: bench bench-publish
+bench: setup ## Compare with what people use today (ARGS="--quick", "--sections hot,read", ...)
+	@scripts/bench $(ARGS)
+bench-publish: ## Copy the report to docs/bench, and its figures into docs/performance.md
+	@. scripts/env && cargo run --quiet --release --package counterx-bench -- --publish
 
 .PHONY: clean
 clean: ## Remove all that was built or left running here

@@ -4,15 +4,20 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_harness::{Cluster, run};
-use serde::Serialize;
+use counterx_harness::{Cluster, poll_until};
+use serde::{Deserialize, Serialize};
 
 use crate::stats::percentile;
 
 /// pgbench's threads: as many as the smallest machine worth measuring on has processors.
 const JOBS: u32 = 2;
+
+/// How long a run may take beyond the seconds that it was told: connecting, and the last
+/// transaction. A run of so many transactions, too.
+const GRACE: Duration = Duration::from_secs(600);
 
 /// How queries are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,11 @@ pub(crate) struct Pgbench<'a> {
     scripts: Vec<String>,
     clients: u32,
     protocol: Protocol,
+    database: String,
+    /// What `PGOPTIONS` says.
+    settings: String,
+    /// Transactions per second at most.
+    rate: Option<u32>,
 }
 
 /// What a run came to.
@@ -69,7 +79,7 @@ pub(crate) struct Progress {
 }
 
 /// Latencies in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) mean: f64,
     pub(crate) p50: f64,
@@ -99,7 +109,30 @@ impl<'a> Pgbench<'a> {
             scripts: vec![script.to_owned()],
             clients,
             protocol: Protocol::Prepared,
+            database: "postgres".to_owned(),
+            settings: String::new(),
+            rate: None,
         }
+    }
+
+    /// In another database than `postgres`.
+    pub(crate) fn database(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.database);
+        self
+    }
+
+    /// Settings of all its sessions.
+    pub(crate) fn settings(mut self, settings: &[(&str, String)]) -> Self {
+        for (name, value) in settings {
+            self.settings += &format!("-c {name}={value} ");
+        }
+        self
+    }
+
+    /// So many transactions per second, and no more.
+    pub(crate) fn rate(mut self, rate: u32) -> Self {
+        self.rate = Some(rate);
+        self
     }
 
     /// One more script: which one comes next is drawn by lot.
@@ -115,25 +148,22 @@ impl<'a> Pgbench<'a> {
 
     /// For so many seconds.
     pub(crate) fn run(&self, seconds: u32) -> Result<Outcome> {
-        let output = run(self.command()?.args(["-T", &seconds.to_string()]))?;
-        parse_outcome(&String::from_utf8_lossy(&output.stdout))
+        self.start(seconds)?.finish().map(|(outcome, _)| outcome)
     }
 
     /// For so many seconds, with a log of every transaction.
     pub(crate) fn run_logged(&self, seconds: u32) -> Result<Vec<Logged>> {
-        let seconds = seconds.to_string();
-        self.logged(&["-T", &seconds])
+        self.logged(["-T", &seconds.to_string()], seconds)
     }
 
     /// So many times, with a log of every transaction.
     pub(crate) fn run_logged_times(&self, transactions: u32) -> Result<Vec<Logged>> {
-        let transactions = transactions.to_string();
-        self.logged(&["-t", &transactions])
+        self.logged(["-t", &transactions.to_string()], 0)
     }
 
     /// Once; returns the seconds that it took.
     pub(crate) fn run_once(&self) -> Result<f64> {
-        match self.logged(&["-t", "1"])?[..] {
+        match self.run_logged_times(1)?[..] {
             [only] => Ok(only.microseconds as f64 / 1e6),
             ref all => bail!("pgbench has logged {} transactions, not one", all.len()),
         }
@@ -142,28 +172,39 @@ impl<'a> Pgbench<'a> {
     /// In the background, until [`Background::stop`] or the end of `seconds`. A line of progress
     /// each second.
     pub(crate) fn start(&self, seconds: u32) -> Result<Background> {
-        let path = self.new_path("output");
-        let file =
-            File::create(&path).with_context(|| format!("could not make {}", path.display()))?;
         let mut command = self.command()?;
         command
             .args(["-T", &seconds.to_string()])
-            .args(["-P", "1", "--progress-timestamp"])
+            .args(["-P", "1", "--progress-timestamp"]);
+        self.spawn(command, seconds)
+    }
+
+    fn spawn(&self, mut command: Command, seconds: u32) -> Result<Background> {
+        // Into a file, as nobody reads a pipe meanwhile.
+        let path = self.new_path("output");
+        let file =
+            File::create(&path).with_context(|| format!("could not make {}", path.display()))?;
+        command
             .stdout(file.try_clone().context("could not share a file")?)
             .stderr(file);
         let child = command.spawn().context("could not start pgbench")?;
-        Ok(Background { child, path })
+        let deadline = GRACE + Duration::from_secs(seconds.into());
+        Ok(Background {
+            child,
+            path,
+            deadline,
+        })
     }
 
-    fn logged(&self, arguments: &[&str]) -> Result<Vec<Logged>> {
+    fn logged(&self, arguments: [&str; 2], seconds: u32) -> Result<Vec<Logged>> {
         let prefix = self.new_path("log");
-        let output = run(self
-            .command()?
+        let mut command = self.command()?;
+        command
             .args(arguments)
             .arg("-l")
             .arg("--log-prefix")
-            .arg(&prefix))?;
-        parse_outcome(&String::from_utf8_lossy(&output.stdout))?;
+            .arg(&prefix);
+        self.spawn(command, seconds)?.finish()?;
         let mut log = Vec::new();
         let directory = self.cluster.directory();
         for entry in fs::read_dir(directory).context("could not look for pgbench's log")? {
@@ -193,7 +234,12 @@ impl<'a> Pgbench<'a> {
             .args(["-M", self.protocol.name()])
             .args(["-c", &self.clients.to_string()])
             .args(["-j", &JOBS.min(self.clients).to_string()])
+            .env("PGDATABASE", &self.database)
+            .env("PGOPTIONS", &self.settings)
             .stdin(Stdio::null());
+        if let Some(rate) = self.rate {
+            command.args(["-R", &rate.to_string()]);
+        }
         for script in &self.scripts {
             let path = self.new_path("script");
             fs::write(&path, script)
@@ -218,6 +264,7 @@ impl<'a> Pgbench<'a> {
 pub(crate) struct Background {
     child: Child,
     path: PathBuf,
+    deadline: Duration,
 }
 
 impl Background {
@@ -231,8 +278,13 @@ impl Background {
 
     /// Waits for its end; returns what it came to, and how.
     pub(crate) fn finish(mut self) -> Result<(Outcome, Vec<Progress>)> {
-        let status = self.child.wait().context("could not wait for pgbench")?;
+        let mut status = None;
+        poll_until("pgbench to end", self.deadline, || {
+            status = self.child.try_wait().context("could not wait for pgbench")?;
+            Ok(status.is_some())
+        })?;
         let output = self.output();
+        let status = status.context("pgbench has ended, and has no status")?;
         ensure!(status.success(), "pgbench failed ({status}):\n{output}");
         let progress = output
             .lines()
@@ -240,6 +292,12 @@ impl Background {
             .map(|line| parse_progress(line).with_context(|| format!("pgbench said: {line}")))
             .collect::<Result<_>>()?;
         Ok((parse_outcome(&output)?, progress))
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        let status = self.child.try_wait().context("could not look at pgbench")?;
+        Ok(status.is_none())
     }
 
     fn output(&self) -> String {
@@ -251,19 +309,25 @@ impl Drop for Background {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = fs::remove_file(&self.path);
     }
 }
 
 /// Reads the summary. Transactions that failed are an error: the rate of errors is no rate.
 fn parse_outcome(text: &str) -> Result<Outcome> {
+    // What all of them said, once for each time, is of no use here.
+    let told = || {
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("progress")).collect();
+        lines.join("\n")
+    };
     let field = |name: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(name))
             .and_then(|rest| rest.split([' ', '/']).next())
-            .with_context(|| format!("pgbench did not say \"{name}\":\n{text}"))
+            .with_context(|| format!("pgbench did not say \"{name}\":\n{}", told()))
     };
     let failed: i64 = field("number of failed transactions: ")?.parse()?;
-    ensure!(failed == 0, "{failed} transactions have failed:\n{text}");
+    ensure!(failed == 0, "{failed} transactions have failed:\n{}", told());
     Ok(Outcome {
         transactions: field("number of transactions actually processed: ")?.parse()?,
         rate: field("tps = ")?.parse()?,

@@ -1,10 +1,10 @@
 //! Medians and spread.
 
 use anyhow::{Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a figure counts, which decides how it is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
     PerSecond,
@@ -13,6 +13,8 @@ pub(crate) enum Unit {
     Count,
     Bytes,
     Ratio,
+    /// Of one processor.
+    Share,
 }
 
 impl Unit {
@@ -24,14 +26,19 @@ impl Unit {
             Self::Microseconds if value < 1000.0 => format!("{value:.1} µs"),
             Self::Microseconds => format!("{} µs", group(value)),
             Self::Count => group(value),
+            Self::Bytes if value < 10_000.0 => format!("{value:.0} B"),
+            Self::Bytes if value < 1_000_000.0 => format!("{:.1} kB", value / 1024.0),
             Self::Bytes => format!("{:.1} MB", value / 1024.0 / 1024.0),
+            Self::Ratio if value >= 100.0 => group(value),
+            Self::Ratio if value >= 10.0 => format!("{value:.1}"),
             Self::Ratio => format!("{value:.3}"),
+            Self::Share => format!("{:.1} %", value * 100.0),
         }
     }
 }
 
 /// One figure, measured once a round.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Series {
     pub(crate) what: String,
     pub(crate) unit: Unit,
@@ -165,5 +172,9 @@ mod tests {
         assert_eq!(Unit::Microseconds.format(41_260.0), "41,260 µs");
         assert_eq!(Unit::Count.format(0.0), "0");
         assert_eq!(Unit::Ratio.format(0.9496), "0.950");
+        assert_eq!(Unit::Ratio.format(12.34), "12.3");
+        assert_eq!(Unit::Bytes.format(181.4), "181 B");
+        assert_eq!(Unit::Bytes.format(3.0 * 1024.0 * 1024.0), "3.0 MB");
+        assert_eq!(Unit::Share.format(0.0512), "5.1 %");
     }
 }

@@ -1,4 +1,4 @@
-//! Section D: an open REPEATABLE READ snapshot.
+//! An open REPEATABLE READ snapshot.
 
 use std::time::Instant;
 
@@ -6,31 +6,57 @@ use anyhow::{Context, Result, ensure};
 use counterx_harness::Cluster;
 use postgres::Client;
 
-use crate::contenders::COUNTER;
-use crate::hot::slice;
+use crate::goals::Goal;
+use crate::job::Job;
 use crate::options::{Options, Section};
+use crate::peers::{Batch, Keys, Peer};
 use crate::pgbench::{Latency, Logged, Pgbench, Progress};
-use crate::read::LOOKUP;
-use crate::report::{Measured, Target, Wanted, Window};
+use crate::plot::{Line, Plot};
+use crate::race::{Entry, slice};
+use crate::report::{Measured, Table};
+use crate::sections::read::{LOOKUP, fill};
 use crate::server::Server;
 use crate::stats::{Series, Unit, turns};
-
-/// Of the rate without one.
-const OF_RATE: f64 = 0.9;
-
-/// No growth, but for the noise of medians.
-const GROWTH: f64 = 1.1;
 
 /// The part of the long run that counts as its beginning, and as its end, in seconds; of a
 /// shorter run a quarter.
 const WINDOW: f64 = 60.0;
+
+/// How much shorter than the long run that of each of the others is.
+const OTHERS_SHARE: u32 = 15;
+
+/// Seconds that such a run takes at least.
+const SHORTEST: u32 = 8;
+
+const OTHERS: [Peer; 4] = [
+    Peer::Counter,
+    Peer::Update,
+    Peer::Slots(100),
+    Peer::FoldedLog { indexed: true },
+];
 
 /// Scripts of the reader, by their number in the log.
 const HOT: usize = 0;
 const COLD: usize = 1;
 const CONTROL: usize = 2;
 
+const VALUE: &str = "SELECT counter_value('hot')";
 const LOG_BYTES_SQL: &str = "SELECT sum(log_bytes)::bigint FROM counterx.lanes";
+
+/// A part of a run.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    /// Whether the snapshot was open.
+    snapshot: bool,
+    /// Seconds since the start.
+    from: f64,
+    to: f64,
+    /// Increments per second.
+    rate: f64,
+    hot: Latency,
+    cold: Latency,
+    lookup: Latency,
+}
 
 /// A session that sits idle in a transaction which has taken its snapshot.
 struct OldSnapshot {
@@ -42,7 +68,7 @@ impl OldSnapshot {
     fn open(cluster: &Cluster) -> Result<Self> {
         let mut client = cluster.connect()?;
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
-        let value = client.query_one(COUNTER.total, &[])?.get(0);
+        let value = client.query_one(VALUE, &[])?.get(0);
         Ok(Self { client, value })
     }
 
@@ -51,7 +77,7 @@ impl OldSnapshot {
         let start = Instant::now();
         let value: i64 = self
             .client
-            .query_one(COUNTER.total, &[])
+            .query_one(VALUE, &[])
             .context("the old snapshot could not read the counter")?
             .get(0);
         let took = start.elapsed().as_secs_f64();
@@ -66,89 +92,91 @@ impl OldSnapshot {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Measured> {
-    let mut server = Server::start("bench-snapshot", options.clients)?;
-    server.execute(
-        "CREATE TABLE plain (name text PRIMARY KEY, n bigint NOT NULL);
-         INSERT INTO plain VALUES ('x', 42);
-         SELECT counter_incr('x', 42);
-         SELECT counter_incr('hot');",
-    )?;
-    slice(&mut server, &COUNTER, options.clients, 1)?;
-    server.settle()?;
+    let mut server = Server::start("snapshot", options)?;
+    fill(&mut server)?;
+    for peer in OTHERS {
+        server.execute(&peer.create(Keys::Hot))?;
+    }
+    let counter = Entry::new(Peer::Counter, Keys::Hot, Batch::One, options.clients);
+    slice(&mut server, &counter, 1)?;
     server.execute("VACUUM (ANALYZE)")?;
     server.execute("CHECKPOINT")?;
 
+    let others = others_seconds(options);
     let mut measured = Measured::new(
-        Section::D,
+        Section::Snapshot,
         format!(
             "A session sits idle in a REPEATABLE READ transaction that has read the hot counter. \
              First in turns, without it and with it open for a slice, with {} clients that \
              increment. Then for {} s on end, with a reader beside them that reads, in random \
              order, the hot counter, a cold one, and, by its primary key, a row that nobody writes. \
-             The same follows for a while without it. Of the last table, the first row is the \
-             beginning and the last one with the snapshot is the end: compared are the median \
-             latencies, less what the look-up's has grown by, for that is the machine.",
-            options.clients, options.old_snapshot_seconds
+             The same follows for a while without it. The end is compared to that: the rates, and the \
+             median latencies, less what the look-up's differ by, for that is the machine. Last, \
+             {others} s of each of the others beside a snapshot of its own.",
+            options.clients,
+            options.long_seconds()
         ),
     );
-    in_turns(&mut server, options, &mut measured)?;
+    in_turns(&mut server, options, &counter, &mut measured)?;
     on_end(&mut server, options, &mut measured)?;
+    others_beside_it(&mut server, options, &mut measured)?;
     Ok(measured)
 }
 
-fn in_turns(server: &mut Server, options: &Options, measured: &mut Measured) -> Result<()> {
+fn others_seconds(options: &Options) -> u32 {
+    (options.long_seconds() / OTHERS_SHARE).max(SHORTEST)
+}
+
+fn in_turns(
+    server: &mut Server,
+    options: &Options,
+    counter: &Entry,
+    measured: &mut Measured,
+) -> Result<()> {
     let mut rates = [Vec::new(), Vec::new()];
-    for round in 0..options.rounds {
+    for round in 0..options.rounds() {
         for turn in turns(round, 2) {
             let snapshot = (turn == 1)
                 .then(|| OldSnapshot::open(&server.cluster))
                 .transpose()?;
-            let outcome = slice(server, &COUNTER, options.clients, options.seconds)?;
+            let rate = slice(server, counter, options.seconds())?.rate;
             println!(
-                "  round {}: {} an open snapshot: {}",
+                "    round {}: {} an open snapshot: {}",
                 round + 1,
-                if snapshot.is_some() {
-                    "with"
-                } else {
-                    "without"
-                },
-                Unit::PerSecond.format(outcome.rate)
+                if turn == 1 { "with" } else { "without" },
+                Unit::PerSecond.format(rate)
             );
-            rates[turn].push(outcome.rate);
+            rates[turn].push(rate);
             if let Some(snapshot) = snapshot {
                 snapshot.close()?;
             }
-            server.settle()?;
         }
     }
     let [without, with] = rates;
     let without = Series::new("increments, without a snapshot", Unit::PerSecond, without)?;
     let with = Series::new("increments, with an open snapshot", Unit::PerSecond, with)?;
-    let ratio = with.ratio_to("open snapshot, of the rate without it", &without)?;
-    measured.ratios.push(ratio.clone());
-    measured
-        .targets
-        .push(Target::new(ratio, Wanted::AtLeast(OF_RATE)));
+    let ratio = with.ratio_to("open snapshot, in turns, of the rate without it", &without)?;
+    measured.ratios.push(ratio);
     measured.figures.extend([without, with]);
     Ok(())
 }
 
 fn on_end(server: &mut Server, options: &Options, measured: &mut Measured) -> Result<()> {
-    let seconds = options.old_snapshot_seconds;
-    println!("  {seconds} s with an open snapshot");
+    let seconds = options.long_seconds();
+    println!("    {seconds} s with an open snapshot");
     let bytes_before: i64 = server.one(LOG_BYTES_SQL)?;
     let snapshot = OldSnapshot::open(&server.cluster)?;
-    let (writes, reads) = side_by_side(server, options.clients, seconds)?;
+    let (writes, reads) = side_by_side(server, options, Peer::Counter, seconds)?;
     let count = (f64::from(seconds) / WINDOW).round().max(4.0);
     let mut windows = windows(&writes, &reads, count, true)?;
     let bytes_after: i64 = server.one(LOG_BYTES_SQL)?;
     let old_read = snapshot.close()?;
     server.settle()?;
 
-    // The machine of five minutes ago is another one, so the end has a neighbour without it.
-    let seconds_without = (seconds / 4).min(WINDOW as u32 / 2);
-    println!("  {seconds_without} s without it");
-    let (writes, reads) = side_by_side(server, options.clients, seconds_without)?;
+    // The machine of ten minutes ago is another one, so the end has a neighbour without it.
+    let seconds_without = (seconds / 4).min(WINDOW as u32);
+    println!("    {seconds_without} s without it");
+    let (writes, reads) = side_by_side(server, options, Peer::Counter, seconds_without)?;
     let without = self::windows(&writes, &reads, 1.0, false)?[0];
     server.settle()?;
 
@@ -156,31 +184,32 @@ fn on_end(server: &mut Server, options: &Options, measured: &mut Measured) -> Re
         unreachable!("at least four windows")
     };
     let one = |what: &str, unit, value| Series::new(what, unit, vec![value]);
-    let rate = one(
-        &format!("open snapshot for {seconds} s, its end of the rate right after it"),
-        Unit::Ratio,
+    let ratio = |what: &str, value| one(what, Unit::Ratio, value);
+    let rate = ratio(
+        &format!("increments, end of {seconds} s with a snapshot, of those right after it"),
         last.rate / without.rate,
     )?;
-    measured.ratios.push(rate.clone());
-    measured
-        .targets
-        .push(Target::new(rate, Wanted::AtLeast(OF_RATE)));
-    for (what, growth) in [
-        ("hot", growth(&first, &last, |window| window.hot.p50)),
-        ("cold", growth(&first, &last, |window| window.cold.p50)),
-    ] {
-        let what = format!("read of the {what} counter, end of {seconds} s against beginning");
-        let growth = one(&what, Unit::Ratio, growth)?;
-        measured.ratios.push(growth.clone());
-        measured
-            .targets
-            .push(Target::new(growth, Wanted::AtMost(GROWTH)));
-    }
-    measured.ratios.push(one(
-        &format!("increments, end of {seconds} s against beginning"),
-        Unit::Ratio,
-        last.rate / first.rate,
-    )?);
+    measured.goal(Goal::SnapshotIncrements, rate.clone());
+    let hot = |window: &Window| window.hot.p50;
+    let cold = |window: &Window| window.cold.p50;
+    let read = ratio(
+        "read of the hot counter, end against without",
+        growth(&without, &last, hot),
+    )?;
+    measured.goal(Goal::SnapshotReads, read.clone());
+    measured.ratios.extend([
+        rate,
+        read,
+        ratio(
+            "read of a cold counter, end against without",
+            growth(&without, &last, cold),
+        )?,
+        ratio(
+            "read of the hot counter, end against beginning",
+            growth(&first, &last, hot),
+        )?,
+        ratio("increments, end against beginning", last.rate / first.rate)?,
+    ]);
     measured.figures.extend([
         one("logs before the long run", Unit::Bytes, bytes_before as f64)?,
         one("logs after it", Unit::Bytes, bytes_after as f64)?,
@@ -191,25 +220,134 @@ fn on_end(server: &mut Server, options: &Options, measured: &mut Measured) -> Re
         )?,
     ]);
     windows.push(without);
-    measured.windows = windows;
+    let mut table = Table::new(
+        "the long run",
+        &[
+            "seconds",
+            "increments",
+            "hot counter, p50",
+            "p99",
+            "cold counter, p50",
+            "p99",
+            "look-up, p50",
+            "p99",
+        ],
+    );
+    table.rows = windows.iter().map(row).collect();
+    measured.tables.push(table);
+    Ok(())
+}
+
+fn row(window: &Window) -> Vec<String> {
+    let time = |microseconds| Unit::Microseconds.format(microseconds);
+    vec![
+        if window.snapshot {
+            format!("{:.0} to {:.0}", window.from, window.to)
+        } else {
+            format!("without it, {:.0}", window.to - window.from)
+        },
+        Unit::PerSecond.format(window.rate),
+        time(window.hot.p50),
+        time(window.hot.p99),
+        time(window.cold.p50),
+        time(window.cold.p99),
+        time(window.lookup.p50),
+        time(window.lookup.p99),
+    ]
+}
+
+/// How everybody else fares.
+fn others_beside_it(
+    server: &mut Server,
+    options: &Options,
+    measured: &mut Measured,
+) -> Result<()> {
+    const PARTS: f64 = 8.0;
+    let seconds = others_seconds(options);
+    let mut table = Table::new(
+        &format!("{seconds} s of each with a snapshot open, first and last eighth"),
+        &[
+            "",
+            "increments, first",
+            "last",
+            "read of the hot one, p50, first",
+            "last",
+            "p99, last",
+        ],
+    );
+    let mut rates = Vec::new();
+    let mut reads_of = Vec::new();
+    for peer in OTHERS {
+        println!("    {seconds} s with an open snapshot: {}", peer.name());
+        let reset = peer.reset(Keys::Hot);
+        if !reset.is_empty() {
+            server.execute(&reset)?;
+        }
+        let snapshot = OldSnapshot::open(&server.cluster)?;
+        let job = peer.job();
+        let job = job.map(|sql| Job::start(&server.cluster, &sql)).transpose()?;
+        let (writes, reads) = side_by_side(server, options, peer, seconds)?;
+        if let Some(job) = job {
+            job.stop()?;
+        }
+        snapshot.close()?;
+        server.settle()?;
+        let windows = windows(&writes, &reads, PARTS, true)?;
+        let [first, .., last] = windows[..] else {
+            unreachable!("eight windows")
+        };
+        table.rows.push(vec![
+            peer.name(),
+            Unit::PerSecond.format(first.rate),
+            Unit::PerSecond.format(last.rate),
+            Unit::Microseconds.format(first.hot.p50),
+            Unit::Microseconds.format(last.hot.p50),
+            Unit::Microseconds.format(last.hot.p99),
+        ]);
+        let line = |of: fn(&Window) -> f64| {
+            let points = windows.iter().map(|window| (window.to, of(window)));
+            Line::new(peer.name(), points.collect())
+        };
+        rates.push(line(|window| window.rate));
+        reads_of.push(line(|window| window.hot.p50));
+    }
+    measured.tables.push(table);
+    measured.plots.push(Plot::lines(
+        "snapshot",
+        "increments while a snapshot is open",
+        "increments per second",
+        "seconds since it was taken",
+        rates,
+    ));
+    measured.plots.push(Plot::lines(
+        "snapshot-reads",
+        "reads of the hot counter while a snapshot is open",
+        "microseconds, median",
+        "seconds since it was taken",
+        reads_of,
+    ));
     Ok(())
 }
 
 /// Writers and a reader at the same time.
 fn side_by_side(
     server: &mut Server,
-    clients: u32,
+    options: &Options,
+    peer: Peer,
     seconds: u32,
 ) -> Result<(Vec<Progress>, Vec<Logged>)> {
-    let before: i64 = server.one(COUNTER.total)?;
-    let writers = Pgbench::new(&server.cluster, clients, COUNTER.script).start(seconds)?;
-    server.wait_for_growth(COUNTER.total, clients)?;
-    let reads = Pgbench::new(&server.cluster, 1, COUNTER.total)
+    let total = peer.total(Keys::Hot).context("what is written can be read")?;
+    let hot = peer.read("hot").context("what is written can be read")?;
+    let before: i64 = server.one(&total)?;
+    let script = peer.script(Keys::Hot, Batch::One);
+    let writers = Pgbench::new(&server.cluster, options.clients, &script).start(seconds)?;
+    server.wait_for_growth(&total, options.clients)?;
+    let reads = Pgbench::new(&server.cluster, 1, &hot)
         .script("SELECT counter_value('x');")
         .script(LOOKUP)
         .run_logged(seconds)?;
     let (outcome, writes) = writers.finish()?;
-    server.check(COUNTER.name, COUNTER.total, before + outcome.transactions)?;
+    server.check(&peer.name(), &total, before + outcome.transactions)?;
     Ok((writes, reads))
 }
 

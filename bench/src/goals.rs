@@ -1,0 +1,225 @@
+//! What is aimed at: the headline of the report.
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::Section;
+use crate::stats::{Series, Unit};
+
+/// Which way a goal lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Wanted {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+use Wanted::{AtLeast, AtMost};
+
+/// One line of the headline table, in its order.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Goal {
+    HotOfInsert,
+    HotOfUpdate,
+    HotOfSlots,
+    HotOfFolded,
+    AsyncOfInsert,
+    ThousandInLoop,
+    ThousandStatements,
+    MillionOfInsert,
+    ReadOfLookup,
+    BusyReadOfLookup,
+    WalOfInsert,
+    FoldCpuHot,
+    FoldCpuSpread,
+    SnapshotIncrements,
+    SnapshotReads,
+    MillionCounters,
+    BoundedOfUpdate,
+    BoundedOfPlain,
+    ListsOfTable,
+}
+
+impl Goal {
+    /// What is measured, the section that measures it, and how much is wanted.
+    fn line(self) -> (&'static str, Section, Wanted) {
+        match self {
+            Self::HotOfInsert => (
+                "hot counter, 32 clients, durable: times the rate of INSERT into a table without index",
+                Section::Hot,
+                AtLeast(1.0),
+            ),
+            Self::HotOfUpdate => (
+                "the same, times the rate of UPDATE of one row",
+                Section::Hot,
+                AtLeast(12.0),
+            ),
+            Self::HotOfSlots => (
+                "the same, times the rate of 100 slot rows",
+                Section::Hot,
+                AtLeast(2.0),
+            ),
+            Self::HotOfFolded => (
+                "the same, times the rate of an indexed log folded by DELETE",
+                Section::Hot,
+                AtLeast(1.3),
+            ),
+            Self::AsyncOfInsert => (
+                "hot counter, 8 clients, asynchronous commit: times the rate of that INSERT",
+                Section::Clients,
+                AtLeast(0.95),
+            ),
+            Self::ThousandInLoop => (
+                "a thousand increments of one counter in one transaction, in a loop on the server: times \
+                 the rate of UPDATE",
+                Section::Batch,
+                AtLeast(5.0),
+            ),
+            Self::ThousandStatements => (
+                "the same, as a thousand statements of each of 8 clients",
+                Section::Batch,
+                AtLeast(5.0),
+            ),
+            Self::MillionOfInsert => (
+                "a million increments in one statement: times the speed of INSERT ... SELECT of as many rows",
+                Section::Bulk,
+                AtLeast(3.0),
+            ),
+            Self::ReadOfLookup => (
+                "point read, nothing pending: times the latency of a look-up by primary key",
+                Section::Read,
+                AtMost(1.2),
+            ),
+            Self::BusyReadOfLookup => (
+                "point read of the hot counter beside its 32 writers, p99: times that of the look-up \
+                 beside the same writers",
+                Section::Read,
+                AtMost(3.0),
+            ),
+            Self::WalOfInsert => (
+                "WAL bytes for each durable increment, the fold's included: times those of the INSERT",
+                Section::Hot,
+                AtMost(1.5),
+            ),
+            Self::FoldCpuHot => (
+                "the fold's share of a processor at 20,000 increments/s of ten hot counters",
+                Section::Fold,
+                AtMost(0.05),
+            ),
+            Self::FoldCpuSpread => (
+                "the same, of 10,000 counters by lot",
+                Section::Fold,
+                AtMost(0.05),
+            ),
+            Self::SnapshotIncrements => (
+                "an open snapshot: increments at its end, times those without",
+                Section::Snapshot,
+                AtLeast(0.95),
+            ),
+            Self::SnapshotReads => (
+                "the same, latency of reads of the hot counter",
+                Section::Snapshot,
+                AtMost(1.1),
+            ),
+            Self::MillionCounters => (
+                "time of an increment with 1,000,000 counters, any of them: times that with 1",
+                Section::Growth,
+                AtMost(1.1),
+            ),
+            Self::BoundedOfUpdate => (
+                "bounded hot counter: times the rate of the conditional UPDATE",
+                Section::Bounded,
+                AtLeast(5.0),
+            ),
+            Self::BoundedOfPlain => (
+                "bounded hot counter: times the rate of the plain one",
+                Section::Bounded,
+                AtLeast(0.6),
+            ),
+            Self::ListsOfTable => (
+                "lists, ranks and sums of a million counters, the worst of them: times the latency of a table",
+                Section::Lists,
+                AtMost(2.0),
+            ),
+        }
+    }
+
+    pub(crate) fn what(self) -> &'static str {
+        self.line().0
+    }
+
+    pub(crate) fn section(self) -> Section {
+        self.line().1
+    }
+
+    pub(crate) fn wanted(self) -> Wanted {
+        self.line().2
+    }
+}
+
+/// A goal, and what came of it. The median counts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Reached {
+    pub(crate) goal: Goal,
+    pub(crate) measured: Series,
+}
+
+impl Reached {
+    pub(crate) fn met(&self) -> bool {
+        match self.goal.wanted() {
+            AtLeast(bound) => self.measured.median >= bound,
+            AtMost(bound) => self.measured.median <= bound,
+        }
+    }
+}
+
+impl Wanted {
+    pub(crate) fn format(self, unit: Unit) -> String {
+        let (word, bound) = match self {
+            AtLeast(bound) => ("at least", bound),
+            AtMost(bound) => ("at most", bound),
+        };
+        match unit {
+            Unit::Ratio => format!("{word} {bound}"),
+            unit => format!("{word} {}", unit.format(bound)),
+        }
+    }
+
+    /// The unit of the bound: shares are below one tenth, and the only ones that are.
+    pub(crate) fn unit(self) -> Unit {
+        let (AtLeast(bound) | AtMost(bound)) = self;
+        if bound < 0.1 { Unit::Share } else { Unit::Ratio }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn a_goal_is_met_or_it_is_not() {
+        for (goal, value, met) in [
+            (Goal::AsyncOfInsert, 0.95, true),
+            (Goal::AsyncOfInsert, 0.94, false),
+            (Goal::WalOfInsert, 1.5, true),
+            (Goal::WalOfInsert, 1.6, false),
+        ] {
+            let measured = Series::new("x", Unit::Ratio, vec![value]).unwrap();
+            assert_eq!(Reached { goal, measured }.met(), met, "{goal:?} {value}");
+        }
+    }
+
+    #[test]
+    fn every_goal_says_what_is_wanted() {
+        for goal in Goal::value_variants() {
+            assert!(!goal.what().is_empty());
+            assert!(goal.wanted().format(goal.wanted().unit()).starts_with("at "));
+        }
+        assert_eq!(
+            Goal::FoldCpuHot.wanted().format(Goal::FoldCpuHot.wanted().unit()),
+            "at most 5.0 %"
+        );
+    }
+}

@@ -1,0 +1,44 @@
+//! What is measured: one file for each section of the report.
+
+mod batch;
+mod bounded;
+mod bulk;
+mod clients;
+mod fold;
+mod growth;
+mod hot;
+mod keys;
+mod lists;
+mod memory;
+mod order;
+pub(crate) mod read;
+mod redis;
+mod snapshot;
+mod steady;
+mod tuning;
+
+use anyhow::Result;
+
+use crate::options::{Options, Section};
+use crate::report::Measured;
+
+pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
+    match section {
+        Section::Hot => hot::run(options),
+        Section::Clients => clients::run(options),
+        Section::Keys => keys::run(options),
+        Section::Batch => batch::run(options),
+        Section::Bulk => bulk::run(options),
+        Section::Redis => redis::run(options),
+        Section::Order => order::run(options),
+        Section::Read => read::run(options),
+        Section::Lists => lists::run(options),
+        Section::Bounded => bounded::run(options),
+        Section::Fold => fold::run(options),
+        Section::Memory => memory::run(options),
+        Section::Growth => growth::run(options),
+        Section::Tuning => tuning::run(options),
+        Section::Snapshot => snapshot::run(options),
+        Section::Steady => steady::run(options),
+    }
+}
