@@ -187,12 +187,6 @@ impl ClusterBuilder {
         self
     }
 
-    /// The programs of another PostgreSQL than [`pg_bin_dir`] has.
-    pub fn bin_dir(mut self, directory: &Path) -> Self {
-        self.bin_dir = Some(directory.to_owned());
-        self
-    }
-
     /// Creates and starts the cluster; returns when it takes connections.
     ///
     /// # Errors
