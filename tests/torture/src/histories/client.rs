@@ -65,7 +65,11 @@ impl<'a> Connection<'a> {
             let mut made = None;
             // Every other client has a wire that can be cut. A new backend may be terminated at once.
             poll_until("a connection", DEADLINE, || {
-                match connect(self.cluster, &self.config, self.session.number % 2 == 0) {
+                match connect(
+                    self.cluster,
+                    &self.config,
+                    self.session.number.is_multiple_of(2),
+                ) {
                     Ok(link) => made = Some(link),
                     Err(error) if is_lost(&error) => {}
                     Err(error) => return Err(error),
@@ -113,18 +117,8 @@ impl<'a> Connection<'a> {
                 if let (Answer::Refused { .. }, Step::Walk { name, steps }) = (&answer, step) {
                     self.walked(name, *steps)?;
                 }
-                match (step, &answer) {
-                    (
-                        Step::Commit | Step::Alone(_) | Step::Finish { commit: true },
-                        Answer::Rows(_),
-                    ) => {
-                        self.count(&self.tally.committed);
-                    }
-                    (Step::Commit | Step::Alone(_) | Step::Rollback, _) => {
-                        self.count(&self.tally.rolled_back);
-                    }
-                    (Step::Prepare, Answer::Rows(_)) => self.count(&self.tally.prepared),
-                    _ => {}
+                if matches!((step, &answer), (Step::Prepare, Answer::Rows(_))) {
+                    self.count(&self.tally.prepared);
                 }
             }
             Sent::Lost => {

@@ -30,16 +30,14 @@ use super::session::Session;
 use super::step::{Level, Op};
 use super::upkeep::{Work, look_after};
 use crate::options::Options;
-use crate::report::PartReport;
+use crate::report::{PartReport, Unit};
 
 /// The database of it all.
 const DB: &str = "histories";
 
-/// How many transactions were of which kind.
+/// What the clients have counted.
 #[derive(Default)]
 pub(crate) struct Tally {
-    pub(crate) committed: AtomicU64,
-    pub(crate) rolled_back: AtomicU64,
     pub(crate) prepared: AtomicU64,
     /// The client did not learn the end, and pg_xact_status said "committed".
     pub(crate) found_committed: AtomicU64,
@@ -143,10 +141,20 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         "answers held against what the client knew",
         count(&tally.answers),
     );
-    report.tried("transactions committed", count(&tally.committed));
+    let committed: usize = sessions
+        .iter()
+        .map(|session| session.committed().len())
+        .sum();
+    let ended: usize = sessions.iter().map(Session::ended).sum();
+    report.tried("transactions committed", committed as u64);
     report.tried(
         "transactions rolled back, or refused",
-        count(&tally.rolled_back),
+        (ended - committed) as u64,
+    );
+    report.figure(
+        "transactions ended, with all that goes on beside them",
+        ended as f64 / time.as_secs_f64(),
+        Unit::PerSecond,
     );
     report.tried("transactions prepared", count(&tally.prepared));
     report.tried("connections cut in COMMIT and the like", count(&tally.cut));

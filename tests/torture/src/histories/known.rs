@@ -202,3 +202,104 @@ impl Known {
 pub(crate) fn confirmed(amount: i64, part: bool) -> i64 {
     if part { (amount + 1) / 2 } else { amount }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn learn(now: &mut Known, before: &Known, op: &Op, answer: &str) -> bool {
+        now.learn(op, answer, before, |name| {
+            name.starts_with("own") || name.starts_with("stock")
+        })
+        .is_ok()
+    }
+
+    #[test]
+    fn wrong_answers_are_noticed() {
+        let before = Known::default();
+        let mut now = before.begin();
+        assert!(learn(
+            &mut now,
+            &before,
+            &Op::Bump("own:a".to_owned(), 5),
+            "done"
+        ));
+        assert!(learn(
+            &mut now,
+            &before,
+            &Op::Set("own:a".to_owned(), Some(2)),
+            "5"
+        ));
+        assert!(!learn(
+            &mut now,
+            &before,
+            &Op::Get("own:a".to_owned(), 1),
+            "2"
+        ));
+        assert!(learn(
+            &mut now.clone(),
+            &before,
+            &Op::Drop("own:a".to_owned()),
+            "true"
+        ));
+        assert!(!learn(
+            &mut now.clone(),
+            &before,
+            &Op::Drop("own:a".to_owned()),
+            "false"
+        ));
+        assert!(!learn(
+            &mut now.clone(),
+            &before,
+            &Op::Drop("own:b".to_owned()),
+            "true"
+        ));
+        // What others change as well has no answer that is known.
+        assert!(learn(
+            &mut now,
+            &before,
+            &Op::Get("u:0".to_owned(), 1),
+            "17"
+        ));
+        assert_eq!(now.added.get("u:0"), Some(&1));
+    }
+
+    #[test]
+    fn what_a_transaction_adds_cannot_be_taken_before_its_commit() {
+        let stock = || "stock:a".to_owned();
+        let nothing = Known::default();
+        let mut now = nothing.begin();
+        assert!(learn(&mut now, &nothing, &Op::Bump(stock(), 5), "done"));
+        assert!(learn(&mut now, &nothing, &Op::Take(stock(), 3), "0"));
+
+        let before = now.begin();
+        let mut now = before.begin();
+        let hold = Op::Hold {
+            name: stock(),
+            amount: 2,
+            ttl: "1 hour",
+        };
+        assert!(learn(&mut now, &before, &hold, "1"));
+        assert!(!learn(
+            &mut now.clone(),
+            &before,
+            &Op::Take(stock(), 9),
+            "5"
+        ));
+        assert!(learn(&mut now, &before, &Op::Take(stock(), 9), "3"));
+
+        // A hold that was confirmed in part gives nothing back before the commit.
+        let before = now.begin();
+        let mut now = before.begin();
+        assert!(learn(
+            &mut now,
+            &before,
+            &Op::Confirm { nth: 0, part: true },
+            "done"
+        ));
+        assert!(learn(&mut now, &before, &Op::Take(stock(), 1), "0"));
+        let before = now.begin();
+        let mut now = before.begin();
+        assert!(learn(&mut now, &before, &Op::Take(stock(), 9), "1"));
+    }
+}

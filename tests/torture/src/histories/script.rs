@@ -8,12 +8,14 @@ use super::step::{Level, Op, Step};
 /// Counters that everybody only adds to, by plain increments.
 const LEDGER: usize = 6;
 
+/// Where changes of counters that all share come from; told the isolation level.
+type Shared<'a> = Box<dyn FnMut(&mut StdRng, Level) -> Op + 'a>;
+
 /// One session's random choices.
 pub(crate) struct Script<'a> {
     rng: StdRng,
     number: usize,
-    /// What is done to counters that all share; told what is bound to one snapshot.
-    shared: Box<dyn FnMut(&mut StdRng, Level) -> Op + 'a>,
+    shared: Shared<'a>,
 }
 
 impl<'a> Script<'a> {

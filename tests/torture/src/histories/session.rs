@@ -92,6 +92,11 @@ impl Session {
             .collect()
     }
 
+    /// How many of its transactions have ended.
+    pub(crate) fn ended(&self) -> usize {
+        self.fates.len()
+    }
+
     /// Its own counters, as of its last transaction.
     pub(crate) fn own(&self) -> &BTreeMap<String, i64> {
         &self.known.own
