@@ -405,7 +405,10 @@ impl Worker {
         let now = self.now();
         match result {
             Ok(Ok(tick)) => {
-                self.clocks[lane].succeeded(now);
+                match tick {
+                    Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),
+                    Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
+                }
                 self.restoring[lane] = false;
                 if matches!(tick, Tick::Folded | Tick::Waiting) {
                     self.last_work = now;

@@ -13,12 +13,14 @@ pub const POLL: Duration = Duration::from_millis(50);
 pub struct LaneClock {
     last_tick: Duration,
     failures: u32,
+    /// The last tick was neither a success nor a failure: the next one decides.
+    waiting: bool,
 }
 
 impl LaneClock {
     /// The pause before the next tick: the interval, doubled for each failure in a row.
     fn pause(&self, interval: Duration) -> Duration {
-        if self.failures == 0 {
+        if self.failures == 0 || self.waiting {
             return interval;
         }
         let base = interval.max(POLL);
@@ -40,12 +42,21 @@ impl LaneClock {
     pub fn succeeded(&mut self, now: Duration) {
         self.last_tick = now;
         self.failures = 0;
+        self.waiting = false;
+    }
+
+    /// A tick was taken that has only prepared the next one. After a failure it takes two to try
+    /// again, and the first of them, which goes well, must not make up for the failures.
+    pub fn waited(&mut self, now: Duration) {
+        self.last_tick = now;
+        self.waiting = true;
     }
 
     /// A tick was taken and failed.
     pub fn failed(&mut self, now: Duration) {
         self.last_tick = now;
         self.failures = self.failures.saturating_add(1);
+        self.waiting = false;
     }
 
     /// Time until the tick is due.
@@ -86,6 +97,26 @@ mod tests {
         clock.succeeded(now);
         assert!(clock.may_be_early());
         assert_eq!(clock.until_due(now, SECOND), SECOND);
+    }
+
+    #[test]
+    fn trying_again_in_two_ticks_goes_on_backing_off() {
+        let mut clock = LaneClock::default();
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            clock.failed(now);
+            pauses.push(clock.until_due(now, SECOND));
+            now += *pauses.last().unwrap();
+            clock.waited(now);
+            assert_eq!(clock.until_due(now, SECOND), SECOND);
+            assert!(!clock.may_be_early());
+            now += SECOND;
+        }
+        assert_eq!(pauses, [2, 4, 8, 16].map(|n| SECOND * n));
+        clock.waited(now);
+        clock.succeeded(now);
+        assert!(clock.may_be_early());
     }
 
     #[test]

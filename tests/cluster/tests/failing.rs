@@ -2,6 +2,7 @@
 //! release build, which has none, there is nothing to see.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
@@ -69,6 +70,27 @@ fn lane_whose_log_cannot_be_emptied_goes_on_folding() -> Result<()> {
                       AND least(pg_relation_size(c.oid), pg_relation_size(d.oid)) > 0";
         Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 0)
     })
+}
+
+#[test]
+fn lane_that_keeps_failing_is_tried_less_and_less() -> Result<()> {
+    let Some(mut cluster) = start("back-off")? else {
+        return Ok(());
+    };
+    let mut client = create_database(&cluster, "failing")?;
+    cluster.reload(&[("counterx.failpoint", "fold.settled=error")])?;
+    let began = Instant::now();
+    client.batch_execute("SELECT bump('a', 1)")?;
+    let failed = || cluster.log().matches("folding lane").count();
+    poll_until("folds to fail", DEADLINE, || Ok(failed() >= 5))?;
+    // Each pause is twice as long as the one before, from 0.1 s on. A slow machine has more time.
+    let (failures, seconds) = (failed(), began.elapsed().as_secs_f64());
+    let least = 0.1 * f64::from((1 << (failures - 1)) - 1);
+    ensure!(seconds > least, "{failures} failures in {seconds:.1} s");
+    cluster.reload(&[("counterx.failpoint", "")])?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
 }
 
 #[test]
