@@ -492,7 +492,7 @@ pub(super) fn ending(rig: &mut Rig, options: &Options, report: &mut PartReport) 
                 ensure!(footprint(&mut client)?.pending == 0, "something is left");
             }
         }
-        lanes_fold(&mut client, &names, true)?;
+        lanes_fold(&mut client, &names, true, None)?;
         counterx_cluster_tests::check(&mut client)?;
         report.tried(&format!("{} as a worker ends", action.word()), 1);
     }

@@ -198,7 +198,7 @@ impl Rig {
                 let panic = line.contains(" PANIC:") && !line.contains("No space left");
                 signal
                     || panic
-                    || ["TRAP:", "panicked at", "concurrently updated", "unexpected"]
+                    || ["TRAP:", "panicked at", "concurrently updated"]
                         .iter()
                         .any(|mark| line.contains(mark))
             })
@@ -258,7 +258,7 @@ impl Scene<'_> {
         if let Some(at) = self.crashed_at.take() {
             resolve_orphans(&mut client, at)?;
         }
-        lanes_fold(&mut client, &self.names, self.worker)
+        lanes_fold(&mut client, &self.names, self.worker, None)
     }
 
     /// Commits go on.
@@ -347,11 +347,16 @@ fn resolve_orphans(client: &mut Client, crashed_at: SystemTime) -> Result<()> {
     Ok(())
 }
 
-/// What is written now gets folded, in each of these lanes.
-pub(super) fn lanes_fold(client: &mut Client, names: &[String], worker: bool) -> Result<()> {
-    let sql = "SELECT lane, epoch FROM counterx.lanes ORDER BY lane";
+/// What is written now to these counters gets folded; one lane may be left out.
+pub(super) fn lanes_fold(
+    client: &mut Client,
+    names: &[String],
+    worker: bool,
+    but: Option<i32>,
+) -> Result<()> {
+    let sql = "SELECT lane, epoch FROM counterx.lanes WHERE lane IS DISTINCT FROM $1";
     let before: Vec<(i32, i64)> = client
-        .query(sql, &[])?
+        .query(sql, &[&but])?
         .iter()
         .map(|row| (row.get(0), row.get(1)))
         .collect();
