@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use counterx_harness::poll_until;
-use postgres::error::SqlState;
+use postgres::error::{Severity, SqlState};
 use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 
 use crate::load::Control;
@@ -123,6 +123,11 @@ pub fn is_lost(error: &anyhow::Error) -> bool {
     else {
         return false;
     };
+    // The server goes down, and the code says why.
+    let severity = error.as_db_error().and_then(|db| db.parsed_severity());
+    if severity == Some(Severity::Panic) {
+        return true;
+    }
     match error.code() {
         Some(code) => code.code().starts_with("57P0") || code.code().starts_with("08"),
         None => true,

@@ -150,7 +150,7 @@ pub(super) fn sessions(rig: &mut Rig, options: &Options, report: &mut PartReport
         .collect();
     let seed = options.seed_for("points of sessions");
     rig.under_load("sessions", seed, false, |scene| {
-        go(all, 4, seed, options, |(point, way), action| {
+        go(all, 3, seed, options, |(point, way), action| {
             session(scene, point, way, action)
                 .and_then(|()| scene.all_is_well())
                 .with_context(|| format!("{} at {point}, {way:?}", action.word()))?;
@@ -383,7 +383,7 @@ pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) 
         .collect();
     let seed = options.seed_for("points of the worker");
     rig.under_load("worker", seed, true, |scene| {
-        go(all, 4, seed, options, |point, action| {
+        go(all, 3, seed, options, |point, action| {
             worker_at(scene, point, action)
                 .and_then(|()| scene.all_is_well())
                 .with_context(|| format!("{} at {point} of the worker", action.word()))?;
@@ -450,11 +450,11 @@ fn come_by(scene: &mut Scene, point: &str) -> Result<()> {
 }
 
 /// A worker without work gives up its mark and then looks for work that has come meanwhile.
-pub(super) fn ending(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
+pub(super) fn ending(rig: &mut Rig, report: &mut PartReport) -> Result<()> {
     let mut client = create_database(&rig.cluster, "ending")?;
     let names = counterx_cluster_tests::names_in_lanes(&mut client)?;
     let db = "ending";
-    for action in &Action::ALL[options.size(2, 0)..] {
+    for action in &Action::ALL {
         // The worker is to have work, and then none for a second.
         let mut holder = rig.cluster.connect_db(db)?;
         holder.execute("SELECT pg_advisory_lock($1)", &[&0x636e_7478_i64])?;
