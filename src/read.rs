@@ -26,7 +26,7 @@ use crate::lease;
 use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
-use crate::pg::relation::Relation;
+use crate::pg::relation::{Relation, Replaying};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
@@ -41,6 +41,7 @@ use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 /// Column numbers, as of `sql/tables.sql`.
 pub mod column {
@@ -395,14 +396,39 @@ pub fn open(oid: pg_sys::Oid) -> Relation {
 
 /// Opens one of a lane's logs and its index for reading.
 pub fn open_log(rels: &LaneRels, side: Side) -> (Relation, Relation) {
-    let log = open(rels.log(side));
+    let log = open_log_table(rels.log(side));
     let index = index_of(&log, &column::log::KEY);
     (log, index)
 }
 
+/// A reader on a standby that waits for the replay of a TRUNCATE, which waits for the reader's
+/// snapshot: nobody but `max_standby_streaming_delay` would end that, and -1 does not.
+fn open_log_table(log: pg_sys::Oid) -> Relation {
+    if !ports::recovery_in_progress() {
+        return open(log);
+    }
+    // SAFETY: a plain read of a variable of the backend: as long as a deadlock may take elsewhere.
+    let milliseconds = unsafe { pg_sys::DeadlockTimeout };
+    let patience = Duration::from_millis(u64::from(milliseconds.unsigned_abs()));
+    match Relation::open_replayed(log, patience) {
+        Ok(Some(log)) => log,
+        Ok(None) => {
+            catalog::forget();
+            Unusable::NotInstalled.raise()
+        }
+        Err(Replaying) => raise(
+            report(
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                "counter deltas that this snapshot may need are being truncated by the replay on this standby",
+            )
+            .set_hint("Retry the transaction."),
+        ),
+    }
+}
+
 /// Opens one of a lane's logs and its index for reading. None: it is empty, as one of two mostly is.
 fn open_log_with_rows(rels: &LaneRels, side: Side) -> Option<(Relation, Relation)> {
-    let log = open(rels.log(side));
+    let log = open_log_table(rels.log(side));
     (log.blocks() > 0).then(|| {
         let index = index_of(&log, &column::log::KEY);
         (log, index)

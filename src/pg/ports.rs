@@ -40,6 +40,7 @@ unsafe extern "C-unwind" {
 
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
     fn IsInParallelMode() -> bool;
+    fn RecoveryInProgress() -> bool;
 }
 
 /// The nesting level of the current transaction: 1 outside of any subtransaction.
@@ -53,6 +54,13 @@ pub fn xact_nest_level() -> u32 {
 pub fn in_parallel_mode() -> bool {
     // SAFETY: reads a static of xact.c; it cannot raise an error.
     unsafe { IsInParallelMode() }
+}
+
+/// Is this a standby, or a server that is still recovering?
+pub fn recovery_in_progress() -> bool {
+    // SAFETY: reads a flag; when recovery has just ended it initializes variables of the process. It
+    // cannot raise an error.
+    unsafe { RecoveryInProgress() }
 }
 
 /// Is this a parallel worker?

@@ -3,6 +3,7 @@
 use super::ports;
 use pgrx::pg_sys;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 /// A lock mode, `AccessShareLock` to `AccessExclusiveLock`.
 pub type LockMode = pg_sys::LOCKMODE;
@@ -26,10 +27,35 @@ pub struct Relation {
     unlock: LockMode,
 }
 
+/// Replay has locked a relation of a standby.
+pub struct Replaying;
+
 impl Relation {
     /// Opens a relation for reading; the lock goes with this value. None when it does not exist.
     pub fn open_for_read(oid: pg_sys::Oid) -> Option<Self> {
         Self::open(oid, ACCESS_SHARE, ACCESS_SHARE)
+    }
+
+    /// The same on a standby, where it waits no longer than that for replay to unlock the relation.
+    ///
+    /// Replay keeps the lock of a TRUNCATE up to its commit, and may have to wait before that for
+    /// this very transaction's snapshot. It waits in no queue of locks, so no deadlock is detected.
+    ///
+    /// # Errors
+    /// [`Replaying`] when replay has kept it locked.
+    pub fn open_replayed(oid: pg_sys::Oid, patience: Duration) -> Result<Option<Self>, Replaying> {
+        const PAUSE_US: core::ffi::c_long = 2_000;
+        let started = Instant::now();
+        // SAFETY: a lock on an OID that may not exist (any more) is harmless.
+        while !unsafe { pg_sys::ConditionalLockRelationOid(oid, ACCESS_SHARE) } {
+            if started.elapsed() >= patience {
+                return Err(Replaying);
+            }
+            // SAFETY: sleeps, up to the next signal.
+            unsafe { pg_sys::pg_usleep(PAUSE_US) };
+            pgrx::check_for_interrupts!();
+        }
+        Ok(Self::open(oid, NO_LOCK, ACCESS_SHARE))
     }
 
     /// Opens a relation and keeps the lock to the end of the transaction.

@@ -232,6 +232,55 @@ fn snapshot_older_than_a_replayed_truncation_is_exact_or_says_40001() -> Result<
     Ok(())
 }
 
+/// Replay holds the lock of a TRUNCATE up to its commit, and may have to wait for the reader's snapshot
+/// before that. A reader that waited for the lock would then wait for ever, and the replay with it.
+#[test]
+fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> {
+    let standby = standby("replaying", "off", "-1")?;
+    let mut client = create_database(primary(), "replaying")?;
+    client.batch_execute(
+        "ALTER DATABASE replaying SET counterx.compaction = off; SELECT bump('x', 1);
+         CREATE TABLE dead (n int) WITH (autovacuum_enabled = off);
+         INSERT INTO dead VALUES (1)",
+    )?;
+    catch_up(&mut standby.connect()?)?;
+    let mut reader = standby.connect_db("replaying")?;
+    reader.batch_execute("SELECT counter_value('warm')")?;
+    let mut snapshot = reader
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    snapshot.query_one("SELECT count(*) FROM oracle", &[])?;
+
+    // As a fold does it; and a vacuum between the lock and the commit, which has to wait for the
+    // snapshot.
+    let mut folder = primary().connect_db("replaying")?;
+    let locks: String = (0..8)
+        .flat_map(|lane| ["a", "b"].map(|side| format!("counterx.log_{lane}_{side}")))
+        .collect::<Vec<_>>()
+        .join(", ");
+    client.batch_execute("DELETE FROM dead")?;
+    folder.batch_execute(&format!("BEGIN; LOCK TABLE {locks}"))?;
+    client.batch_execute("VACUUM dead")?;
+    folder.batch_execute("COMMIT")?;
+    let mut other = standby.connect()?;
+    poll_until("the replay to wait for the snapshot", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_stat_activity
+                    WHERE backend_type = 'startup' AND wait_event = 'RecoveryConflictSnapshot'";
+        Ok(other.query_one(sql, &[])?.get::<_, i64>(0) == 1)
+    })?;
+    // Without a bound of our own it would say 57014.
+    snapshot.batch_execute("SET LOCAL statement_timeout = '60s'")?;
+    refused(
+        snapshot.query_one("SELECT counter_value('x')", &[]),
+        &SqlState::T_R_SERIALIZATION_FAILURE,
+    )?;
+    drop(snapshot);
+    catch_up(&mut other)?;
+    check(&mut reader)?;
+    Ok(())
+}
+
 #[test]
 fn feedback_keeps_the_logs_that_a_snapshot_of_the_standby_needs() -> Result<()> {
     let standby = standby("kept", "on", "-1")?;
