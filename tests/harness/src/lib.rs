@@ -113,6 +113,7 @@ pub struct ClusterBuilder {
     settings: Vec<(String, String)>,
     origin: Origin,
     bin_dir: Option<PathBuf>,
+    initdb: Vec<String>,
 }
 
 /// Where the data directory comes from.
@@ -184,6 +185,12 @@ impl ClusterBuilder {
     /// The programs of another PostgreSQL than [`pg_bin_dir`] has.
     pub fn bin_dir(mut self, directory: &Path) -> Self {
         self.bin_dir = Some(directory.to_owned());
+        self
+    }
+
+    /// A further argument of initdb.
+    pub fn initdb(mut self, argument: &str) -> Self {
+        self.initdb.push(argument.to_owned());
         self
     }
 
@@ -262,7 +269,8 @@ impl ClusterBuilder {
                 .arg("--pgdata")
                 .arg(&data)
                 .args(["--auth=trust", "--no-sync", "--locale=C"])
-                .args(["--encoding=UTF8", "--username", SUPERUSER]),
+                .args(["--encoding=UTF8", "--username", SUPERUSER])
+                .args(&self.initdb),
             Origin::Primary { socket_dir, port } => command
                 .arg("--pgdata")
                 .arg(&data)
@@ -324,6 +332,7 @@ impl Cluster {
             settings: Vec::new(),
             origin: Origin::New,
             bin_dir: None,
+            initdb: Vec::new(),
         }
     }
 
