@@ -74,7 +74,7 @@ fn folds(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Resul
             catalogs: float(catalogs) / f64::from(1 << 20),
         })
     };
-    let (warm, all) = options.size((300, 1_500), (5_000, 45_000));
+    let (warm, all) = options.size((200, 800), (5_000, 45_000));
     let mut start: Option<Moment> = None;
     let mut logs = 0;
     let began = Instant::now();
@@ -89,7 +89,7 @@ fn folds(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Resul
             start = Some(now);
         }
         // The time bounds a failure.
-        if now.folds >= all || began.elapsed() > Duration::from_secs(options.size(8, 240)) {
+        if now.folds >= all || began.elapsed() > Duration::from_secs(options.size(30, 240)) {
             break now;
         }
     };

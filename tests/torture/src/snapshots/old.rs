@@ -11,16 +11,15 @@ use super::field::{
 use crate::options::Options;
 use crate::report::PartReport;
 
-/// In all windows together.
 fn course(options: &Options) -> Course {
-    const WINDOWS: usize = 8;
-    let folds = options.size(2_400, 208_000);
+    // At least 200,000 folds in all windows of the long form.
+    let (windows, folds) = options.size((4, 400), (8, 26_000));
     Course {
-        windows: WINDOWS,
-        folds: folds / 8,
+        windows,
+        folds,
         transactions: i64::MAX,
         // It bounds a failure, and a machine with other things to do.
-        at_most: Duration::from_secs(options.size(2, 60)),
+        at_most: Duration::from_secs(options.size(20, 60)),
     }
 }
 
@@ -93,7 +92,7 @@ fn with(
     );
     story.report_space(report, "under an old snapshot")?;
     ensure!(
-        folds >= course(options).folds / 4,
+        folds >= course(options).folds,
         "only {folds} folds: nothing was shown"
     );
     ensure!(
