@@ -96,6 +96,13 @@ COMMENT ON COLUMN counterx.workers.last_fold_duration IS 'duration of the last f
 COMMENT ON COLUMN counterx.workers.last_error IS 'SQLSTATE and message of the last fold that failed';
 COMMENT ON COLUMN counterx.workers.last_error_at IS 'when it failed';
 
+CREATE FUNCTION counterx.type_changed() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_type_changed';
+CREATE FUNCTION counterx.ignore_replicated() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_ignore_replicated';
+
 REVOKE ALL ON counterx.lanes, counterx.workers FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA counterx FROM PUBLIC;
 

@@ -48,6 +48,7 @@ mod rotation;
 mod settings;
 mod token;
 mod totals;
+mod triggers;
 mod types;
 mod value_index;
 mod worker;

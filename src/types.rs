@@ -25,7 +25,7 @@ use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
 use counterx_core::pending::Row;
 use hashbrown::HashTable;
-use pgrx::PgSqlErrorCode;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
 
 /// Columns of `counterx.type`: name, min, max, description, generation.
@@ -45,6 +45,12 @@ thread_local! {
     static CHANGES: Cell<u64> = const { Cell::new(0) };
     /// That number when the running transaction first changed a counter.
     static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Definitions of types have changed: what each session has in memory of them is outdated.
+pub fn changed() {
+    // SAFETY: invalidates a relation that exists. The message is sent when the transaction commits.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog::shared().types) };
 }
 
 /// The limits of a counter; None: it has none. Notes that the running transaction goes by them.

@@ -71,31 +71,6 @@ pub mod counterx {
         deltas
     }
 
-    /// A trigger on the table of types: what each session has in memory of them is outdated.
-    #[pg_trigger]
-    fn type_changed<'a>(
-        _trigger: &'a PgTrigger<'a>,
-    ) -> Result<Option<PgHeapTuple<'a, pgrx::AllocatedByPostgres>>, pgrx::PgTriggerError> {
-        // SAFETY: the table exists: the trigger is on it. Sent when the transaction commits.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog::shared().types) };
-        Ok(None)
-    }
-
-    /// A trigger on the tables that hold state. A publication FOR ALL TABLES has them, so a
-    /// subscription brings the rows of another server. Its epochs are not ours, and its totals would
-    /// take the place of ours: they are left out.
-    #[pg_trigger]
-    fn ignore_replicated<'a>(
-        trigger: &'a PgTrigger<'a>,
-    ) -> Result<Option<PgHeapTuple<'a, pgrx::AllocatedByPostgres>>, pgrx::PgTriggerError> {
-        // SAFETY: reads a static of the process.
-        if unsafe { pg_sys::IsLogicalWorker() } {
-            return Ok(None);
-        }
-        // A session of replica role for another reason: a restore, say.
-        Ok(trigger.new().or_else(|| trigger.old()))
-    }
-
     /// The figures behind the view `counterx.lanes`.
     #[pg_extern(stable, parallel_restricted, cost = 1000)]
     #[allow(clippy::type_complexity, reason = "the columns of a table function")]

@@ -262,3 +262,7 @@ DROP EXTENSION counterx;
 CREATE EXTENSION counterx;
 SELECT counter_try_incr('stock:c', -1);
 SELECT * FROM counter_types;
+
+-- What tells other sessions is a trigger, and nothing else.
+SELECT counterx.type_changed();
+\echo :LAST_ERROR_SQLSTATE

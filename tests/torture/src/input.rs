@@ -9,13 +9,23 @@
 //! | `model` | what the simple functions must answer |
 //! | `state`, `errors` | all that can be changed; what an error may look like |
 //! | `fuzz` | random calls against the model |
+//! | `contexts` | calls in views, constraints, policies, triggers, parallel plans |
+//! | `encodings` | databases of other encodings than UTF-8 |
+//! | `lookalikes` | functions, operators, types and relations that want to be taken for others |
+//! | `rights` | who may do what, and that nobody else can |
+//! | `interrupts` | calls that are cancelled; the memory of a session of errors |
 //!
 //! The random calls are one session's, so a seed brings back each of them and its answer.
 
+mod contexts;
+mod encodings;
 mod errors;
 mod functions;
 mod fuzz;
+mod interrupts;
+mod lookalikes;
 mod model;
+mod rights;
 mod state;
 mod values;
 
@@ -40,6 +50,26 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     report.step("random calls", |report| {
         random_calls(&cluster, options, report)
     });
+    report.step("calls in every place of a query", |report| {
+        contexts::run(&cluster, report)
+    });
+    encodings::run(&cluster, options, report)?;
+    report.step("look-alikes of everything around", |report| {
+        lookalikes::run(&cluster, options, report)
+    });
+    report.step(
+        "names that are taken before the extension comes",
+        |report| lookalikes::names_taken(&cluster, options, report),
+    );
+    report.step("roles without rights", |report| {
+        rights::run(&cluster, options, report)
+    });
+    report.step("calls that are cancelled", |report| {
+        interrupts::cancelled(&cluster, options, report)
+    });
+    report.step("memory of a session of errors", |report| {
+        interrupts::leaks(&cluster, options, report)
+    });
     report.step("the server's log", |_| errors::check_log(&cluster.log()));
     Ok(())
 }
@@ -58,7 +88,7 @@ fn random_calls(cluster: &Cluster, options: &Options, report: &mut PartReport) -
         }
     }
     let until = if options.short {
-        Until::Calls(400)
+        Until::Calls(300)
     } else {
         Until::Time(Instant::now() + options.time() / 2)
     };

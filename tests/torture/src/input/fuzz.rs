@@ -420,6 +420,8 @@ fn check_names(call: &Call, refusal: &Refusal) -> Result<()> {
     }
     let is_named = names.is_empty()
         || refusal.message.starts_with("hold ")
+        // That is said before anything is looked up.
+        || refusal.message.starts_with("counter delta ")
         || names.iter().any(|name| refusal.quotes(name));
     // What begins with a prefix is named as well.
     let is_list = call.function.returns == "record";

@@ -357,11 +357,7 @@ impl Model {
                         .map(|(key, member)| (key.as_str(), member.delta))
                         .collect(),
                     Some(Value::Null) | None => BTreeMap::new(),
-                    Some(_) => {
-                        mistakes.add(INVALID);
-                        mistakes.add(RANGE);
-                        BTreeMap::new()
-                    }
+                    Some(_) => return Err(Expected::Unknown),
                 };
                 for (key, delta) in &members {
                     mistakes.length(key);
