@@ -20,8 +20,10 @@ use super::variant::bad_lines;
 use crate::options::Options;
 use crate::report::{PartReport, Unit};
 
-const DB: &str = "checks";
-const BOUNDED_DB: &str = "checks_bounded";
+/// A database for each kind of load: each has rules of its own for the values of its counters.
+const COUNTS: &str = "counts";
+const CHANGES: &str = "changes";
+const BOUNDED: &str = "bounded";
 
 /// All of them rewrite tables or indexes of ours as an administrator may.
 const MAINTENANCE: &str = "
@@ -48,10 +50,11 @@ pub(super) fn run(
         .conf("max_standby_streaming_delay", "0")
         .conf("wal_retrieve_retry_interval", "100ms")
         .start()?;
-    let mut client = create_database(&primary, DB)?;
+    create_database(&primary, COUNTS)?;
+    let mut client = create_database(&primary, CHANGES)?;
     client.batch_execute(changes_schema())?;
     client.batch_execute("SELECT counterx.create_value_index()")?;
-    prepare_bounded(&mut create_database(&primary, BOUNDED_DB)?)?;
+    prepare_bounded(&mut create_database(&primary, BOUNDED)?)?;
     let begun: String = client
         .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
         .get(0);
@@ -136,9 +139,9 @@ fn load(
         seed,
         ..Load::default()
     };
-    let watched = under_watch(&primary.config(DB), &counts, |control| {
+    let watched = under_watch(&primary.config(COUNTS), &counts, |control| {
         control.wait_for_share(0.3)?;
-        kill9(wait_for_worker(&mut primary.connect()?, DB)?)?;
+        kill9(wait_for_worker(&mut primary.connect()?, COUNTS)?)?;
         control.wait_for_share(0.6)?;
         primary.kill_postmaster()?;
         primary.start()
@@ -153,7 +156,7 @@ fn load(
         survives: false,
         ..counts
     };
-    done += changes_under_watch(&primary.config(DB), &changes, |_| Ok(()))?
+    done += changes_under_watch(&primary.config(CHANGES), &changes, |_| Ok(()))?
         .outcome
         .done;
     let bounded = BoundedLoad {
@@ -163,7 +166,7 @@ fn load(
         holds: true,
         seed,
     };
-    let end = bounded_under_watch(&primary.config(BOUNDED_DB), bounded, |_| Ok(()))?;
+    let end = bounded_under_watch(&primary.config(BOUNDED), bounded, |_| Ok(()))?;
     done += end.done.load(std::sync::atomic::Ordering::Relaxed);
     report.tried("transactions", done);
     Ok(())
@@ -171,18 +174,18 @@ fn load(
 
 /// Looks at both servers, before and after maintenance.
 fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result<()> {
-    for db in [DB, BOUNDED_DB] {
+    for db in [COUNTS, CHANGES, BOUNDED] {
         let mut client = primary.connect_db(db)?;
         let mut checked = amcheck(&mut client).context("after the load")?;
         // Each statement is a transaction of its own: VACUUM insists on that.
         primary.psql(db, MAINTENANCE)?;
-        client.batch_execute("SELECT bump('after:maintenance', 1)")?;
+        client.batch_execute("SELECT bump('n:last', 1)")?;
         settle(&mut client)?;
         checked += amcheck(&mut client).context("after maintenance")?;
         catch_up(&mut client, standby)?;
         let mut replica = standby.connect_db(db)?;
         check(&mut replica).context("on the standby")?;
-        if db == DB {
+        if db == CHANGES {
             agree(&mut client)?;
         }
         checked += amcheck(&mut replica).context("on the standby")?;
