@@ -515,6 +515,22 @@ impl Cluster {
         command
     }
 
+    /// The server's program; under another one, such as valgrind, when `$COUNTERX_SERVER_UNDER` has
+    /// that one's command line.
+    fn server(&self) -> Command {
+        let under = env::var("COUNTERX_SERVER_UNDER").unwrap_or_default();
+        let mut words = under.split_whitespace();
+        let Some(program) = words.next() else {
+            return self.tool("postgres");
+        };
+        let mut command = Command::new(program);
+        command.args(words).arg(self.bin_dir.join("postgres"));
+        self.set_environment(&mut command);
+        command.current_dir(&self.directory);
+        self.set_user(&mut command);
+        command
+    }
+
     /// Gives `command` the environment in which libpq finds this cluster, and nothing of any
     /// other.
     pub fn set_environment(&self, command: &mut Command) {
@@ -574,7 +590,7 @@ impl Cluster {
             .mode(0o644)
             .open(self.log_path())
             .context("could not open the server's log")?;
-        let mut command = self.tool("postgres");
+        let mut command = self.server();
         // On the command line, as a base backup brings along its primary's configuration.
         command
             .arg("-D")
