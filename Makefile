@@ -63,7 +63,7 @@ check-versions: setup ## Compile for PostgreSQL 16, 17 and 18 as far as their he
 .PHONY: bench bench-publish
 bench: setup ## Compare with what people use today (ARGS="--quick", "--sections hot,read", ...)
 	@scripts/bench $(ARGS)
-bench-publish: ## Copy the report to docs/bench, and its figures into docs/performance.md
+bench-publish: ## Copy the report to docs/bench, and its figures into the documents
 	@. scripts/env && cargo run --quiet --release --package counterx-bench -- --publish
 
 .PHONY: clean

@@ -16,6 +16,7 @@
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
+//! | [`triggers`] | trigger functions |
 //! | [`catalog`] | where our relations are |
 //! | [`settings`] | settings |
 //! | [`failpoint`] | where tests make a process crash, in debug builds |

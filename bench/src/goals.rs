@@ -16,7 +16,17 @@ use Wanted::{AtLeast, AtMost};
 
 /// One line of the headline table, in its order.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    clap::ValueEnum,
+    Serialize,
+    Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Goal {
@@ -189,7 +199,11 @@ impl Wanted {
     /// The unit of the bound: shares are below one tenth, and the only ones that are.
     pub(crate) fn unit(self) -> Unit {
         let (AtLeast(bound) | AtMost(bound)) = self;
-        if bound < 0.1 { Unit::Share } else { Unit::Ratio }
+        if bound < 0.1 {
+            Unit::Share
+        } else {
+            Unit::Ratio
+        }
     }
 }
 
@@ -215,10 +229,16 @@ mod tests {
     fn every_goal_says_what_is_wanted() {
         for goal in Goal::value_variants() {
             assert!(!goal.what().is_empty());
-            assert!(goal.wanted().format(goal.wanted().unit()).starts_with("at "));
+            assert!(
+                goal.wanted()
+                    .format(goal.wanted().unit())
+                    .starts_with("at ")
+            );
         }
         assert_eq!(
-            Goal::FoldCpuHot.wanted().format(Goal::FoldCpuHot.wanted().unit()),
+            Goal::FoldCpuHot
+                .wanted()
+                .format(Goal::FoldCpuHot.wanted().unit()),
             "at most 5.0 %"
         );
     }

@@ -99,6 +99,10 @@ fn run(options: &Options) -> Result<()> {
         options.output.display(),
         start.elapsed().as_secs_f64()
     );
-    ensure!(failed.is_empty(), "these sections failed: {}", failed.join(", "));
+    ensure!(
+        failed.is_empty(),
+        "these sections failed: {}",
+        failed.join(", ")
+    );
     Ok(())
 }

@@ -50,7 +50,7 @@ pub(crate) struct Options {
     pub(crate) output: PathBuf,
 
     /// Run nothing; copy the report and its plots there, and fill its figures into
-    /// docs/performance.md
+    /// docs/performance.md and README.md
     #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, default_missing_value = "docs/bench")]
     publish: Option<PathBuf>,
 }

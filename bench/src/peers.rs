@@ -322,9 +322,7 @@ impl Peer {
                      ON CONFLICT (name) DO UPDATE SET n = {log}_total.n + excluded.n;"
                 ))
             }
-            MaterializedView => {
-                Some("REFRESH MATERIALIZED VIEW CONCURRENTLY viewed;".to_owned())
-            }
+            MaterializedView => Some("REFRESH MATERIALIZED VIEW CONCURRENTLY viewed;".to_owned()),
             _ => None,
         }
     }
@@ -346,11 +344,7 @@ impl Peer {
 }
 
 fn folded_log(indexed: bool) -> &'static str {
-    if indexed {
-        "indexed_log"
-    } else {
-        "folded_log"
-    }
+    if indexed { "indexed_log" } else { "folded_log" }
 }
 
 fn insert(table: &str, name: &str) -> String {

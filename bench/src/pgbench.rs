@@ -19,6 +19,12 @@ const JOBS: u32 = 2;
 /// transaction. A run of so many transactions, too.
 const GRACE: Duration = Duration::from_secs(600);
 
+/// Clients that connect in a second on a busy machine.
+const CONNECTS: u32 = 64;
+
+/// Runs, each four times as long as the one before, until there is a transaction.
+const LONGER: u32 = 3;
+
 /// How queries are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -146,9 +152,18 @@ impl<'a> Pgbench<'a> {
         self
     }
 
-    /// For so many seconds.
+    /// For so many seconds; for more where none is done in these, as transactions can be long.
     pub(crate) fn run(&self, seconds: u32) -> Result<Outcome> {
-        self.start(seconds)?.finish().map(|(outcome, _)| outcome)
+        // Of the time that pgbench is told, it takes some to connect its clients.
+        let mut seconds = seconds + self.clients / CONNECTS;
+        for _ in 0..LONGER {
+            let (outcome, _) = self.start(seconds)?.finish()?;
+            if outcome.transactions > 0 {
+                return Ok(outcome);
+            }
+            seconds *= 4;
+        }
+        bail!("no transaction was done in {} s", seconds / 4)
     }
 
     /// For so many seconds, with a log of every transaction.
@@ -280,7 +295,10 @@ impl Background {
     pub(crate) fn finish(mut self) -> Result<(Outcome, Vec<Progress>)> {
         let mut status = None;
         poll_until("pgbench to end", self.deadline, || {
-            status = self.child.try_wait().context("could not wait for pgbench")?;
+            status = self
+                .child
+                .try_wait()
+                .context("could not wait for pgbench")?;
             Ok(status.is_some())
         })?;
         let output = self.output();
@@ -317,7 +335,10 @@ impl Drop for Background {
 fn parse_outcome(text: &str) -> Result<Outcome> {
     // What all of them said, once for each time, is of no use here.
     let told = || {
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("progress")).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with("progress"))
+            .collect();
         lines.join("\n")
     };
     let field = |name: &str| {
@@ -327,11 +348,19 @@ fn parse_outcome(text: &str) -> Result<Outcome> {
             .with_context(|| format!("pgbench did not say \"{name}\":\n{}", told()))
     };
     let failed: i64 = field("number of failed transactions: ")?.parse()?;
-    ensure!(failed == 0, "{failed} transactions have failed:\n{}", told());
-    Ok(Outcome {
-        transactions: field("number of transactions actually processed: ")?.parse()?,
-        rate: field("tps = ")?.parse()?,
-    })
+    ensure!(
+        failed == 0,
+        "{failed} transactions have failed:\n{}",
+        told()
+    );
+    let transactions = field("number of transactions actually processed: ")?.parse()?;
+    // Of none, pgbench tells no rate.
+    let rate = if transactions == 0 {
+        0.0
+    } else {
+        field("tps = ")?.parse()?
+    };
+    Ok(Outcome { transactions, rate })
 }
 
 /// Reads `client transaction microseconds script seconds microseconds`.
@@ -389,6 +418,14 @@ tps = 3559.590312 (without initial connection time)
         let failed = SUMMARY.replace("transactions: 0", "transactions: 3");
         assert!(parse_outcome(&failed).is_err());
         assert!(parse_outcome("").is_err());
+    }
+
+    #[test]
+    fn a_run_without_transactions_has_no_rate() {
+        let (none, _) = SUMMARY.split_once("latency").unwrap();
+        let outcome = parse_outcome(&none.replace("7117", "0")).unwrap();
+        assert_eq!((outcome.transactions, outcome.rate), (0, 0.0));
+        assert!(parse_outcome(none).is_err());
     }
 
     #[test]

@@ -137,7 +137,6 @@ impl Plot {
             } => self.draw_lines(&mut svg, along, places, lines),
         };
         drawn.map_err(|error| anyhow!("could not plot \"{}\": {error}", self.title))?;
-        svg.push('\n');
         Ok(svg)
     }
 
@@ -172,12 +171,18 @@ impl Plot {
         let boxes = bars.iter().enumerate().map(|(place, bar)| {
             let color = if ours(bar) { COLORS[0] } else { COLORS[6] };
             let top = place as f64 + 0.2;
-            Rectangle::new([(0.0, top), (bar.value, top + 0.6)], color.mix(0.85).filled())
+            Rectangle::new(
+                [(0.0, top), (bar.value, top + 0.6)],
+                color.mix(0.85).filled(),
+            )
         });
         chart.draw_series(boxes).map_err(plain)?;
         let spreads = bars.iter().enumerate().map(|(place, bar)| {
             let middle = place as f64 + 0.5;
-            PathElement::new([(bar.low, middle), (bar.high, middle)], BLACK.stroke_width(1))
+            PathElement::new(
+                [(bar.low, middle), (bar.high, middle)],
+                BLACK.stroke_width(1),
+            )
         });
         chart.draw_series(spreads).map_err(plain)?;
         for (place, bar) in bars.iter().enumerate() {
@@ -251,7 +256,10 @@ impl Plot {
                 .draw_series(LineSeries::new(line.points.iter().copied(), style))
                 .map_err(plain)?;
             if line.points.len() <= 12 {
-                let dots = line.points.iter().map(|&at| Circle::new(at, 3, color.filled()));
+                let dots = line
+                    .points
+                    .iter()
+                    .map(|&at| Circle::new(at, 3, color.filled()));
                 chart.draw_series(dots).map_err(plain)?;
             }
             let y = 44 + number as i32 * 24;
@@ -274,7 +282,10 @@ impl Plot {
 fn most(values: impl Iterator<Item = f64>) -> Result<f64> {
     let mut most: f64 = 0.0;
     for value in values {
-        ensure!(value.is_finite() && value >= 0.0, "{value} cannot be plotted");
+        ensure!(
+            value.is_finite() && value >= 0.0,
+            "{value} cannot be plotted"
+        );
         most = most.max(value);
     }
     ensure!(most > 0.0, "there is nothing to plot");
@@ -385,14 +396,23 @@ mod tests {
     #[test]
     fn bars_stand_in_their_order() {
         let bar = |name: &str, value| {
-            Bar::new(name, &Series::new(name, Unit::PerSecond, vec![value]).unwrap())
+            Bar::new(
+                name,
+                &Series::new(name, Unit::PerSecond, vec![value]).unwrap(),
+            )
         };
         let bars = vec![bar("first", 3.0), bar("second <&>", 1.0)];
         let svg = Plot::bars("x", "Title", "per second", bars).svg().unwrap();
-        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"), "{svg}");
+        assert!(
+            svg.starts_with("<svg") && svg.ends_with("</svg>\n"),
+            "{svg}"
+        );
         let height = |name: &str| -> i32 {
             let text = svg.lines().zip(svg.lines().skip(1));
-            let (tag, _) = text.into_iter().find(|(_, line)| line.contains(name)).unwrap();
+            let (tag, _) = text
+                .into_iter()
+                .find(|(_, line)| line.contains(name))
+                .unwrap();
             let from = tag.find(" y=\"").unwrap() + 4;
             tag[from..].split('"').next().unwrap().parse().unwrap()
         };

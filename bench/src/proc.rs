@@ -33,7 +33,9 @@ fn parse_cpu(text: &str) -> Option<f64> {
 }
 
 fn parse_own(text: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kilobytes: f64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024.0)
 }
@@ -52,7 +54,10 @@ mod tests {
 
     #[test]
     fn memory_is_read() {
-        assert_eq!(parse_own("Name:\tx\nRssAnon:\t    2048 kB\n"), Some(2_097_152.0));
+        assert_eq!(
+            parse_own("Name:\tx\nRssAnon:\t    2048 kB\n"),
+            Some(2_097_152.0)
+        );
         assert_eq!(parse_own("Name:\tx\n"), None);
         assert!(own_bytes(std::process::id().cast_signed()).is_ok());
     }

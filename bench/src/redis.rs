@@ -64,9 +64,7 @@ impl Redis {
         mkdir.arg(&directory);
         cluster.set_user(&mut mkdir);
         run(&mut mkdir)?;
-        let socket = cluster
-            .socket_dir()
-            .join(format!("redis-{}", fsync.name()));
+        let socket = cluster.socket_dir().join(format!("redis-{}", fsync.name()));
         let mut command = Command::new("sh");
         command
             .args(["-c", KEEPER, "sh"])

@@ -252,7 +252,9 @@ impl Report {
         );
         let quick = self.sections.iter().any(|section| section.conditions.quick);
         if quick {
-            text.push_str("\n**A quick run**, of short slices and few rounds: it shows that all works.\n");
+            text.push_str(
+                "\n**A quick run**, of short slices and few rounds: it shows that all works.\n",
+            );
         }
         text
     }
@@ -324,7 +326,11 @@ impl Report {
         ["about", "goals", "settings"]
             .map(str::to_owned)
             .into_iter()
-            .chain(sections.iter().map(|section| format!("section/{}", section.name())))
+            .chain(
+                sections
+                    .iter()
+                    .map(|section| format!("section/{}", section.name())),
+            )
             .chain(goals.iter().filter_map(|goal| {
                 let value = goal.to_possible_value()?;
                 Some(format!("goal/{}", value.get_name()))
@@ -545,7 +551,10 @@ pub(crate) mod tests {
         let mut report = report();
         report.add(measured(Section::Hot, Goal::HotOfInsert, 1.1));
         let text = report.markdown();
-        assert!(text.contains("| 1.100 |") && text.contains("| met |"), "{text}");
+        assert!(
+            text.contains("| 1.100 |") && text.contains("| met |"),
+            "{text}"
+        );
         let open = text.matches("not measured (section").count();
         assert_eq!(open, Goal::value_variants().len() - 1);
     }

@@ -38,6 +38,9 @@ const SPARE_CONNECTIONS: u32 = 22;
 /// How long the worker may take to fold what a slice has left.
 const FOLD_DEADLINE: Duration = Duration::from_secs(300);
 
+/// Of what is done beside the measuring, so that nothing hangs for ever.
+const STATEMENT_TIMEOUT: &str = "20min";
+
 /// How long a server may take to notice that pgbench has ended.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -99,6 +102,7 @@ impl Server {
         client
             .batch_execute("CREATE EXTENSION counterx")
             .context("could not create the extension")?;
+        client.batch_execute(&format!("SET statement_timeout = '{STATEMENT_TIMEOUT}'"))?;
         Ok(Self {
             cluster,
             client,
@@ -145,14 +149,11 @@ impl Server {
         self.one(PENDING_SQL)
     }
 
-    /// Waits until the worker has folded everything, so that it does not fold one's deltas in the
-    /// next one's time. Returns how many there were.
-    pub(crate) fn settle(&mut self) -> Result<i64> {
-        let before = self.pending()?;
+    /// Waits until the worker has folded everything.
+    pub(crate) fn settle(&mut self) -> Result<()> {
         poll_until("the worker to fold everything", FOLD_DEADLINE, || {
             Ok(self.pending()? == 0)
-        })?;
-        Ok(before)
+        })
     }
 
     /// Bytes of WAL so far.
@@ -164,6 +165,14 @@ impl Server {
     pub(crate) fn worker(&mut self) -> Result<i32> {
         self.one::<Option<i32>>("SELECT pid FROM counterx.workers")?
             .context("no worker runs")
+    }
+
+    /// Folds everything, unless the worker does so first.
+    pub(crate) fn fold(&mut self) -> Result<()> {
+        poll_until("everything to be folded", FOLD_DEADLINE, || {
+            self.one::<i64>("SELECT counterx.compact()")?;
+            Ok(self.pending()? == 0)
+        })
     }
 
     /// Waits until the server has noticed that a pgbench was stopped.

@@ -23,12 +23,7 @@ const LOOPS: &str = "
     CREATE FUNCTION loop_insert() RETURNS void LANGUAGE plpgsql AS $$
     BEGIN FOR i IN 1..1000 LOOP INSERT INTO plain_log VALUES ('hot', 1); END LOOP; END $$;";
 
-const PEERS: [Peer; 4] = [
-    Peer::Counter,
-    Peer::Insert,
-    Peer::Update,
-    Peer::Slots(100),
-];
+const PEERS: [Peer; 4] = [Peer::Counter, Peer::Insert, Peer::Update, Peer::Slots(100)];
 
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let mut server = Server::start("batch", options)?;
@@ -85,7 +80,12 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         in_loop(Peer::Update, "loop_update"),
         at_once,
     ];
-    let looped = race(&mut server, "a thousand in a loop, 1 client", pace, &entries)?;
+    let looped = race(
+        &mut server,
+        "a thousand in a loop, 1 client",
+        pace,
+        &entries,
+    )?;
     measured.goal(Goal::ThousandInLoop, looped.times(Peer::Update)?);
     measured.races.push(looped);
     Ok(measured)

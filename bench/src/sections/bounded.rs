@@ -98,7 +98,7 @@ fn with_and_without_types(server: &mut Server, options: &Options) -> Result<[Ser
             if turn == 1 {
                 server.execute("SELECT counter_type_drop(name) FROM counter_types")?;
             }
-            server.settle()?;
+            server.fold()?;
         }
     }
     let [without, with] = seconds;

@@ -104,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
             );
             seconds[turn].push(took);
             server.check(what, total, before + grows)?;
-            server.settle()?;
+            server.fold()?;
         }
     }
 
@@ -123,7 +123,10 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
          them: so much of the others' time is not counting.",
     );
     // A ratio of speeds is that of times the other way round.
-    let of_insert = insert.ratio_to("a million calls, times the speed of INSERT ... SELECT", calls)?;
+    let of_insert = insert.ratio_to(
+        "a million calls, times the speed of INSERT ... SELECT",
+        calls,
+    )?;
     measured.goal(Goal::MillionOfInsert, of_insert.clone());
     measured.ratios = vec![
         of_insert,

@@ -23,12 +23,7 @@ const DURABLE: [Peer; 5] = [
     Peer::FoldedLog { indexed: true },
 ];
 
-const ASYNCHRONOUS: [Peer; 4] = [
-    Peer::Counter,
-    Peer::Insert,
-    Peer::Update,
-    Peer::Slots(100),
-];
+const ASYNCHRONOUS: [Peer; 3] = [Peer::Counter, Peer::Insert, Peer::Update];
 
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let mut server = Server::start("clients", options)?;
@@ -50,8 +45,16 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
                 .collect();
             let is_goal = !durable && clients == EIGHT;
             let pace = Pace {
-                rounds: if is_goal { options.rounds() } else { options.few_rounds() },
-                seconds: if is_goal { options.seconds() } else { options.short_seconds() },
+                rounds: if is_goal {
+                    options.rounds()
+                } else {
+                    options.few_rounds()
+                },
+                seconds: if is_goal {
+                    options.seconds()
+                } else {
+                    options.short_seconds()
+                },
             };
             let title = format!("{clients} clients, {kind}").replace("1 clients,", "1 client,");
             let race = race(&mut server, &title, pace, &entries)?;
@@ -61,7 +64,9 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
             races.push(race);
         }
         let title = format!("one hot counter, {kind}");
-        measured.plots.push(plot(&format!("clients-{kind}"), &title, &races));
+        measured
+            .plots
+            .push(plot(&format!("clients-{kind}"), &title, &races));
         measured.races.extend(races);
     }
     Ok(measured)
@@ -74,5 +79,12 @@ fn plot(name: &str, title: &str, races: &[Race]) -> Plot {
         Line::new(&row.name, points.collect())
     });
     let places = CLIENTS.map(|clients| clients.to_string()).to_vec();
-    Plot::over(name, title, "increments per second", "clients", places, lines.collect())
+    Plot::over(
+        name,
+        title,
+        "increments per second",
+        "clients",
+        places,
+        lines.collect(),
+    )
 }

@@ -76,7 +76,7 @@ struct Rounds {
 
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let mut server = Server::start("fold", options)?;
-    let seconds = options.seconds() * 4;
+    let seconds = options.seconds() * 3;
     let mut all: Vec<Rounds> = LOADS.iter().map(|_| Rounds::default()).collect();
     for round in 0..options.few_rounds() {
         for turn in turns(round, LOADS.len()) {

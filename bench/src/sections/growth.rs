@@ -110,12 +110,12 @@ fn more_counters(options: &Options, measured: &mut Measured) -> Result<()> {
                 Pgbench::new(&server.cluster, 1, &script(counters, sql)).database(&database.name)
             };
             let all = pgbench(database.counters, INCREMENT).settings(&asynchronous());
-            let all = all.run(options.seconds())?;
+            let all = all.run(options.short_seconds())?;
             let one = pgbench(1, INCREMENT).settings(&asynchronous());
-            let one = one.run(options.seconds())?;
+            let one = one.run(options.short_seconds())?;
             let read = pgbench(database.counters, READ);
             database.settle()?;
-            let read = read.run_logged(options.short_seconds())?;
+            let read = read.run_logged(1)?;
             let read = Latency::of(read.iter().map(|logged| logged.microseconds))?;
             println!(
                 "    round {}: {} counters: an increment takes {}, a read {}",
@@ -132,7 +132,11 @@ fn more_counters(options: &Options, measured: &mut Measured) -> Result<()> {
     let name = |number: usize| Unit::Count.format(databases[number].counters.into());
     let series = |what: &str, all: Vec<Vec<f64>>| -> Result<Vec<Series>> {
         let series = all.into_iter().enumerate().map(|(number, rounds)| {
-            Series::new(format!("{what} {}", name(number)), Unit::Microseconds, rounds)
+            Series::new(
+                format!("{what} {}", name(number)),
+                Unit::Microseconds,
+                rounds,
+            )
         });
         series.collect()
     };
@@ -146,7 +150,9 @@ fn more_counters(options: &Options, measured: &mut Measured) -> Result<()> {
     }
     measured.ratios.push(growth);
     let what = format!("of always the same one, {} counters against 1", name(last));
-    measured.ratios.push(of_one[last].ratio_to(what, &of_one[0])?);
+    measured
+        .ratios
+        .push(of_one[last].ratio_to(what, &of_one[0])?);
     let mut read_line = Vec::new();
     for (number, rounds) in reads.iter().enumerate() {
         let what = format!("read of one by lot of {}", name(number));
@@ -204,8 +210,7 @@ fn more_pending(options: &Options, measured: &mut Measured) -> Result<()> {
             ))?;
         }
         server.check("pending deltas", PENDING_SQL, level.into())?;
-        let log_bytes: i64 =
-            server.one("SELECT sum(log_bytes)::bigint FROM counterx.lanes")?;
+        let log_bytes: i64 = server.one("SELECT sum(log_bytes)::bigint FROM counterx.lanes")?;
         let read = Pgbench::new(&server.cluster, 1, &script(names, READ))
             .run_logged(options.short_seconds())?;
         let read = Latency::of(read.iter().map(|logged| logged.microseconds))?;

@@ -30,7 +30,11 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         ),
     );
     for (keys, name, title) in [
-        (Keys::Uniform, "keys-uniform", "10,000 counters, all as likely"),
+        (
+            Keys::Uniform,
+            "keys-uniform",
+            "10,000 counters, all as likely",
+        ),
         (
             Keys::Zipf,
             "keys-zipf",
@@ -45,10 +49,13 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
             .collect::<Vec<_>>();
         let pace = Pace {
             rounds: options.few_rounds(),
-            seconds: options.seconds(),
+            seconds: options.short_seconds(),
         };
         let race = race(&mut server, title, pace, &entries)?;
-        measured.plots.push(race.plot(name, &format!("{title}, {} clients, durable", options.clients)));
+        measured.plots.push(race.plot(
+            name,
+            &format!("{title}, {} clients, durable", options.clients),
+        ));
         measured.races.push(race);
     }
     Ok(measured)

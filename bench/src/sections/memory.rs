@@ -21,10 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A session that is asked for something, and how much memory it has after that.
 const QUERIES: [(&str, &str); 5] = [
     ("a new session", "SELECT 1"),
-    (
-        "after an increment",
-        "SELECT counter_incr('memory')",
-    ),
+    ("after an increment", "SELECT counter_incr('memory')"),
     (
         "after a million increments of 1,000 counters in a transaction",
         "SELECT count(counter_incr('memory-' || i % 1000)) FROM generate_series(1, 1000000) AS i",
@@ -55,7 +52,11 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         (Peer::SelectOne, Keys::Hot, "SELECT 1"),
         (Peer::Insert, Keys::Hot, "INSERT"),
         (Peer::Counter, Keys::Hot, "counter_incr, one counter"),
-        (Peer::Counter, Keys::Uniform, "counter_incr, 10,000 counters"),
+        (
+            Peer::Counter,
+            Keys::Uniform,
+            "counter_incr, 10,000 counters",
+        ),
     ] {
         let create = peer.create(keys);
         if !create.is_empty() {

@@ -25,7 +25,7 @@ pub(crate) fn fill(server: &mut Server) -> Result<()> {
          SELECT counter_incr('x', 42);
          SELECT counter_incr('hot');"
     ))?;
-    server.settle()?;
+    server.fold()?;
     server.check("the counter x", "SELECT counter_value('x')", 42)?;
     // Not within a transaction block, so each by itself.
     server.execute("VACUUM (ANALYZE)")?;
@@ -172,7 +172,10 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     }
     measured.plots.push(Plot::bars(
         "read",
-        &format!("read of the hot counter beside its {} writers", options.clients),
+        &format!(
+            "read of the hot counter beside its {} writers",
+            options.clients
+        ),
         "microseconds, p99",
         bars,
     ));
@@ -184,10 +187,14 @@ fn slice(server: &mut Server, session: &Session, options: &Options) -> Result<Ve
     let mut beside = None;
     if let Some(peer) = session.writers {
         let job = peer.job();
-        let job = job.map(|sql| Job::start(&server.cluster, &sql)).transpose()?;
+        let job = job
+            .map(|sql| Job::start(&server.cluster, &sql))
+            .transpose()?;
         let script = peer.script(Keys::Hot, Batch::One);
         let writers = Pgbench::new(&server.cluster, options.clients, &script).start(FOR_EVER)?;
-        let total = peer.total(Keys::Hot).context("what is written can be read")?;
+        let total = peer
+            .total(Keys::Hot)
+            .context("what is written can be read")?;
         server.wait_for_growth(&total, options.clients)?;
         beside = Some((writers, job));
     }
@@ -206,7 +213,7 @@ fn slice(server: &mut Server, session: &Session, options: &Options) -> Result<Ve
             job.stop()?;
         }
     }
-    server.settle()?;
+    server.fold()?;
     (0..session.reads.len())
         .map(|number| {
             let of_read = log.iter().filter(|logged| logged.script == number);

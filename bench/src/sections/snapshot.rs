@@ -23,7 +23,7 @@ use crate::stats::{Series, Unit, turns};
 const WINDOW: f64 = 60.0;
 
 /// How much shorter than the long run that of each of the others is.
-const OTHERS_SHARE: u32 = 15;
+const OTHERS_SHARE: u32 = 20;
 
 /// Seconds that such a run takes at least.
 const SHORTEST: u32 = 8;
@@ -134,7 +134,7 @@ fn in_turns(
     measured: &mut Measured,
 ) -> Result<()> {
     let mut rates = [Vec::new(), Vec::new()];
-    for round in 0..options.rounds() {
+    for round in 0..options.few_rounds() {
         for turn in turns(round, 2) {
             let snapshot = (turn == 1)
                 .then(|| OldSnapshot::open(&server.cluster))
@@ -171,14 +171,14 @@ fn on_end(server: &mut Server, options: &Options, measured: &mut Measured) -> Re
     let mut windows = windows(&writes, &reads, count, true)?;
     let bytes_after: i64 = server.one(LOG_BYTES_SQL)?;
     let old_read = snapshot.close()?;
-    server.settle()?;
+    server.fold()?;
 
     // The machine of ten minutes ago is another one, so the end has a neighbour without it.
-    let seconds_without = (seconds / 4).min(WINDOW as u32);
+    let seconds_without = (seconds / 4).min(WINDOW as u32 * 3 / 4);
     println!("    {seconds_without} s without it");
     let (writes, reads) = side_by_side(server, options, Peer::Counter, seconds_without)?;
     let without = self::windows(&writes, &reads, 1.0, false)?[0];
-    server.settle()?;
+    server.fold()?;
 
     let [first, .., last] = windows[..] else {
         unreachable!("at least four windows")
@@ -257,11 +257,7 @@ fn row(window: &Window) -> Vec<String> {
 }
 
 /// How everybody else fares.
-fn others_beside_it(
-    server: &mut Server,
-    options: &Options,
-    measured: &mut Measured,
-) -> Result<()> {
+fn others_beside_it(server: &mut Server, options: &Options, measured: &mut Measured) -> Result<()> {
     const PARTS: f64 = 8.0;
     let seconds = others_seconds(options);
     let mut table = Table::new(
@@ -285,13 +281,15 @@ fn others_beside_it(
         }
         let snapshot = OldSnapshot::open(&server.cluster)?;
         let job = peer.job();
-        let job = job.map(|sql| Job::start(&server.cluster, &sql)).transpose()?;
+        let job = job
+            .map(|sql| Job::start(&server.cluster, &sql))
+            .transpose()?;
         let (writes, reads) = side_by_side(server, options, peer, seconds)?;
         if let Some(job) = job {
             job.stop()?;
         }
         snapshot.close()?;
-        server.settle()?;
+        server.fold()?;
         let windows = windows(&writes, &reads, PARTS, true)?;
         let [first, .., last] = windows[..] else {
             unreachable!("eight windows")
@@ -336,7 +334,9 @@ fn side_by_side(
     peer: Peer,
     seconds: u32,
 ) -> Result<(Vec<Progress>, Vec<Logged>)> {
-    let total = peer.total(Keys::Hot).context("what is written can be read")?;
+    let total = peer
+        .total(Keys::Hot)
+        .context("what is written can be read")?;
     let hot = peer.read("hot").context("what is written can be read")?;
     let before: i64 = server.one(&total)?;
     let script = peer.script(Keys::Hot, Batch::One);

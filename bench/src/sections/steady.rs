@@ -15,7 +15,7 @@ use crate::server::Server;
 use crate::stats::{Series, Unit};
 
 /// How much shorter than that of the counters the load of each of the others is.
-const OTHERS_SHARE: u32 = 10;
+const OTHERS_SHARE: u32 = 15;
 
 /// Looks at the sizes of all this.
 const LOOKS: u32 = 60;
@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         Section::Steady,
         format!(
             "{} clients make {rate} increments per second, durable, half of them of one counter, the \
-             others of one of 10,000 by lot: of counterx for {} s, of each of the others for a tenth of \
+             others of one of 10,000 by lot: of counterx for {} s, of each of the others for a part of \
              that. A checkpoint comes each two minutes. Autovacuum has its default settings. Sizes are \
              those of tables and indexes together; WAL bytes are all that the server has written, \
              divided by the increments of the same time.",
@@ -128,7 +128,9 @@ fn load(server: &mut Server, options: &Options, peer: Peer, seconds: u32) -> Res
         peer.relations()
     );
     let job = peer.job();
-    let job = job.map(|sql| Job::start(&server.cluster, &sql)).transpose()?;
+    let job = job
+        .map(|sql| Job::start(&server.cluster, &sql))
+        .transpose()?;
     let start = Instant::now();
     let look = |server: &mut Server| {
         Ok::<Look, anyhow::Error>(Look {
@@ -139,9 +141,13 @@ fn load(server: &mut Server, options: &Options, peer: Peer, seconds: u32) -> Res
         })
     };
     let mut looks = vec![look(server)?];
-    let mut running = Pgbench::new(&server.cluster, options.clients, &peer.script(keys, Batch::One))
-        .rate(options.steady_rate)
-        .start(seconds)?;
+    let mut running = Pgbench::new(
+        &server.cluster,
+        options.clients,
+        &peer.script(keys, Batch::One),
+    )
+    .rate(options.steady_rate)
+    .start(seconds)?;
     let pause = Duration::from_secs_f64(f64::from(seconds) / f64::from(LOOKS)).max(
         // A look must not become the load.
         Duration::from_millis(500),
@@ -170,7 +176,12 @@ fn parts(looks: &[Look], count: usize) -> Vec<(Look, Look)> {
     let steps = looks.len() - 1;
     let count = count.clamp(1, steps);
     (0..count)
-        .map(|part| (looks[part * steps / count], looks[(part + 1) * steps / count]))
+        .map(|part| {
+            (
+                looks[part * steps / count],
+                looks[(part + 1) * steps / count],
+            )
+        })
         // A moment without increments has no WAL for each of them.
         .filter(|(from, to)| to.increments > from.increments)
         .collect()

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
 fn pace(options: &Options) -> Pace {
     Pace {
         rounds: options.few_rounds(),
-        seconds: options.seconds(),
+        seconds: options.short_seconds(),
     }
 }
 
@@ -99,7 +99,7 @@ fn compression(server: &mut Server, options: &Options, measured: &mut Measured) 
             })
             .collect();
         let title = format!("{}, 10,000 counters", peer.name());
-        let seconds = options.seconds();
+        let seconds = options.short_seconds();
         let turn = |server: &mut Server, entry: &Entry, _first| {
             let value = entry.name.rsplit(' ').next().unwrap_or("off");
             server.cluster.reload(&[("wal_compression", value)])?;
@@ -131,7 +131,8 @@ fn fill_factors(options: &Options, measured: &mut Measured) -> Result<()> {
     for round in 0..options.few_rounds() {
         for turn in turns(round, FILL_FACTORS.len()) {
             let factor = FILL_FACTORS[turn];
-            let one = folds(&mut server, factor).with_context(|| format!("fill factor {factor}"))?;
+            let one =
+                folds(&mut server, factor).with_context(|| format!("fill factor {factor}"))?;
             println!(
                 "    round {}: fill factor {factor}: a fold takes {}",
                 round + 1,
@@ -184,11 +185,13 @@ fn fill_factors(options: &Options, measured: &mut Measured) -> Result<()> {
 /// Seconds and WAL bytes of a fold for each counter, share of updates in place, and size of the
 /// totals after some of them.
 fn folds(server: &mut Server, factor: u32) -> Result<[f64; 4]> {
-    const UPDATES: &str = "SELECT n_tup_upd FROM pg_stat_all_tables WHERE relid = 'counterx.total'::regclass";
-    server.execute(&format!("ALTER TABLE counterx.total SET (fillfactor = {factor})"))?;
-    let change = format!(
-        "SELECT count(counter_incr('page:' || i)) FROM generate_series(1, {CHANGED}) AS i"
-    );
+    const UPDATES: &str =
+        "SELECT n_tup_upd FROM pg_stat_all_tables WHERE relid = 'counterx.total'::regclass";
+    server.execute(&format!(
+        "ALTER TABLE counterx.total SET (fillfactor = {factor})"
+    ))?;
+    let change =
+        format!("SELECT count(counter_incr('page:' || i)) FROM generate_series(1, {CHANGED}) AS i");
     // There are all of them, and no page has been filled by another factor.
     server.execute(&change)?;
     server.one::<i64>("SELECT counterx.compact()")?;
