@@ -48,9 +48,9 @@ test-torture: setup ## The short form of the torture harness
 	@scripts/test torture
 
 .PHONY: torture
-torture: setup ## The torture harness (SECONDS=60 SEED=1 PARTS=histories,crashes,... SHORT=yes)
+torture: setup ## The torture harness (SECONDS=60 SEED=1 PARTS=histories,crashes,... SHORT=yes HISTORY=seed)
 	@scripts/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(PARTS),--parts $(PARTS)) $(if $(SHORT),--short)
+		$(if $(PARTS),--parts $(PARTS)) $(if $(SHORT),--short) $(if $(HISTORY),--history $(HISTORY))
 
 .PHONY: lint
 lint: setup ## Formatting and clippy

@@ -75,6 +75,10 @@ fn one(
     report.tried("their steps", run.trace.len() as u64);
     report.tried("looks at all counters in a snapshot", run.looks);
     report.tried("steps that waited for another session", run.waits);
+    report.tried(
+        "answers about shared bounded counters, foreseen",
+        run.predicted,
+    );
     let directory = options.output.join("histories");
     let file = |name: &str, trace: &[String]| -> Result<()> {
         fs::create_dir_all(&directory)?;
@@ -103,9 +107,9 @@ fn one(
         return Ok(());
     };
     file(&format!("{seed}.trace"), &run.trace)?;
-    let form = if options.short { " --short" } else { "" };
+    let form = if options.short { " SHORT=yes" } else { "" };
     let mut text = format!(
-        "{failure:#}\nAgain: scripts/torture --parts histories{form} --history {seed}\n\
+        "{failure:#}\nAgain: make torture PARTS=histories HISTORY={seed}{form}\n\
          All of it is in {}.\n",
         directory.join(format!("{seed}.trace")).display()
     );

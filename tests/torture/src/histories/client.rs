@@ -49,7 +49,8 @@ impl<'a> Connection<'a> {
         let mut config = cluster.config(db);
         config
             .application_name(&format!("client {number}"))
-            .options("-c lock_timeout=10s -c counterx.escrow_wait=5ms");
+            // A session that hangs is a finding as well.
+            .options("-c lock_timeout=10s -c statement_timeout=120s -c counterx.escrow_wait=5ms");
         Ok(Self {
             session: Session::new(number),
             cluster,

@@ -80,6 +80,8 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         checkers: options.size(2, 3),
         seed: options.seed_for("concurrent histories"),
     };
+    let mut watcher = cluster.config(DB);
+    watcher.options("-c statement_timeout=120s");
     let until = Instant::now() + time;
     let tally = Tally::default();
     let sessions: Mutex<Vec<Session>> = Mutex::new(Vec::new());
@@ -101,7 +103,7 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
                 0 => options.size(Duration::from_millis(700), Duration::from_secs(3)),
                 _ => Duration::ZERO,
             };
-            watch_by(&cluster.config(DB), control, false, |client, round| {
+            watch_by(&watcher, control, false, |client, round| {
                 look(client, round, patience, control)
             })
         },
@@ -227,7 +229,7 @@ fn run_client(
         })
     };
     let number = usize::try_from(number)?;
-    let mut script = Script::new(load.seed, number, shared);
+    let mut script = Script::new(load.seed, number, 4, shared);
     let mut connection = Connection::new(cluster, DB, number, tally)?;
     while Instant::now() < until && !control.is_aborted() {
         let prepared = connection.session.prepared.is_some();

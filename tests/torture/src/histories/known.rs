@@ -3,7 +3,7 @@
 //! Each client has counters that nobody else changes, so it can say what each call must answer; and
 //! of counters that all only add to, it knows what it has added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -22,6 +22,10 @@ pub(crate) struct Known {
     pub(crate) added: BTreeMap<String, i64>,
     /// What this transaction has taken, and set aside, of its own bounded counters.
     taken: BTreeMap<String, i64>,
+    /// What it has taken of, and added to, bounded counters that others use as well.
+    pub(crate) reserved: BTreeMap<String, (i64, i64)>,
+    /// What it has locked, so that others wait.
+    pub(crate) locks: BTreeSet<String>,
 }
 
 impl Known {
@@ -30,6 +34,8 @@ impl Known {
         Self {
             added: BTreeMap::new(),
             taken: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            locks: BTreeSet::new(),
             ..self.clone()
         }
     }
@@ -80,6 +86,23 @@ impl Known {
         before: &Self,
         is_own: impl Fn(&str) -> bool,
     ) -> Result<()> {
+        if let Some((name, delta)) = granted(op, answer)
+            && !is_own(name)
+        {
+            let (takes, adds) = self.reserved.entry(name.to_owned()).or_default();
+            *takes += (-delta).max(0);
+            *adds += delta.max(0);
+        }
+        let locks = match op {
+            // Undone by an exception.
+            Op::Move { .. } => answer == "moved",
+            // A token that was used before is not locked; from the value it cannot be told.
+            Op::Once { get, .. } => !get && answer == "true",
+            _ => true,
+        };
+        if locks {
+            self.locks.extend(op.locks());
+        }
         let expected = match op {
             Op::Bump(name, delta) => {
                 self.add(name, *delta, is_own(name));
@@ -195,6 +218,16 @@ impl Known {
             "{op:?} answered {answer}, and {expected} was due; known were {self:?}"
         );
         Ok(())
+    }
+}
+
+/// By how much a call has changed a counter that may be bounded.
+fn granted<'o>(op: &'o Op, answer: &str) -> Option<(&'o str, i64)> {
+    match op {
+        Op::Bump(name, delta) => Some((name, *delta)),
+        Op::Try(name, delta) if answer == "t" => Some((name, *delta)),
+        Op::Take(name, _) => Some((name, -answer.parse::<i64>().ok()?)),
+        _ => None,
     }
 }
 

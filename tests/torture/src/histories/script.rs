@@ -15,6 +15,8 @@ type Shared<'a> = Box<dyn FnMut(&mut StdRng, Level) -> Op + 'a>;
 pub(crate) struct Script<'a> {
     rng: StdRng,
     number: usize,
+    /// How many in ten of the calls are on counters that all share.
+    sharing: u32,
     shared: Shared<'a>,
 }
 
@@ -22,11 +24,13 @@ impl<'a> Script<'a> {
     pub(crate) fn new(
         seed: u64,
         number: usize,
+        sharing: u32,
         shared: impl FnMut(&mut StdRng, Level) -> Op + 'a,
     ) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed.wrapping_mul(9_000).wrapping_add(number as u64)),
             number,
+            sharing,
             shared: Box::new(shared),
         }
     }
@@ -93,6 +97,16 @@ impl<'a> Script<'a> {
                     ));
                     steps.push(Step::Fetch);
                 }
+                // Done, undone, and done again.
+                16..19 => {
+                    let op = self.op(level);
+                    steps.extend([
+                        Step::Savepoint,
+                        Step::Op(op.clone()),
+                        Step::RollbackTo(9),
+                        Step::Op(op),
+                    ]);
+                }
                 _ => {
                     let op = self.op(level);
                     steps.push(Step::Op(op));
@@ -111,10 +125,12 @@ impl<'a> Script<'a> {
     }
 
     fn op(&mut self, level: Level) -> Op {
-        match self.rng.random_range(0..10) {
-            0..4 => self.own(),
-            4..6 => self.adding(),
-            _ => (self.shared)(&mut self.rng, level),
+        if self.rng.random_range(0..10) < self.sharing {
+            return (self.shared)(&mut self.rng, level);
+        }
+        match self.rng.random_range(0..3) {
+            0 => self.adding(),
+            _ => self.own(),
         }
     }
 
@@ -184,8 +200,9 @@ impl<'a> Script<'a> {
                     get: token % 2 == 0,
                 }
             }
-            12 | 13 => Op::Bump(stock, self.rng.random_range(0..8)),
-            14 => Op::Try(stock, self.rng.random_range(-6..4)),
+            // So that there is little of it most of the time.
+            12 => Op::Bump(stock, self.rng.random_range(0..8)),
+            13 | 14 => Op::Try(stock, self.rng.random_range(-4..2)),
             15 => Op::Take(stock, self.rng.random_range(0..6)),
             16 | 17 => Op::Hold {
                 name: stock,

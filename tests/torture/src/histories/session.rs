@@ -92,6 +92,33 @@ impl Session {
             .collect()
     }
 
+    /// What it keeps from others of a bounded counter: takes, and adds. What has failed is given back at
+    /// once, not at its ROLLBACK.
+    pub(crate) fn reserved(&self, name: &str) -> (i64, i64) {
+        self.in_force()
+            .and_then(|known| known.reserved.get(name).copied())
+            .unwrap_or_default()
+    }
+
+    /// Does it make others wait for this, with the open transaction or the prepared one?
+    pub(crate) fn has_locked(&self, lock: &str) -> bool {
+        let prepared = self.prepared.as_ref().map(|prepared| &prepared.now);
+        self.in_force()
+            .into_iter()
+            .chain(prepared)
+            .any(|known| known.locks.contains(lock))
+    }
+
+    /// What the open transaction has done, as far as it is not undone.
+    fn in_force(&self) -> Option<&Known> {
+        let transaction = self.transaction.as_ref()?;
+        if transaction.failed {
+            transaction.savepoints.last().map(|(known, _)| known)
+        } else {
+            Some(&transaction.now)
+        }
+    }
+
     /// How many of its transactions have ended.
     pub(crate) fn ended(&self) -> usize {
         self.fates.len()

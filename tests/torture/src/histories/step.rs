@@ -89,6 +89,18 @@ impl Op {
         }
     }
 
+    /// What it locks to the end of its transaction: names of counters, and tokens.
+    pub(crate) fn locks(&self) -> Vec<String> {
+        match self {
+            Self::Set(name, _) | Self::Drop(name) => vec![format!("counter {name}")],
+            Self::Move { into, from, .. } => {
+                vec![format!("counter {into}"), format!("counter {from}")]
+            }
+            Self::Once { token, .. } => vec![format!("token {token}")],
+            _ => Vec::new(),
+        }
+    }
+
     /// May it wait for another session, as nothing that only adds does?
     pub(crate) fn may_wait(&self) -> bool {
         !matches!(

@@ -63,6 +63,8 @@ pub(crate) struct Run {
     pub(crate) looks: u64,
     /// How often a session had to wait for another.
     pub(crate) waits: u64,
+    /// How many answers of shared bounded counters were foreseen.
+    pub(crate) predicted: u64,
 }
 
 impl History {
@@ -71,7 +73,7 @@ impl History {
         let mut rng = StdRng::seed_from_u64(seed);
         let sessions = rng.random_range(2..5);
         let mut scripts: Vec<Script> = (0..sessions)
-            .map(|number| Script::new(seed, number, shared))
+            .map(|number| Script::new(seed, number, 7, shared))
             .collect();
         let mut queues = vec![VecDeque::new(); sessions];
         let mut prepared = vec![false; sessions];
@@ -100,10 +102,10 @@ impl History {
 
 /// What all sessions do to the same counters.
 fn shared(rng: &mut StdRng, _level: Level) -> Op {
-    let name = format!("s:{}", rng.random_range(0..3));
-    let other = format!("s:{}", rng.random_range(0..3));
+    let name = format!("s:{}", rng.random_range(0..2));
+    let other = format!("s:{}", rng.random_range(0..2));
     let bounded = ["stock:a", "stock:b", "quota:a", "seats:a"][rng.random_range(0..4)].to_owned();
-    match rng.random_range(0..20) {
+    match rng.random_range(0..24) {
         0 => Op::Bump(name, rng.random_range(-50..100)),
         1 => Op::Get(name, rng.random_range(-50..100)),
         2 | 3 => Op::Set(name, Some(rng.random_range(-50..100))),
@@ -115,24 +117,24 @@ fn shared(rng: &mut StdRng, _level: Level) -> Op {
             merge: rng.random_bool(0.5),
         },
         10..13 => {
-            let token = rng.random_range(0..8_i64);
+            let token = rng.random_range(0..5_i64);
             Op::Once {
                 token: format!("shared {token}"),
-                name: format!("s:{}", token % 3),
+                name: format!("s:{}", token % 2),
                 delta: token + 1,
                 get: token % 2 == 0,
             }
         }
-        13 => Op::Bump(bounded, rng.random_range(-2..4)),
-        14 | 15 => Op::Try(bounded, rng.random_range(-4..5)),
-        16 => Op::Take(bounded, rng.random_range(0..5)),
-        17 => Op::Hold {
+        13 | 14 => Op::Bump(bounded, rng.random_range(-2..3)),
+        15..19 => Op::Try(bounded, rng.random_range(-4..5)),
+        19 | 20 => Op::Take(bounded, rng.random_range(0..5)),
+        21 => Op::Hold {
             name: "stock:a".to_owned(),
             amount: rng.random_range(1..4),
             ttl: ["1 hour", "1 microsecond"][rng.random_range(0..2)],
         },
         kind => {
-            let call = if kind == 18 {
+            let call = if kind == 22 {
                 "counter_hold_release(id)"
             } else {
                 "confirm(id, false)"
@@ -209,6 +211,7 @@ impl Stage {
             failure,
             looks: scene.looks,
             waits: scene.waits,
+            predicted: scene.predicted,
         };
         drop(scene);
         // Of a history that broke off.
@@ -238,6 +241,12 @@ struct Sent {
     turn: usize,
     step: Step,
     sql: String,
+    /// What the answer must be, where that follows from what all sessions have reserved.
+    expected: Option<String>,
+    /// Another session that has locked what this step locks as well; and that.
+    blocker: Option<(usize, String)>,
+    may_wait: bool,
+    waited: bool,
     answer: Option<Answer>,
 }
 
@@ -250,6 +259,9 @@ struct Scene {
     trace: Vec<String>,
     looks: u64,
     waits: u64,
+    predicted: u64,
+    /// Sessions may hear of new bounds later.
+    bounds_changed: bool,
 }
 
 impl Scene {
@@ -267,6 +279,8 @@ impl Scene {
             trace: Vec::new(),
             looks: 0,
             waits: 0,
+            predicted: 0,
+            bounds_changed: false,
         })
     }
 
@@ -304,6 +318,7 @@ impl Scene {
             }
             Turn::Quiet(_) if self.actors.iter().any(|a| a.session.transaction.is_some()) => Ok(()),
             Turn::Quiet(sql) | Turn::Upkeep(sql) => {
+                self.bounds_changed |= sql.contains("counter_type_alter");
                 let result = match self.upkeep.simple_query(sql) {
                     Ok(_) => "done".to_owned(),
                     Err(error) => match error.as_db_error() {
@@ -346,27 +361,28 @@ impl Scene {
             let Some(sql) = self.actors[who].session.sql(&step) else {
                 continue;
             };
-            let waits =
+            let may_wait =
                 matches!(&step, Step::Op(op) | Step::Fail(op) | Step::Alone(op) if op.may_wait());
-            if waits && self.is_waited_for(who)? {
+            if may_wait && self.is_waited_for(who)? {
                 self.trace
                     .push(format!("{turn:>3} s{who}: left out, as others wait: {sql}"));
                 continue;
             }
+            let expected = self.expected(&step)?;
+            let blocker = self.blocker(who, &step);
             let actor = &mut self.actors[who];
             actor.send.send(sql.clone()).context("a session is gone")?;
             actor.sent = Some(Sent {
                 turn,
                 step,
                 sql,
+                expected,
+                blocker,
+                may_wait,
+                waited: false,
                 answer: None,
             });
             self.settle()?;
-            if let Some(sent) = &self.actors[who].sent {
-                self.waits += 1;
-                self.trace
-                    .push(format!("{:>3} s{who}: {} -- waits", sent.turn, sent.sql));
-            }
         }
         Ok(())
     }
@@ -399,6 +415,22 @@ impl Scene {
             );
             pause = (pause * 2).min(Duration::from_millis(10));
         }
+        for (who, actor) in self.actors.iter_mut().enumerate() {
+            if let Some(sent) = &mut actor.sent
+                && sent.answer.is_none()
+                && !sent.waited
+            {
+                sent.waited = true;
+                self.waits += 1;
+                self.trace
+                    .push(format!("{:>3} s{who}: {} -- waits", sent.turn, sent.sql));
+                ensure!(
+                    sent.may_wait,
+                    "s{who} waits, and nothing of the kind ever should: {}",
+                    sent.sql
+                );
+            }
+        }
         let mut free = Vec::new();
         for who in 0..self.actors.len() {
             let answered = self.actors[who].sent.take_if(|sent| sent.answer.is_some());
@@ -406,7 +438,11 @@ impl Scene {
                 turn,
                 step,
                 sql,
+                expected,
+                blocker,
+                waited,
                 answer: Some(answer),
+                ..
             }) = answered
             {
                 let result = told(&step, &answer);
@@ -416,6 +452,24 @@ impl Scene {
                     .session
                     .answered(&step, &answer)
                     .with_context(|| format!("s{who}: {sql}"))?;
+                if let Some((other, lock)) = blocker {
+                    ensure!(
+                        waited,
+                        "s{who} did not wait for s{other}, which has locked {lock}: {sql}"
+                    );
+                }
+                if let Some(expected) = expected {
+                    self.predicted += 1;
+                    let answer = match &answer {
+                        Answer::Refused { code, .. } => Some(code.as_str()),
+                        Answer::Rows(rows) => rows.last().and_then(|row| row.first()?.as_deref()),
+                    };
+                    // Serializable transactions may have to be retried instead.
+                    ensure!(
+                        answer == Some(&expected) || answer == Some("40001"),
+                        "s{who}: {sql}: {answer:?}, and {expected} follows from what is reserved"
+                    );
+                }
                 if let (Step::Walk { .. }, Answer::Refused { code, message }) = (&step, &answer) {
                     bail!("s{who}: {sql}: {code}: {message}");
                 }
@@ -426,6 +480,60 @@ impl Scene {
             self.pump(who)?;
         }
         Ok(())
+    }
+
+    /// Another session that has locked what a step locks as well; and that.
+    fn blocker(&self, who: usize, step: &Step) -> Option<(usize, String)> {
+        let (Step::Op(op) | Step::Alone(op) | Step::Fail(op)) = step else {
+            return None;
+        };
+        op.locks().into_iter().find_map(|lock| {
+            self.actors
+                .iter()
+                .position(|actor| actor.session.number != who && actor.session.has_locked(&lock))
+                .map(|other| (other, lock))
+        })
+    }
+
+    /// What a call on a bounded counter must answer: the bound has to hold whichever of the open
+    /// transactions commit. (Not where there are holds, some of which their session is about to end.)
+    fn expected(&mut self, step: &Step) -> Result<Option<String>> {
+        let (Step::Op(op) | Step::Alone(op)) = step else {
+            return Ok(None);
+        };
+        let (Op::Bump(name, _) | Op::Try(name, _) | Op::Take(name, _)) = op else {
+            return Ok(None);
+        };
+        let known = ["stock:b", "seats:a"].contains(&name.as_str())
+            || name == "quota:a" && !self.bounds_changed;
+        if !known {
+            return Ok(None);
+        }
+        let sql =
+            "SELECT (SELECT coalesce(sum(delta), 0) FROM oracle WHERE name = $1)::bigint, min, max
+                     FROM counter_types WHERE name = split_part($1, ':', 1)";
+        let row = self.checker.query_one(sql, &[name])?;
+        let (value, min, max): (i64, Option<i64>, Option<i64>) =
+            (row.get(0), row.get(1), row.get(2));
+        let (mut takes, mut adds) = (0, 0);
+        for actor in &self.actors {
+            let (taken, added) = actor.session.reserved(name);
+            takes += taken;
+            adds += added;
+        }
+        let fits = |delta: i64| {
+            (delta >= 0 || min.is_none_or(|min| value - takes + delta >= min))
+                && (delta <= 0 || max.is_none_or(|max| value + adds + delta <= max))
+        };
+        Ok(Some(match op {
+            Op::Bump(_, delta) if fits(*delta) => "done".to_owned(),
+            Op::Bump(..) => "23514".to_owned(),
+            Op::Try(_, delta) => if fits(*delta) { "t" } else { "f" }.to_owned(),
+            Op::Take(_, n) => min
+                .map_or(*n, |min| (value - takes - min).clamp(0, *n))
+                .to_string(),
+            _ => return Ok(None),
+        }))
     }
 
     fn all_wait(&mut self, pids: &[i32]) -> Result<bool> {
