@@ -9,8 +9,8 @@
 //! - `error`: an ERROR;
 //! - `pause`: waits until nobody holds the advisory lock [`PAUSE_KEY`].
 //!
-//! With ` once` behind it, an action is taken by whoever removes the file `counterx.failpoint.POINT`
-//! from the data directory. So a point in the configuration file fires once, also when it takes the
+//! With ` once` behind it, an action is taken by whoever removes the file
+//! `counterx.failpoint.POINT=ACTION` from the data directory. So a point in the configuration file fires once, also when it takes the
 //! server through crash recovery. That an action was taken is written to the server's log.
 //!
 //! # The points
@@ -138,16 +138,16 @@ mod armed {
             Some(action) => (action, true),
             None => (action, false),
         };
+        // Servers run in their data directory.
+        if once && std::fs::remove_file(format!("counterx.failpoint.{point}={action}")).is_err() {
+            return None;
+        }
         let action = match action {
             "crash" => Action::Crash,
             "error" => Action::Error,
             "pause" => Action::Pause,
             _ => return None,
         };
-        // Servers run in their data directory.
-        if once && std::fs::remove_file(format!("counterx.failpoint.{point}")).is_err() {
-            return None;
-        }
         // Not through the server's own log, which must not be used everywhere.
         eprintln!("failpoint {point} in process {}", std::process::id());
         Some(action)
@@ -171,10 +171,11 @@ mod armed {
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         };
         let mode = pg_sys::ShareLock as pg_sys::LOCKMODE;
-        // SAFETY: as pg_advisory_xact_lock_shared() does it; interruptible. Given back at once.
+        // SAFETY: as pg_advisory_lock_shared() does it, also outside of transactions; interruptible.
+        // Given back at once.
         unsafe {
-            pg_sys::LockAcquire(&tag, mode, false, false);
-            pg_sys::LockRelease(&tag, mode, false);
+            pg_sys::LockAcquire(&tag, mode, true, false);
+            pg_sys::LockRelease(&tag, mode, true);
         }
     }
 }

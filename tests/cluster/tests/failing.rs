@@ -105,7 +105,9 @@ fn compact_is_not_disturbed_by_a_worker_that_notes_its_error() -> Result<()> {
     let mut holder = cluster.connect_db("failing")?;
     holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
     fs::write(
-        cluster.data_dir().join("counterx.failpoint.fold.settled"),
+        cluster
+            .data_dir()
+            .join("counterx.failpoint.fold.settled=error"),
         "",
     )?;
     cluster.reload(&[(

@@ -163,6 +163,8 @@ pub(super) fn sessions(rig: &mut Rig, options: &Options, report: &mut PartReport
 /// What a session is about to do, and how to tell whether it is done.
 struct Deed {
     sql: String,
+    /// What ends its transaction.
+    end: String,
     /// A statement that says so.
     done: String,
     /// What is there to be given back, for a bounded counter.
@@ -172,28 +174,24 @@ struct Deed {
 fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<()> {
     let deed = deed(scene, way)?;
     let mut client = scene.connect()?;
-    client.batch_execute(&format!(
-        "SET counterx.failpoint = '{point}={}'",
-        action.word()
-    ))?;
+    let setting = format!("counterx.failpoint = '{point}={}'", action.word());
     let is_done =
         |scene: &Scene| -> Result<bool> { Ok(scene.connect()?.query_one(&deed.done, &[])?.get(0)) };
     let again = |client: &mut Client, scene: &mut Scene| -> Result<()> {
-        client.batch_execute("RESET counterx.failpoint")?;
-        client
-            .batch_execute(&deed.sql)
-            .context("at the second try")?;
+        act(&scene.names, client, way, &deed, None).context("at the second try")?;
         ensure!(is_done(scene)?, "not done at the second try: {}", deed.sql);
         Ok(())
     };
     match action {
         Action::Crash => {
-            scene.crash(|scene| match reach(scene, &mut client, way, &deed) {
-                Ok(()) => bail!("the point was not reached"),
-                Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    ensure!(is_lost(&error), "{error:?}");
-                    Ok(())
+            scene.crash(|scene| {
+                match act(&scene.names, &mut client, way, &deed, Some(&setting)) {
+                    Ok(()) => bail!("the point was not reached"),
+                    Err(error) => {
+                        let error = anyhow::Error::from(error);
+                        ensure!(is_lost(&error), "{error:?}");
+                        Ok(())
+                    }
                 }
             })?;
             let committed = ["commit.done", "prepare.done"].contains(&point);
@@ -208,19 +206,23 @@ fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<(
         }
         Action::Error => {
             fails_with(
-                reach(scene, &mut client, way, &deed),
+                act(&scene.names, &mut client, way, &deed, Some(&setting)),
                 &format!("failpoint {point}"),
             )?;
             client.batch_execute("ROLLBACK")?;
+            if way == Way::CompactFull {
+                client.batch_execute("RESET counterx.failpoint")?;
+            }
             nothing_is_reserved(scene, &deed)?;
             again(&mut client, scene)?;
         }
         Action::Pause => {
             let mut holder = scene.hold_pause()?;
             std::thread::scope(|scope| {
-                let deed = &deed;
+                let (deed, setting) = (&deed, &setting);
                 let names = scene.names.clone();
-                let acting = scope.spawn(move || act(&names, &mut client, way, deed));
+                let acting =
+                    scope.spawn(move || act(&names, &mut client, way, deed, Some(setting)));
                 let result = poll_until("somebody to pause", DEADLINE, || {
                     ensure!(!acting.is_finished(), "the point was not reached");
                     is_paused(&mut holder)
@@ -244,25 +246,31 @@ fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<(
     nothing_is_reserved(scene, &deed)
 }
 
-/// Does it, so that the point is come by.
-fn reach(scene: &Scene, client: &mut Client, way: Way, deed: &Deed) -> Result<(), postgres::Error> {
-    act(&scene.names, client, way, deed)
-}
-
+/// Does it, with this setting for the transaction alone: the end of one that only makes a setting is a
+/// commit as well.
 fn act(
     names: &[String],
     client: &mut Client,
     way: Way,
     deed: &Deed,
+    setting: Option<&String>,
 ) -> Result<(), postgres::Error> {
-    if way == Way::CompactFull {
-        // One call changes to the other log, a later one truncates, when the load's snapshots let it.
-        for _ in 0..40 {
-            fill(client, names)?;
-            client.batch_execute(&deed.sql)?;
-        }
+    let Deed { sql, end, .. } = deed;
+    if way != Way::CompactFull {
+        let set = setting.map_or_else(String::new, |setting| format!("SET LOCAL {setting};"));
+        return client.batch_execute(&format!("BEGIN; {set} {sql}; {end}"));
     }
-    client.batch_execute(&deed.sql)
+    // It truncates nothing when it is in a transaction with others.
+    match setting {
+        None => return client.batch_execute(sql),
+        Some(setting) => client.batch_execute(&format!("SET {setting}"))?,
+    }
+    // One call changes to the other log, a later one truncates, when the load's snapshots let it.
+    for _ in 0..40 {
+        fill(client, names)?;
+        client.batch_execute(sql)?;
+    }
+    client.batch_execute("RESET counterx.failpoint")
 }
 
 fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
@@ -271,15 +279,18 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
     let many = (0..20).fold(String::new(), |sql, i| {
         format!("{sql} SELECT bump('{name}:{i}', 1);")
     });
+    let end = "COMMIT".to_owned();
     let there = format!("SELECT counter_value('{name}:0') = 1");
     let deed = match way {
         Way::Increment => Deed {
-            sql: format!("BEGIN; {many} COMMIT"),
+            sql: many,
+            end,
             done: there,
             bounded: None,
         },
         Way::Prepare => Deed {
-            sql: format!("BEGIN; {many} PREPARE TRANSACTION 'deed-{n}'"),
+            sql: many,
+            end: format!("PREPARE TRANSACTION 'deed-{n}'"),
             done: format!("SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = 'deed-{n}')"),
             bounded: None,
         },
@@ -293,6 +304,7 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
             }
             Deed {
                 sql: "SELECT counterx.compact()".to_owned(),
+                end,
                 done: "SELECT true".to_owned(),
                 bounded: None,
             }
@@ -301,15 +313,17 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
             let name = format!("quota:{n}");
             Deed {
                 sql: format!("SELECT try('{name}', -2)"),
+                end,
                 done: format!("SELECT counter_value('{name}') = -2"),
                 bounded: Some(name),
             }
         }
         Way::Once => Deed {
             sql: format!(
-                "BEGIN; INSERT INTO oracle VALUES ('{name}', 1); \
-                 SELECT held('token', '{name}', counter_incr_once('{name}', '{name}', 1), '', ''); COMMIT"
+                "INSERT INTO oracle VALUES ('{name}', 1); \
+                 SELECT 1 / counter_incr_once('{name}', '{name}', 1)::int"
             ),
+            end,
             done: format!("SELECT counter_value('{name}') = 1"),
             bounded: None,
         },
@@ -321,6 +335,7 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
             if way == Way::Hold {
                 Deed {
                     sql: hold,
+                    end,
                     done: format!(
                         "SELECT EXISTS (SELECT FROM counter_holds WHERE name = '{name}')"
                     ),
@@ -332,6 +347,7 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
                 let id: i64 = client.query_one(sql, &[&name])?.get(0);
                 Deed {
                     sql: format!("SELECT confirm({id}, false)"),
+                    end,
                     done: format!("SELECT counter_value('{name}') = 3"),
                     bounded: Some(name),
                 }
@@ -360,20 +376,20 @@ fn nothing_is_reserved(scene: &Scene, deed: &Deed) -> Result<()> {
 fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
     let mut setting = Vec::new();
     for (point, action) in points {
-        fs::write(once_file(cluster, point), "")?;
+        fs::write(once_file(cluster, point, *action), "")?;
         setting.push(format!("{point}={} once", action.word()));
     }
     cluster.reload(&[("counterx.failpoint", &setting.join(","))])
 }
 
-fn has_fired(cluster: &Cluster, point: &str) -> bool {
-    !once_file(cluster, point).exists()
+fn has_fired(cluster: &Cluster, point: &str, action: Action) -> bool {
+    !once_file(cluster, point, action).exists()
 }
 
-fn once_file(cluster: &Cluster, point: &str) -> std::path::PathBuf {
+fn once_file(cluster: &Cluster, point: &str, action: Action) -> std::path::PathBuf {
     cluster
         .data_dir()
-        .join(format!("counterx.failpoint.{point}"))
+        .join(format!("counterx.failpoint.{point}={}", action.word()))
 }
 
 pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
@@ -403,16 +419,16 @@ fn worker_at(scene: &mut Scene, point: &str, action: Action) -> Result<()> {
     match action {
         Action::Crash => scene.crash(|scene| {
             arm(scene.cluster, &points)?;
-            come_by(scene, point)
+            come_by(scene, &points)
         }),
         Action::Error => {
             arm(scene.cluster, &points)?;
-            come_by(scene, point)
+            come_by(scene, &points)
         }
         Action::Pause => {
             let mut holder = scene.hold_pause()?;
             arm(scene.cluster, &points)?;
-            come_by(scene, point)?;
+            come_by(scene, &points)?;
             poll_until("the worker to pause", DEADLINE, || is_paused(&mut holder))?;
             scene.writers_do_not_wait()
         }
@@ -420,21 +436,32 @@ fn worker_at(scene: &mut Scene, point: &str, action: Action) -> Result<()> {
 }
 
 /// Waits until the worker has come by, and does what it takes.
-fn come_by(scene: &mut Scene, point: &str) -> Result<()> {
+fn come_by(scene: &mut Scene, points: &[(&str, Action)]) -> Result<()> {
+    let (point, action) = points[0];
     let names = scene.names.clone();
+    let mut terminated = false;
     poll_until("the worker to come by", DEADLINE, || {
         ensure!(!scene.control.is_aborted(), "the load has failed");
-        if has_fired(scene.cluster, point) {
+        if has_fired(scene.cluster, point, action) {
             return Ok(true);
+        }
+        // Taken by a worker that knew only the setting before.
+        for (point, action) in &points[1..] {
+            if has_fired(scene.cluster, point, *action) {
+                fs::write(once_file(scene.cluster, point, *action), "")?;
+            }
         }
         // The server may go down at any moment from here on.
         let Ok(mut client) = scene.config.connect(postgres::NoTls) else {
             return Ok(false);
         };
         if point == "worker.ready" {
+            // Its successor comes by.
             let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                         WHERE backend_type = 'counterx worker' AND datname = current_database()";
-            let _ = client.batch_execute(sql);
+            if !terminated && let Ok(rows) = client.query(sql, &[]) {
+                terminated = !rows.is_empty();
+            }
         } else if point == "fold.late_deleted" {
             let late = (0..8).fold(String::new(), |sql, i| {
                 format!("{sql} SELECT bump('late:{i}', 1);")
@@ -445,7 +472,7 @@ fn come_by(scene: &mut Scene, point: &str) -> Result<()> {
         } else if point.starts_with("truncate.") {
             let _ = fill(&mut client, &names);
         }
-        Ok(has_fired(scene.cluster, point))
+        Ok(has_fired(scene.cluster, point, action))
     })
 }
 
@@ -464,7 +491,7 @@ pub(super) fn ending(rig: &mut Rig, report: &mut PartReport) -> Result<()> {
         // The worker of another database, or one that has ended just now, does not count.
         let mut last = Instant::now();
         poll_until("a worker to end", DEADLINE, || {
-            if has_fired(&rig.cluster, ENDING) {
+            if has_fired(&rig.cluster, ENDING, *action) {
                 return Ok(true);
             }
             if last.elapsed() > Duration::from_secs(5) {
