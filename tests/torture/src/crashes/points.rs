@@ -298,9 +298,8 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
             let mut client = scene.connect()?;
             client.batch_execute(&format!("BEGIN; {many} COMMIT"))?;
             if way == Way::CompactLate {
-                client.batch_execute(&format!(
-                    "BEGIN; {many} PREPARE TRANSACTION 'late-{n}'; COMMIT PREPARED 'late-{n}'"
-                ))?;
+                client.batch_execute(&format!("BEGIN; {many} PREPARE TRANSACTION 'late-{n}'"))?;
+                client.batch_execute(&format!("COMMIT PREPARED 'late-{n}'"))?;
             }
             Deed {
                 sql: "SELECT counterx.compact()".to_owned(),
@@ -374,12 +373,26 @@ fn nothing_is_reserved(scene: &Scene, deed: &Deed) -> Result<()> {
 
 /// Has the setting take effect once, at whoever comes by first.
 fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
+    disarm(cluster)?;
     let mut setting = Vec::new();
     for (point, action) in points {
         fs::write(once_file(cluster, point, *action), "")?;
         setting.push(format!("{point}={} once", action.word()));
     }
     cluster.reload(&[("counterx.failpoint", &setting.join(","))])
+}
+
+/// Removes what was to happen once, should it not have happened.
+fn disarm(cluster: &Cluster) -> Result<()> {
+    for entry in fs::read_dir(cluster.data_dir())? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        if name.is_some_and(|name| name.starts_with("counterx.failpoint.")) {
+            // It may happen just now.
+            let _ = fs::remove_file(path);
+        }
+    }
+    Ok(())
 }
 
 fn has_fired(cluster: &Cluster, point: &str, action: Action) -> bool {
@@ -398,7 +411,7 @@ pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) 
         .flat_map(|&point| Action::ALL.map(|action| (point, action)))
         .collect();
     let seed = options.seed_for("points of the worker");
-    rig.under_load("worker", seed, true, |scene| {
+    let result = rig.under_load("worker", seed, true, |scene| {
         go(all, 3, seed, options, |point, action| {
             worker_at(scene, point, action)
                 .and_then(|()| scene.all_is_well())
@@ -406,7 +419,9 @@ pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) 
             report.tried(&format!("{} at a point of the worker", action.word()), 1);
             Ok(())
         })
-    })
+    });
+    disarm(&rig.cluster)?;
+    result
 }
 
 fn worker_at(scene: &mut Scene, point: &str, action: Action) -> Result<()> {
@@ -440,6 +455,7 @@ fn come_by(scene: &mut Scene, points: &[(&str, Action)]) -> Result<()> {
     let (point, action) = points[0];
     let names = scene.names.clone();
     let mut terminated = false;
+    let mut filled: Option<Instant> = None;
     poll_until("the worker to come by", DEADLINE, || {
         ensure!(!scene.control.is_aborted(), "the load has failed");
         if has_fired(scene.cluster, point, action) {
@@ -469,8 +485,12 @@ fn come_by(scene: &mut Scene, points: &[(&str, Action)]) -> Result<()> {
             let n = scene.unique();
             let _ = client.batch_execute(&format!("BEGIN; {late} PREPARE TRANSACTION 'come-{n}'"));
             let _ = client.batch_execute(&format!("COMMIT PREPARED 'come-{n}'"));
-        } else if point.starts_with("truncate.") {
+        } else if point.starts_with("truncate.")
+            && filled.is_none_or(|at| at.elapsed() > Duration::from_millis(300))
+        {
+            // No more than it takes: checks of many rows keep old snapshots, and so the logs.
             let _ = fill(&mut client, &names);
+            filled = Some(Instant::now());
         }
         Ok(has_fired(scene.cluster, point, action))
     })

@@ -402,6 +402,7 @@ pub(super) fn logs_shrink(client: &mut Client, names: &[String]) -> Result<()> {
     let mut now = Vec::new();
     let shrunk = poll_until("both logs of each lane to be emptied", DEADLINE, || {
         fill(client, names)?;
+        counterx_cluster_tests::settle(client)?;
         now = files(client)?;
         Ok(before
             .iter()
