@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
@@ -163,10 +164,18 @@ fn differ(
     let mut client = cluster.connect_db("updated")?;
     wait_for_worker(&mut client, "updated")?;
     let since = cluster.log_len();
+    // What an earlier round's update has made.
+    let sql = "SELECT to_regproc('counterx.made_up') IS NOT NULL";
+    let undo = if client.query_one(sql, &[])?.get(0) {
+        "ALTER EXTENSION counterx DROP FUNCTION counterx.made_up(); DROP FUNCTION counterx.made_up();
+         DROP INDEX counterx.made_up;"
+    } else {
+        ""
+    };
     // So far as the catalog knows. The relation's entry is touched, too, as by any script of an update:
     // that is what makes sessions look again.
     client.batch_execute(&format!(
-        "BEGIN; DROP FUNCTION IF EXISTS counterx.made_up(); DROP INDEX IF EXISTS counterx.made_up;
+        "BEGIN; {undo}
          UPDATE pg_extension SET extversion = '{OLDER}' WHERE extname = 'counterx';
          COMMENT ON TABLE counterx.total IS 'touched'; ALTER TABLE counterx.total SET (fillfactor = 80);
          COMMIT"
@@ -196,16 +205,18 @@ fn differ(
 
     // Sessions that try all the time: refused before, and never again afterwards.
     let config = cluster.config("updated");
-    let updated = std::sync::atomic::AtomicBool::new(false);
+    let updated = AtomicBool::new(false);
+    let refusals = AtomicU64::new(0);
+    let sessions = options.size(2, 6);
     std::thread::scope(|scope| {
-        let tries: Vec<_> = (0..options.size(2, 6))
+        let tries: Vec<_> = (0..sessions)
             .map(|number| {
-                let (config, updated) = (&config, &updated);
+                let (config, updated, refusals) = (&config, &updated, &refusals);
                 scope.spawn(move || -> Result<(u64, u64)> {
                     let mut session = config.connect(NoTls)?;
                     let (mut refused, mut done) = (0, 0);
                     while done < 20 {
-                        let over = updated.load(std::sync::atomic::Ordering::Relaxed);
+                        let over = updated.load(Ordering::Relaxed);
                         match session.execute("SELECT bump($1, 1)", &[&format!("try:{number}")]) {
                             Ok(_) => done += 1,
                             Err(error) => {
@@ -218,6 +229,7 @@ fn differ(
                                     "{error:?}"
                                 );
                                 refused += 1;
+                                refusals.fetch_add(1, Ordering::Relaxed);
                                 std::thread::sleep(std::time::Duration::from_millis(5));
                             }
                         }
@@ -226,6 +238,13 @@ fn differ(
                 })
             })
             .collect();
+        let waited = poll_until("the sessions to be refused", DEADLINE, || {
+            ensure!(
+                !tries.iter().any(std::thread::ScopedJoinHandle::is_finished),
+                "a session has ended before the update"
+            );
+            Ok(refusals.load(Ordering::Relaxed) >= 3 * sessions)
+        });
         let result = poll_until("ALTER EXTENSION UPDATE", DEADLINE, || {
             match client.batch_execute("ALTER EXTENSION counterx UPDATE") {
                 Ok(()) => Ok(true),
@@ -234,7 +253,7 @@ fn differ(
                 Err(error) => Err(error.into()),
             }
         });
-        updated.store(true, std::sync::atomic::Ordering::Relaxed);
+        updated.store(true, Ordering::Relaxed);
         let mut ended = Ok(());
         for session in tries {
             match session
@@ -248,7 +267,7 @@ fn differ(
                 Err(error) => ended = Err(error),
             }
         }
-        result.and(ended)
+        waited.and(result).and(ended)
     })?;
     let now: String = client
         .query_one(

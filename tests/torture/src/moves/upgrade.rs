@@ -1,10 +1,12 @@
 //! pg_upgrade to another major version.
 
 use std::env;
+use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{check, create_database};
 use counterx_harness::{Cluster, StopMode, run as run_command, run_dir};
 
@@ -29,6 +31,15 @@ pub(super) fn run(options: &Options, report: &mut PartReport) {
             continue;
         }
         tried = true;
+        if let Err(why) = upgrades_without_us(postgres) {
+            report.skipped(
+                &format!("pg_upgrade to PostgreSQL {}", postgres.major),
+                format!(
+                    "a cluster without counterx cannot be upgraded from one to the other here either: {why:#}"
+                ),
+            );
+            continue;
+        }
         let what = format!("pg_upgrade to PostgreSQL {}", postgres.major);
         report.step(&what, |report| upgrade(options, report, postgres));
     }
@@ -87,6 +98,27 @@ impl Postgres {
     }
 }
 
+/// An empty cluster that pg_upgrade is to fill.
+fn target(postgres: &Postgres, preload: bool) -> Result<Cluster> {
+    let mut new = folding("new").bin_dir(&postgres.bin_dir).preload(preload);
+    if postgres.major >= 18 {
+        // On by default since then, and both clusters must agree.
+        new = new.initdb("--no-data-checksums");
+    }
+    let mut new = new.start()?;
+    new.stop(StopMode::Fast)?;
+    Ok(new)
+}
+
+/// The control: do these two servers upgrade one to the other at all?
+fn upgrades_without_us(postgres: &Postgres) -> Result<()> {
+    let mut old = Cluster::builder().name("old").preload(false).start()?;
+    old.connect()?.batch_execute("CREATE TABLE plain (n int)")?;
+    let new = target(postgres, false)?;
+    old.stop(StopMode::Fast)?;
+    pg_upgrade(&old, &new, "--copy")
+}
+
 fn upgrade(options: &Options, report: &mut PartReport, postgres: &Postgres) -> Result<()> {
     for mode in ["--copy", "--link"] {
         // Prepared transactions would be in the way of pg_upgrade; all else may be there.
@@ -99,14 +131,8 @@ fn upgrade(options: &Options, report: &mut PartReport, postgres: &Postgres) -> R
         let mut empty = create_database(&old, "unused")?;
         check(&mut empty)?;
         drop((client, empty));
-        let mut new = folding("new").bin_dir(&postgres.bin_dir);
-        if postgres.major >= 18 {
-            // On by default since then, and both clusters must agree.
-            new = new.initdb("--no-data-checksums");
-        }
-        let mut new = new.start()?;
+        let mut new = target(postgres, true)?;
         old.stop(StopMode::Fast)?;
-        new.stop(StopMode::Fast)?;
         pg_upgrade(&old, &new, mode)?;
         new.start()?;
         new.connect()?
@@ -148,5 +174,28 @@ fn pg_upgrade(old: &Cluster, new: &Cluster, mode: &str) -> Result<()> {
         // Its own servers, at ports and in directories of its own choice.
         .arg("--socketdir")
         .arg(new.socket_dir());
-    run_command(&mut command).map(drop)
+    match run_command(&mut command) {
+        Ok(_) => Ok(()),
+        Err(_) => bail!("pg_upgrade failed:\n{}", complaints(new)),
+    }
+}
+
+/// What the logs that pg_upgrade keeps complain of.
+fn complaints(new: &Cluster) -> String {
+    let mut text = String::new();
+    let mut directories = vec![new.data_dir().join("pg_upgrade_output.d")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let log = fs::read_to_string(&path).unwrap_or_default();
+            for line in log.lines().filter(|line| line.contains("ERROR:")) {
+                let _ = writeln!(text, "{line}");
+            }
+        }
+    }
+    text
 }
