@@ -113,6 +113,14 @@ pub(crate) fn own_memory(pid: i32) -> Option<f64> {
     status(pid, "RssAnon").map(|kib| float(kib) / 1024.0)
 }
 
+/// The time that a process has had a processor, so far. Other than the time on the clock, it hardly
+/// depends on what else the machine does. None: it is gone, or the kernel does not say.
+pub(crate) fn busy_time(pid: i32) -> Option<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    let nanoseconds = text.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(Duration::from_nanos(nanoseconds))
+}
+
 /// A number of `/proc/PID/status`.
 fn status(pid: i32, field: &str) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -148,6 +156,19 @@ mod tests {
         let after = own_memory(pid).unwrap();
         assert!(after > before + 48.0, "{before} {after} {}", block[12345]);
         assert_eq!(own_memory(-1), None);
+    }
+
+    #[test]
+    fn busy_time_grows_with_work() {
+        let pid = std::process::id().cast_signed();
+        if let Some(before) = busy_time(pid) {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(50) {
+                std::hint::spin_loop();
+            }
+            assert!(busy_time(pid).unwrap() >= before);
+        }
+        assert_eq!(busy_time(-1), None);
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use counterx_cluster_tests::{DEADLINE, create_database, names_in_lanes, pages, settle};
+use counterx_cluster_tests::{
+    DEADLINE, create_database, names_in_lanes, pages, settle, wait_for_worker,
+};
 use counterx_harness::Cluster;
 use postgres::{Client, GenericClient};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::measure::{Times, float, ratio};
+use crate::measure::{Times, busy_time, float, ratio};
 use crate::options::Options;
 use crate::report::{PartReport, Unit};
 
@@ -171,7 +173,11 @@ pub(super) struct Window {
     pub(super) folds: i64,
     /// As the folds say it themselves.
     fold_times: Times,
+    /// What the worker was busy for in all.
+    worker: Duration,
     pub(super) reads: [Times; READS.len()],
+    /// What the session that reads was busy for.
+    busy: [Times; READS.len()],
     pub(super) pages: [i64; READS.len()],
 }
 
@@ -256,10 +262,16 @@ impl Story<'_> {
         let mut states = States::default();
         let folds_before = states.look(&mut client, &mut Times::default())?;
         let done_before = transactions.load(Ordering::Relaxed);
+        let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+        let worker = wait_for_worker(&mut client, &self.db)?;
+        let worker_before = busy_time(worker).unwrap_or_default();
         let started = Instant::now();
         loop {
-            for (statement, times) in statements.iter().zip(&mut window.reads) {
-                times.time(|| client.query_one(statement, &[]))?;
+            for (place, statement) in statements.iter().enumerate() {
+                let before = busy_time(pid).unwrap_or_default();
+                window.reads[place].time(|| client.query_one(statement, &[]))?;
+                let after = busy_time(pid).unwrap_or_default();
+                window.busy[place].add(after.saturating_sub(before));
             }
             window.folds = states.look(&mut client, &mut window.fold_times)? - folds_before;
             window.transactions = transactions.load(Ordering::Relaxed) - done_before;
@@ -274,6 +286,8 @@ impl Story<'_> {
             std::thread::sleep(Duration::from_millis(2));
         }
         window.seconds = started.elapsed().as_secs_f64();
+        let worker = busy_time(worker).unwrap_or_default();
+        window.worker = worker.saturating_sub(worker_before);
         window.increments = window.transactions * i64::try_from(self.hot.len())?;
         window.pages = page_counts(&mut client)?;
         Ok(window)
@@ -432,10 +446,17 @@ pub(super) fn report_windows(
     compare("a fold, median", Unit::Milliseconds, &|window| {
         window.fold_times.p50()
     });
+    compare("worker busy for a fold", Unit::Milliseconds, &|window| {
+        window.worker.as_secs_f64() * 1000.0 / float(window.folds.max(1))
+    });
     for (place, read) in READS.iter().enumerate() {
         let what = format!("{}, median", read.what);
         compare(&what, Unit::Milliseconds, &|window| {
             window.reads[place].p50()
+        });
+        let what = format!("{}, median of what the session is busy", read.what);
+        compare(&what, Unit::Milliseconds, &|window| {
+            window.busy[place].p50()
         });
         let what = format!("{}, p99", read.what);
         compare(&what, Unit::Milliseconds, &|window| {
