@@ -347,11 +347,6 @@ const CASES: &[Case] = &[
         Not("HV006"),
     ),
     case(
-        "a sample of the view",
-        "SELECT count(*) FROM counterx.listing TABLESAMPLE SYSTEM (50)",
-        Not("42809"),
-    ),
-    case(
         "ANALYZE",
         "ANALYZE counterx.listing; SELECT counter_value('c')",
         To("100"),

@@ -57,7 +57,7 @@ fn database(
         &mut client,
         encoding,
         &names,
-        options.size(60, 1500),
+        options.size(60, 400),
         &mut rng,
     )?;
     report.tried("random calls in databases of other encodings", calls);

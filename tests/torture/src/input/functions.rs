@@ -90,6 +90,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// With arguments that nothing is wrong with.
+    pub(super) fn usual(function: &'a Function) -> Self {
+        let arguments = function.arguments.iter();
+        let arguments = arguments.map(|argument| values::usual(&argument.type_name));
+        Self {
+            function,
+            arguments: arguments.collect(),
+        }
+    }
+
     /// With NULL for every argument.
     pub(super) fn nulls(function: &'a Function) -> Self {
         let arguments = vec![Value::Null; function.arguments.len()];

@@ -105,7 +105,7 @@ impl<'a> Fuzz<'a> {
 
     /// Goes on, and tells what was done.
     pub(super) fn run(mut self, until: &Until, report: &mut PartReport) -> Result<()> {
-        self.every_function_of_nulls()?;
+        self.every_argument_in_turn()?;
         let pid: i32 = self
             .client
             .query_one("SELECT pg_backend_pid()", &[])?
@@ -156,10 +156,18 @@ impl<'a> Fuzz<'a> {
         result
     }
 
-    /// The random ones may never meet it.
-    fn every_function_of_nulls(&mut self) -> Result<()> {
+    /// What the random calls may never meet: each argument in turn is one that must be refused, and
+    /// the others are not the reason.
+    fn every_argument_in_turn(&mut self) -> Result<()> {
         for function in self.functions {
             self.call_alone(&Call::nulls(function), Form::Plain)?;
+            for (index, argument) in function.arguments.iter().enumerate() {
+                for value in values::limits(&argument.type_name) {
+                    let mut call = Call::usual(function);
+                    call.arguments[index] = value;
+                    self.call_alone(&call, Form::Plain)?;
+                }
+            }
         }
         Ok(())
     }

@@ -192,7 +192,7 @@ pub(super) fn leaks(cluster: &Cluster, options: &Options, report: &mut PartRepor
         );
         return Ok(());
     };
-    let rounds = options.size(20, 1_500);
+    let rounds = options.size(20, 300);
     fail(&mut client, rounds)?;
     let last = anonymous_memory(pid).context("the session has gone")?;
     report.tried("errors in one session", rounds * FAILING.len() as u64);

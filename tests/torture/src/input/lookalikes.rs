@@ -199,7 +199,7 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut PartReport)
     let mut rng = StdRng::seed_from_u64(options.seed_for("lookalikes"));
     let mut calls = 0;
     for function in &functions {
-        for _ in 0..options.size(6, 60) {
+        for _ in 0..options.size(4, 20) {
             let sql = format!("SELECT * FROM {}", hardened(function, &mut rng));
             if let Err(refusal) = answer(victim.batch_execute(&sql))? {
                 ensure!(refusal.code != CAUGHT, "{sql}: {refusal:?}");

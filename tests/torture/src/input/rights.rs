@@ -395,7 +395,8 @@ fn changing_roles(owner: &mut Client, aloof: &mut Client, mallory: &mut Client) 
          SELECT count(counter_incr('early:' || n)) FROM generate_series(1, 3000) n;
          SET ROLE mallory; COMMIT; RESET ROLE",
     )?;
-    mallory.batch_execute("SELECT for_all(); BEGIN; SELECT for_all(); ROLLBACK")?;
+    mallory.batch_execute("SELECT for_all()")?;
+    mallory.batch_execute("BEGIN; SELECT for_all(); ROLLBACK")?;
     let roles: i64 = owner
         .query_one("SELECT counter_value('roles')", &[])?
         .get(0);

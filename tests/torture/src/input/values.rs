@@ -272,6 +272,63 @@ pub(super) fn any(type_name: &str, argument: &str, function: &str, rng: &mut Std
     }
 }
 
+/// A value that nothing is wrong with.
+pub(super) fn usual(type_name: &str) -> Value {
+    match type_name {
+        "text" => Value::Text("a".to_owned()),
+        "bigint" | "integer" => Value::Number(1),
+        "text[]" => Value::Names(plain(vec![Some("a".to_owned())])),
+        "bigint[]" => Value::Numbers(plain(vec![Some(1)])),
+        "jsonb" => Value::Object(vec![usual_member("a")]),
+        "interval" => Value::Other("'1 hour'".to_owned()),
+        "boolean" => Value::Other("true".to_owned()),
+        _ => Value::Null,
+    }
+}
+
+/// Values at the limits of a type, and beyond those of names.
+pub(super) fn limits(type_name: &str) -> Vec<Value> {
+    let names = ["".to_owned(), "x".repeat(256), "x".repeat(255)];
+    match type_name {
+        "text" => names.map(Value::Text).to_vec(),
+        "bigint" => [i64::MIN, -1, 0, i64::MAX].map(Value::Number).to_vec(),
+        "integer" => [i32::MIN, -1, 0, i32::MAX]
+            .map(|number| Value::Number(number.into()))
+            .to_vec(),
+        "text[]" => names
+            .map(Some)
+            .into_iter()
+            .chain([None])
+            .map(|name| Value::Names(plain(vec![name])))
+            .collect(),
+        "bigint[]" => vec![
+            Value::Numbers(plain(vec![])),
+            Value::Numbers(plain(vec![None])),
+        ],
+        "jsonb" => names
+            .iter()
+            .map(|name| Value::Object(vec![usual_member(name)]))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn plain<T>(elements: Vec<Option<T>>) -> Array<T> {
+    Array {
+        elements,
+        dimensions: 1,
+        lower: 1,
+    }
+}
+
+fn usual_member(key: &str) -> (String, Member) {
+    let member = Member {
+        json: "1".to_owned(),
+        delta: Delta::Whole(1),
+    };
+    (key.to_owned(), member)
+}
+
 fn pick<'a>(from: &[&'a str], rng: &mut StdRng) -> &'a str {
     from.choose(rng).copied().unwrap_or_default()
 }
