@@ -123,7 +123,7 @@ impl Goal {
                 AtMost(0.05),
             ),
             Self::SnapshotIncrements => (
-                "an open snapshot: increments at its end, times those without",
+                "a snapshot that is open for ten minutes: increments at its end, times those without",
                 Section::Snapshot,
                 AtLeast(0.95),
             ),

@@ -14,8 +14,9 @@ use crate::report::{Latencies, Measured, Table};
 use crate::server::Server;
 use crate::stats::{Series, Unit, turns};
 
-/// Counters of the databases. The last one is smaller in a quick run.
-const COUNTERS: [u32; 4] = [1, 1000, 100_000, 1_000_000];
+/// Counters of the databases. The last ones are fewer in a quick run.
+const COUNTERS: [u32; 3] = [1, 1000, 1_000_000];
+const QUICK: u32 = 100_000;
 
 /// Pending deltas, which are spread over at most a million counters.
 const PENDING: [u32; 4] = [1000, 10_000, 1_000_000, 10_000_000];
@@ -83,11 +84,7 @@ fn asynchronous() -> [(&'static str, String); 1] {
 fn more_counters(options: &Options, measured: &mut Measured) -> Result<()> {
     let mut server = Server::start("growth", options)?;
     let mut databases = Vec::new();
-    let sizes = COUNTERS.map(|counters| counters.min(options.size(100_000, u32::MAX)));
-    for (number, counters) in sizes.into_iter().enumerate() {
-        if options.quick && number + 1 == sizes.len() {
-            continue;
-        }
+    for counters in COUNTERS.map(|counters| counters.min(options.size(QUICK, u32::MAX))) {
         let mut database = Database::create(&mut server, format!("growth_{counters}"), counters)?;
         println!("    {counters} counters");
         database.client.batch_execute(&format!(
