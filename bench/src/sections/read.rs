@@ -170,6 +170,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         }
         measured.latencies.extend(all);
     }
+    bars.sort_by(|a: &Bar, b| a.value.total_cmp(&b.value));
     measured.plots.push(Plot::bars(
         "read",
         &format!(

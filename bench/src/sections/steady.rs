@@ -20,6 +20,10 @@ const OTHERS_SHARE: u32 = 15;
 /// Looks at the sizes of all this.
 const LOOKS: u32 = 60;
 
+/// Seconds of which the plot shows the WAL together: one by one, the whole pages after a checkpoint
+/// would hide all else.
+const PART: u32 = 10;
+
 /// Here checkpoints come by themselves, and often enough that there are some, as on a real server:
 /// after each, a page is written to the WAL as a whole when it is first changed.
 const SETTINGS: &[(&str, &str)] = &[("checkpoint_timeout", "2min")];
@@ -89,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         measured.figures.push(figure);
         let points = looks.iter().map(|look| (look.seconds, look.size as f64));
         sizes.push(Line::new(peer.name(), points.collect()));
-        let points = parts(&looks, LOOKS as usize / 3)
+        let points = parts(&looks, (seconds / PART).max(4) as usize)
             .into_iter()
             .map(|(from, to)| (to.seconds, wal_each(&from, &to)));
         wal.push(Line::new(peer.name(), points.collect()));
