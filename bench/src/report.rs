@@ -400,7 +400,7 @@ fn race_markdown(race: &Race) -> String {
     let first = race.rows.first().map_or("", |row| &row.name);
     let with_wal = race.rows.iter().any(|row| row.wal_bytes.is_some());
     let ratio = format!("{first}, times this");
-    let mut head = vec![&*race.title, "increments", "lowest", "highest", &ratio];
+    let mut head = vec![&*race.title, "rate", "lowest", "highest", &ratio];
     if with_wal {
         head.push("WAL bytes each");
     }

@@ -177,7 +177,7 @@ fn on_end(server: &mut Server, options: &Options, measured: &mut Measured) -> Re
     server.fold()?;
 
     // The machine of ten minutes ago is another one, so the end has a neighbour without it.
-    let seconds_without = (seconds / 4).min(WINDOW * 3 / 4);
+    let seconds_without = (seconds / 4).clamp(SHORTEST, WINDOW * 3 / 4);
     println!("    {seconds_without} s without it");
     let (writes, reads) = side_by_side(server, options, Peer::Counter, seconds_without)?;
     let without = self::windows(&writes, &reads, 1, false)?[0];

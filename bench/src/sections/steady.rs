@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         Section::Steady,
         format!(
             "{} clients make {rate} increments per second, durable, half of them of one counter, the \
-             others of one of 10,000 by lot: of counterx for {} s, of each of the others for a part of \
+             others of one of 10,000 by lot: of counterx for {} s, of each of the others for a fifteenth of \
              that. A checkpoint comes each two minutes. Autovacuum has its default settings. Sizes are \
              those of tables and indexes together; WAL bytes are all that the server has written, \
              divided by the increments of the same time.",
