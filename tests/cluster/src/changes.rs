@@ -468,7 +468,7 @@ impl<'a> ChangesTraffic<'a> {
     /// more counters than fit its memory; those go again, either way.
     fn flush_early(&mut self, client: &mut Client) -> Result<()> {
         let fillers = format!(
-            "'n:filler:{}:' || i) FROM generate_series(1, 700) i",
+            "'n:filler:{}:' || i) FROM generate_series(1, 1200) i",
             self.number
         );
         let end = if self.rng.random_bool(0.5) {

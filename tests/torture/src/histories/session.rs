@@ -38,8 +38,10 @@ pub(crate) struct Transaction {
     /// It leaves the client's own counters alone: another transaction is prepared, and what that one has
     /// done to them is not decided yet.
     own_off: bool,
-    /// It cannot be prepared: it may have changed bounded counters, or has flushed early.
+    /// It may not be possible to prepare it, as it may have changed bounded counters ...
     unpreparable: bool,
+    /// ... and it is not, as it has written early.
+    flushed: bool,
     now: Known,
     /// What was known, and whether the journal's row was written.
     savepoints: Vec<(Known, bool)>,
@@ -258,7 +260,7 @@ impl Session {
                 // Written early, and gone again either way.
                 let each = |call: &str| {
                     format!(
-                        "SELECT count({call}('n:filler:{}:' || i)) FROM generate_series(1, 700) i",
+                        "SELECT count({call}('n:filler:{}:' || i)) FROM generate_series(1, 1200) i",
                         self.number
                     )
                 };
@@ -320,6 +322,7 @@ impl Session {
                     failed: false,
                     own_off: self.prepared.is_some(),
                     unpreparable: false,
+                    flushed: false,
                     now: self.known.begin(),
                     savepoints: Vec::new(),
                 });
@@ -365,7 +368,11 @@ impl Session {
                 let depth = transaction.savepoints.len();
                 transaction.savepoints.truncate((*to).clamp(1, depth) - 1);
             }
-            Step::FlushEarly { .. } => self.open()?.unpreparable = true,
+            Step::FlushEarly { .. } => {
+                let transaction = self.open()?;
+                transaction.unpreparable = true;
+                transaction.flushed = true;
+            }
             Step::Cursor { hold } => {
                 self.cursors += 1;
                 self.cursor = Some(*hold);
@@ -385,9 +392,14 @@ impl Session {
             }
             Step::Rollback => self.end(Fate::RolledBack)?,
             Step::Prepare => {
-                if self.open()?.failed {
+                let transaction = self.open()?;
+                if transaction.failed {
                     return self.end(Fate::RolledBack);
                 }
+                ensure!(
+                    !transaction.flushed,
+                    "it was prepared, and has written early"
+                );
                 self.prepared = self.transaction.take();
             }
             Step::Finish { commit } => self.finished(if *commit {
@@ -409,6 +421,7 @@ impl Session {
             failed: false,
             own_off: self.prepared.is_some(),
             unpreparable: false,
+            flushed: false,
             now: self.known.begin(),
             savepoints: Vec::new(),
         }
