@@ -374,12 +374,17 @@ fn nothing_is_reserved(scene: &Scene, deed: &Deed) -> Result<()> {
 /// Has the setting take effect once, at whoever comes by first.
 fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
     disarm(cluster)?;
-    let mut setting = Vec::new();
+    let setting: Vec<_> = points
+        .iter()
+        .map(|(point, action)| format!("{point}={} once", action.word()))
+        .collect();
+    // First, as the connection that reloads must not be lost in the crash.
+    cluster.reload(&[("counterx.failpoint", &setting.join(","))])?;
+    // Those that lead to the one in question come last.
     for (point, action) in points {
         fs::write(once_file(cluster, point, *action), "")?;
-        setting.push(format!("{point}={} once", action.word()));
     }
-    cluster.reload(&[("counterx.failpoint", &setting.join(","))])
+    Ok(())
 }
 
 /// Removes what was to happen once, should it not have happened.
