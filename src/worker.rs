@@ -380,11 +380,7 @@ impl Worker {
         };
         if self.database_settings.is_none() || self.glances.due(self.now(), GLANCE_EVERY) {
             let settings_now = database_settings(self.database);
-            if *self
-                .database_settings
-                .get_or_insert_with(|| settings_now.clone())
-                != settings_now
-            {
+            if *self.database_settings.get_or_insert(settings_now) != settings_now {
                 return Outlook::NewSettings;
             }
             self.glances.succeeded(self.now());
