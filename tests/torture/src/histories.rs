@@ -39,12 +39,12 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         });
         return Ok(());
     }
-    let concurrent = options.size(Duration::from_secs(4), options.time() * 2 / 3);
+    let concurrent = options.size(Duration::from_secs(3), options.time() * 2 / 3);
     report.step(
         "clients at once, beside maintenance of all kinds",
         |report| concurrent::run(options, report, concurrent),
     );
-    let stepped = options.size(Duration::from_secs(4), options.time() / 3);
+    let stepped = options.size(Duration::from_secs(3), options.time() / 3);
     report.step("one step at a time, the same for the same seed", |report| {
         let mut stage = Stage::set_up()?;
         let mut rng = StdRng::seed_from_u64(options.seed_for("stepped histories"));

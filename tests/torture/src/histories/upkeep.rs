@@ -121,7 +121,7 @@ impl Upkeep<'_> {
                     ],
                 )
             }
-            7 => ("logs filled", vec!["CALL fill('n:fill', 1100)".to_owned()]),
+            7 => ("logs filled", vec!["CALL fill('n:fill', 300)".to_owned()]),
             8 => {
                 let max = self.rng.random_range(5..8);
                 (
