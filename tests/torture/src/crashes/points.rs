@@ -110,6 +110,24 @@ const WORKER: [&str; 17] = [
     "worker.ready",
 ];
 
+/// Points at which a writer pauses while the worker goes on: what it writes in the end must be folded
+/// too, whatever was published, folded and truncated meanwhile.
+const WRITERS: [(&str, Way); 7] = [
+    ("flush.gate_locked", Way::Increment),
+    ("flush.epoch_read", Way::Increment),
+    ("insert.in_heap", Way::Increment),
+    ("flush.lane_written", Way::Increment),
+    ("commit.flushed", Way::Increment),
+    ("insert.in_heap", Way::Prepare),
+    ("prepare.late_written", Way::Prepare),
+];
+
+#[derive(Clone, Copy)]
+enum Who {
+    Worker(&'static str),
+    Writer(&'static str, Way),
+}
+
 /// And the one as it ends.
 const ENDING: &str = "worker.given_up";
 
@@ -411,19 +429,33 @@ fn once_file(cluster: &Cluster, point: &str, action: Action) -> std::path::PathB
 }
 
 pub(super) fn worker(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
-    let all: Vec<_> = WORKER
+    let workers = WORKER
         .iter()
-        .flat_map(|&point| Action::ALL.map(|action| (point, action)))
-        .collect();
+        .flat_map(|&point| Action::ALL.map(|action| (Who::Worker(point), action)));
+    let writers = WRITERS
+        .iter()
+        .map(|&(point, way)| (Who::Writer(point, way), Action::Pause));
+    // One of those is in each form.
+    let first = WRITERS[usize::try_from(options.seed % 5)?];
     let seed = options.seed_for("points of the worker");
     let result = rig.under_load("worker", seed, true, |scene| {
-        go(all, 3, seed, options, |point, action| {
-            worker_at(scene, point, action)
+        let mut step = |who, action: Action| {
+            let (result, point, whose) = match who {
+                Who::Worker(point) => (worker_at(scene, point, action), point, "the worker"),
+                Who::Writer(point, way) => (
+                    session(scene, point, way, action),
+                    point,
+                    "a writer beside the worker",
+                ),
+            };
+            result
                 .and_then(|()| scene.all_is_well())
-                .with_context(|| format!("{} at {point} of the worker", action.word()))?;
-            report.tried(&format!("{} at a point of the worker", action.word()), 1);
+                .with_context(|| format!("{} at {point} of {whose}", action.word()))?;
+            report.tried(&format!("{} at a point of {whose}", action.word()), 1);
             Ok(())
-        })
+        };
+        step(Who::Writer(first.0, first.1), Action::Pause)?;
+        go(workers.chain(writers).collect(), 2, seed, options, step)
     });
     disarm(&rig.cluster)?;
     result

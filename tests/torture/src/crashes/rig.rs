@@ -263,7 +263,7 @@ impl Scene<'_> {
         let before = self.ledger.acked.load(Ordering::Relaxed);
         poll_until("commits beside a paused process", DEADLINE, || {
             ensure!(!self.control.is_aborted(), "the load has failed");
-            Ok(self.ledger.acked.load(Ordering::Relaxed) >= before + 10)
+            Ok(self.ledger.acked.load(Ordering::Relaxed) >= before + 50)
         })
     }
 
