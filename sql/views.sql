@@ -9,13 +9,7 @@ SELECT s.lane,
        pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) f.last_fold_at) AS seconds_since_fold,
        p.pid AS folder_pid
 FROM counterx.lane_status() s
-LEFT JOIN LATERAL (
-    SELECT st.last_fold_at
-    FROM counterx.state st
-    WHERE st.lane OPERATOR(pg_catalog.=) s.lane
-    ORDER BY st.gen DESC
-    LIMIT 1
-) f ON true
+LEFT JOIN counterx.fold_status() f ON f.lane OPERATOR(pg_catalog.=) s.lane
 LEFT JOIN LATERAL (
     SELECT l.pid
     FROM pg_catalog.pg_locks l
@@ -38,18 +32,7 @@ COMMENT ON COLUMN counterx.lanes.seconds_since_fold IS 'seconds since the last f
 COMMENT ON COLUMN counterx.lanes.folder_pid IS 'process that is folding the lane at this moment';
 
 CREATE VIEW counterx.workers AS
--- Each lane's newest row, and no more: while an old snapshot is open, the table is full of dead ones.
-WITH newest AS (
-    SELECT st.folds, st.deltas_folded, st.last_fold_at, st.last_fold_us, st.last_error, st.last_error_at
-    FROM pg_catalog.generate_series(0, 7) l (lane)
-    CROSS JOIN LATERAL (
-        SELECT s.*
-        FROM counterx.state s
-        WHERE s.lane OPERATOR(pg_catalog.=) l.lane
-        ORDER BY s.gen DESC
-        LIMIT 1
-    ) st
-)
+WITH newest AS (SELECT * FROM counterx.fold_status())
 SELECT a.pid,
        CASE
            WHEN a.pid IS NULL THEN 'stopped'
@@ -109,7 +92,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA counterx FROM PUBLIC;
 -- Who may monitor the server may see how folding goes. They see no counter by that.
 GRANT USAGE ON SCHEMA counterx TO pg_monitor;
 GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
-GRANT EXECUTE ON FUNCTION counterx.lane_status() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status() TO pg_monitor;
 
 -- Every backend keeps the types in memory: whatever changes them has to tell.
 CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON counterx.type
@@ -187,6 +170,7 @@ ALTER FUNCTION counter_list(text, text, integer) ROWS 100;
 ALTER FUNCTION counter_top(integer, text) ROWS 10;
 ALTER FUNCTION counter_bottom(integer, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
+ALTER FUNCTION counterx.fold_status() ROWS 8;
 
 COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; waits for nobody unless the counter has bounds';
 COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; waits for nobody unless the counter has bounds';
@@ -221,3 +205,4 @@ COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; retur
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
+COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

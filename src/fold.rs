@@ -26,7 +26,7 @@ use crate::read::{self, column};
 use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::tally::Tally;
-use pgrx::pg_sys;
+use pgrx::{FromDatum, pg_sys};
 use std::collections::BTreeMap;
 
 /// The lane's logs hold epochs that its gate has not reached: a restore is under way.
@@ -384,6 +384,50 @@ impl State {
             last_error_at: number(9),
         }
     }
+}
+
+/// How a lane's folds went.
+pub struct Status {
+    /// Folds so far.
+    pub folds: i64,
+    /// Deltas folded so far.
+    pub deltas_folded: i64,
+    /// When the last fold began, a timestamptz.
+    pub last_fold_at: Option<i64>,
+    /// The duration of the last fold in microseconds.
+    pub last_fold_us: Option<i64>,
+    /// The last error, a text in the database's encoding.
+    pub last_error: Option<Box<[u8]>>,
+    /// When it was noted, a timestamptz.
+    pub last_error_at: Option<i64>,
+}
+
+/// How a lane's folds went, for the running query's snapshot; None when there were none.
+///
+/// By the newest version first, which no plan for the same in SQL is sure to do.
+pub fn status(lane: usize) -> Option<Status> {
+    let latest = snapshot::active_or_latest();
+    let _gate = read::open(catalog::lane(lane).gate);
+    let table = read::open(catalog::shared().state);
+    let index = read::index_of(&table, &column::state::KEY);
+    // SAFETY: the snapshot is active or registered as long as `latest` lives.
+    let mut scan = unsafe { IndexScan::new(&table, &index, latest.as_ptr(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    let state = State::read(&scan.next(Direction::Backward)?);
+    Some(Status {
+        folds: state.folds,
+        deltas_folded: state.deltas_folded,
+        last_fold_at: state.last_fold_at,
+        last_fold_us: state.last_fold_us,
+        // SAFETY: a text, copied while the scan stands on its row.
+        last_error: unsafe {
+            state
+                .last_error
+                .and_then(|text| <&[u8]>::from_datum(text, false))
+                .map(Into::into)
+        },
+        last_error_at: state.last_error_at,
+    })
 }
 
 /// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row. The

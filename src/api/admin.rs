@@ -1,8 +1,9 @@
 //! Functions of the schema `counterx`, for operators.
 
+use super::args::NameOut;
 use crate::catalog;
 use crate::compaction;
-use crate::fold::Restoring;
+use crate::fold::{self, Restoring};
 use crate::holds;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
@@ -95,6 +96,42 @@ pub mod counterx {
                         status.deltas,
                         status.log_bytes,
                     )
+                })
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    /// How folds went, behind the views `counterx.lanes` and `counterx.workers`. Lanes that were never
+    /// folded have no row.
+    #[pg_extern(stable, parallel_restricted, cost = 100)]
+    #[allow(clippy::type_complexity, reason = "the columns of a table function")]
+    fn fold_status() -> TableIterator<
+        'static,
+        (
+            name!(lane, i32),
+            name!(folds, i64),
+            name!(deltas_folded, i64),
+            name!(last_fold_at, Option<TimestampWithTimeZone>),
+            name!(last_fold_us, Option<i64>),
+            name!(last_error, Option<NameOut>),
+            name!(last_error_at, Option<TimestampWithTimeZone>),
+        ),
+    > {
+        let time =
+            |time: Option<i64>| time.and_then(|time| TimestampWithTimeZone::try_from(time).ok());
+        TableIterator::new(
+            (0..LANES)
+                .filter_map(|lane| {
+                    let status = fold::status(lane)?;
+                    Some((
+                        lane as i32,
+                        status.folds,
+                        status.deltas_folded,
+                        time(status.last_fold_at),
+                        status.last_fold_us,
+                        status.last_error.map(NameOut),
+                        time(status.last_error_at),
+                    ))
                 })
                 .collect::<Vec<_>>(),
         )

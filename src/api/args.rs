@@ -35,7 +35,7 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
     }
 }
 
-/// A name in a result.
+/// A text in a result, such as a name: its bytes, in the database's encoding.
 pub struct NameOut(pub Box<[u8]>);
 
 // SAFETY: the SQL type is text, and the datum made is one.

@@ -53,6 +53,7 @@ INSERT INTO calls (command) VALUES
     ('SELECT counterx.create_value_index()'),
     ('SELECT counterx.drop_value_index()'),
     ('SELECT count(*) FROM counterx.lane_status()'),
+    ('SELECT count(*) FROM counterx.fold_status()'),
     ('SELECT count(*) FROM counterx.lanes'),
     ('SELECT count(*) FROM counterx.total'),
     ('SELECT count(*) FROM counterx.token');

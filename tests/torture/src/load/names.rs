@@ -57,7 +57,7 @@ fn distinct(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Re
     let started = Instant::now();
     for first in (1..=count).step_by(BATCH as usize) {
         let last = (first + BATCH - 1).min(count);
-        if first / BATCH % 2 == 0 {
+        if (first / BATCH).is_multiple_of(2) {
             let names: Vec<String> = (first..=last).map(name).collect();
             let deltas: Vec<i64> = (first..=last).map(i64::from).collect();
             client.execute("SELECT counter_incr_many($1, $2)", &[&names, &deltas])?;

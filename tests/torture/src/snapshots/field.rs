@@ -365,9 +365,7 @@ struct States {
 impl States {
     /// How many folds there were; `times` gets the times of those that came since the last look.
     fn look(&mut self, client: &mut Client, times: &mut Times) -> Result<i64> {
-        let sql = "SELECT l, folds, last_fold_us FROM generate_series(0, 7) l,
-                   LATERAL (SELECT folds, last_fold_us FROM counterx.state
-                             WHERE lane = l ORDER BY gen DESC LIMIT 1) s";
+        let sql = "SELECT lane, folds, last_fold_us FROM counterx.fold_status()";
         let mut sum = 0;
         for row in client.query(sql, &[])? {
             let (lane, folds, micros): (i32, i64, i64) = (row.get(0), row.get(1), row.get(2));
