@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::create_database;
-use counterx_harness::Cluster;
+use counterx_cluster_tests::{DEADLINE, create_database};
+use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, NoTls};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -14,6 +14,8 @@ use super::errors::answer;
 use super::fuzz::anonymous_memory;
 use crate::options::Options;
 use crate::report::{PartReport, Unit};
+
+const CANCELLED: &str = "57014";
 
 /// Counters that a call has to do with.
 const COUNTERS: i64 = 4_000;
@@ -103,18 +105,17 @@ pub(super) fn cancelled(
             if canceller.join().is_err() {
                 bail!("the canceller has panicked");
             }
-            // A cancellation that came too late may meet the next statement instead.
-            let _ = client.batch_execute("ROLLBACK");
+            patiently(|| client.batch_execute("ROLLBACK"))?;
             outcome?
         };
         calls += 1;
-        let now = patient_sum(&mut client)?;
+        let now = read_sum(&mut client)?;
         match outcome {
             Ok(()) => ensure!(now == sum + change, "{sql}: {sum} became {now}"),
             Err(refusal) => {
-                let known = ["57014", "42704", "42710"].contains(&refusal.code.as_str());
+                let known = [CANCELLED, "42704", "42710"].contains(&refusal.code.as_str());
                 ensure!(known, "{sql}: {refusal:?}");
-                ended += u64::from(refusal.code == "57014");
+                ended += u64::from(refusal.code == CANCELLED);
                 ensure!(
                     now == sum,
                     "{sql} was cancelled, and yet {sum} became {now}"
@@ -132,27 +133,32 @@ pub(super) fn cancelled(
 }
 
 fn tidy(client: &mut Client) -> Result<()> {
-    client.batch_execute(
-        "SELECT counter_type_drop(name) FROM counter_types WHERE name = 'h';
-         SELECT counterx.drop_value_index()",
-    )?;
-    Ok(())
+    patiently(|| {
+        client.batch_execute(
+            "SELECT counter_type_drop(name) FROM counter_types WHERE name = 'h';
+             SELECT counterx.drop_value_index()",
+        )
+    })
 }
 
-fn read_sum(client: &mut Client) -> Result<i64, postgres::Error> {
-    client
-        .query_one("SELECT counter_sum()::bigint", &[])
-        .map(|row| row.get(0))
+fn read_sum(client: &mut Client) -> Result<i64> {
+    patiently(|| {
+        let row = client.query_one("SELECT counter_sum()::bigint", &[])?;
+        Ok(row.get(0))
+    })
 }
 
-/// Once more, when a late cancellation meets it.
-fn patient_sum(client: &mut Client) -> Result<i64> {
-    for _ in 0..3 {
-        if let Ok(sum) = answer(read_sum(client))? {
-            return Ok(sum);
+/// Once more, when a cancellation that came too late for its own statement has met this one.
+fn patiently<T>(mut statement: impl FnMut() -> Result<T, postgres::Error>) -> Result<T> {
+    let mut value = None;
+    poll_until("a statement that nobody cancels", DEADLINE, || {
+        match answer(statement())? {
+            Ok(answer) => value = Some(answer),
+            Err(refusal) => ensure!(refusal.code == CANCELLED, "{refusal:?}"),
         }
-    }
-    Ok(read_sum(client)?)
+        Ok(value.is_some())
+    })?;
+    value.context("no value")
 }
 
 /// Calls that fail in as many ways as there are places to fail in.
