@@ -97,7 +97,7 @@ impl Goal {
                 AtLeast(3.0),
             ),
             Self::ReadOfLookup => (
-                "point read, nothing pending: times the latency of a look-up by primary key",
+                "point read, nothing pending, median: times that of a look-up by primary key",
                 Section::Read,
                 AtMost(1.2),
             ),

@@ -132,7 +132,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
              reads, in an order drawn by lot. The look-up is that of a row by its primary key, which \
              nobody writes. Where it says *beside*, {} clients write at full speed what is read, but for \
              the look-up and the cold counter: how the look-up fares tells how busy the machine is. \
-             Ratios are of mean latencies, and of p99 where it says so. What the materialized view \
+             Ratios are of median latencies, and of p99 where it says so. What the materialized view \
              answers is up to a second and a refresh old; all others answer what was committed.",
             options.clients
         ),
@@ -148,11 +148,11 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         let (lookup, others) = all.split_last().context("a session has reads")?;
         for (place, other) in others.iter().enumerate() {
             let what = format!("{}, times the look-up", other.what);
-            let mean = other.mean.ratio_to(&what, &lookup.mean)?;
+            let p50 = other.p50.ratio_to(&what, &lookup.p50)?;
             let p99 = other.p99.ratio_to(format!("{what}, p99"), &lookup.p99)?;
             match (session.writers, session.protocol, place) {
                 (None, Protocol::Prepared, 0) => {
-                    measured.goal(Goal::ReadOfLookup, mean.clone());
+                    measured.goal(Goal::ReadOfLookup, p50.clone());
                 }
                 (Some(Peer::Counter), _, 0) => {
                     measured.goal(Goal::BusyReadOfLookup, p99.clone());
@@ -163,7 +163,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
                 let name = session.name().replace("beside ", "");
                 bars.push(Bar::new(&name, &other.p99));
             }
-            measured.ratios.push(mean);
+            measured.ratios.push(p50);
             if session.writers.is_some() {
                 measured.ratios.push(p99);
             }
