@@ -11,8 +11,9 @@
 //! - Totals and state have one live row a key, the one of the highest `gen`; under a snapshot
 //!   that holds dead versions back they are found from there without visiting those.
 //! - The truncated-through epoch is read after the scan. If the snapshot still needed that epoch,
-//!   rows may have been missed. The truncation waits for such snapshots on the primary; a standby
-//!   without hot_standby_feedback has nobody to wait for it.
+//!   rows may have been missed. The truncation waits for all snapshots of the primary, which need not
+//!   look; for one of a standby without hot_standby_feedback nobody waits. A snapshot knows that it
+//!   was taken on a standby, also when that has been promoted since.
 //! - What the own transaction has changed by a counter's latest value (set, reset, drop) goes with
 //!   that value alone. A snapshot taken before, such as that of the same statement or of an open
 //!   cursor in READ COMMITTED, may see an older one: such a counter is read by its latest value.
@@ -322,6 +323,10 @@ impl Reader {
     /// # Errors
     /// Raises 40001 when something was truncated meanwhile that the snapshot needs.
     pub fn finish(self) {
+        // SAFETY: whoever opened the reader keeps the snapshot.
+        if !unsafe { (*self.snapshot).takenDuringRecovery } {
+            return;
+        }
         for lane in &self.lanes {
             lane.check_nothing_was_truncated();
         }
