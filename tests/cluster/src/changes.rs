@@ -465,10 +465,10 @@ impl<'a> ChangesTraffic<'a> {
     }
 
     /// Has what the transaction did so far written before its end, inside of a subtransaction, by
-    /// more counters than fit its memory; those go again, either way.
+    /// more counters than fit its memory (long names fill it soonest); those go again, either way.
     fn flush_early(&mut self, client: &mut Client) -> Result<()> {
         let fillers = format!(
-            "'n:filler:{}:' || i) FROM generate_series(1, 1200) i",
+            "rpad('n:filler:{}:' || i, 200, 'x')) FROM generate_series(1, 300) i",
             self.number
         );
         let end = if self.rng.random_bool(0.5) {

@@ -257,10 +257,10 @@ impl Session {
             }
             Step::Release(to) if depth > 0 => Some(format!("RELEASE s{}", (*to).clamp(1, depth))),
             Step::FlushEarly { keep } => {
-                // Written early, and gone again either way.
+                // Written early, and gone again either way. Long names fill the memory soonest.
                 let each = |call: &str| {
                     format!(
-                        "SELECT count({call}('n:filler:{}:' || i)) FROM generate_series(1, 1200) i",
+                        "SELECT count({call}(rpad('n:filler:{}:' || i, 200, 'x'))) FROM generate_series(1, 300) i",
                         self.number
                     )
                 };
