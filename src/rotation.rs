@@ -65,15 +65,18 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
 pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
     let side = gate.side.other();
     let table = rels.log(side);
+    // First, as the lock is one that readers wait for and that takes an xid and WAL where there may be
+    // standbys: not at each tick while an old snapshot is open.
+    if !all_snapshots_see(drained.xid, &read::open(table)) {
+        return false;
+    }
     let Some(log) = Relation::open_if_free(table, ACCESS_EXCLUSIVE) else {
         return false;
     };
     // SAFETY: the relation is open. A higher count than ours is a scan of this very session.
-    let safe = unsafe {
-        let horizon = pg_sys::GetOldestNonRemovableTransactionId(log.as_ptr());
-        (*log.as_ptr()).rd_refcnt == 1 && pg_sys::TransactionIdPrecedes(drained.xid, horizon)
-    };
-    if !safe || newest_epoch(rels, side) > drained.newest {
+    let in_use = unsafe { (*log.as_ptr()).rd_refcnt } > 1;
+    if in_use || !all_snapshots_see(drained.xid, &log) || newest_epoch(rels, side) > drained.newest
+    {
         return false;
     }
     failpoint!("truncate.locked");
@@ -83,4 +86,13 @@ pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
     unsafe { compat::truncate(log.as_ptr(), table) };
     failpoint!("truncate.done");
     true
+}
+
+/// Does every snapshot of the database see what this transaction has committed?
+fn all_snapshots_see(xid: pg_sys::TransactionId, log: &Relation) -> bool {
+    // SAFETY: the relation is open.
+    unsafe {
+        let horizon = pg_sys::GetOldestNonRemovableTransactionId(log.as_ptr());
+        pg_sys::TransactionIdPrecedes(xid, horizon)
+    }
 }

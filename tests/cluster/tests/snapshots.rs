@@ -10,15 +10,16 @@ use postgres::error::SqlState;
 use postgres::{Client, GenericClient, IsolationLevel};
 
 fn cluster() -> &'static Cluster {
-    shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("snapshots"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
-            .start()
-    })
+    shared(|| start("snapshots"))
+}
+
+fn start(name: &str) -> Result<Cluster> {
+    FOLD_HARD
+        .iter()
+        .fold(Cluster::builder().name(name), |builder, (name, value)| {
+            builder.conf(name, value)
+        })
+        .start()
 }
 
 fn values(client: &mut impl GenericClient) -> Result<String> {
@@ -259,6 +260,52 @@ fn old_snapshot_keeps_counters_that_were_dropped_or_renamed_since() -> Result<()
         Ok(now.truncated > after.truncated && now.files != after.files)
     })?;
     agree(&mut client)?;
+    Ok(())
+}
+
+/// The exclusive lock on a log takes an xid and WAL, and readers wait for it: the worker must not ask
+/// for it again and again while an old snapshot needs the log's rows.
+#[test]
+fn log_that_an_old_snapshot_needs_is_not_locked_at_each_fold() -> Result<()> {
+    // Of its own, as all that a server does takes xids.
+    let cluster = start("snapshot-locks")?;
+    let mut client = create_database(&cluster, "locks")?;
+    let mut old = cluster.connect_db("locks")?;
+    let mut snapshot = old
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    check(&mut snapshot)?;
+    // Until each lane has gone on to its second log.
+    let both = "SELECT bool_and(pg_relation_size(c.oid) > 0) FROM pg_class c
+                 WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^log_._[ab]$'";
+    poll_until("all lanes to change logs", DEADLINE, || {
+        client.batch_execute("SELECT counter_incr('n:' || n) FROM generate_series(1, 10000) n")?;
+        settle(&mut client)?;
+        Ok(client.query_one(both, &[])?.get(0))
+    })?;
+
+    let look = |client: &mut Client| -> Result<(i64, i64)> {
+        let sql = "SELECT (SELECT folds FROM counterx.workers),
+                          pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+        let row = client.query_one(sql, &[])?;
+        Ok((row.get(0), row.get(1)))
+    };
+    let (folds_before, xid_before) = look(&mut client)?;
+    const COMMITS: i64 = 40;
+    for _ in 0..COMMITS {
+        client.batch_execute("SELECT counter_incr('n:1')")?;
+        settle(&mut client)?;
+    }
+    let (folds, xid) = look(&mut client)?;
+    let (folds, xids) = (folds - folds_before, xid - xid_before);
+    ensure!(folds > COMMITS / 2, "only {folds} folds");
+    // Each commit and each fold has one; others, such as autovacuum, hardly any.
+    ensure!(
+        xids <= COMMITS + folds + folds / 2,
+        "{xids} xids for {COMMITS} commits and {folds} folds"
+    );
+    snapshot.commit()?;
     Ok(())
 }
 
