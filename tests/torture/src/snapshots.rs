@@ -13,11 +13,16 @@ mod writers;
 
 use anyhow::Result;
 
+use crate::measure::busy_time;
 use crate::options::Options;
 use crate::report::PartReport;
 use field::Field;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
+    if busy_time(std::process::id().cast_signed()).is_none() {
+        let why = "this kernel keeps no /proc/PID/schedstat";
+        report.skipped("how long processes are busy", why);
+    }
     let field = Field::start(options)?;
     old::run(&field, options, report);
     writers::run(&field, options, report);

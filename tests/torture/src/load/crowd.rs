@@ -29,7 +29,7 @@ fn crowd(options: &Options, report: &mut PartReport, clients: u64) -> Result<()>
     let mut client = create_database(&cluster, "crowd")?;
     let load = Load {
         clients,
-        transactions: options.size(6, 40 + options.seconds),
+        transactions: options.size(6, 40 + options.time().as_secs()),
         names: 300,
         two_phase: true,
         serializable: true,
