@@ -73,6 +73,12 @@ fn outlived(
     let pages_before = page_counts(&mut client)?;
 
     begin(&mut writer, story.hot(0))?;
+    // Logs get deeper, and lists go by the index: that is so from the first thousands of folds on, and
+    // bounded by the pages that are checked below. What is compared is whether it goes on.
+    story.measure(Course {
+        windows: 1,
+        ..course(options)
+    })?;
     let windows = story.measure(course(options))?;
     let folds: i64 = windows.iter().map(|window| window.folds).sum();
     report.tried(&format!("folds {who}"), u64::try_from(folds)?);
