@@ -10,6 +10,7 @@ mod tests {
     use crate::pg::number;
     use crate::pg::varlena::NameText;
     use crate::read;
+    use crate::types;
     use crate::xact;
     use counterx_core::lane::{LANES, MAX_NAME_BYTES, NameHash};
     use pgrx::prelude::*;
@@ -207,6 +208,13 @@ mod tests {
         assert!(catalog::is_known());
         catalog::forget();
         assert_eq!((catalog::shared().total, catalog::lane(3).gate), before);
+    }
+
+    /// Where every reading of the types comes with news of a change, it ends all the same.
+    #[pg_test]
+    fn a_change_of_types_while_they_are_read_is_for_the_next_reading() {
+        assert!(types::hears_of_a_change_while_reading());
+        assert_eq!(types::limits_of(b"plain"), None);
     }
 
     /// From 127 bytes on, a text has the long header.

@@ -55,11 +55,13 @@ pub fn changed() {
 
 /// The limits of a counter; None: it has none. Notes that the running transaction goes by them.
 pub fn limits_of(name: &[u8]) -> Option<Limits> {
-    if !KNOWN.get() {
-        load();
-    }
+    let changes = if KNOWN.get() {
+        CHANGES.get()
+    } else {
+        load(read_all)
+    };
     if CHANGES_AT_START.get().is_none() {
-        CHANGES_AT_START.set(Some(CHANGES.get()));
+        CHANGES_AT_START.set(Some(changes));
     }
     if NONE.get() { None } else { find(name) }
 }
@@ -82,19 +84,20 @@ pub fn after_end() {
     CHANGES_AT_START.set(None);
 }
 
-fn load() {
-    // A change that is heard of while we read makes us read again.
-    loop {
-        let changes = CHANGES.get();
-        let types = read_all();
-        let none = types.0.is_empty();
-        TYPES.set(types);
-        if CHANGES.get() == changes {
-            NONE.set(none);
-            KNOWN.set(true);
-            return;
-        }
-    }
+/// Reads the types, and says of which number of changes they are.
+///
+/// A change that is heard of meanwhile may be in there or not. So what was read serves the caller, who
+/// goes by the number that it began with; the next one reads again. To read again at once would never
+/// end where a backend hears of changes all the time: a server that is busy with DDL makes it forget
+/// everything, and the look-ups of a reading are when it is told.
+fn load(read: impl FnOnce() -> Types) -> u64 {
+    let changes = CHANGES.get();
+    let types = read();
+    let unchanged = CHANGES.get() == changes;
+    NONE.set(unchanged && types.0.is_empty());
+    KNOWN.set(unchanged);
+    TYPES.set(types);
+    changes
 }
 
 /// All types by name. Looked up by each increment whose name has a colon, so with a quick hash.
@@ -157,7 +160,7 @@ pub fn check_unchanged(rows: &[Row]) {
     {
         return;
     }
-    load();
+    load(read_all);
     for row in rows {
         let Some(limits) = find(row.name) else {
             continue;
@@ -190,4 +193,16 @@ fn raise_changed(name: &[u8]) -> ! {
         )
         .set_hint("Retry the transaction."),
     )
+}
+
+/// For tests inside the server: hears of a change in the midst of a reading. Does that end, is the
+/// next reading due, and is the number that of before?
+#[cfg(any(test, feature = "pg_test"))]
+pub fn hears_of_a_change_while_reading() -> bool {
+    let read_at = load(|| {
+        let types = read_all();
+        forget();
+        types
+    });
+    !KNOWN.get() && !NONE.get() && read_at != CHANGES.get()
 }
