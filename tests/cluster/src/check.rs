@@ -253,9 +253,9 @@ fn watch_once(client: &mut Client, round: u64) -> Result<u64> {
         "SELECT c.name, (SELECT coalesce(sum(delta), 0) FROM oracle o WHERE o.name = c.name)::text,
                       value::text, counter_value(name)::text
                  FROM counters c WHERE name = $1";
-    if let Some(row) =
-        transaction.query_opt("SELECT name FROM oracle ORDER BY name LIMIT 1", &[])?
-    {
+    // One whose sum is 0 may have been dropped.
+    let some = "SELECT name FROM oracle GROUP BY name HAVING sum(delta) <> 0 ORDER BY name LIMIT 1";
+    if let Some(row) = transaction.query_opt(some, &[])? {
         let name: String = row.get(0);
         let row = transaction.query_one(sql, &[&name])?;
         let (oracle, listed, point): (String, String, String) =

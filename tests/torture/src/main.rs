@@ -71,7 +71,7 @@ fn run(options: &Options) -> Result<bool> {
         };
         // A part that breaks off has not shown what it is for.
         if let Err(error) = result {
-            about.finding("the part broke off", format!("{error:?}"));
+            about.finding("the part broke off", report::causes(&error));
         }
         about.seconds = started.elapsed().as_secs_f64();
         about.print();

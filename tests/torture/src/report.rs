@@ -144,7 +144,7 @@ impl PartReport {
     pub(crate) fn step(&mut self, what: &str, step: impl FnOnce(&mut Self) -> Result<()>) {
         println!("   {what}");
         if let Err(error) = step(self) {
-            self.finding(what, format!("{error:?}"));
+            self.finding(what, causes(&error));
         }
     }
 
@@ -219,6 +219,13 @@ impl PartReport {
         }
         text
     }
+}
+
+/// An error and what it came from, a line each. (Its own form for people has a backtrace, too, where
+/// the environment asks for those.)
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    let lines: Vec<String> = error.chain().map(ToString::to_string).collect();
+    lines.join("\nbecause: ")
 }
 
 impl Unit {

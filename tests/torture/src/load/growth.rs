@@ -10,7 +10,7 @@ use postgres::Client;
 
 use crate::measure::{float, own_memory};
 use crate::options::Options;
-use crate::report::{PartReport, Unit};
+use crate::report::{self, PartReport, Unit};
 
 /// What a process may grow by, over all its folds, in MiB.
 const LIMIT: f64 = 16.0;
@@ -25,7 +25,7 @@ pub(super) fn run(options: &Options, report: &mut PartReport) {
         .start();
     let cluster = match cluster {
         Ok(cluster) => cluster,
-        Err(error) => return report.finding("memory over time", format!("{error:?}")),
+        Err(error) => return report.finding("memory over time", report::causes(&error)),
     };
     report.step("memory of worker and reader over many folds", |report| {
         folds(&cluster, options, report)
