@@ -14,7 +14,11 @@ use crate::report::{PartReport, Unit};
 /// All functions and all paths, with output that does not depend on when folds are.
 const PATHS: &str = include_str!("paths.sql");
 
-pub(super) fn run(_options: &Options, report: &mut PartReport, variant: &Variant) {
+/// The regression tests with what the script lacks: errors in all places, and bounds without shared
+/// memory. Each takes a minute, most of it for CREATE EXTENSION.
+const TESTS: &str = "bounded_holds errors transactions";
+
+pub(super) fn run(options: &Options, report: &mut PartReport, variant: &Variant) {
     report.step("every function with caches discarded", |report| {
         let cluster = Cluster::builder()
             .name("caches")
@@ -34,6 +38,14 @@ pub(super) fn run(_options: &Options, report: &mut PartReport, variant: &Variant
         settle(&mut discarding)?;
         amcheck(&mut discarding)?;
         Ok(())
+    });
+    let what = "regression SQL with caches discarded";
+    report.step(what, |report| {
+        let mut command = variant.command(&format!("scripts/regress regress {TESTS}"));
+        command
+            .env("COUNTERX_CONF", "debug_discard_caches=1")
+            .env("COUNTERX_TEST_LIMIT", "1800");
+        variant.suite(options, report, what, &mut command)
     });
 }
 

@@ -18,8 +18,7 @@ use crate::report::{PartReport, Unit};
 
 /// The regression tests that go through all the paths where memory changes hands. The others take
 /// the same ones again, and everything takes some thirty times as long under valgrind.
-const TESTS: &str = "api batches bounded_holds bounded_incr changes early_flush errors folding listing ranks tokens \
-                     transactions";
+const TESTS: &str = "api batches bounded_holds changes errors folding listing tokens transactions";
 
 pub(super) fn run(options: &Options, report: &mut PartReport, variant: &Variant) {
     if Command::new("valgrind").arg("--version").output().is_err() {
@@ -128,10 +127,12 @@ struct Error {
     text: String,
 }
 
-/// The errors of a log. It may end in the middle of one, as its process may.
+/// The errors of a log, which may end in the middle of one, as its process may. What is not freed at a
+/// process's end is none: as XML, valgrind lists that whether it is asked to or not.
 fn errors(xml: &str) -> Vec<Error> {
     xml.split("<error>")
         .skip(1)
+        .filter(|error| !tag(error, "kind").is_some_and(|kind| kind.starts_with("Leak_")))
         .map(|error| {
             let error = error.split("</error>").next().unwrap_or_default();
             let mut text = tag(error, "kind").unwrap_or("error").to_owned();
@@ -175,7 +176,9 @@ mod tests {
         let xml = format!(
             "<error><kind>InvalidRead</kind><stack>{server}</stack></error>
              <error><kind>UninitCondition</kind><stack>{server}{}</stack></error>
+             <error><kind>Leak_DefinitelyLost</kind><stack>{}</stack></error>
              <error><kind>InvalidRead</kind><stack>{}",
+            frame("/a/lib/counterx.so"),
             frame("/a/lib/counterx.so"),
             frame("/a/lib/other_counterx.so")
         );
