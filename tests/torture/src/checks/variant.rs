@@ -11,8 +11,16 @@ use counterx_harness::run_dir;
 use crate::options::Options;
 use crate::report::{PartReport, Unit};
 
-/// What a server or a test says when it has gone wrong in a way that nothing excuses.
-const BAD: [&str; 3] = ["TRAP:", "PANIC:", "inconsistent page found"];
+/// What a server or a test says when it has gone wrong in a way that nothing excuses. The signals are
+/// those of a process that ends itself or touches what is not there; others are what tests kill with.
+const BAD: [&str; 6] = [
+    "TRAP:",
+    "PANIC:",
+    "inconsistent page found",
+    "was terminated by signal 6",
+    "was terminated by signal 7",
+    "was terminated by signal 11",
+];
 
 /// One of those that `scripts/build-postgres` builds, with the extension in it.
 pub(super) struct Variant {
