@@ -57,6 +57,9 @@ struct Question {
     runs: u32,
 }
 
+/// Which of both answers comes is drawn by lot: of fewer, one might never come.
+const FEWEST_RUNS: u32 = 24;
+
 /// The same for ranks by the value index, none of which takes long.
 const INDEXED_RUNS: u32 = 100;
 
@@ -326,7 +329,7 @@ impl Asked {
         };
         let log = Pgbench::new(&server.cluster, 1, &script(counters))
             .script(&script(&table))
-            .run_logged_times(runs * options.seconds())?;
+            .run_logged_times((runs * options.seconds()).max(FEWEST_RUNS))?;
         let latency = |number| {
             let of_one = log.iter().filter(|logged| logged.script == number);
             Latency::of(of_one.map(|logged| logged.microseconds))
