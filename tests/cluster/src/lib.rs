@@ -37,7 +37,10 @@ pub use database::{
     Footprint, bad_lines, compact, count_workers, create_database, footprint, names_in_lanes,
     oracle_schema, pages, settle, turn_over, wait_for_no_worker, wait_for_worker,
 };
-pub use load::{Control, Load, Outcome, Watched, resolve_prepared, seed, together, under_watch};
+pub use load::{
+    Control, Load, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed, together,
+    under_watch,
+};
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
 pub use replica::{Refusal, catch_up};
 pub use server::{DEADLINE, FOLD_HARD, shared};

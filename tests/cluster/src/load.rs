@@ -223,9 +223,18 @@ fn first(result: Result<()>, error: anyhow::Error) -> Result<()> {
 
 /// Ends what a killed client left prepared; commit or rollback, the oracle's row goes the same way.
 pub fn resolve_prepared(config: &Config) -> Result<()> {
-    let mut client = config.connect(NoTls)?;
-    let sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1";
-    for (number, row) in client.query(sql, &[])?.into_iter().enumerate() {
+    resolve_prepared_where(&mut config.connect(NoTls)?, "true")
+}
+
+/// The same for those prepared transactions that meet a condition.
+///
+/// # Errors
+/// Those of the server.
+pub fn resolve_prepared_where(client: &mut Client, condition: &str) -> Result<()> {
+    let sql = format!(
+        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() AND {condition} ORDER BY 1"
+    );
+    for (number, row) in client.query(&sql, &[])?.into_iter().enumerate() {
         let verb = if number % 2 == 0 {
             "COMMIT"
         } else {

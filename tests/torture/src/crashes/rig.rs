@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, FOLD_HARD, Load, Recovering, check, create_database, is_lost,
-    names_in_lanes, prepare_bounded, under_watch,
+    names_in_lanes, prepare_bounded, resolve_prepared_where, under_watch,
 };
 use counterx_harness::{Cluster, ClusterBuilder, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -332,18 +332,9 @@ impl Ledger {
 /// Ends what was prepared before a crash: its clients have lost sight of it, and while it is there no
 /// log can be truncated. The checkpointer starts anew before anybody can connect again.
 fn resolve_orphans(client: &mut Client) -> Result<()> {
-    let sql = "SELECT gid FROM pg_prepared_xacts
-                WHERE database = current_database() AND prepared < (SELECT backend_start FROM pg_stat_activity
-                                  WHERE backend_type = 'checkpointer') ORDER BY 1";
-    for (number, row) in client.query(sql, &[])?.into_iter().enumerate() {
-        let verb = if number % 2 == 0 {
-            "COMMIT"
-        } else {
-            "ROLLBACK"
-        };
-        client.batch_execute(&format!("{verb} PREPARED '{}'", row.get::<_, String>(0)))?;
-    }
-    Ok(())
+    let before = "prepared < (SELECT backend_start FROM pg_stat_activity
+                                  WHERE backend_type = 'checkpointer')";
+    resolve_prepared_where(client, before)
 }
 
 /// What is written now to these counters gets folded; one lane may be left out.
