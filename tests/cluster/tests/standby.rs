@@ -236,8 +236,20 @@ fn snapshot_older_than_a_replayed_truncation_is_exact_or_says_40001() -> Result<
 /// before that. A reader that waited for the lock would then wait for ever, and the replay with it.
 #[test]
 fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> {
-    let standby = standby("replaying", "off", "-1")?;
-    let mut client = create_database(primary(), "replaying")?;
+    // A primary of its own: what other tests and autovacuum clean up in the shared catalogs would make
+    // the replay wait for the snapshot too, before it comes to the lock.
+    let primary = Cluster::builder()
+        .name("replayed")
+        .conf("autovacuum", "off")
+        .start()?;
+    let standby = Cluster::builder()
+        .name("replaying")
+        .standby_of(&primary)
+        .conf("hot_standby_feedback", "off")
+        .conf("max_standby_streaming_delay", "-1")
+        .start()?;
+    let catch_up = |client: &mut Client| counterx_cluster_tests::catch_up(&primary, client);
+    let mut client = create_database(&primary, "replaying")?;
     client.batch_execute(
         "ALTER DATABASE replaying SET counterx.compaction = off; SELECT bump('x', 1);
          CREATE TABLE dead (n int) WITH (autovacuum_enabled = off);
@@ -254,7 +266,7 @@ fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> 
 
     // As a fold does it; and a vacuum between the lock and the commit, which has to wait for the
     // snapshot.
-    let mut folder = primary().connect_db("replaying")?;
+    let mut folder = primary.connect_db("replaying")?;
     let locks: String = (0..8)
         .flat_map(|lane| ["a", "b"].map(|side| format!("counterx.log_{lane}_{side}")))
         .collect::<Vec<_>>()
@@ -265,9 +277,10 @@ fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> 
     folder.batch_execute("COMMIT")?;
     let mut other = standby.connect()?;
     poll_until("the replay to wait for the snapshot", DEADLINE, || {
-        let sql = "SELECT count(*) FROM pg_stat_activity
-                    WHERE backend_type = 'startup' AND wait_event = 'RecoveryConflictSnapshot'";
-        Ok(other.query_one(sql, &[])?.get::<_, i64>(0) == 1)
+        let sql = "SELECT count(*) FROM pg_stat_activity JOIN pg_locks USING (pid)
+                    WHERE backend_type = 'startup' AND wait_event = 'RecoveryConflictSnapshot'
+                      AND mode = 'AccessExclusiveLock'";
+        Ok(other.query_one(sql, &[])?.get::<_, i64>(0) >= 16)
     })?;
     // Without a bound of our own it would say 57014.
     snapshot.batch_execute("SET LOCAL statement_timeout = '60s'")?;

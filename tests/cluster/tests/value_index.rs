@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch,
-    create_database, refused, settle, shared, totals_are_clean,
+    create_database, refused, seed, settle, shared, totals_are_clean,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -201,34 +201,41 @@ fn invalid_index_is_not_used_and_is_replaced() -> Result<()> {
     Ok(())
 }
 
-/// Runs a load of changes and statement after statement beside it.
+/// Runs loads of changes and statement after statement beside them.
 fn beside_load(db: &str, statements: &[&str]) -> Result<()> {
     let mut client = database(db, 100)?;
     ensure!(says(&mut client, CREATE)?);
-    let load = Load {
-        clients: 6,
-        transactions: 50,
-        names: 5,
-        two_phase: true,
-        ..Load::default()
-    };
-    let maintain = |control: &Control| {
-        let mut maintainer = cluster().connect_db(db)?;
-        let mut done = 0;
-        for statement in statements.iter().cycle() {
-            if control.is_done() {
-                break;
+    let mut maintainer = cluster().connect_db(db)?;
+    let mut all = statements.iter().cycle();
+    let mut done = 0;
+    // A concurrent rebuild waits for the transactions of others, and may take as long as a whole load.
+    for round in 0.. {
+        let load = Load {
+            clients: 6,
+            transactions: 50,
+            names: 5,
+            two_phase: true,
+            seed: seed() + round,
+            ..Load::default()
+        };
+        let maintain = |control: &Control| {
+            let before = done;
+            while !control.is_done() {
+                let statement = all.next().context("no statements")?;
+                maintainer
+                    .batch_execute(statement)
+                    .with_context(|| (*statement).to_owned())?;
+                done += 1;
             }
-            maintainer
-                .batch_execute(statement)
-                .with_context(|| (*statement).to_owned())?;
-            done += 1;
+            ensure!(done > before, "the load was over before a statement was");
+            Ok(())
+        };
+        let watched = changes_under_watch(&cluster().config(db), &load, maintain)?;
+        ensure!(watched.checks > 2, "nobody looked: {watched:?}");
+        if done > 2 {
+            break;
         }
-        ensure!(done > 2, "the load was over after {done} statements");
-        Ok(())
-    };
-    let watched = changes_under_watch(&cluster().config(db), &load, maintain)?;
-    ensure!(watched.checks > 2, "nobody looked: {watched:?}");
+    }
     for statement in statements {
         client.batch_execute(statement)?;
         agree(&mut client)?;
