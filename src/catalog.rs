@@ -128,6 +128,12 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
     if let Some(known) = SHARED.get() {
         return Ok(known);
     }
+    let found = undisturbed(find_shared)?;
+    SHARED.set(Some(found));
+    Ok(found)
+}
+
+fn find_shared() -> Result<SharedRels, Unusable> {
     let installed = installed_version().ok_or(Unusable::NotInstalled)?;
     if installed != env!("CARGO_PKG_VERSION") {
         return Err(Unusable::Version(installed));
@@ -135,7 +141,7 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
     // SAFETY: a look-up in the system cache.
     let schema = unsafe { pg_sys::get_namespace_oid(c"counterx".as_ptr(), true) };
     let find = |name: &str| relation(schema, name).ok_or(Unusable::NotInstalled);
-    let found = SharedRels {
+    Ok(SharedRels {
         schema,
         total: find("total")?,
         state: find("state")?,
@@ -145,9 +151,7 @@ pub fn try_shared() -> Result<SharedRels, Unusable> {
         types: find("type")?,
         hold: find("hold")?,
         hold_id: find("hold_id")?,
-    };
-    SHARED.set(Some(found));
-    Ok(found)
+    })
 }
 
 /// As [`lane`], without raising.
@@ -155,18 +159,38 @@ pub fn try_lane(lane: usize) -> Result<LaneRels, Unusable> {
     if let Some(known) = LANE.with(|lanes| lanes[lane].get()) {
         return Ok(known);
     }
+    let found = undisturbed(|| find_lane(lane))?;
+    LANE.with(|lanes| lanes[lane].set(Some(found)));
+    Ok(found)
+}
+
+fn find_lane(lane: usize) -> Result<LaneRels, Unusable> {
     let schema = try_shared()?.schema;
     let find = |name: String| relation(schema, &name).ok_or(Unusable::NotInstalled);
-    let found = LaneRels {
-        gate: find(format!("gate_{lane}"))?,
+    let gate = find(format!("gate_{lane}"))?;
+    failpoint!("catalog.gate_found");
+    Ok(LaneRels {
+        gate,
         truncated: find(format!("truncated_{lane}"))?,
         logs: [
             find(format!("log_{lane}_a"))?,
             find(format!("log_{lane}_b"))?,
         ],
-    };
-    LANE.with(|lanes| lanes[lane].set(Some(found)));
-    Ok(found)
+    })
+}
+
+/// Looks again when somebody has changed something in between, as `RangeVarGetRelidExtended()` does
+/// it: [`relation_changed`] does not know what is about to be remembered.
+fn undisturbed<T>(look_up: impl Fn() -> Result<T, Unusable>) -> Result<T, Unusable> {
+    loop {
+        // SAFETY: a counter of this process.
+        let before = unsafe { pg_sys::SharedInvalidMessageCounter };
+        let found = look_up();
+        // SAFETY: as above.
+        if unsafe { pg_sys::SharedInvalidMessageCounter } == before {
+            return found;
+        }
+    }
 }
 
 /// Is there a relation of this name in the schema `counterx`?

@@ -16,6 +16,7 @@
 //! # The points
 //! | point | between |
 //! |---|---|
+//! | `catalog.gate_found` | a session has found a lane's gate by its name, and looks for the logs |
 //! | `flush.gate_locked` | a writer locks a lane's gate, and reads the epoch |
 //! | `flush.epoch_read` | reads the epoch, and opens the log |
 //! | `insert.in_heap` | a row is in the heap, and in the index; also of late deltas, tokens and holds |

@@ -147,3 +147,35 @@ fn compact_is_not_disturbed_by_a_worker_that_notes_its_error() -> Result<()> {
     );
     Ok(())
 }
+
+/// What a session has found of the extension by then is gone; it is not to be mixed with the rest.
+#[test]
+fn session_that_looks_for_relations_while_they_are_replaced_finds_the_new_ones() -> Result<()> {
+    let Some(cluster) = start("replaced")? else {
+        return Ok(());
+    };
+    let mut client = create_database(&cluster, "replaced")?;
+    let mut holder = cluster.connect_db("replaced")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    let mut session = cluster.connect_db("replaced")?;
+    session.batch_execute("SET counterx.failpoint = 'catalog.gate_found=pause'")?;
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(move || -> Result<i64> {
+            session.batch_execute("SELECT counter_incr('x', 3)")?;
+            session.batch_execute("SELECT counter_incr('x', 4)")?;
+            let sql = "SELECT counter_value('x')::bigint";
+            Ok(session.query_one(sql, &[])?.get(0))
+        });
+        poll_until("the session to look", DEADLINE, || {
+            let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'advisory')";
+            Ok(client.query_one(sql, &[])?.get(0))
+        })?;
+        client.batch_execute("DROP EXTENSION counterx; CREATE EXTENSION counterx")?;
+        holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+        let value = counting
+            .join()
+            .map_err(|_| anyhow!("the session panicked"))??;
+        ensure!(value == 7, "{value}");
+        Ok(())
+    })
+}

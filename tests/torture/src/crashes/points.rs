@@ -53,7 +53,8 @@ impl Action {
 }
 
 /// Points that sessions come by.
-const SESSIONS: [(&str, Way); 33] = [
+const SESSIONS: [(&str, Way); 34] = [
+    ("catalog.gate_found", Way::Increment),
     ("flush.gate_locked", Way::Increment),
     ("flush.epoch_read", Way::Increment),
     ("insert.in_heap", Way::Increment),
