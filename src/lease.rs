@@ -25,6 +25,7 @@
 
 use crate::catalog::{self, LaneRels};
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
+use crate::pg::raw;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use counterx_core::gate::Gate;
 use pgrx::{direct_function_call_as_datum, pg_sys};
@@ -32,18 +33,20 @@ use pgrx::{direct_function_call_as_datum, pg_sys};
 /// The last value of a sequence, read once from its page.
 pub fn read_cell(sequence: &Relation) -> i64 {
     // SAFETY: a sequence has one page with one tuple, and last_value is the tuple's first column.
-    // The share lock makes the read whole. None of these calls can leave the lock behind: only
-    // ReadBuffer can fail, and it comes first.
+    // The share lock makes the read whole. One guard for all: nothing here has to be dropped.
     unsafe {
-        let buffer = pg_sys::ReadBuffer(sequence.as_ptr(), 0);
-        pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-        let page = pg_sys::BufferGetPage(buffer);
-        let item = pg_sys::PageGetItemId(page, 1);
-        let tuple = pg_sys::PageGetItem(page, item).cast::<pg_sys::HeapTupleHeaderData>();
-        let data = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff));
-        let value = data.cast::<i64>().read();
-        pg_sys::UnlockReleaseBuffer(buffer);
-        value
+        let sequence = sequence.as_ptr();
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            let buffer = raw::ReadBuffer(sequence, 0);
+            raw::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+            let page = pg_sys::BufferGetPage(buffer);
+            let item = pg_sys::PageGetItemId(page, 1);
+            let tuple = pg_sys::PageGetItem(page, item).cast::<pg_sys::HeapTupleHeaderData>();
+            let data = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff));
+            let value = data.cast::<i64>().read();
+            raw::UnlockReleaseBuffer(buffer);
+            value
+        })
     }
 }
 

@@ -30,17 +30,19 @@ use crate::pg::ports;
 use crate::pg::relation::{Relation, Replaying};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
+use crate::pg::spot::Spot;
 use crate::pg::varlena::NameText;
 use crate::totals::{self, TotalsByName};
 use crate::xact;
 use counterx_core::escrow::Seen;
-use counterx_core::gate::Side;
+use counterx_core::gate::{Gate, Side};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::probe::{self, Probes};
 use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -61,12 +63,16 @@ pub mod column {
         pub const GEN: usize = 2;
         pub const VALUE: usize = 3;
         pub const USES: usize = 4;
+        pub const COLUMNS: usize = 4;
         /// The value index: greatest value first, then by name.
         pub const BY_VALUE: [i16; 2] = [-3, 1];
     }
-    /// `state`: lane, gen, folded_epoch, ...
+    /// `state`: lane, gen, folded_epoch, folds, deltas_folded, last_fold_at, last_fold_us, last_error,
+    /// last_error_at.
     pub mod state {
+        pub const COLUMNS: usize = 9;
         pub const KEY: [i16; 2] = [1, 2];
+        pub const LANE: usize = 1;
         pub const GEN: usize = 2;
         pub const FOLDED_EPOCH: usize = 3;
     }
@@ -371,7 +377,7 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         .map(|(log, index)| log.blocks() + index.blocks())
         .sum();
     LaneStatus {
-        epoch: reader.bound,
+        epoch: reader.bound.epoch,
         folded: reader.folded,
         deltas,
         log_bytes: i64::from(blocks) * i64::from(pg_sys::BLCKSZ),
@@ -505,32 +511,69 @@ pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) 
     unsafe { LaneStates::open(shared, snapshot) }.newest(lane)
 }
 
+thread_local! {
+    /// Where this backend has found the lanes' states last. What is found there is held against the lane.
+    static SPOT: [Cell<Spot>; LANES] = const { [const { Cell::new(Spot::NONE) }; LANES] };
+}
+
 /// The states of all lanes.
 struct LaneStates {
     // Ended before its relations are closed.
-    scan: IndexScan,
-    _index: Relation,
-    _table: Relation,
+    scan: Option<IndexScan>,
+    index: Option<Relation>,
+    table: Relation,
+    snapshot: pg_sys::Snapshot,
 }
 
 impl LaneStates {
     /// # Safety
     /// The snapshot lives as long as this.
     unsafe fn open(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Self {
-        let table = open(shared.state);
-        let index = index_of(&table, &column::state::KEY);
-        // SAFETY: the caller's promise.
-        let scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
         Self {
-            scan,
-            _index: index,
-            _table: table,
+            scan: None,
+            index: None,
+            table: open(shared.state),
+            snapshot,
         }
     }
 
+    fn scan(&mut self) -> &mut IndexScan {
+        let index = (self.index).get_or_insert_with(|| index_of(&self.table, &column::state::KEY));
+        self.scan.get_or_insert_with(|| {
+            // SAFETY: whoever opened this keeps the snapshot.
+            unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }
+        })
+    }
+
+    /// The folded epoch, for an MVCC snapshot.
+    fn folded(&mut self, lane: usize) -> i64 {
+        let spot = SPOT.with(|spots| spots[lane].get());
+        self.folded_at(spot, lane).unwrap_or_else(|| {
+            let scan = self.scan();
+            scan.seek(&[Key::int4_eq(1, lane as i32)]);
+            let found = scan.next_with_spot(Direction::Backward);
+            let (folded, spot) = found.map_or((0, Spot::NONE), |(row, spot)| {
+                (row.int8(column::state::FOLDED_EPOCH), spot)
+            });
+            SPOT.with(|spots| spots[lane].set(spot));
+            folded
+        })
+    }
+
+    /// A snapshot sees one row of a lane, so any that it sees is the right one.
+    fn folded_at(&self, spot: Spot, lane: usize) -> Option<i64> {
+        use column::state::{COLUMNS, FOLDED_EPOCH, LANE};
+        // SAFETY: whoever opened this keeps the snapshot.
+        let row = unsafe { spot.find::<COLUMNS>(&self.table, self.snapshot) }?;
+        let is_it = row.get(LANE)?.value() as i32 == lane as i32;
+        let folded = row.get(FOLDED_EPOCH)?.value() as i64;
+        is_it.then_some(folded)
+    }
+
     fn newest(&mut self, lane: usize) -> LaneState {
-        self.scan.seek(&[Key::int4_eq(1, lane as i32)]);
-        match self.scan.next(Direction::Backward) {
+        let scan = self.scan();
+        scan.seek(&[Key::int4_eq(1, lane as i32)]);
+        match scan.next(Direction::Backward) {
             Some(row) => LaneState {
                 folded: row.int8(column::state::FOLDED_EPOCH),
                 xmin: Some(row.xmin()),
@@ -553,7 +596,7 @@ struct LaneReader {
     rels: LaneRels,
     _gate: Relation,
     folded: i64,
-    bound: i64,
+    bound: Gate,
 }
 
 /// Opens lanes for reading.
@@ -569,7 +612,7 @@ fn open_lanes(
             LaneReader {
                 lane,
                 rels,
-                bound: lease::read_gate(&gate).epoch,
+                bound: lease::read_gate(&gate),
                 _gate: gate,
                 folded: 0,
             }
@@ -578,15 +621,19 @@ fn open_lanes(
     // SAFETY: the caller's snapshot outlives this call.
     let mut states = unsafe { LaneStates::open(shared, snapshot) };
     for lane in &mut lanes {
-        lane.folded = states.newest(lane.lane).folded;
+        lane.folded = states.folded(lane.lane);
     }
     lanes
 }
 
 impl LaneReader {
     fn logs(&self) -> impl Iterator<Item = (Relation, Relation)> {
+        // An epoch belongs to one side. Mostly the current one is the only one that is not folded.
+        let all = self.bound.epoch > self.folded + 1;
         let sides = Side::BOTH.into_iter();
-        sides.filter_map(|side| open_log_with_rows(&self.rels, side))
+        sides
+            .filter(move |&side| all || side == self.bound.side)
+            .filter_map(|side| open_log_with_rows(&self.rels, side))
     }
 
     /// What is pending of one counter in the logs.
@@ -598,7 +645,7 @@ impl LaneReader {
                     sum += log_tally(&row);
                 }
             };
-            match probe::plan(self.folded, self.bound) {
+            match probe::plan(self.folded, self.bound.epoch) {
                 Probes::None => {}
                 Probes::Each(first, last) => {
                     // SAFETY: the snapshot outlives the scan.
@@ -653,7 +700,7 @@ impl LaneReader {
                 }
                 ControlFlow::Continue(())
             };
-            match probe::plan(self.folded, self.bound) {
+            match probe::plan(self.folded, self.bound.epoch) {
                 Probes::Each(first, last) if !range.is_all() => {
                     let from = NameText::new(totals::first_bytes(range));
                     // SAFETY: the snapshot outlives the scan.
@@ -666,7 +713,7 @@ impl LaneReader {
                 _ => {
                     // SAFETY: as above.
                     let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 2) };
-                    scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound)]);
+                    scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound.epoch)]);
                     drain(&mut scan, false)?;
                 }
             }

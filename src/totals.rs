@@ -8,12 +8,14 @@ use crate::catalog;
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, Found, IndexScan, Key, Row, TableScan};
-use crate::pg::varlena::NameText;
+use crate::pg::spot::Spot;
+use crate::pg::varlena::{NameText, text_bytes};
 use crate::read::{self, column};
-use counterx_core::lane::MAX_NAME_BYTES;
+use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
 /// What a row of `total` says.
@@ -23,19 +25,31 @@ pub fn tally(row: &Row) -> Tally {
     let value = row
         .get(column::total::VALUE)
         .expect("the column is NOT NULL");
+    tally_of(value, uses.into())
+}
+
+fn tally_of(value: pg_sys::Datum, uses: pg_sys::Datum) -> Tally {
     Tally {
         // SAFETY: a numeric; it is too short to be stored out of line or compressed.
         value: unsafe { number::total(value) },
-        uses,
+        uses: uses.value() as i64,
     }
+}
+
+/// Where this backend has found totals last, by the hashes of their names. What is found there is held
+/// against the name.
+const SPOTS: usize = 256;
+thread_local! {
+    static SPOT: [Cell<Spot>; SPOTS] = const { [const { Cell::new(Spot::NONE) }; SPOTS] };
 }
 
 /// Looks up totals by name.
 pub struct TotalsByName {
     // Ended before its relations are closed.
-    scan: IndexScan,
-    _index: Relation,
-    _table: Relation,
+    scan: Option<IndexScan>,
+    index: Option<Relation>,
+    table: Relation,
+    snapshot: pg_sys::Snapshot,
 }
 
 impl TotalsByName {
@@ -44,23 +58,48 @@ impl TotalsByName {
     /// # Safety
     /// The snapshot lives as long as this.
     pub unsafe fn open(snapshot: pg_sys::Snapshot) -> Self {
-        let table = read::open(catalog::shared().total);
-        let index = read::index_of(&table, &column::total::KEY);
-        // SAFETY: the caller's promise.
-        let scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
         Self {
-            scan,
-            _index: index,
-            _table: table,
+            scan: None,
+            index: None,
+            table: read::open(catalog::shared().total),
+            snapshot,
         }
     }
 
     /// The total of a counter; nothing for one that was never folded.
     pub fn get(&mut self, name: &[u8]) -> Tally {
+        let at = NameHash::of(name).get() as usize % SPOTS;
+        let spot = SPOT.with(|spots| spots[at].get());
+        self.at_spot(spot, name).unwrap_or_else(|| {
+            let (tally, spot) = self.by_index(name);
+            SPOT.with(|spots| spots[at].set(spot));
+            tally
+        })
+    }
+
+    /// A snapshot sees one row of a counter, so any that it sees is the right one.
+    fn at_spot(&self, spot: Spot, name: &[u8]) -> Option<Tally> {
+        // SAFETY: whoever opened this keeps the snapshot.
+        let row = unsafe { spot.find::<{ column::total::COLUMNS }>(&self.table, self.snapshot) }?;
+        // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
+        let found = unsafe { text_bytes(row.get(column::total::NAME)?) };
+        let (value, uses) = (row.get(column::total::VALUE)?, row.get(column::total::USES)?);
+        (found == name).then(|| tally_of(value, uses))
+    }
+
+    fn by_index(&mut self, name: &[u8]) -> (Tally, Spot) {
+        let index = (self.index)
+            .get_or_insert_with(|| read::index_of(&self.table, &column::total::KEY));
+        let scan = self.scan.get_or_insert_with(|| {
+            // SAFETY: whoever opened this keeps the snapshot.
+            unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }
+        });
         let text = NameText::new(name);
-        self.scan.seek(&[Key::text_eq(1, text.datum())]);
-        let row = self.scan.next(Direction::Backward);
-        row.as_ref().map(tally).unwrap_or_default()
+        scan.seek(&[Key::text_eq(1, text.datum())]);
+        match scan.next_with_spot(Direction::Backward) {
+            Some((row, spot)) => (tally(&row), spot),
+            None => Default::default(),
+        }
     }
 }
 

@@ -2,6 +2,26 @@
 
 use pgrx::pg_sys;
 
+/// Which files are a relation's: 16 calls it a locator.
+#[cfg(feature = "pg15")]
+pub use pg_sys::RelFileNode as FileNumbers;
+#[cfg(not(feature = "pg15"))]
+pub use pg_sys::RelFileLocator as FileNumbers;
+
+/// See [`FileNumbers`].
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn file_numbers(relation: pg_sys::Relation) -> FileNumbers {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return (*relation).rd_node;
+        #[cfg(not(feature = "pg15"))]
+        return (*relation).rd_locator;
+    }
+}
+
 /// `index_beginscan()`: 18 counts searches in a structure of the executor's.
 ///
 /// # Safety

@@ -1,6 +1,7 @@
 //! Inserting rows without the executor: into the heap, and into each index.
 
 use super::error::{raise, report};
+use super::raw;
 use super::relation::{ROW_EXCLUSIVE, Relation};
 use pgrx::{PgSqlErrorCode, pg_sys};
 
@@ -39,26 +40,21 @@ impl Inserter {
     /// # Safety
     /// The table has these columns, and no TOAST table that the values would need.
     pub unsafe fn insert<const N: usize>(&self, values: [Option<pg_sys::Datum>; N]) {
-        let mut nulls = values.map(|value| value.is_none());
-        let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
-        // SAFETY: the caller's promise; the tuple is ours to free.
+        let nulls = values.map(|value| value.is_none());
+        let datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+        let (table, columns) = (self.table.as_ptr(), self.table.tuple_desc());
         // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
+        let options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
+        // SAFETY: the caller's promise; the tuple is ours to free. One guard for all: nothing here has
+        // to be dropped.
         let mut tid = unsafe {
-            let tuple = pg_sys::heap_form_tuple(
-                self.table.tuple_desc(),
-                datums.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
-            pg_sys::heap_insert(
-                self.table.as_ptr(),
-                tuple,
-                self.command,
-                pg_sys::HEAP_INSERT_NO_LOGICAL as i32,
-                std::ptr::null_mut(),
-            );
-            let tid = (*tuple).t_self;
-            pg_sys::heap_freetuple(tuple);
-            tid
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                let tuple = raw::heap_form_tuple(columns, datums.as_ptr(), nulls.as_ptr());
+                raw::heap_insert(table, tuple, self.command, options, std::ptr::null_mut());
+                let tid = (*tuple).t_self;
+                raw::heap_freetuple(tuple);
+                tid
+            })
         };
         failpoint!("insert.in_heap");
         for index in &self.indexes {

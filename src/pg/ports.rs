@@ -2,6 +2,7 @@
 //! C names, and functions that cannot raise an error, declared without the guard that costs each
 //! call of the bindings' own a `sigsetjmp`.
 
+use super::raw;
 use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
@@ -27,13 +28,6 @@ unsafe extern "C-unwind" {
 
     /// `executor/tuptable.h`. Raises an error only for a column that the slot does not have.
     fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, columns: core::ffi::c_int);
-
-    /// `access/genam.h`. Both raise errors.
-    fn index_getnext_tid(
-        scan: pg_sys::IndexScanDesc,
-        direction: pg_sys::ScanDirection::Type,
-    ) -> pg_sys::ItemPointer;
-    fn index_fetch_heap(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> bool;
 
     /// `commands/sequence.h`. Raises errors.
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
@@ -165,10 +159,10 @@ pub unsafe fn index_getnext_visible(
     unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             loop {
-                if index_getnext_tid(scan, direction).is_null() {
+                if raw::index_getnext_tid(scan, direction).is_null() {
                     return Next::End;
                 }
-                if index_fetch_heap(scan, slot) {
+                if raw::index_fetch_heap(scan, slot) {
                     return Next::Row;
                 }
                 match patience.checked_sub(1) {
@@ -210,6 +204,23 @@ pub unsafe fn slot_columns(slot: *mut pg_sys::TupleTableSlot, columns: usize) {
         if usize::from((*slot).tts_nvalid.unsigned_abs()) < columns {
             slot_getsomeattrs_int(slot, columns as i32);
         }
+    }
+}
+
+/// `heap_attisnull()` of a column from 1 on that has no default: a row made before the column has a
+/// null there.
+///
+/// # Safety
+/// The tuple is a live one.
+pub unsafe fn column_is_null(tuple: pg_sys::HeapTuple, column: u32) -> bool {
+    // SAFETY: the caller's promise; the bitmap has a bit for each column that the tuple has.
+    unsafe {
+        let header = (*tuple).t_data;
+        let at = column as usize - 1;
+        let has_nulls = u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+        let columns = u32::from((*header).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
+        let bits = (&raw const (*header).t_bits).cast::<u8>();
+        column > columns || (has_nulls && *bits.add(at / 8) & (1 << (at % 8)) == 0)
     }
 }
 

@@ -1,6 +1,7 @@
 //! An open relation.
 
 use super::ports;
+use super::raw;
 use pgrx::pg_sys;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -73,9 +74,23 @@ impl Relation {
     }
 
     fn open(oid: pg_sys::Oid, mode: LockMode, unlock: LockMode) -> Option<Self> {
-        // SAFETY: takes any OID; a missing relation gives NULL and no lock.
-        let ptr = NonNull::new(unsafe { pg_sys::try_relation_open(oid, mode) })?;
-        Some(Self { ptr, unlock })
+        // SAFETY: takes any OID. This is try_relation_open() without a look into the system cache: the
+        // relation cache has NULL for what does not exist. One guard for all: nothing has to be dropped.
+        let relation = unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                if mode != NO_LOCK {
+                    raw::LockRelationOid(oid, mode);
+                }
+                let relation = raw::RelationIdGetRelation(oid);
+                if !relation.is_null() {
+                    raw::pgstat_init_relation(relation);
+                } else if mode != NO_LOCK {
+                    raw::UnlockRelationOid(oid, mode);
+                }
+                relation
+            })
+        };
+        NonNull::new(relation).map(|ptr| Self { ptr, unlock })
     }
 
     /// Opens the valid btree of this table on just these columns, in this order, for reading: negative
@@ -93,11 +108,14 @@ impl Relation {
 
     /// All indexes of this table, valid or not.
     pub fn index_oids(&self) -> Vec<pg_sys::Oid> {
-        // SAFETY: the list is a copy, and ours to free.
+        // SAFETY: the relation is open; the cache's list is read at once, before anything can change it,
+        // and a copy is ours to free.
         unsafe {
+            if (*self.as_ptr()).rd_indexvalid {
+                return oids_of((*self.as_ptr()).rd_indexlist);
+            }
             let list = pg_sys::RelationGetIndexList(self.as_ptr());
-            let length = if list.is_null() { 0 } else { (*list).length };
-            let oids = (0..length).map(|i| pg_sys::list_nth_oid(list, i)).collect();
+            let oids = oids_of(list);
             pg_sys::list_free(list);
             oids
         }
@@ -107,11 +125,8 @@ impl Relation {
         // SAFETY: an open index has its pg_index row, whose indkey has indnatts entries.
         let candidate = unsafe {
             let index = &*(*self.as_ptr()).rd_index;
-            let has_predicate = !pg_sys::heap_attisnull(
-                (*self.as_ptr()).rd_indextuple,
-                pg_sys::Anum_pg_index_indpred as i32,
-                std::ptr::null_mut(),
-            );
+            let has_predicate =
+                !ports::column_is_null((*self.as_ptr()).rd_indextuple, pg_sys::Anum_pg_index_indpred);
             (*(*self.as_ptr()).rd_rel).relam == pg_sys::BTREE_AM_OID
                 && index.indisvalid
                 && !has_predicate
@@ -186,6 +201,21 @@ impl Relation {
     pub fn frozen_xid(&self) -> pg_sys::TransactionId {
         // SAFETY: as above; rd_rel is never NULL.
         unsafe { (*(*self.as_ptr()).rd_rel).relfrozenxid }
+    }
+}
+
+/// # Safety
+/// The list is one of OIDs, or NULL.
+unsafe fn oids_of(list: *const pg_sys::List) -> Vec<pg_sys::Oid> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let length = (*list).length as usize;
+        (0..length)
+            .map(|at| (*(*list).elements.add(at)).oid_value)
+            .collect()
     }
 }
 

@@ -3,7 +3,9 @@
 use super::compat;
 use super::memory::MemorySwitch;
 use super::ports::{self, Next};
+use super::raw;
 use super::relation::Relation;
+use super::spot::Spot;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
 
@@ -110,30 +112,9 @@ impl Key {
         }
     }
 
-    fn init(&self, entry: &mut pg_sys::ScanKeyData) {
-        // SAFETY: the function belongs to the operator; the collation is set to "C" by it, as all
-        // our columns have it.
-        unsafe {
-            pg_sys::ScanKeyInit(
-                entry,
-                self.column,
-                self.strategy as pg_sys::StrategyNumber,
-                pg_sys::Oid::from(self.function),
-                self.value,
-            );
-        }
-    }
 }
 
 const MAX_KEYS: usize = 3;
-
-fn scan_keys(keys: &[Key]) -> [pg_sys::ScanKeyData; MAX_KEYS] {
-    let mut entries = [pg_sys::ScanKeyData::default(); MAX_KEYS];
-    for (key, entry) in keys.iter().zip(&mut entries) {
-        key.init(entry);
-    }
-    entries
-}
 
 /// A row that a scan stands on; its columns are valid until the scan moves.
 pub struct Row(*mut pg_sys::TupleTableSlot);
@@ -250,18 +231,29 @@ impl IndexScan {
     /// Starts (again) with these conditions, as many as announced.
     pub fn seek(&mut self, keys: &[Key]) {
         debug_assert_eq!(keys.len(), self.keys);
-        let mut entries = scan_keys(keys);
+        let mut entries = [pg_sys::ScanKeyData::default(); MAX_KEYS];
+        let (scan, slot) = (self.scan, self.slot);
         let _switch = self.memory();
-        // SAFETY: the scan copies the keys; a slot may be cleared at any time.
+        // SAFETY: the functions belong to the operators; the collation is set to "C" with them, as all
+        // our columns have it. The scan copies the keys; a slot, which has this operation, may be
+        // cleared at any time. One guard for all: nothing here has to be dropped.
         unsafe {
-            compat::clear_slot(self.slot);
-            pg_sys::index_rescan(
-                self.scan,
-                entries.as_mut_ptr(),
-                keys.len() as i32,
-                std::ptr::null_mut(),
-                0,
-            );
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                for (key, entry) in keys.iter().zip(&mut entries) {
+                    raw::ScanKeyInit(
+                        entry,
+                        key.column,
+                        key.strategy as pg_sys::StrategyNumber,
+                        pg_sys::Oid::from(key.function),
+                        key.value,
+                    );
+                }
+                if let Some(clear) = (*(*slot).tts_ops).clear {
+                    clear(slot);
+                }
+                let length = keys.len() as i32;
+                raw::index_rescan(scan, entries.as_mut_ptr(), length, std::ptr::null_mut(), 0);
+            });
         }
     }
 
@@ -271,6 +263,31 @@ impl IndexScan {
         // SAFETY: the scan was started; the slot fits the table.
         unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) }
             .then_some(Row(self.slot))
+    }
+
+    /// The next visible row, and where it is. The scan's snapshot is an MVCC one.
+    pub fn next_with_spot(&mut self, direction: Direction) -> Option<(Row, Spot)> {
+        let (scan, slot) = (self.scan, self.slot);
+        let _switch = self.memory();
+        // SAFETY: the scan was started; the slot, one of a heap, fits the table, and stands on a pinned
+        // page when it has a row. One guard for all: nothing here has to be dropped.
+        let spot = unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                loop {
+                    let address = raw::index_getnext_tid(scan, direction.raw());
+                    if address.is_null() {
+                        return None;
+                    }
+                    // Fetching replaces it by the version's own.
+                    let address = *address;
+                    if raw::index_fetch_heap(scan, slot) {
+                        let slot = slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
+                        return Some(Spot::new(address, (*slot).buffer));
+                    }
+                }
+            })
+        };
+        spot.map(|spot| (Row(self.slot), spot))
     }
 
     /// The next visible row. But after `patience` index entries in a row without one, the row version
@@ -322,10 +339,13 @@ impl Drop for IndexScan {
         if std::thread::panicking() {
             return;
         }
+        let (scan, slot) = (self.scan, self.slot);
         // SAFETY: ended once; the slot lets go of its buffer first.
         unsafe {
-            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
-            pg_sys::index_endscan(self.scan);
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                raw::ExecDropSingleTupleTableSlot(slot);
+                raw::index_endscan(scan);
+            });
         }
     }
 }

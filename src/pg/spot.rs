@@ -1,0 +1,132 @@
+//! Finding a row again where it was last.
+//!
+//! An index leads to a row by its key; whoever remembers where to saves the next look-up that way, with
+//! the index's locks. The place is a hint and no more: what is found there has to be checked, and where
+//! it is not found, the index is asked.
+
+use super::compat;
+use super::raw;
+use super::relation::Relation;
+use pgrx::pg_sys;
+
+/// Where a row was found: the address that its index entry has, at which its chain of versions begins,
+/// and the buffer that its page was in.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    block: pg_sys::BlockNumber,
+    /// From 1 on; 0 is no address.
+    offset: pg_sys::OffsetNumber,
+    buffer: pg_sys::Buffer,
+}
+
+impl Spot {
+    /// No place at all.
+    pub const NONE: Self = Self {
+        block: 0,
+        offset: 0,
+        buffer: 0,
+    };
+
+    /// The spot of a row that an index entry with this address has led to, in this buffer.
+    pub fn new(address: pg_sys::ItemPointerData, buffer: pg_sys::Buffer) -> Self {
+        Self {
+            // SAFETY: takes any address.
+            block: unsafe { pgrx::itemptr::item_pointer_get_block_number_no_check(address) },
+            offset: address.ip_posid,
+            buffer,
+        }
+    }
+
+    /// The version that is visible there.
+    ///
+    /// None when there is none, and when the page is not in its buffer any more, as after VACUUM FULL
+    /// or a truncation: a block that is gone is never asked for.
+    ///
+    /// # Safety
+    /// The snapshot is an MVCC one, active or registered.
+    pub unsafe fn find<'a, const COLUMNS: usize>(
+        self,
+        table: &'a Relation,
+        snapshot: pg_sys::Snapshot,
+    ) -> Option<SpotRow<'a, COLUMNS>> {
+        let relation = table.as_ptr();
+        let columns = table.tuple_desc();
+        // SAFETY: the table is open.
+        let natts = unsafe { (*columns).natts };
+        if self.offset == 0 || natts as usize != COLUMNS {
+            return None;
+        }
+        let mut address = pg_sys::ItemPointerData::default();
+        pgrx::itemptr::item_pointer_set_all(&mut address, self.block, self.offset);
+        let mut tuple = pg_sys::HeapTupleData::default();
+        let mut values = [pg_sys::Datum::from(0); COLUMNS];
+        let mut nulls = [false; COLUMNS];
+        // SAFETY: the table is open; the arrays have an element for each column; and the columns stay
+        // readable as long as the page is pinned. An error gives back the pin and the lock by the
+        // server's own means.
+        let found = unsafe {
+            let numbers = compat::file_numbers(relation);
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                let fork = pg_sys::ForkNumber::MAIN_FORKNUM;
+                if !raw::ReadRecentBuffer(numbers, fork, self.block, self.buffer) {
+                    return false;
+                }
+                raw::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+                let found = raw::heap_hot_search_buffer(
+                    &mut address,
+                    relation,
+                    self.buffer,
+                    snapshot,
+                    &mut tuple,
+                    std::ptr::null_mut(),
+                    true,
+                );
+                raw::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_UNLOCK as i32);
+                if found {
+                    let (values, nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+                    raw::heap_deform_tuple(&mut tuple, columns, values, nulls);
+                } else {
+                    raw::ReleaseBuffer(self.buffer);
+                }
+                found
+            })
+        };
+        found.then_some(SpotRow {
+            values,
+            nulls,
+            buffer: self.buffer,
+            _table: table,
+        })
+    }
+}
+
+/// A row that was found at its spot. Its page is pinned.
+pub struct SpotRow<'a, const COLUMNS: usize> {
+    values: [pg_sys::Datum; COLUMNS],
+    nulls: [bool; COLUMNS],
+    buffer: pg_sys::Buffer,
+    _table: &'a Relation,
+}
+
+impl<const COLUMNS: usize> SpotRow<'_, COLUMNS> {
+    /// The column's datum, 1-based, valid as long as the row; None when it is null.
+    pub fn get(&self, column: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[column - 1]).then(|| self.values[column - 1])
+    }
+}
+
+impl<const COLUMNS: usize> Drop for SpotRow<'_, COLUMNS> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: pinned by us, and released once.
+        unsafe { pg_sys::ReleaseBuffer(self.buffer) };
+    }
+}
+
+impl Default for Spot {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
