@@ -6,7 +6,7 @@
 use crate::catalog::{self, LaneRels};
 use crate::lease;
 use crate::pg::insert::Inserter;
-use crate::pg::memory::MemoryScope;
+use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
@@ -21,10 +21,10 @@ use pgrx::pg_sys;
 /// the extension is gone.
 pub fn to_logs(pending: &PendingMap) {
     let rows = in_order(pending);
-    let _scope = scope();
+    let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
     for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
-        let writer = LogWriter::open(catalog::lane(rows[0].hash.lane()));
+        let mut writer = LogWriter::open(catalog::lane(rows[0].hash.lane()));
         for row in rows {
             writer.insert(row);
         }
@@ -43,9 +43,9 @@ pub fn to_logs(pending: &PendingMap) {
 /// As of [`to_logs`].
 pub fn to_late(pending: &PendingMap) {
     let rows = in_order(pending);
-    let _scope = scope();
+    let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
-    let late = inserter(catalog::shared().late);
+    let mut late = inserter(catalog::shared().late);
     let now = now();
     for row in &rows {
         let name = NameText::new(row.name);
@@ -70,9 +70,17 @@ fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
     rows
 }
 
-fn scope() -> MemoryScope {
+/// What an insertion leaves allocated is little, and goes with the transaction; many have a context of
+/// their own.
+fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
+    const FEW: usize = 16;
     // SAFETY: we are inside a transaction, whose context outlives the flush.
-    unsafe { MemoryScope::enter(pg_sys::TopTransactionContext) }
+    unsafe {
+        let switch = MemorySwitch::to(pg_sys::TopTransactionContext);
+        let scope = (rows > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
+        // Dropped in this order.
+        (scope, switch)
+    }
 }
 
 fn not_installed() -> ! {
@@ -118,7 +126,7 @@ impl LogWriter {
         }
     }
 
-    fn insert(&self, row: &Row) {
+    fn insert(&mut self, row: &Row) {
         let name = NameText::new(row.name);
         let values = [
             Some(self.epoch.into()),

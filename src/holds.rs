@@ -144,7 +144,7 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let id = ports::next_value(shared.hold_id);
-    let Some(table) = Inserter::open(shared.hold) else {
+    let Some(mut table) = Inserter::open(shared.hold) else {
         Unusable::NotInstalled.raise()
     };
     let name = NameText::new(name);

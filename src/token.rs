@@ -188,7 +188,7 @@ fn is_visible(table: &Relation, index: &Relation, token: &NameText) -> bool {
 fn insert(token: &[u8], wanted: Use, value: Option<i64>) {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let Some(table) = Inserter::open(catalog::shared().token) else {
+    let Some(mut table) = Inserter::open(catalog::shared().token) else {
         Unusable::NotInstalled.raise()
     };
     let (token, name) = (NameText::new(token), NameText::new(wanted.name));

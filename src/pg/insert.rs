@@ -1,6 +1,7 @@
 //! Inserting rows without the executor: into the heap, and into each index.
 
 use super::error::{raise, report};
+use super::ports;
 use super::raw;
 use super::relation::{ROW_EXCLUSIVE, Relation};
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -30,8 +31,8 @@ impl Inserter {
         Some(Self {
             table,
             indexes,
-            // SAFETY: marks the command as one that writes.
-            command: unsafe { pg_sys::GetCurrentCommandId(true) },
+            // SAFETY: marks the command as one that writes; it cannot raise an error.
+            command: unsafe { raw::GetCurrentCommandId(true) },
         })
     }
 
@@ -39,7 +40,7 @@ impl Inserter {
     ///
     /// # Safety
     /// The table has these columns, and no TOAST table that the values would need.
-    pub unsafe fn insert<const N: usize>(&self, values: [Option<pg_sys::Datum>; N]) {
+    pub unsafe fn insert<const N: usize>(&mut self, values: [Option<pg_sys::Datum>; N]) {
         let nulls = values.map(|value| value.is_none());
         let datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
         let (table, columns) = (self.table.as_ptr(), self.table.tuple_desc());
@@ -57,7 +58,7 @@ impl Inserter {
             })
         };
         failpoint!("insert.in_heap");
-        for index in &self.indexes {
+        for index in &mut self.indexes {
             index.insert(&self.table, &datums, &nulls, &mut tid);
         }
     }
@@ -67,21 +68,19 @@ impl Inserter {
 /// get what is inserted meanwhile.
 struct Index {
     index: Relation,
-    info: *mut pg_sys::IndexInfo,
+    info: pg_sys::IndexInfo,
 }
 
 impl Index {
     /// None: it is not ready for insertions.
     fn open(index: Relation) -> Option<Self> {
-        // SAFETY: the index is open; the result lives in the current memory context.
-        let info = unsafe { pg_sys::BuildIndexInfo(index.as_ptr()) };
-        // SAFETY: just made.
-        let (ready, plain) = unsafe {
-            let info = &*info;
-            let plain = info.ii_Expressions.is_null()
-                && info.ii_Predicate.is_null()
-                && info.ii_ExclusionOps.is_null();
-            (info.ii_ReadyForInserts, plain)
+        // SAFETY: an open index has its pg_index row and tuple.
+        let (form, tuple) = unsafe { (&*(*index.as_ptr()).rd_index, (*index.as_ptr()).rd_indextuple) };
+        // SAFETY: as above.
+        let plain = unsafe {
+            ports::column_is_null(tuple, pg_sys::Anum_pg_index_indexprs)
+                && ports::column_is_null(tuple, pg_sys::Anum_pg_index_indpred)
+                && !form.indisexclusion
         };
         if !plain {
             raise(
@@ -92,11 +91,30 @@ impl Index {
                 .set_hint("Drop the index that was added to a table of the schema counterx."),
             );
         }
-        ready.then_some(Self { index, info })
+        if !form.indisready {
+            return None;
+        }
+        // What BuildIndexInfo() makes of a plain index, with less ado.
+        let mut info = pg_sys::IndexInfo {
+            type_: pg_sys::NodeTag::T_IndexInfo,
+            ii_NumIndexAttrs: i32::from(form.indnatts),
+            ii_NumIndexKeyAttrs: i32::from(form.indnkeyatts),
+            ii_Unique: form.indisunique,
+            ii_ReadyForInserts: true,
+            // SAFETY: an open index has its pg_class row; reads a variable of the process.
+            ii_Am: unsafe { (*(*index.as_ptr()).rd_rel).relam },
+            // SAFETY: as above.
+            ii_Context: unsafe { pg_sys::CurrentMemoryContext },
+            ..Default::default()
+        };
+        // SAFETY: the array has indnatts entries.
+        let columns = unsafe { form.indkey.values.as_slice(form.indnatts as usize) };
+        info.ii_IndexAttrNumbers[..columns.len()].copy_from_slice(columns);
+        Some(Self { index, info })
     }
 
     fn insert<const N: usize>(
-        &self,
+        &mut self,
         table: &Relation,
         values: &[pg_sys::Datum; N],
         nulls: &[bool; N],
@@ -106,7 +124,7 @@ impl Index {
         let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
         // SAFETY: a plain index of this table: its columns are some of the row's.
         unsafe {
-            let info = &*self.info;
+            let info = &mut self.info;
             let columns = &(&info.ii_IndexAttrNumbers)[..info.ii_NumIndexAttrs as usize];
             for (at, &column) in columns.iter().enumerate() {
                 keys[at] = values[column as usize - 1];
@@ -125,7 +143,7 @@ impl Index {
                 table.as_ptr(),
                 unique,
                 false,
-                self.info,
+                info,
             );
         }
     }

@@ -91,7 +91,8 @@ impl Spot {
                 found
             })
         };
-        found.then_some(SpotRow {
+        // Not made when there is none: it would release a page that it has not pinned.
+        found.then(|| SpotRow {
             values,
             nulls,
             buffer: self.buffer,
