@@ -713,7 +713,10 @@ impl LaneReader {
                 _ => {
                     // SAFETY: as above.
                     let mut scan = unsafe { IndexScan::new(&log, &index, snapshot, 2) };
-                    scan.seek(&[Key::int8_gt(1, self.folded), Key::int8_le(1, self.bound.epoch)]);
+                    scan.seek(&[
+                        Key::int8_gt(1, self.folded),
+                        Key::int8_le(1, self.bound.epoch),
+                    ]);
                     drain(&mut scan, false)?;
                 }
             }

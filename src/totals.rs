@@ -83,13 +83,16 @@ impl TotalsByName {
         let row = unsafe { spot.find::<{ column::total::COLUMNS }>(&self.table, self.snapshot) }?;
         // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
         let found = unsafe { text_bytes(row.get(column::total::NAME)?) };
-        let (value, uses) = (row.get(column::total::VALUE)?, row.get(column::total::USES)?);
+        let (value, uses) = (
+            row.get(column::total::VALUE)?,
+            row.get(column::total::USES)?,
+        );
         (found == name).then(|| tally_of(value, uses))
     }
 
     fn by_index(&mut self, name: &[u8]) -> (Tally, Spot) {
-        let index = (self.index)
-            .get_or_insert_with(|| read::index_of(&self.table, &column::total::KEY));
+        let index =
+            (self.index).get_or_insert_with(|| read::index_of(&self.table, &column::total::KEY));
         let scan = self.scan.get_or_insert_with(|| {
             // SAFETY: whoever opened this keeps the snapshot.
             unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }

@@ -2,11 +2,11 @@
 
 use pgrx::pg_sys;
 
+#[cfg(not(feature = "pg15"))]
+pub use pg_sys::RelFileLocator as FileNumbers;
 /// Which files are a relation's: 16 calls it a locator.
 #[cfg(feature = "pg15")]
 pub use pg_sys::RelFileNode as FileNumbers;
-#[cfg(not(feature = "pg15"))]
-pub use pg_sys::RelFileLocator as FileNumbers;
 
 /// See [`FileNumbers`].
 ///

@@ -75,7 +75,12 @@ impl Index {
     /// None: it is not ready for insertions.
     fn open(index: Relation) -> Option<Self> {
         // SAFETY: an open index has its pg_index row and tuple.
-        let (form, tuple) = unsafe { (&*(*index.as_ptr()).rd_index, (*index.as_ptr()).rd_indextuple) };
+        let (form, tuple) = unsafe {
+            (
+                &*(*index.as_ptr()).rd_index,
+                (*index.as_ptr()).rd_indextuple,
+            )
+        };
         // SAFETY: as above.
         let plain = unsafe {
             ports::column_is_null(tuple, pg_sys::Anum_pg_index_indexprs)

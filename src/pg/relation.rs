@@ -125,8 +125,10 @@ impl Relation {
         // SAFETY: an open index has its pg_index row, whose indkey has indnatts entries.
         let candidate = unsafe {
             let index = &*(*self.as_ptr()).rd_index;
-            let has_predicate =
-                !ports::column_is_null((*self.as_ptr()).rd_indextuple, pg_sys::Anum_pg_index_indpred);
+            let has_predicate = !ports::column_is_null(
+                (*self.as_ptr()).rd_indextuple,
+                pg_sys::Anum_pg_index_indpred,
+            );
             (*(*self.as_ptr()).rd_rel).relam == pg_sys::BTREE_AM_OID
                 && index.indisvalid
                 && !has_predicate

@@ -111,7 +111,6 @@ impl Key {
             value,
         }
     }
-
 }
 
 const MAX_KEYS: usize = 3;

@@ -38,8 +38,8 @@ pub use database::{
     oracle_schema, pages, settle, turn_over, wait_for_no_worker, wait_for_worker,
 };
 pub use load::{
-    Control, Load, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed, together,
-    under_watch,
+    Control, Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed,
+    together, under_watch,
 };
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
 pub use replica::{Refusal, catch_up};

@@ -1,6 +1,8 @@
 //! The traffic: clients that count and keep the oracle in the same transactions.
 
 use std::fmt::Write as _;
+use std::iter::Cycle;
+use std::slice::Iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -127,6 +129,61 @@ impl Control {
             ensure!(!self.aborted.load(Ordering::Relaxed), "the load has failed");
             Ok(self.finished.load(Ordering::Relaxed) >= enough)
         })
+    }
+}
+
+/// Statements of an administrator, one after the other beside a load, and again from the first one.
+pub struct Maintenance<'a> {
+    client: Client,
+    statements: Cycle<Iter<'a, String>>,
+    done: u64,
+}
+
+impl<'a> Maintenance<'a> {
+    /// Connects, and begins with the first one.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn of(statements: &'a [String], config: &Config) -> Result<Self> {
+        Ok(Self {
+            client: config.connect(NoTls)?,
+            statements: statements.iter().cycle(),
+            done: 0,
+        })
+    }
+
+    /// Runs loads with different seeds until a few statements have been run beside them. Some wait for
+    /// the transactions of others, and may take as long as a whole load.
+    ///
+    /// # Errors
+    /// Those of the load, which gets its seed and what to do meanwhile, and of the statements.
+    pub fn beside(
+        &mut self,
+        mut load: impl FnMut(u64, &mut dyn FnMut(&Control) -> Result<()>) -> Result<Watched>,
+    ) -> Result<Watched> {
+        const ENOUGH: u64 = 4;
+        let mut all = Watched::default();
+        for seed in seed().. {
+            let watched = load(seed, &mut |control| self.run(control))?;
+            all.checks += watched.checks;
+            if self.done >= ENOUGH {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    fn run(&mut self, control: &Control) -> Result<()> {
+        let before = self.done;
+        while !control.is_done() {
+            let statement = self.statements.next().context("no statements")?;
+            self.client
+                .batch_execute(statement)
+                .with_context(|| statement.clone())?;
+            self.done += 1;
+        }
+        ensure!(self.done > before, "the load was over at once");
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! What an administrator does to tables does nothing to values.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, create_database,
-    footprint, settle, shared, under_watch,
+    DEADLINE, FOLD_HARD, Load, Maintenance, agree, changes_schema, changes_under_watch, check,
+    compact, create_database, footprint, settle, shared, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
-use postgres::Client;
+use postgres::{Client, IsolationLevel};
 
 fn cluster() -> &'static Cluster {
     shared(|| {
@@ -22,28 +22,18 @@ fn cluster() -> &'static Cluster {
     })
 }
 
-/// Runs a load, and statement after statement beside it, until either has come to its end twice.
+/// Runs loads, and statement after statement beside them.
 fn beside_load(db: &str, statements: &[String]) -> Result<()> {
     let mut client = create_database(cluster(), db)?;
-    let load = Load {
-        transactions: 250,
-        two_phase: true,
-        ..Load::default()
-    };
-    under_watch(&cluster().config(db), &load, |control| {
-        let mut maintainer = cluster().connect_db(db)?;
-        let mut done = 0;
-        for statement in statements.iter().cycle() {
-            if control.is_done() {
-                break;
-            }
-            maintainer
-                .batch_execute(statement)
-                .map_err(|error| anyhow::Error::from(error).context(statement.clone()))?;
-            done += 1;
-        }
-        ensure!(done > 3, "the load was over after {done} statements");
-        Ok(())
+    let config = cluster().config(db);
+    Maintenance::of(statements, &config)?.beside(|seed, meanwhile| {
+        let load = Load {
+            transactions: 250,
+            two_phase: true,
+            seed,
+            ..Load::default()
+        };
+        under_watch(&config, &load, meanwhile)
     })?;
     // Each of them once more at rest, with deltas in the logs.
     client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
@@ -114,6 +104,64 @@ fn cluster_on_internal_tables_under_load_changes_no_value() -> Result<()> {
         }
     }
     beside_load("clustered", &statements)
+}
+
+/// A session remembers where it has found rows. By now there may be another counter, or nothing.
+#[test]
+fn session_that_remembers_rows_reads_what_is_there_now() -> Result<()> {
+    let mut other = create_database(cluster(), "remembered")?;
+    other.batch_execute("SELECT bump('n' || n, n) FROM generate_series(1, 2000) n")?;
+    settle(&mut other)?;
+    let mut reader = cluster().connect_db("remembered")?;
+    check(&mut reader)?;
+    let mut old = cluster().connect_db("remembered")?;
+    let mut snapshot = old
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    check(&mut snapshot)?;
+    let changes = "SELECT bump('n' || n, 3) FROM generate_series(1, 2000) n";
+    let drops = "SELECT counter_drop(name) FROM counters WHERE name NOT LIKE 'n1%';
+                 DELETE FROM oracle WHERE name NOT LIKE 'n1%'";
+    let others = "SELECT bump('m' || n, n) FROM generate_series(1, 1500) n";
+    for round in 0..2 {
+        for statement in [
+            changes,
+            drops,
+            "VACUUM (TRUNCATE) counterx.total",
+            others,
+            "VACUUM (TRUNCATE) counterx.state",
+            drops,
+            "VACUUM FULL counterx.total",
+            "VACUUM FULL counterx.state",
+            changes,
+        ] {
+            other.batch_execute(statement).context(statement)?;
+            // Pending first, then folded.
+            check(&mut reader)?;
+            settle(&mut other)?;
+            check(&mut reader).with_context(|| format!("after {statement}"))?;
+            if round == 0 {
+                check(&mut snapshot).with_context(|| format!("snapshot after {statement}"))?;
+            }
+        }
+        // Only then there is something for VACUUM to remove.
+        if round == 0 {
+            snapshot.batch_execute("COMMIT")?;
+        }
+    }
+    // Rows of states move every 64 epochs, and others come to where they were.
+    for round in 0..200 {
+        other.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(10, 30) n")?;
+        compact(&mut other)?;
+        if round % 10 == 0 {
+            other.batch_execute("VACUUM counterx.state")?;
+        }
+        if round % 50 == 49 {
+            check(&mut reader).with_context(|| format!("round {round}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn changes(client: &mut Client, slot: &str) -> Result<Vec<String>> {

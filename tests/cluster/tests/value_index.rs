@@ -1,10 +1,10 @@
 //! The value index: what it costs and does not cost others, and that ranks are exact with it, without
 //! it, and while it comes and goes.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch,
-    create_database, refused, seed, settle, shared, totals_are_clean,
+    DEADLINE, FOLD_HARD, Load, Maintenance, agree, changes_schema, changes_under_watch,
+    create_database, refused, settle, shared, totals_are_clean,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -205,38 +205,21 @@ fn invalid_index_is_not_used_and_is_replaced() -> Result<()> {
 fn beside_load(db: &str, statements: &[&str]) -> Result<()> {
     let mut client = database(db, 100)?;
     ensure!(says(&mut client, CREATE)?);
-    let mut maintainer = cluster().connect_db(db)?;
-    let mut all = statements.iter().cycle();
-    let mut done = 0;
-    // A concurrent rebuild waits for the transactions of others, and may take as long as a whole load.
-    for round in 0.. {
+    let statements: Vec<String> = statements.iter().map(ToString::to_string).collect();
+    let config = cluster().config(db);
+    let watched = Maintenance::of(&statements, &config)?.beside(|seed, meanwhile| {
         let load = Load {
             clients: 6,
             transactions: 50,
             names: 5,
             two_phase: true,
-            seed: seed() + round,
+            seed,
             ..Load::default()
         };
-        let maintain = |control: &Control| {
-            let before = done;
-            while !control.is_done() {
-                let statement = all.next().context("no statements")?;
-                maintainer
-                    .batch_execute(statement)
-                    .with_context(|| (*statement).to_owned())?;
-                done += 1;
-            }
-            ensure!(done > before, "the load was over before a statement was");
-            Ok(())
-        };
-        let watched = changes_under_watch(&cluster().config(db), &load, maintain)?;
-        ensure!(watched.checks > 2, "nobody looked: {watched:?}");
-        if done > 2 {
-            break;
-        }
-    }
-    for statement in statements {
+        changes_under_watch(&config, &load, meanwhile)
+    })?;
+    ensure!(watched.checks > 2, "nobody looked: {watched:?}");
+    for statement in &statements {
         client.batch_execute(statement)?;
         agree(&mut client)?;
     }
