@@ -21,10 +21,12 @@ use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::spot::Spot;
 use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, column};
 use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
+use counterx_core::lane::NameHash;
 use counterx_core::tally::Tally;
 use pgrx::{FromDatum, pg_sys};
 use std::collections::BTreeMap;
@@ -233,6 +235,7 @@ impl Totals {
             Unusable::NotInstalled.raise()
         };
         let index = read::index_of(&table, &column::total::KEY);
+        totals::remember_many();
         // SAFETY: an ordinary table, open; the snapshot is a static.
         unsafe {
             Self {
@@ -263,13 +266,13 @@ impl Totals {
         let name = NameText::new(&self.name);
         // SAFETY: the scan's own memory is older than the scope.
         let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-        self.scan.seek(&[Key::text_eq(1, name.datum())]);
-        let old = self.scan.next(Direction::Backward);
+        let hash = NameHash::of(&self.name);
+        let old = self.find(hash, &name);
         let (mut tid, mut generation, mut tally) = (None, self.generation, sum);
-        if let Some(row) = old {
-            tid = Some(row.tid());
-            generation = generation.max(row.int8(column::total::GEN));
-            tally += totals::tally(&row);
+        if let Some(old) = old {
+            tid = Some(old.tid);
+            generation = generation.max(old.generation);
+            tally += old.tally;
         }
         if tally.is_zero() {
             if let Some(mut tid) = tid {
@@ -286,9 +289,40 @@ impl Totals {
         ]
         .map(Some);
         // SAFETY: the indexes are those of this table.
-        unsafe { write_row(&self.table, self.indexes, tid, values) };
+        if let Some(address) = unsafe { write_row(&self.table, self.indexes, tid, values) } {
+            totals::remember(hash, Spot::of_new_row(&self.table, address));
+        }
         failpoint!("fold.total_written");
     }
+
+    fn find(&mut self, hash: NameHash, name: &NameText) -> Option<OldTotal> {
+        let snapshot = snapshot::self_snapshot();
+        // SAFETY: the snapshot is a static, and sees one version of a row.
+        let known = unsafe { totals::find_at_spot(hash, &self.name, &self.table, snapshot) };
+        if let Some(row) = known {
+            let generation = row.get(column::total::GEN)?.value() as i64;
+            return Some(OldTotal {
+                tid: row.tid(),
+                generation,
+                tally: totals::tally_at_spot(&row),
+            });
+        }
+        self.scan.seek(&[Key::text_eq(1, name.datum())]);
+        let (row, spot) = self.scan.next_with_spot(Direction::Backward)?;
+        totals::remember(hash, spot);
+        Some(OldTotal {
+            tid: row.tid(),
+            generation: row.int8(column::total::GEN),
+            tally: totals::tally(&row),
+        })
+    }
+}
+
+/// A counter's total before a fold.
+struct OldTotal {
+    tid: pg_sys::ItemPointerData,
+    generation: i64,
+    tally: Tally,
 }
 
 impl Drop for Totals {
@@ -300,7 +334,8 @@ impl Drop for Totals {
     }
 }
 
-/// Inserts a row, or puts it in another's place, with its index entries.
+/// Inserts a row, or puts it in another's place, with its index entries. Returns its address, if a chain
+/// of versions begins with it.
 ///
 /// # Safety
 /// The values fit the table's columns, and the indexes are the table's.
@@ -309,7 +344,7 @@ unsafe fn write_row<const N: usize>(
     indexes: pg_sys::CatalogIndexState,
     tid: Option<pg_sys::ItemPointerData>,
     values: [Option<pg_sys::Datum>; N],
-) {
+) -> Option<pg_sys::ItemPointerData> {
     let mut nulls = values.map(|value| value.is_none());
     let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
     // SAFETY: the caller's promise.
@@ -322,7 +357,10 @@ unsafe fn write_row<const N: usize>(
             }
             None => pg_sys::CatalogTupleInsertWithInfo(table.as_ptr(), tuple, indexes),
         }
+        let in_place = u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
+        let address = (*tuple).t_self;
         pg_sys::heap_freetuple(tuple);
+        (!in_place).then_some(address)
     }
 }
 

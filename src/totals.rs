@@ -8,14 +8,14 @@ use crate::catalog;
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, Found, IndexScan, Key, Row, TableScan};
-use crate::pg::spot::Spot;
+use crate::pg::spot::{Spot, SpotRow, Spots};
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::read::{self, column};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 /// What a row of `total` says.
@@ -28,6 +28,13 @@ pub fn tally(row: &Row) -> Tally {
     tally_of(value, uses.into())
 }
 
+/// The same of one that was found at its spot.
+pub fn tally_at_spot(row: &SpotRow<{ column::total::COLUMNS }>) -> Tally {
+    use column::total::{USES, VALUE};
+    let column = |column| row.get(column).expect("the columns are NOT NULL");
+    tally_of(column(VALUE), column(USES))
+}
+
 fn tally_of(value: pg_sys::Datum, uses: pg_sys::Datum) -> Tally {
     Tally {
         // SAFETY: a numeric; it is too short to be stored out of line or compressed.
@@ -36,11 +43,47 @@ fn tally_of(value: pg_sys::Datum, uses: pg_sys::Datum) -> Tally {
     }
 }
 
-/// Where this backend has found totals last, by the hashes of their names. What is found there is held
-/// against the name.
-const SPOTS: usize = 256;
 thread_local! {
-    static SPOT: [Cell<Spot>; SPOTS] = const { [const { Cell::new(Spot::NONE) }; SPOTS] };
+    /// Where this backend has found totals last. What is found there is held against the name.
+    static SPOTS: RefCell<Spots> = RefCell::default();
+}
+
+/// Spots of readers: 3 kB.
+const FEW_SPOTS: usize = 256;
+/// Spots of those who fold: 768 kB.
+const MANY_SPOTS: usize = 64 * 1024;
+
+/// Whoever folds meets the same counters again and again.
+pub fn remember_many() {
+    SPOTS.with_borrow_mut(|spots| spots.grow_to(MANY_SPOTS));
+}
+
+/// Where a counter's total was last.
+fn spot(hash: NameHash) -> Spot {
+    SPOTS.with_borrow(|spots| spots.get(hash.get()))
+}
+
+/// A counter's total is here.
+pub fn remember(hash: NameHash, spot: Spot) {
+    SPOTS.with_borrow_mut(|spots| spots.set(hash.get(), spot));
+}
+
+/// The row of a counter's total, if it is where it was last. A snapshot sees one row of a counter, so
+/// any that it sees is the right one.
+///
+/// # Safety
+/// The snapshot sees one version of a row at most, and is a static one, active or registered.
+pub unsafe fn find_at_spot<'a>(
+    hash: NameHash,
+    name: &[u8],
+    table: &'a Relation,
+    snapshot: pg_sys::Snapshot,
+) -> Option<SpotRow<'a, { column::total::COLUMNS }>> {
+    // SAFETY: the caller's promise.
+    let row = unsafe { spot(hash).find(table, snapshot) }?;
+    // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
+    let found = unsafe { text_bytes(row.get(column::total::NAME)?) };
+    (found == name).then_some(row)
 }
 
 /// Looks up totals by name.
@@ -58,6 +101,7 @@ impl TotalsByName {
     /// # Safety
     /// The snapshot lives as long as this.
     pub unsafe fn open(snapshot: pg_sys::Snapshot) -> Self {
+        SPOTS.with_borrow_mut(|spots| spots.grow_to(FEW_SPOTS));
         Self {
             scan: None,
             index: None,
@@ -68,26 +112,14 @@ impl TotalsByName {
 
     /// The total of a counter; nothing for one that was never folded.
     pub fn get(&mut self, name: &[u8]) -> Tally {
-        let at = NameHash::of(name).get() as usize % SPOTS;
-        let spot = SPOT.with(|spots| spots[at].get());
-        self.at_spot(spot, name).unwrap_or_else(|| {
-            let (tally, spot) = self.by_index(name);
-            SPOT.with(|spots| spots[at].set(spot));
-            tally
-        })
-    }
-
-    /// A snapshot sees one row of a counter, so any that it sees is the right one.
-    fn at_spot(&self, spot: Spot, name: &[u8]) -> Option<Tally> {
+        let hash = NameHash::of(name);
         // SAFETY: whoever opened this keeps the snapshot.
-        let row = unsafe { spot.find::<{ column::total::COLUMNS }>(&self.table, self.snapshot) }?;
-        // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
-        let found = unsafe { text_bytes(row.get(column::total::NAME)?) };
-        let (value, uses) = (
-            row.get(column::total::VALUE)?,
-            row.get(column::total::USES)?,
-        );
-        (found == name).then(|| tally_of(value, uses))
+        if let Some(row) = unsafe { find_at_spot(hash, name, &self.table, self.snapshot) } {
+            return tally_at_spot(&row);
+        }
+        let (tally, spot) = self.by_index(name);
+        remember(hash, spot);
+        tally
     }
 
     fn by_index(&mut self, name: &[u8]) -> (Tally, Spot) {

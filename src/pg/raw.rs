@@ -38,6 +38,7 @@ unsafe extern "C-unwind" {
         all_dead: *mut bool,
         first_call: bool,
     ) -> bool;
+    pub fn heap_page_prune_opt(relation: pg_sys::Relation, buffer: pg_sys::Buffer);
     pub fn heap_deform_tuple(
         tuple: pg_sys::HeapTuple,
         columns: pg_sys::TupleDesc,

@@ -264,7 +264,8 @@ impl IndexScan {
             .then_some(Row(self.slot))
     }
 
-    /// The next visible row, and where it is. The scan's snapshot is an MVCC one.
+    /// The next visible row, and where it is. The scan's snapshot is an MVCC one, or the scan is sent
+    /// elsewhere before it goes on.
     pub fn next_with_spot(&mut self, direction: Direction) -> Option<(Row, Spot)> {
         let (scan, slot) = (self.scan, self.slot);
         let _switch = self.memory();

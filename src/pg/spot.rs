@@ -27,6 +27,21 @@ impl Spot {
         buffer: 0,
     };
 
+    /// The spot of a row that was just put there, and whose chain begins with it.
+    pub fn of_new_row(table: &Relation, address: pg_sys::ItemPointerData) -> Self {
+        let table = table.as_ptr();
+        let spot = Self::new(address, 0);
+        // SAFETY: the table is open, and the block exists: it has the row.
+        let buffer = unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                let buffer = raw::ReadBuffer(table, spot.block);
+                raw::ReleaseBuffer(buffer);
+                buffer
+            })
+        };
+        Self { buffer, ..spot }
+    }
+
     /// The spot of a row that an index entry with this address has led to, in this buffer.
     pub fn new(address: pg_sys::ItemPointerData, buffer: pg_sys::Buffer) -> Self {
         Self {
@@ -43,7 +58,7 @@ impl Spot {
     /// or a truncation: a block that is gone is never asked for.
     ///
     /// # Safety
-    /// The snapshot is an MVCC one, active or registered.
+    /// The snapshot sees one version of a row at most, and is a static one, active or registered.
     pub unsafe fn find<'a, const COLUMNS: usize>(
         self,
         table: &'a Relation,
@@ -71,6 +86,9 @@ impl Spot {
                 if !raw::ReadRecentBuffer(numbers, fork, self.block, self.buffer) {
                     return false;
                 }
+                // As an index scan does it: where nobody else comes by, it is what makes room for
+                // further versions in place.
+                raw::heap_page_prune_opt(relation, self.buffer);
                 raw::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
                 let found = raw::heap_hot_search_buffer(
                     &mut address,
@@ -95,6 +113,7 @@ impl Spot {
         found.then(|| SpotRow {
             values,
             nulls,
+            address,
             buffer: self.buffer,
             _table: table,
         })
@@ -105,11 +124,17 @@ impl Spot {
 pub struct SpotRow<'a, const COLUMNS: usize> {
     values: [pg_sys::Datum; COLUMNS],
     nulls: [bool; COLUMNS],
+    address: pg_sys::ItemPointerData,
     buffer: pg_sys::Buffer,
     _table: &'a Relation,
 }
 
 impl<const COLUMNS: usize> SpotRow<'_, COLUMNS> {
+    /// The version's own address.
+    pub fn tid(&self) -> pg_sys::ItemPointerData {
+        self.address
+    }
+
     /// The column's datum, 1-based, valid as long as the row; None when it is null.
     pub fn get(&self, column: usize) -> Option<pg_sys::Datum> {
         (!self.nulls[column - 1]).then(|| self.values[column - 1])
@@ -129,5 +154,38 @@ impl<const COLUMNS: usize> Drop for SpotRow<'_, COLUMNS> {
 impl Default for Spot {
     fn default() -> Self {
         Self::NONE
+    }
+}
+
+/// Spots by the hashes of what is there. Of two whose hashes meet, the later one stays.
+#[derive(Debug, Default)]
+pub struct Spots(Vec<Spot>);
+
+impl Spots {
+    /// Has room for so many: a power of two. It never gets smaller.
+    pub fn grow_to(&mut self, room: usize) {
+        debug_assert!(room.is_power_of_two());
+        if self.0.len() < room {
+            self.0.clear();
+            self.0.resize(room, Spot::NONE);
+        }
+    }
+
+    /// The spot for this hash, or none.
+    pub fn get(&self, hash: u64) -> Spot {
+        self.0.get(self.at(hash)).copied().unwrap_or_default()
+    }
+
+    /// Remembers a spot.
+    pub fn set(&mut self, hash: u64, spot: Spot) {
+        let at = self.at(hash);
+        if let Some(known) = self.0.get_mut(at) {
+            *known = spot;
+        }
+    }
+
+    /// The lowest bits of a hash are the lane.
+    fn at(&self, hash: u64) -> usize {
+        (hash >> 8) as usize & self.0.len().wrapping_sub(1)
     }
 }
