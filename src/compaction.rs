@@ -5,6 +5,7 @@ use crate::catalog::LaneRels;
 use crate::fold::{self, Restoring};
 use crate::lease::{Lease, Published};
 use crate::rotation::{self, Drained};
+use counterx_core::schedule::Folded;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
 /// right: the next one publishes anew and waits.
@@ -12,9 +13,15 @@ use crate::rotation::{self, Drained};
 pub struct LaneMemory {
     published: Option<Published>,
     drained: Option<Drained>,
+    folded: Folded,
 }
 
 impl LaneMemory {
+    /// So many pending deltas start a fold before its time, where the setting says `threshold`.
+    pub fn early_at(&self, threshold: u64) -> u64 {
+        self.folded.early_at(threshold)
+    }
+
     /// A truncation has failed. The published epoch is of a transaction that was committed before, so
     /// it stays known: forgotten each time, it would never be folded.
     pub fn forget_drained(&mut self) {
@@ -59,7 +66,7 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
             }
-            fold::fold(lane, &lease, published.epoch - 1);
+            memory.folded = fold::fold(lane, &lease, published.epoch - 1);
             true
         }
         None => false,
@@ -109,7 +116,8 @@ pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, 
     }
     let mut published = lease.publish(rotation::wants_switch(&rels, gate));
     published.settle();
-    Ok(fold::fold(lane, &lease, published.epoch - 1))
+    let folded = fold::fold(lane, &lease, published.epoch - 1);
+    Ok(i64::try_from(folded.deltas).unwrap_or(i64::MAX))
 }
 
 /// Notes an error where `counterx.workers` shows it, in a transaction of its own. Only the holder of

@@ -16,7 +16,7 @@
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::lease::Lease;
 use crate::pg::error::in_server_encoding;
-use crate::pg::memory::MemoryScope;
+use crate::pg::memory::{MemoryArena, MemoryScope, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
@@ -27,6 +27,7 @@ use crate::read::{self, column};
 use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::lane::NameHash;
+use counterx_core::schedule::Folded;
 use counterx_core::tally::Tally;
 use pgrx::{FromDatum, pg_sys};
 use std::collections::BTreeMap;
@@ -98,17 +99,15 @@ pub fn count_pending_entries(lane: usize, rels: &LaneRels, limit: u64) -> u64 {
         // SAFETY: the snapshot is a static.
         let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 1) };
         scan.seek(&[Key::int8_gt(1, folded)]);
-        while count < limit && scan.next_entry(Direction::Forward) {
-            count += 1;
-        }
+        count += scan.count_entries(limit - count);
     }
     count
 }
 
-/// Folds all epochs through this one, whose writers have all ended. Returns the number of deltas.
+/// Folds all epochs through this one, whose writers have all ended.
 ///
 /// The caller holds the lease, in a READ COMMITTED transaction.
-pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
+pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
     let started = now();
     let shared = catalog::shared();
     let folded = read::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
@@ -123,6 +122,7 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
     for side in Side::BOTH {
         deltas += fold_log(lease.rels(), side, (folded, through), &latest, &mut totals);
     }
+    let busiest = totals.busiest;
     drop(totals);
     failpoint!("fold.totals_written");
     save_state(lane, &shared, |state| {
@@ -134,7 +134,10 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> i64 {
     });
     next_command();
     failpoint!("fold.state_saved");
-    deltas
+    Folded {
+        deltas: deltas.unsigned_abs(),
+        busiest,
+    }
 }
 
 /// What was written so far may be written again, and is seen by a second fold.
@@ -227,6 +230,12 @@ struct Totals {
     generation: i64,
     name: Vec<u8>,
     sum: Option<Tally>,
+    /// Deltas in that sum.
+    run: u64,
+    /// The most deltas that a sum had.
+    busiest: u64,
+    /// For what one counter takes.
+    arena: MemoryArena,
 }
 
 impl Totals {
@@ -246,6 +255,9 @@ impl Totals {
                 generation,
                 name: Vec::new(),
                 sum: None,
+                run: 0,
+                busiest: 0,
+                arena: MemoryArena::below(pg_sys::CurrentMemoryContext),
             }
         }
     }
@@ -257,15 +269,20 @@ impl Totals {
             self.name.extend_from_slice(name);
         }
         self.sum = Some(self.sum.unwrap_or_default() + tally);
+        self.run += 1;
     }
 
     /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
     /// counter's does, is removed: having none means the same.
     fn flush(&mut self) {
         let Some(sum) = self.sum.take() else { return };
+        self.busiest = self.busiest.max(std::mem::take(&mut self.run));
         let name = NameText::new(&self.name);
-        // SAFETY: the scan's own memory is older than the scope.
-        let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
+        // SAFETY: the scan has memory of its own, and nothing else is kept from one counter to the next.
+        let _switch = unsafe {
+            self.arena.reset();
+            MemorySwitch::to(self.arena.as_ptr())
+        };
         let hash = NameHash::of(&self.name);
         let old = self.find(hash, &name);
         let (mut tid, mut generation, mut tally) = (None, self.generation, sum);

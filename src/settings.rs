@@ -92,7 +92,7 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"counterx.compaction_threshold",
         c"Number of pending deltas in a lane that starts a fold before its time.",
-        c"Counted twenty times a second while a worker runs.",
+        c"Up to four times as many where they are of many counters. Counted up to twenty times a second while a worker runs.",
         &COMPACTION_THRESHOLD,
         1,
         i32::MAX,

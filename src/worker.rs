@@ -23,7 +23,7 @@ use crate::pg::ports;
 use crate::settings;
 use crate::token::{self, Batch};
 use counterx_core::lane::LANES;
-use counterx_core::schedule::{LaneClock, POLL};
+use counterx_core::schedule::{self, LaneClock, POLL};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
@@ -256,6 +256,8 @@ struct Worker {
     clocks: [LaneClock; LANES],
     /// Of truncations: one that fails must not hold up folding.
     reclaims: [LaneClock; LANES],
+    /// When to count next what is pending.
+    counts: [Duration; LANES],
     memories: [LaneMemory; LANES],
     restoring: [bool; LANES],
     database_settings: Option<Option<i64>>,
@@ -293,6 +295,7 @@ impl Worker {
             last_work: Duration::ZERO,
             clocks: Default::default(),
             reclaims: Default::default(),
+            counts: Default::default(),
             memories: Default::default(),
             restoring: Default::default(),
             database_settings: None,
@@ -387,8 +390,16 @@ impl Worker {
         }
         let threshold = settings::compaction_threshold();
         let mut crowded = [false; LANES];
+        let now = self.now();
         for (lane, rels) in lanes.iter().enumerate() {
-            crowded[lane] = fold::count_pending_entries(lane, rels, threshold) >= threshold;
+            if now < self.counts[lane] {
+                continue;
+            }
+            let limit = self.memories[lane].early_at(threshold);
+            let count = fold::count_pending_entries(lane, rels, limit);
+            crowded[lane] = count >= limit;
+            let since = self.clocks[lane].since(now);
+            self.counts[lane] = now + schedule::until_next_count(count, limit, since);
         }
         Outlook::Crowded(crowded)
     }

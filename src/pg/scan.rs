@@ -319,11 +319,22 @@ impl IndexScan {
         }
     }
 
-    /// Is there a next index entry, whatever became of its row? Touches no row.
-    pub fn next_entry(&mut self, direction: Direction) -> bool {
+    /// The number of index entries that follow, whatever became of their rows, counted up to `limit`.
+    /// Touches no row.
+    pub fn count_entries(&mut self, limit: u64) -> u64 {
+        let scan = self.scan;
+        let direction = Direction::Forward.raw();
         let _switch = self.memory();
-        // SAFETY: the scan was started.
-        !unsafe { pg_sys::index_getnext_tid(self.scan, direction.raw()) }.is_null()
+        // SAFETY: the scan was started. One guard for all: nothing here has to be dropped.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                let mut count = 0;
+                while count < limit && !raw::index_getnext_tid(scan, direction).is_null() {
+                    count += 1;
+                }
+                count
+            })
+        }
     }
 }
 

@@ -8,6 +8,43 @@ pub const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A worker looks for early folds (by number of pending rows) this often.
 pub const POLL: Duration = Duration::from_millis(50);
 
+/// What a fold has met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// Deltas.
+    pub deltas: u64,
+    /// Deltas of the counter that had the most, in one epoch.
+    pub busiest: u64,
+}
+
+impl Folded {
+    /// So many pending deltas start a lane's next fold before its time.
+    ///
+    /// A read adds up what is pending of its counter, so it is the busiest counter that should not get
+    /// more than `threshold`; this fold tells which share of the lane's deltas may be its. But not many
+    /// times as many: lists add up all of them, and from now on they may all be of one counter.
+    pub fn early_at(self, threshold: u64) -> u64 {
+        const MOST: u64 = 4;
+        let counters = self.deltas.checked_div(self.busiest).unwrap_or(1);
+        threshold.saturating_mul(counters.clamp(1, MOST))
+    }
+}
+
+/// How long not to count what is pending in a lane: half of what it takes from `count` to `limit` at the
+/// rate since its last tick. To count takes time for each that is there.
+pub fn until_next_count(count: u64, limit: u64, since: Duration) -> Duration {
+    const LONGEST: Duration = POLL.saturating_mul(4);
+    let missing = since
+        .as_nanos()
+        .saturating_mul(u128::from(limit.saturating_sub(count)));
+    match missing.checked_div(2 * u128::from(count)) {
+        Some(nanos) => {
+            u64::try_from(nanos).map_or(LONGEST, |nanos| Duration::from_nanos(nanos).min(LONGEST))
+        }
+        None => Duration::ZERO,
+    }
+}
+
 /// One lane's clock. Times are durations since the worker's start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LaneClock {
@@ -36,6 +73,11 @@ impl LaneClock {
     /// May a tick be taken before its time, because of many pending rows? Not while backing off.
     pub fn may_be_early(&self) -> bool {
         self.failures == 0
+    }
+
+    /// The time since the last tick.
+    pub fn since(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.last_tick)
     }
 
     /// A tick was taken and ended well.
@@ -117,6 +159,41 @@ mod tests {
         clock.waited(now);
         clock.succeeded(now);
         assert!(clock.may_be_early());
+    }
+
+    #[test]
+    fn spread_deltas_may_be_more_and_not_many_more() {
+        let early_at = |deltas, busiest| Folded { deltas, busiest }.early_at(1000);
+        assert_eq!(Folded::default().early_at(1000), 1000);
+        assert_eq!(early_at(1000, 1000), 1000);
+        assert_eq!(early_at(1000, 501), 1000);
+        assert_eq!(early_at(1000, 500), 2000);
+        assert_eq!(early_at(1000, 1), 4000);
+        assert_eq!(
+            Folded {
+                deltas: 9,
+                busiest: 1
+            }
+            .early_at(u64::MAX),
+            u64::MAX
+        );
+    }
+
+    #[test]
+    fn counts_often_when_it_is_near_and_seldom_when_it_is_far() {
+        let half = Duration::from_millis(500);
+        assert_eq!(until_next_count(0, 1000, half), Duration::ZERO);
+        assert_eq!(until_next_count(1000, 1000, half), Duration::ZERO);
+        assert_eq!(until_next_count(2000, 1000, half), Duration::ZERO);
+        assert_eq!(until_next_count(1, 1000, half), POLL * 4);
+        assert_eq!(
+            until_next_count(750, 1000, Duration::from_millis(150)),
+            Duration::from_millis(25)
+        );
+        assert_eq!(
+            until_next_count(1, u64::MAX, Duration::from_secs(1 << 40)),
+            POLL * 4
+        );
     }
 
     #[test]
