@@ -2,11 +2,12 @@
 
 use pgrx::pg_sys;
 
-#[cfg(not(feature = "pg15"))]
-pub use pg_sys::RelFileLocator as FileNumbers;
 /// Which files are a relation's: 16 calls it a locator.
 #[cfg(feature = "pg15")]
-pub use pg_sys::RelFileNode as FileNumbers;
+pub type FileNumbers = pg_sys::RelFileNode;
+/// Which files are a relation's.
+#[cfg(not(feature = "pg15"))]
+pub type FileNumbers = pg_sys::RelFileLocator;
 
 /// See [`FileNumbers`].
 ///
