@@ -111,7 +111,11 @@ fn names_by_lane(client: &mut Client, lane: i32) -> Result<(Vec<String>, Vec<Str
     let mut others = Vec::new();
     let mut crowd = Vec::new();
     for number in 0..8 {
-        let sql = format!("SELECT name FROM counterx.log_{number}_a WHERE name LIKE 'nnn%'");
+        // A worker may have changed the logs meanwhile.
+        let sql = format!(
+            "SELECT name FROM (TABLE counterx.log_{number}_a UNION ALL TABLE counterx.log_{number}_b) logs
+              WHERE name LIKE 'nnn%'"
+        );
         let rows = transaction.query(&sql, &[])?;
         let mut names = rows.iter().map(|row| row.get::<_, String>(0));
         if number == lane {
