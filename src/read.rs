@@ -508,7 +508,8 @@ pub struct LaneState {
 /// Reads a lane's newest state.
 pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) -> LaneState {
     // SAFETY: the caller's snapshot outlives this call.
-    unsafe { LaneStates::open(shared, snapshot) }.newest(lane)
+    let mut states = unsafe { LaneStates::open(shared, snapshot) };
+    states.by_index(lane).0
 }
 
 thread_local! {
@@ -537,26 +538,13 @@ impl LaneStates {
         }
     }
 
-    fn scan(&mut self) -> &mut IndexScan {
-        let index = (self.index).get_or_insert_with(|| index_of(&self.table, &column::state::KEY));
-        self.scan.get_or_insert_with(|| {
-            // SAFETY: whoever opened this keeps the snapshot.
-            unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }
-        })
-    }
-
-    /// The folded epoch, for an MVCC snapshot.
+    /// The folded epoch.
     fn folded(&mut self, lane: usize) -> i64 {
         let spot = SPOT.with(|spots| spots[lane].get());
         self.folded_at(spot, lane).unwrap_or_else(|| {
-            let scan = self.scan();
-            scan.seek(&[Key::int4_eq(1, lane as i32)]);
-            let found = scan.next_with_spot(Direction::Backward);
-            let (folded, spot) = found.map_or((0, Spot::NONE), |(row, spot)| {
-                (row.int8(column::state::FOLDED_EPOCH), spot)
-            });
+            let (state, spot) = self.by_index(lane);
             SPOT.with(|spots| spots[lane].set(spot));
-            folded
+            state.folded
         })
     }
 
@@ -570,18 +558,28 @@ impl LaneStates {
         is_it.then_some(folded)
     }
 
-    fn newest(&mut self, lane: usize) -> LaneState {
-        let scan = self.scan();
+    fn by_index(&mut self, lane: usize) -> (LaneState, Spot) {
+        let index = (self.index).get_or_insert_with(|| index_of(&self.table, &column::state::KEY));
+        let scan = self.scan.get_or_insert_with(|| {
+            // SAFETY: whoever opened this keeps the snapshot.
+            unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }
+        });
         scan.seek(&[Key::int4_eq(1, lane as i32)]);
-        match scan.next(Direction::Backward) {
-            Some(row) => LaneState {
-                folded: row.int8(column::state::FOLDED_EPOCH),
-                xmin: Some(row.xmin()),
-            },
-            None => LaneState {
-                folded: 0,
-                xmin: None,
-            },
+        match scan.next_with_spot(Direction::Backward) {
+            Some((row, spot)) => {
+                let state = LaneState {
+                    folded: row.int8(column::state::FOLDED_EPOCH),
+                    xmin: Some(row.xmin()),
+                };
+                (state, spot)
+            }
+            None => {
+                let never = LaneState {
+                    folded: 0,
+                    xmin: None,
+                };
+                (never, Spot::NONE)
+            }
         }
     }
 }

@@ -45,7 +45,7 @@ fn tally_of(value: pg_sys::Datum, uses: pg_sys::Datum) -> Tally {
 
 thread_local! {
     /// Where this backend has found totals last. What is found there is held against the name.
-    static SPOTS: RefCell<Spots> = RefCell::default();
+    static SPOTS: RefCell<Spots> = RefCell::new(Spots::with_room(FEW_SPOTS));
 }
 
 /// Spots of readers: 3 kB.
@@ -101,7 +101,6 @@ impl TotalsByName {
     /// # Safety
     /// The snapshot lives as long as this.
     pub unsafe fn open(snapshot: pg_sys::Snapshot) -> Self {
-        SPOTS.with_borrow_mut(|spots| spots.grow_to(FEW_SPOTS));
         Self {
             scan: None,
             index: None,

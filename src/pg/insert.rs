@@ -31,8 +31,7 @@ impl Inserter {
         Some(Self {
             table,
             indexes,
-            // SAFETY: marks the command as one that writes; it cannot raise an error.
-            command: unsafe { raw::GetCurrentCommandId(true) },
+            command: ports::writing_command(),
         })
     }
 

@@ -3,6 +3,7 @@
 //! call of the bindings' own a `sigsetjmp`.
 
 use super::raw;
+use super::spot::Spot;
 use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
@@ -32,6 +33,7 @@ unsafe extern "C-unwind" {
     /// `commands/sequence.h`. Raises errors.
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 
+    fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
     fn IsInParallelMode() -> bool;
     fn RecoveryInProgress() -> bool;
@@ -42,6 +44,12 @@ pub fn xact_nest_level() -> u32 {
     // SAFETY: reads a static of xact.c; it cannot raise an error.
     let level = unsafe { GetCurrentTransactionNestLevel() };
     level.unsigned_abs()
+}
+
+/// The command that runs, which writes from now on.
+pub fn writing_command() -> pg_sys::CommandId {
+    // SAFETY: reads and marks statics of xact.c; it cannot raise an error.
+    unsafe { GetCurrentCommandId(true) }
 }
 
 /// Is this a parallel worker, or a leader that has workers?
@@ -133,10 +141,10 @@ pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
 }
 
 /// What [`index_getnext_visible`] came to.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Next {
-    /// The slot holds the next visible row.
-    Row,
+    /// The slot holds the next visible row, and this is where.
+    Row(Spot),
     /// So many index entries in a row led to nothing visible; the scan stands on the last of them.
     Invisible,
     /// There are no more.
@@ -145,7 +153,7 @@ pub enum Next {
 
 /// `index_getnext_slot()` that gives up after `patience` index entries in a row without a visible
 /// row, or at each one that follows. The scan's snapshot is an MVCC one, which sees one version of
-/// each row at most.
+/// each row at most; or the scan is sent elsewhere when a row was found.
 ///
 /// # Safety
 /// The scan was started, and the slot fits its table.
@@ -159,11 +167,15 @@ pub unsafe fn index_getnext_visible(
     unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             loop {
-                if raw::index_getnext_tid(scan, direction).is_null() {
+                let address = raw::index_getnext_tid(scan, direction);
+                if address.is_null() {
                     return Next::End;
                 }
+                // Fetching replaces it by the version's own.
+                let address = *address;
                 if raw::index_fetch_heap(scan, slot) {
-                    return Next::Row;
+                    let slot = slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
+                    return Next::Row(Spot::new(address, (*slot).buffer));
                 }
                 match patience.checked_sub(1) {
                     Some(rest) => *patience = rest,

@@ -59,9 +59,6 @@ unsafe extern "C-unwind" {
     );
     pub fn heap_freetuple(tuple: pg_sys::HeapTuple);
 
-    // access/xact.h. Cannot raise an error.
-    pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
-
     // access/genam.h, access/skey.h
     pub fn ScanKeyInit(
         entry: pg_sys::ScanKey,

@@ -267,27 +267,19 @@ impl IndexScan {
     /// The next visible row, and where it is. The scan's snapshot is an MVCC one, or the scan is sent
     /// elsewhere before it goes on.
     pub fn next_with_spot(&mut self, direction: Direction) -> Option<(Row, Spot)> {
-        let (scan, slot) = (self.scan, self.slot);
         let _switch = self.memory();
-        // SAFETY: the scan was started; the slot, one of a heap, fits the table, and stands on a pinned
-        // page when it has a row. One guard for all: nothing here has to be dropped.
-        let spot = unsafe {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                loop {
-                    let address = raw::index_getnext_tid(scan, direction.raw());
-                    if address.is_null() {
-                        return None;
-                    }
-                    // Fetching replaces it by the version's own.
-                    let address = *address;
-                    if raw::index_fetch_heap(scan, slot) {
-                        let slot = slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
-                        return Some(Spot::new(address, (*slot).buffer));
-                    }
-                }
-            })
-        };
-        spot.map(|spot| (Row(self.slot), spot))
+        let mut patience = u32::MAX;
+        loop {
+            // SAFETY: the scan was started; the slot fits the table.
+            let next = unsafe {
+                ports::index_getnext_visible(self.scan, direction.raw(), self.slot, &mut patience)
+            };
+            match next {
+                Next::Row(spot) => return Some((Row(self.slot), spot)),
+                Next::End => return None,
+                Next::Invisible => {}
+            }
+        }
     }
 
     /// The next visible row. But after `patience` index entries in a row without one, the row version
@@ -304,7 +296,7 @@ impl IndexScan {
                     self.slot,
                     &mut patience,
                 ) {
-                    Next::Row => return Found::Visible(Row(self.slot)),
+                    Next::Row(_) => return Found::Visible(Row(self.slot)),
                     Next::End => return Found::End,
                     Next::Invisible => {
                         let tid = &raw mut (*self.scan).xs_heaptid;

@@ -158,34 +158,36 @@ impl Default for Spot {
 }
 
 /// Spots by the hashes of what is there. Of two whose hashes meet, the later one stays.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Spots(Vec<Spot>);
 
 impl Spots {
-    /// Has room for so many: a power of two. It never gets smaller.
-    pub fn grow_to(&mut self, room: usize) {
+    /// Room for so many: a power of two.
+    pub fn with_room(room: usize) -> Self {
         debug_assert!(room.is_power_of_two());
+        Self(vec![Spot::NONE; room])
+    }
+
+    /// Makes more room, if there is less. What was known is forgotten then.
+    pub fn grow_to(&mut self, room: usize) {
         if self.0.len() < room {
-            self.0.clear();
-            self.0.resize(room, Spot::NONE);
+            *self = Self::with_room(room);
         }
     }
 
     /// The spot for this hash, or none.
     pub fn get(&self, hash: u64) -> Spot {
-        self.0.get(self.at(hash)).copied().unwrap_or_default()
+        self.0[self.at(hash)]
     }
 
     /// Remembers a spot.
     pub fn set(&mut self, hash: u64, spot: Spot) {
         let at = self.at(hash);
-        if let Some(known) = self.0.get_mut(at) {
-            *known = spot;
-        }
+        self.0[at] = spot;
     }
 
     /// The lowest bits of a hash are the lane.
     fn at(&self, hash: u64) -> usize {
-        (hash >> 8) as usize & self.0.len().wrapping_sub(1)
+        (hash >> 8) as usize & (self.0.len() - 1)
     }
 }

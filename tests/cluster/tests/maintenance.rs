@@ -33,7 +33,8 @@ fn beside_load(db: &str, statements: &[String]) -> Result<()> {
             seed,
             ..Load::default()
         };
-        under_watch(&config, &load, meanwhile)
+        under_watch(&config, &load, meanwhile)?;
+        Ok(())
     })?;
     // Each of them once more at rest, with deltas in the logs.
     client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;

@@ -207,7 +207,7 @@ fn beside_load(db: &str, statements: &[&str]) -> Result<()> {
     ensure!(says(&mut client, CREATE)?);
     let statements: Vec<String> = statements.iter().map(ToString::to_string).collect();
     let config = cluster().config(db);
-    let watched = Maintenance::of(&statements, &config)?.beside(|seed, meanwhile| {
+    Maintenance::of(&statements, &config)?.beside(|seed, meanwhile| {
         let load = Load {
             clients: 6,
             transactions: 50,
@@ -216,9 +216,10 @@ fn beside_load(db: &str, statements: &[&str]) -> Result<()> {
             seed,
             ..Load::default()
         };
-        changes_under_watch(&config, &load, meanwhile)
+        let watched = changes_under_watch(&config, &load, meanwhile)?;
+        ensure!(watched.checks > 2, "nobody looked: {watched:?}");
+        Ok(())
     })?;
-    ensure!(watched.checks > 2, "nobody looked: {watched:?}");
     for statement in &statements {
         client.batch_execute(statement)?;
         agree(&mut client)?;
