@@ -1,5 +1,6 @@
 //! Heavyweight locks other than those that come with opening a relation.
 
+use super::owner::XactOwned;
 use super::relation::LockMode;
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
@@ -90,10 +91,16 @@ impl UserLock {
         }
     }
 
-    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    /// Waits for it. Whoever releases it does so under the same resource owner.
     fn acquire(self) {
         // SAFETY: takes any tag; interruptible, and seen by the deadlock detector.
         unsafe { pg_sys::LockAcquire(&self.tag(), EXCLUSIVE, false, false) };
+    }
+
+    /// Waits for it, and keeps it to the end of the (sub)transaction.
+    fn acquire_until_commit(self) {
+        let _owner = XactOwned::enter();
+        self.acquire();
     }
 }
 
@@ -103,7 +110,7 @@ pub struct NameLock;
 impl NameLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(name: NameHash) {
-        UserLock::Name(name).acquire();
+        UserLock::Name(name).acquire_until_commit();
     }
 }
 
@@ -113,13 +120,14 @@ pub struct BoundLock(NameHash);
 impl BoundLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(name: NameHash) -> Self {
-        UserLock::Bound(name).acquire();
+        UserLock::Bound(name).acquire_until_commit();
         Self(name)
     }
 
     /// Gives it back, as far as this call has taken it.
     pub fn release(self) {
-        // SAFETY: held.
+        let _owner = XactOwned::enter();
+        // SAFETY: held, and taken under the same owner.
         unsafe { pg_sys::LockRelease(&UserLock::Bound(self.0).tag(), EXCLUSIVE, false) };
     }
 }
@@ -130,11 +138,12 @@ pub struct HoldLock;
 impl HoldLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(id: i64) {
-        UserLock::Hold(id).acquire();
+        UserLock::Hold(id).acquire_until_commit();
     }
 
     /// The same without waiting. False: somebody has it.
     pub fn try_take(id: i64) -> bool {
+        let _owner = XactOwned::enter();
         // SAFETY: takes any tag.
         let result =
             unsafe { pg_sys::LockAcquire(&UserLock::Hold(id).tag(), EXCLUSIVE, false, true) };
@@ -142,7 +151,8 @@ impl HoldLock {
     }
 }
 
-/// The lock of those who look for a token. An error gives it back as well.
+/// The lock of those who look for a token: for the length of a call, so it belongs to whatever runs the
+/// call. An error gives it back as well.
 pub struct TokenLock(NameHash);
 
 impl TokenLock {

@@ -9,6 +9,7 @@ pub mod json;
 pub mod lock;
 pub mod memory;
 pub mod number;
+pub mod owner;
 pub mod ports;
 pub mod raw;
 pub mod relation;

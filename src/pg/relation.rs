@@ -1,5 +1,6 @@
 //! An open relation.
 
+use super::owner::XactOwned;
 use super::ports;
 use super::raw;
 use pgrx::pg_sys;
@@ -59,21 +60,25 @@ impl Relation {
         Ok(Self::open(oid, NO_LOCK, ACCESS_SHARE))
     }
 
-    /// Opens a relation and keeps the lock to the end of the transaction.
+    /// Opens a relation and keeps the lock to the end of the (sub)transaction: see [`XactOwned`].
     pub fn open_until_commit(oid: pg_sys::Oid, mode: LockMode) -> Option<Self> {
         Self::open(oid, mode, NO_LOCK)
     }
 
     /// Locks a relation if that needs no waiting, and keeps the lock to the end of the
-    /// transaction. None when somebody has a conflicting lock, or the relation does not exist.
+    /// (sub)transaction. None when somebody has a conflicting lock, or the relation does not exist.
     pub fn open_if_free(oid: pg_sys::Oid, mode: LockMode) -> Option<Self> {
-        // SAFETY: a lock on an OID that may not exist (any more) is harmless.
-        unsafe { pg_sys::ConditionalLockRelationOid(oid, mode) }
-            .then(|| Self::open(oid, NO_LOCK, NO_LOCK))
-            .flatten()
+        let free = {
+            let _owner = XactOwned::enter();
+            // SAFETY: a lock on an OID that may not exist (any more) is harmless.
+            unsafe { pg_sys::ConditionalLockRelationOid(oid, mode) }
+        };
+        free.then(|| Self::open(oid, NO_LOCK, NO_LOCK)).flatten()
     }
 
     fn open(oid: pg_sys::Oid, mode: LockMode, unlock: LockMode) -> Option<Self> {
+        // The lock that stays is the transaction's; the reference goes with this value.
+        let owner = (unlock == NO_LOCK && mode != NO_LOCK).then(XactOwned::enter);
         // SAFETY: takes any OID. This is try_relation_open() without a look into the system cache: the
         // relation cache has NULL for what does not exist. One guard for all: nothing has to be dropped.
         let relation = unsafe {
@@ -81,7 +86,10 @@ impl Relation {
                 if mode != NO_LOCK {
                     raw::LockRelationOid(oid, mode);
                 }
-                let relation = raw::RelationIdGetRelation(oid);
+                let relation = match &owner {
+                    Some(owner) => owner.outside(|| raw::RelationIdGetRelation(oid)),
+                    None => raw::RelationIdGetRelation(oid),
+                };
                 if !relation.is_null() {
                     raw::pgstat_init_relation(relation);
                 } else if mode != NO_LOCK {
