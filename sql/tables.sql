@@ -15,7 +15,6 @@ CREATE TABLE counterx.log_form (
 );
 ALTER TABLE counterx.log_form ALTER COLUMN name SET STORAGE PLAIN;
 CREATE TABLE counterx.late_form (
-    lane integer NOT NULL,
     name text COLLATE "C" NOT NULL,
     delta bigint NOT NULL,
     at timestamptz NOT NULL,
@@ -38,14 +37,13 @@ DECLARE
     lane int;
     side text;
 BEGIN
-    -- gate: epoch * 2 + active log (0 = a, 1 = b). The first epoch is 1.
+    -- One row each, which is changed in place: src/pg/cell.rs. gate: epoch * 2 + active log (0 = a, 1 = b).
+    -- The first epoch is 1. truncated: the highest epoch whose deltas may be gone from the logs.
     FOR lane IN 0 .. 7 LOOP
-        EXECUTE pg_catalog.format('CREATE SEQUENCE counterx.gate_%s AS bigint MINVALUE 2 START 2 NO CYCLE', lane);
-        EXECUTE pg_catalog.format('COMMENT ON SEQUENCE counterx.gate_%s IS ''current epoch times two, plus one when log b is the active one''', lane);
-    END LOOP;
-    FOR lane IN 0 .. 7 LOOP
-        EXECUTE pg_catalog.format('CREATE SEQUENCE counterx.truncated_%s AS bigint MINVALUE 0 START 0 NO CYCLE', lane);
-        EXECUTE pg_catalog.format('COMMENT ON SEQUENCE counterx.truncated_%s IS ''highest epoch whose deltas may be gone from the logs''', lane);
+        EXECUTE pg_catalog.format('CREATE TABLE counterx.gate_%s (gate bigint NOT NULL, truncated bigint NOT NULL)
+            WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane);
+        EXECUTE pg_catalog.format('INSERT INTO counterx.gate_%s VALUES (2, 0)', lane);
+        EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.gate_%s IS ''current epoch and active log of lane %s''', lane, lane);
     END LOOP;
     FOR lane IN 0 .. 7 LOOP
         FOREACH side IN ARRAY ARRAY['a', 'b'] LOOP
@@ -84,13 +82,17 @@ CREATE TABLE counterx.state (
 COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a lane, the one of the highest gen';
 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
-COMMENT ON TABLE counterx.late IS 'deltas of prepared transactions; normally empty';
+ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
+CREATE INDEX late_name ON counterx.late (name);
+COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 
 -- REPLICA IDENTITY NOTHING: publications ship neither the rows, which are inserted without being
 -- announced to logical decoding, nor their removal.
 CREATE TABLE counterx.token (LIKE counterx.token_form INCLUDING STORAGE);
 CREATE UNIQUE INDEX token_key ON counterx.token (token);
 CREATE INDEX token_at ON counterx.token (at);
+ALTER TABLE counterx.token ADD CONSTRAINT token_length CHECK (pg_catalog.octet_length(token) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(token) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT token_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
 ALTER TABLE counterx.token REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE counterx.token IS 'tokens of counter_incr_once(), and what they were used for';
 
@@ -100,9 +102,9 @@ CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';
 
 CREATE TABLE counterx.type (
-    name text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.strpos(name, ':') OPERATOR(pg_catalog.=) 0),
-    min bigint,
-    max bigint,
+    name text COLLATE "C" PRIMARY KEY CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
+    min bigint CHECK (min OPERATOR(pg_catalog.<=) 0),
+    max bigint CHECK (max OPERATOR(pg_catalog.>=) 0),
     description text,
     generation bigint NOT NULL
 );
@@ -119,6 +121,8 @@ ALTER TABLE counterx.hold_form ALTER COLUMN name SET STORAGE PLAIN;
 CREATE TABLE counterx.hold (LIKE counterx.hold_form INCLUDING STORAGE);
 DROP TABLE counterx.hold_form;
 CREATE UNIQUE INDEX hold_key ON counterx.hold (id);
+ALTER TABLE counterx.hold ADD CONSTRAINT hold_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT hold_amount_positive CHECK (amount OPERATOR(pg_catalog.>) 0);
 CREATE INDEX hold_name ON counterx.hold (name);
 CREATE INDEX hold_expires_at ON counterx.hold (expires_at);
 ALTER TABLE counterx.hold REPLICA IDENTITY NOTHING;
@@ -129,20 +133,13 @@ COMMENT ON SEQUENCE counterx.hold_id IS 'ids of holds';
 REVOKE ALL ON ALL TABLES IN SCHEMA counterx FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA counterx FROM PUBLIC;
 
--- All that holds state goes into a dump. CREATE EXTENSION leaves it empty.
-DO $$
-DECLARE
-    holds_state regclass;
-BEGIN
-    FOR holds_state IN
-        SELECT c.oid
-        FROM pg_catalog.pg_class c
-        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
-          AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'S']::pg_catalog."char"[])
-          AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
-        ORDER BY c.oid
-    LOOP
-        PERFORM pg_catalog.pg_extension_config_dump(holds_state, '');
-    END LOOP;
-END
-$$;
+-- A dump has the values of the counters, and nothing of how the engine keeps them: what is dumped as the
+-- rows of `late` are those of counterx.dump_rows(). See src/api/restore.rs.
+CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
+    AS 'MODULE_PATHNAME', 'counterx_dump_rows';
+SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses FROM counterx.dump_rows() d');
+SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

@@ -85,29 +85,37 @@ CREATE FUNCTION counterx.type_changed() RETURNS trigger
 CREATE FUNCTION counterx.ignore_replicated() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_ignore_replicated';
+CREATE FUNCTION counterx.guard() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_guard';
+CREATE FUNCTION counterx.restored() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_restored';
+CREATE PROCEDURE counterx.compact_in_steps()
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
 
 REVOKE ALL ON counterx.lanes, counterx.workers FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA counterx FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 
 -- Who may monitor the server may see how folding goes. They see no counter by that.
 GRANT USAGE ON SCHEMA counterx TO pg_monitor;
 GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status() TO pg_monitor;
 
--- Every backend keeps the types in memory: whatever changes them has to tell.
-CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON counterx.type
-    FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
--- Also where session_replication_role keeps other triggers from firing.
-ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
+-- Whoever owns the database makes its dumps, and restores them into a database of his own.
+GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.hold TO pg_database_owner;
+GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows() TO pg_database_owner;
 
--- Every server has its own counters: rows that a subscription to a publication FOR ALL TABLES brings
--- are ignored. Such a trigger fires where session_replication_role is replica, as in the workers of a
--- subscription; ordinary restores do not meet it.
+-- What happens when others than we change our tables. All of these fire in every session, whatever
+-- session_replication_role says; the functions look who it is.
 DO $$
 DECLARE
-    holds_state regclass;
+    ours regclass;
 BEGIN
-    FOR holds_state IN
+    FOR ours IN
         SELECT c.oid
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
@@ -115,12 +123,37 @@ BEGIN
           AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
         ORDER BY c.oid
     LOOP
-        EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
-            FOR EACH ROW EXECUTE FUNCTION counterx.ignore_replicated()', holds_state);
-        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE REPLICA TRIGGER ignore_replicated', holds_state);
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
+            -- What restores fill. Every server has its own counters: rows that a subscription to a
+            -- publication FOR ALL TABLES brings are ignored.
+            EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
+                FOR EACH ROW EXECUTE FUNCTION counterx.ignore_replicated()', ours);
+            EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER ignore_replicated', ours);
+        ELSE
+            EXECUTE pg_catalog.format('CREATE TRIGGER guard BEFORE %s UPDATE OR DELETE ON %s
+                FOR EACH ROW EXECUTE FUNCTION counterx.guard()',
+                CASE WHEN ours OPERATOR(pg_catalog.=) 'counterx.late'::pg_catalog.regclass THEN '' ELSE 'INSERT OR' END, ours);
+            EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard', ours);
+            EXECUTE pg_catalog.format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %s
+                FOR EACH STATEMENT EXECUTE FUNCTION counterx.guard()', ours);
+            EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard_truncate', ours);
+        END IF;
     END LOOP;
 END
 $$;
+CREATE TRIGGER restored BEFORE INSERT ON counterx.late
+    FOR EACH ROW EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored;
+CREATE TRIGGER restored_all AFTER INSERT ON counterx.late
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored_all;
+CREATE TRIGGER restored_all AFTER INSERT OR UPDATE ON counterx.hold
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored_all;
+-- Every backend keeps the types in memory: whatever changes them has to tell.
+CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON counterx.type
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
+ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
@@ -201,6 +234,10 @@ COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'ch
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds';
 COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
 COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
+COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
+COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
+COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
+COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';

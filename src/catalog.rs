@@ -1,6 +1,6 @@
 //! Where the extension's relations are, remembered per backend.
 //!
-//! OIDs of tables and sequences are looked up once and dropped by the relation cache's callback, so that an increment
+//! OIDs of tables are looked up once and dropped by the relation cache's callback, so that an increment
 //! costs no look-up, and DROP EXTENSION, here or in another session, is noticed. Indexes are found
 //! through their open table: REINDEX CONCURRENTLY puts another one in an index's place.
 
@@ -16,10 +16,8 @@ use std::ffi::CString;
 /// The relations of one lane.
 #[derive(Clone, Copy)]
 pub struct LaneRels {
-    /// The gate, a sequence.
+    /// The gate.
     pub gate: pg_sys::Oid,
-    /// The highest epoch whose deltas may be gone, a sequence.
-    pub truncated: pg_sys::Oid,
     logs: [pg_sys::Oid; 2],
 }
 
@@ -55,6 +53,8 @@ pub struct SharedRels {
 thread_local! {
     static SHARED: Cell<Option<SharedRels>> = const { Cell::new(None) };
     static LANE: [Cell<Option<LaneRels>>; LANES] = const { [const { Cell::new(None) }; LANES] };
+    /// The gate was seen to be above all that is folded, since anything was last altered.
+    static GATE_SEEN: [Cell<bool>; LANES] = const { [const { Cell::new(false) }; LANES] };
 }
 
 /// Why the extension cannot be used.
@@ -164,6 +164,16 @@ pub fn try_lane(lane: usize) -> Result<LaneRels, Unusable> {
     Ok(found)
 }
 
+/// Does this backend know already that a lane's gate is above all that is folded? See `lease.rs`.
+pub fn gate_was_seen(lane: usize) -> bool {
+    GATE_SEEN.with(|seen| seen[lane].get())
+}
+
+/// It does now.
+pub fn note_gate_seen(lane: usize) {
+    GATE_SEEN.with(|seen| seen[lane].set(true));
+}
+
 fn find_lane(lane: usize) -> Result<LaneRels, Unusable> {
     let schema = try_shared()?.schema;
     let find = |name: String| relation(schema, &name).ok_or(Unusable::NotInstalled);
@@ -171,7 +181,6 @@ fn find_lane(lane: usize) -> Result<LaneRels, Unusable> {
     failpoint!("catalog.gate_found");
     Ok(LaneRels {
         gate,
-        truncated: find(format!("truncated_{lane}"))?,
         logs: [
             find(format!("log_{lane}_a"))?,
             find(format!("log_{lane}_b"))?,
@@ -276,12 +285,13 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
         return;
     }
     LANE.with(|lanes| {
-        for lane in lanes {
+        for (number, lane) in lanes.iter().enumerate() {
             let concerned = lane.get().is_some_and(|rels| {
-                all || oid == rels.gate || oid == rels.truncated || rels.logs.contains(&oid)
+                all || oid == rels.gate || rels.logs.contains(&oid)
             });
             if concerned {
                 lane.set(None);
+                GATE_SEEN.with(|seen| seen[number].set(false));
             }
         }
     });
@@ -292,4 +302,5 @@ pub fn forget() {
     types::forget();
     SHARED.set(None);
     LANE.with(|lanes| lanes.iter().for_each(|lane| lane.set(None)));
+    GATE_SEEN.with(|seen| seen.iter().for_each(|seen| seen.set(false)));
 }

@@ -1,11 +1,15 @@
 //! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
 //! published, awaited, folded and truncated.
 
-use crate::catalog::LaneRels;
-use crate::fold::{self, Restoring};
-use crate::lease::{Lease, Published};
+use crate::catalog::{self, LaneRels};
+use crate::fold;
+use crate::lease::{self, Lease, Published};
+use crate::pg::ports;
 use crate::rotation::{self, Drained};
+use counterx_core::gate::Side;
+use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
+use std::cell::Cell;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
 /// right: the next one publishes anew and waits.
@@ -43,17 +47,13 @@ pub enum Tick {
 
 /// One step for one lane, without waiting for anybody. The caller is in a READ COMMITTED
 /// transaction of its own, and commits it; if that fails, it forgets `memory`.
-///
-/// # Errors
-/// [`Restoring`] when the lane is to be left alone.
-pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, Restoring> {
+pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Tick {
     let Some(lease) = Lease::try_take(rels) else {
-        return Ok(Tick::Busy);
+        return Tick::Busy;
     };
-    let gate = lease.gate();
-    fold::check_gate(&rels, gate)?;
+    let gate = fold::sound_gate(lane, &lease);
     if !fold::has_pending(lane, &rels) {
-        return Ok(Tick::Idle);
+        return Tick::Idle;
     }
     // The list of writers belongs to the epoch that it was taken at: when the gate shows another
     // one, somebody has published since, and the list says nothing.
@@ -64,7 +64,7 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     {
         Some(published) => {
             if !published.is_settled() {
-                return Ok(Tick::Waiting);
+                return Tick::Waiting;
             }
             memory.folded = fold::fold(lane, &lease, published.epoch - 1);
             true
@@ -75,7 +75,7 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     if fold::has_pending(lane, &rels) {
         memory.published = Some(lease.publish(rotation::wants_switch(&rels, gate)));
     }
-    Ok(if folded { Tick::Folded } else { Tick::Waiting })
+    if folded { Tick::Folded } else { Tick::Waiting }
 }
 
 /// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own; if
@@ -94,30 +94,144 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
     };
     memory
         .drained
-        .is_some_and(|drained| rotation::truncate(&rels, gate, drained))
+        .is_some_and(|drained| rotation::truncate(&lease, gate, drained))
 }
 
-/// Folds all that was committed before the call, waiting where needed. Returns the number of
-/// deltas. With `truncate`, an inactive log that an earlier call has drained is emptied.
-///
-/// # Errors
-/// [`Restoring`] when the lane is to be left alone.
-pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, Restoring> {
-    let Some(lease) = Lease::take(rels) else {
-        return Ok(0);
-    };
-    let gate = lease.gate();
-    fold::check_gate(&rels, gate)?;
-    if truncate && let Some(drained) = rotation::drained(lane, &rels, gate) {
-        rotation::truncate(&rels, gate, drained);
+/// A lane's deltas that were committed before somebody asked for them to be folded.
+pub struct Due {
+    lane: usize,
+    published: Option<Published>,
+}
+
+impl Due {
+    /// All that is pending in a lane now.
+    pub fn now(lane: usize) -> Self {
+        let rels = catalog::lane(lane);
+        let gate = lease::open(lane);
+        // To publish needs no lease as long as the log stays the same one: whoever folds finds a gate that
+        // is not the one that he has published, and begins anew.
+        let published = fold::has_pending(lane, &rels).then(|| lease::publish(&rels, &gate, false));
+        Self { lane, published }
     }
-    if !fold::has_pending(lane, &rels) {
-        return Ok(0);
+
+    /// No delta: there may be a log to be truncated all the same.
+    pub fn nothing(lane: usize) -> Self {
+        Self {
+            lane,
+            published: None,
+        }
     }
-    let mut published = lease.publish(rotation::wants_switch(&rels, gate));
-    published.settle();
-    let folded = fold::fold(lane, &lease, published.epoch - 1);
-    Ok(i64::try_from(folded.deltas).unwrap_or(i64::MAX))
+
+    /// Waits until all have ended who may still write such a delta. It is done without any lock: whoever
+    /// is waited for may be waiting for anything.
+    pub fn wait(&mut self) {
+        if let Some(published) = &mut self.published {
+            published.settle();
+        }
+    }
+
+    /// Folds them, and returns how many. Waits for others who fold the lane. An inactive log that was
+    /// drained before is truncated at the very end of the transaction.
+    pub fn fold(self) -> i64 {
+        let rels = catalog::lane(self.lane);
+        let Some(lease) = Lease::take(rels) else {
+            return 0;
+        };
+        let gate = fold::sound_gate(self.lane, &lease);
+        // Before the fold, as a fold that is not committed says nothing of others' snapshots.
+        if let Some(drained) = rotation::drained(self.lane, &rels, gate) {
+            truncate_at_commit(self.lane, gate.side, drained);
+        }
+        let Some(published) = self.published else {
+            return 0;
+        };
+        // No wider than needed: of two who fold, the second has nothing left to do.
+        if fold::folded_epoch(self.lane) >= published.epoch - 1 {
+            return 0;
+        }
+        let folded = fold::fold(self.lane, &lease, published.epoch - 1);
+        if rotation::wants_switch(&rels, gate) {
+            lease.publish(true);
+        }
+        i64::try_from(folded.deltas).unwrap_or(i64::MAX)
+    }
+}
+
+/// A log to be truncated when the transaction commits.
+#[derive(Clone, Copy)]
+struct Inactive {
+    lane: usize,
+    /// The log that was active when it was found.
+    active: Side,
+    drained: Drained,
+}
+
+thread_local! {
+    static INACTIVE: Cell<[Option<Inactive>; LANES]> = const { Cell::new([None; LANES]) };
+    /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
+    static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
+}
+
+fn truncate_at_commit(lane: usize, active: Side, drained: Drained) {
+    let mut all = INACTIVE.get();
+    all[lane] = Some(Inactive {
+        lane,
+        active,
+        drained,
+    });
+    INACTIVE.set(all);
+}
+
+/// The running (sub)transaction folds by hand.
+pub fn note_folding() {
+    let level = ports::xact_nest_level();
+    let known = FOLDED_AT.get();
+    FOLDED_AT.set(if known == 0 { level } else { known.min(level) });
+}
+
+/// Has the running transaction folded by hand, and so keeps others from folding until it ends?
+pub fn has_folded() -> bool {
+    FOLDED_AT.get() != 0
+}
+
+/// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
+/// for a moment. Nobody is waited for.
+pub fn before_commit() {
+    for inactive in INACTIVE.take().into_iter().flatten() {
+        // Those who have dropped the extension since have nothing to be truncated.
+        let Ok(rels) = catalog::try_lane(inactive.lane) else {
+            continue;
+        };
+        let Some(lease) = Lease::try_take(rels) else {
+            continue;
+        };
+        let gate = lease.gate();
+        // Somebody has changed logs: what was inactive is written to.
+        if gate.side == inactive.active {
+            rotation::truncate(&lease, gate, inactive.drained);
+        }
+    }
+}
+
+/// The subtransaction at this level was released.
+pub fn release_subxact(level: u32) {
+    if FOLDED_AT.get() >= level {
+        FOLDED_AT.set(level - 1);
+    }
+}
+
+/// The subtransaction at this level was rolled back. That a log is drained stays true. Neither allocates
+/// nor fails.
+pub fn abort_subxact(level: u32) {
+    if FOLDED_AT.get() >= level {
+        FOLDED_AT.set(0);
+    }
+}
+
+/// The transaction has ended. Neither allocates nor fails.
+pub fn after_end() {
+    INACTIVE.set([None; LANES]);
+    FOLDED_AT.set(0);
 }
 
 /// Notes an error where `counterx.workers` shows it, in a transaction of its own. Only the holder of

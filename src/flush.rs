@@ -4,6 +4,7 @@
 //! not ours; rows go straight to the heap and the index, without executor and without waiting.
 
 use crate::catalog::{self, LaneRels};
+use crate::fold;
 use crate::lease;
 use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
@@ -24,7 +25,7 @@ pub fn to_logs(pending: &PendingMap) {
     let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
     for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
-        let mut writer = LogWriter::open(catalog::lane(rows[0].hash.lane()));
+        let mut writer = LogWriter::open(rows[0].hash.lane());
         for row in rows {
             writer.insert(row);
         }
@@ -50,7 +51,6 @@ pub fn to_late(pending: &PendingMap) {
     for row in &rows {
         let name = NameText::new(row.name);
         let values = [
-            Some((row.hash.lane() as i32).into()),
             Some(name.datum()),
             Some(row.delta.into()),
             Some(now),
@@ -102,6 +102,16 @@ fn uses(row: &Row) -> Option<pg_sys::Datum> {
     (row.uses != 1).then(|| row.uses.into())
 }
 
+/// Makes sure that what is written to a lane is above all that is folded: see `lease.rs`.
+fn lift_gate(lane: usize, rels: &LaneRels, gate: &Relation) {
+    let known = fold::highest_epoch(lane, rels);
+    let value = lease::read_gate(gate);
+    if value.epoch <= known.folded || value.epoch < known.in_logs {
+        lease::lift(gate, known.folded.max(known.in_logs));
+    }
+    catalog::note_gate_seen(lane);
+}
+
 /// One lane's active log, behind its gate.
 struct LogWriter {
     _gate: Relation,
@@ -111,11 +121,15 @@ struct LogWriter {
 }
 
 impl LogWriter {
-    fn open(rels: LaneRels) -> Self {
+    fn open(lane: usize) -> Self {
+        let rels = catalog::lane(lane);
         // The order is the whole point: first the lock, then the epoch.
         let gate = Relation::open_until_commit(rels.gate, ROW_EXCLUSIVE)
             .unwrap_or_else(|| not_installed());
         failpoint!("flush.gate_locked");
+        if !catalog::gate_was_seen(lane) {
+            lift_gate(lane, &rels, &gate);
+        }
         let value = lease::read_gate(&gate);
         failpoint!("flush.epoch_read");
         Self {

@@ -10,12 +10,11 @@
 //! - Rows are read with a snapshot that was taken after all writers of their epochs had ended. An
 //!   older one would mark rows as folded that it did not see.
 //! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
-//! - A row with an epoch above the gate is none of ours: a restore has loaded the tables and not
-//!   yet set the gates. The lane is left alone.
+//! - The gate is above all epochs in the logs, and above what is folded: see `lease.rs`.
 
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::lease::Lease;
-use crate::pg::error::in_server_encoding;
+use crate::pg::error::{in_server_encoding, log};
 use crate::pg::memory::{MemoryArena, MemoryScope, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -30,24 +29,42 @@ use counterx_core::lane::NameHash;
 use counterx_core::schedule::Folded;
 use counterx_core::tally::Tally;
 use pgrx::{FromDatum, pg_sys};
-use std::collections::BTreeMap;
 
-/// The lane's logs hold epochs that its gate has not reached: a restore is under way.
-pub struct Restoring {
-    /// The highest epoch in the logs.
-    pub newest: i64,
+/// The gate of a lane that is about to be folded, above all epochs in the logs and above all that is
+/// folded. It is so, unless somebody has brought rows in by force, past the triggers that refuse them.
+pub fn sound_gate(lane: usize, lease: &Lease) -> Gate {
+    let gate = lease.gate();
+    let known = highest_epoch(lane, lease.rels());
+    // A delta of the current epoch is no surprise.
+    if gate.epoch >= known.in_logs && gate.epoch > known.folded {
+        return gate;
+    }
+    let lifted = lease.lift(known.in_logs.max(known.folded));
+    log(format!(
+        "counterx: the gate of lane {lane} was at epoch {}, below what its tables hold; it is lifted to epoch {}",
+        gate.epoch, lifted.epoch
+    ));
+    lifted
 }
 
-/// Looks for a restore under way; see the module's invariants.
-///
-/// # Errors
-/// [`Restoring`] when the lane is to be left alone.
-pub fn check_gate(rels: &LaneRels, gate: Gate) -> Result<(), Restoring> {
-    let newest = newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B));
-    if newest > gate.epoch {
-        Err(Restoring { newest })
-    } else {
-        Ok(())
+/// What a lane's tables say about its epochs.
+pub struct HighestEpoch {
+    /// The highest one of any row version in the logs.
+    pub in_logs: i64,
+    /// The folded one.
+    pub folded: i64,
+}
+
+/// How far a lane is folded, as far as it is committed or done by this transaction.
+pub fn folded_epoch(lane: usize) -> i64 {
+    read::lane_state(&catalog::shared(), lane, snapshot::self_snapshot()).folded
+}
+
+/// See [`HighestEpoch`].
+pub fn highest_epoch(lane: usize, rels: &LaneRels) -> HighestEpoch {
+    HighestEpoch {
+        in_logs: newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B)),
+        folded: folded_epoch(lane),
     }
 }
 
@@ -65,11 +82,24 @@ pub fn has_pending(lane: usize, rels: &LaneRels) -> bool {
 }
 
 fn has_late(lane: usize, shared: &SharedRels) -> bool {
-    let mut found = false;
-    read::scan_late(shared, snapshot::self_snapshot(), |row| {
-        found |= row.int4(column::late::LANE) == lane as i32;
-    });
-    found
+    let late = read::open(shared.late);
+    if late.blocks() == 0 {
+        return false;
+    }
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { TableScan::new(&late, snapshot::self_snapshot()) };
+    while let Some(row) = scan.next() {
+        pgrx::check_for_interrupts!();
+        if is_of(lane, &row) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Is a late delta of this lane? Its name says it: a dump takes the row to a database of another encoding.
+fn is_of(lane: usize, row: &Row) -> bool {
+    NameHash::of(row.text(column::late::NAME)).lane() == lane
 }
 
 /// The highest epoch of any row version in a log, visible or not; 0 for an empty log.
@@ -180,7 +210,7 @@ fn fold_log(
     deltas
 }
 
-/// Late deltas are few: they are summed up in memory, so that totals are written in name order.
+/// Late deltas come in the order of their names, so each change of the name ends a counter's sum.
 fn fold_late(
     lane: usize,
     shared: &SharedRels,
@@ -193,31 +223,29 @@ fn fold_late(
     if late.blocks() == 0 {
         return 0;
     }
-    let mut sums: BTreeMap<Vec<u8>, Tally> = BTreeMap::new();
-    let mut rows = Vec::new();
+    let index = read::index_of(&late, &column::late::KEY);
+    let mut deltas = 0;
     {
         // SAFETY: the snapshot outlives the scan.
-        let mut scan = unsafe { TableScan::new(&late, latest.as_ptr()) };
-        while let Some(row) = scan.next() {
-            if row.int4(column::late::LANE) == lane as i32 {
-                *sums
-                    .entry(row.text(column::late::NAME).to_vec())
-                    .or_default() += read::late_tally(&row);
-                rows.push(row.tid());
+        let mut scan = unsafe { IndexScan::new(&late, &index, latest.as_ptr(), 0) };
+        scan.seek(&[]);
+        while let Some(row) = scan.next(Direction::Forward) {
+            pgrx::check_for_interrupts!();
+            if !is_of(lane, &row) {
+                continue;
             }
+            totals.add(row.text(column::late::NAME), read::late_tally(&row));
+            let mut tid = row.tid();
+            // SAFETY: a visible row, which only the holder of this lane's lease deletes. The scan's
+            // snapshot goes on to see it.
+            unsafe { pg_sys::simple_heap_delete(late.as_ptr(), &mut tid) };
+            deltas += 1;
         }
     }
-    for tid in &mut rows {
-        // SAFETY: a visible row, which only the holder of this lane's lease deletes.
-        unsafe { pg_sys::simple_heap_delete(late.as_ptr(), tid) };
-    }
     failpoint!("fold.late_deleted");
-    for (name, sum) in &sums {
-        totals.add(name, *sum);
-    }
     totals.flush();
     next_command();
-    rows.len() as i64
+    deltas
 }
 
 /// The table of totals, open for changing, and the sum of the counter that deltas arrive for.

@@ -1,8 +1,8 @@
 //! Gates, and the lease on a lane.
 //!
 //! # Note about locking
-//! A lane's gate is a sequence: its value lives on one page, is WAL-logged, and is not subject to
-//! snapshots. It is also the object on which writers and folders meet:
+//! A lane's gate is a cell (see [`cell`]): two numbers on one page, WAL-logged, and not subject to
+//! snapshots. The table that it is the only row of is also the object on which writers and folders meet:
 //!
 //! - A writer takes **RowExclusiveLock** on the gate (fast path, shared by all writers), *then*
 //!   reads the value, inserts rows stamped with that epoch, and keeps the lock to the end of its
@@ -20,53 +20,53 @@
 //!
 //! Everybody opens a lane's gate before any other relation of the extension, lanes ascending.
 //!
-//! `truncated_<lane>` is such a cell as well. It is written before a log is truncated, by the
-//! holder of the lease, and read by readers after their scan.
+//! The gate's second number is the highest epoch whose deltas may be gone from the logs. It is written
+//! before a log is truncated, by the holder of the lease, and read by readers after their scan.
+//!
+//! # Invariant
+//! The gate is above all that is folded, and never goes back. Only we write it, and only upwards. Should
+//! somebody bring a state or deltas of another database in by force, past the triggers that refuse that,
+//! the gate is lifted above them: by the folder, and by each writer when it writes to the lane for the
+//! first time since the lane's tables were last altered ([`lift`]).
 
 use crate::catalog::{self, LaneRels};
+use crate::pg::cell;
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
-use crate::pg::raw;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use counterx_core::gate::Gate;
-use pgrx::{direct_function_call_as_datum, pg_sys};
-
-/// The last value of a sequence, read once from its page.
-pub fn read_cell(sequence: &Relation) -> i64 {
-    // SAFETY: a sequence has one page with one tuple, and last_value is the tuple's first column.
-    // The share lock makes the read whole. One guard for all: nothing here has to be dropped.
-    unsafe {
-        let sequence = sequence.as_ptr();
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            let buffer = raw::ReadBuffer(sequence, 0);
-            raw::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-            let page = pg_sys::BufferGetPage(buffer);
-            let item = pg_sys::PageGetItemId(page, 1);
-            let tuple = pg_sys::PageGetItem(page, item).cast::<pg_sys::HeapTupleHeaderData>();
-            let data = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff));
-            let value = data.cast::<i64>().read();
-            raw::UnlockReleaseBuffer(buffer);
-            value
-        })
-    }
-}
-
-/// Writes a sequence's last value, at once and for all, whatever becomes of the transaction.
-pub fn write_cell(sequence: pg_sys::Oid, value: i64) {
-    // SAFETY: setval(regclass, bigint).
-    unsafe {
-        direct_function_call_as_datum(
-            pg_sys::setval_oid,
-            &[
-                Some(pg_sys::Datum::from(sequence)),
-                Some(pg_sys::Datum::from(value)),
-            ],
-        );
-    }
-}
+use pgrx::pg_sys;
 
 /// Reads a lane's gate.
 pub fn read_gate(gate: &Relation) -> Gate {
-    Gate::decode(read_cell(gate))
+    let [value, _] = cell::read(gate);
+    Gate::decode(value)
+}
+
+/// Reads the highest epoch whose deltas may be gone from the logs.
+pub fn read_truncated(gate: &Relation) -> i64 {
+    let [_, truncated] = cell::read(gate);
+    truncated
+}
+
+/// Lifts a gate above an epoch, if it is not. Returns what it is then.
+pub fn lift(gate: &Relation, above: i64) -> Gate {
+    let [value, _] = cell::update(gate, |[value, truncated]| {
+        let gate = Gate::decode(value);
+        let lifted = Gate {
+            epoch: gate.epoch.max(above.saturating_add(1)),
+            side: gate.side,
+        };
+        [lifted.encode(), truncated]
+    });
+    Gate::decode(value)
+}
+
+/// Opens a lane's gate for reading.
+pub fn open(lane: usize) -> Relation {
+    Relation::open_for_read(catalog::lane(lane).gate).unwrap_or_else(|| {
+        catalog::forget();
+        catalog::Unusable::NotInstalled.raise()
+    })
 }
 
 /// Locks a lane's gate to the end of the transaction, as a reader does: for those who keep a lock on
@@ -107,18 +107,35 @@ impl Lease {
         read_gate(&self.gate)
     }
 
+    /// Lifts the gate above an epoch, if it is not. Returns what it is then.
+    pub fn lift(&self, above: i64) -> Gate {
+        lift(&self.gate, above)
+    }
+
+    /// The deltas up to this epoch may be gone from the logs from now on.
+    pub fn set_truncated(&self, through: i64) {
+        cell::update(&self.gate, |[gate, truncated]| [gate, truncated.max(through)]);
+    }
+
     /// Publishes the next epoch, and says who may still write rows of an earlier one.
     pub fn publish(&self, switch: bool) -> Published {
-        let next = self.gate().next(switch);
-        failpoint!("publish.begin");
-        write_cell(self.rels.gate, next.encode());
-        failpoint!("publish.gate_written");
-        let writers = conflicting_xacts(self.rels.gate, pg_sys::ShareLock as i32);
-        failpoint!("publish.writers_listed");
-        Published {
-            epoch: next.epoch,
-            writers,
-        }
+        publish(&self.rels, &self.gate, switch)
+    }
+}
+
+/// Publishes the next epoch, and says who may still write rows of an earlier one. Only the holder of the
+/// lease knows whether to change to the other log.
+pub fn publish(rels: &LaneRels, gate: &Relation, switch: bool) -> Published {
+    failpoint!("publish.begin");
+    let [value, _] = cell::update(gate, |[gate, truncated]| {
+        [Gate::decode(gate).next(switch).encode(), truncated]
+    });
+    failpoint!("publish.gate_written");
+    let writers = conflicting_xacts(rels.gate, pg_sys::ShareLock as i32);
+    failpoint!("publish.writers_listed");
+    Published {
+        epoch: Gate::decode(value).epoch,
+        writers,
     }
 }
 

@@ -16,7 +16,7 @@
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
-//! | [`triggers`] | trigger functions |
+//! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
 //! | [`catalog`] | where our relations are |
 //! | [`settings`] | settings |
 //! | [`failpoint`] | where tests make a process crash, in debug builds |
@@ -41,6 +41,7 @@ mod launcher;
 mod lease;
 mod listing;
 mod notes;
+mod ours;
 mod paging;
 mod pg;
 mod ranking;

@@ -76,12 +76,12 @@ pub mod column {
         pub const GEN: usize = 2;
         pub const FOLDED_EPOCH: usize = 3;
     }
-    /// `late`: lane, name, delta, at, uses.
+    /// `late`: name, delta, at, uses.
     pub mod late {
-        pub const LANE: usize = 1;
-        pub const NAME: usize = 2;
-        pub const DELTA: usize = 3;
-        pub const USES: usize = 5;
+        pub const KEY: [i16; 1] = [1];
+        pub const NAME: usize = 1;
+        pub const DELTA: usize = 2;
+        pub const USES: usize = 4;
     }
     /// `token`: token, name, delta, value, at, hold.
     pub mod token {
@@ -157,11 +157,12 @@ fn written(name: &[u8], snapshot: pg_sys::Snapshot, own: OwnRows) -> Tally {
         tally += lane.sum_of(&NameText::new(name), reader.logs_snapshot.as_ptr());
     }
     tally += reader.totals().get(name);
-    reader.for_each_late(|row| {
-        if row.text(column::late::NAME) == name {
-            tally += late_tally(row);
-        }
-    });
+    late_of(
+        &reader.shared,
+        &NameText::new(name),
+        reader.snapshot,
+        |row| tally += late_tally(row),
+    );
     reader.finish();
     tally
 }
@@ -179,6 +180,14 @@ pub fn seen_by_others(name: &[u8], clock: i64) -> Seen {
             clock,
         }
     }
+}
+
+/// Does a counter exist for others at this moment? What the running transaction has done does not count.
+pub fn exists_for_others(name: &[u8]) -> bool {
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let mut others = unsafe { OwnRowsVisible::hidden(latest.as_ptr()) };
+    written(name, others.as_ptr(), OwnRows::Hidden).exists()
 }
 
 /// Which counters a [`Reader`] is for.
@@ -367,7 +376,7 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         deltas += 1;
     });
     scan_late(&shared, snapshot, |row| {
-        if row.int4(column::late::LANE) == lane as i32 {
+        if NameHash::of(row.text(column::late::NAME)).lane() == lane {
             deltas += 1;
         }
     });
@@ -481,7 +490,7 @@ fn lock_for_serializable(
     }
 }
 
-/// Late deltas are normally none, and always read in full.
+/// Visits all late deltas. They are normally none.
 ///
 /// With the plain snapshot, unlike the logs: what an own `compact()` has taken from here within the
 /// running command, it has added to a total that the command does not see either.
@@ -493,6 +502,27 @@ pub fn scan_late(shared: &SharedRels, snapshot: pg_sys::Snapshot, mut visit: imp
     // SAFETY: the caller's snapshot outlives this call.
     let mut scan = unsafe { TableScan::new(&late, snapshot) };
     while let Some(row) = scan.next() {
+        pgrx::check_for_interrupts!();
+        visit(&row);
+    }
+}
+
+/// Visits the late deltas of one counter.
+fn late_of(
+    shared: &SharedRels,
+    name: &NameText,
+    snapshot: pg_sys::Snapshot,
+    mut visit: impl FnMut(&Row),
+) {
+    let late = open(shared.late);
+    if late.blocks() == 0 {
+        return;
+    }
+    let index = index_of(&late, &column::late::KEY);
+    // SAFETY: the caller's snapshot outlives this call.
+    let mut scan = unsafe { IndexScan::new(&late, &index, snapshot, 1) };
+    scan.seek(&[Key::text_eq(1, name.datum())]);
+    while let Some(row) = scan.next(Direction::Forward) {
         visit(&row);
     }
 }
@@ -592,7 +622,7 @@ const READS_PER_LOOKUP: usize = 16;
 struct LaneReader {
     lane: usize,
     rels: LaneRels,
-    _gate: Relation,
+    gate: Relation,
     folded: i64,
     bound: Gate,
 }
@@ -611,7 +641,7 @@ fn open_lanes(
                 lane,
                 rels,
                 bound: lease::read_gate(&gate),
-                _gate: gate,
+                gate,
                 folded: 0,
             }
         })
@@ -756,7 +786,7 @@ impl LaneReader {
     }
 
     fn check_nothing_was_truncated(&self) {
-        if lease::read_cell(&open(self.rels.truncated)) > self.folded {
+        if lease::read_truncated(&self.gate) > self.folded {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,

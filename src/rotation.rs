@@ -7,7 +7,8 @@
 
 use crate::catalog::{self, LaneRels};
 use crate::fold::newest_epoch;
-use crate::lease;
+use crate::lease::Lease;
+use crate::ours::AtWork;
 use crate::pg::compat;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation};
 use crate::pg::snapshot;
@@ -62,7 +63,8 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
 
 /// Truncates the inactive log, if every snapshot of the database sees it folded and nobody is
 /// using it. True when it was done.
-pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
+pub fn truncate(lease: &Lease, gate: Gate, drained: Drained) -> bool {
+    let rels = lease.rels();
     let side = gate.side.other();
     let table = rels.log(side);
     // First, as the lock is one that readers wait for and that takes an xid and WAL where there may be
@@ -80,8 +82,9 @@ pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
         return false;
     }
     failpoint!("truncate.locked");
-    lease::write_cell(rels.truncated, drained.newest);
+    lease.set_truncated(drained.newest);
     failpoint!("truncate.published");
+    let _at_work = AtWork::begin();
     // SAFETY: open, and locked exclusively.
     unsafe { compat::truncate(log.as_ptr(), table) };
     failpoint!("truncate.done");

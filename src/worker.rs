@@ -13,7 +13,7 @@
 
 use crate::catalog::{self, LaneRels, Unusable};
 use crate::compaction::{self, LaneMemory, Tick};
-use crate::fold::{self, Restoring};
+use crate::fold;
 use crate::holds;
 use crate::launcher;
 use crate::pg::compat;
@@ -259,7 +259,6 @@ struct Worker {
     /// When to count next what is pending.
     counts: [Duration; LANES],
     memories: [LaneMemory; LANES],
-    restoring: [bool; LANES],
     database_settings: Option<Option<i64>>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
@@ -297,7 +296,6 @@ impl Worker {
             reclaims: Default::default(),
             counts: Default::default(),
             memories: Default::default(),
-            restoring: Default::default(),
             database_settings: None,
             glances: LaneClock::default(),
             tokens: LaneClock::default(),
@@ -411,26 +409,14 @@ impl Worker {
         });
         let now = self.now();
         match result {
-            Ok(Ok(tick)) => {
+            Ok(tick) => {
                 match tick {
                     Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),
                     Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
                 }
-                self.restoring[lane] = false;
                 if matches!(tick, Tick::Folded | Tick::Waiting) {
                     self.last_work = now;
                 }
-            }
-            Ok(Err(Restoring { newest })) => {
-                self.clocks[lane].failed(now);
-                if !self.restoring[lane] {
-                    log(format!(
-                        "counterx: lane {lane} has deltas of epoch {newest}, which its gate has not reached: \
-                         left alone until the restore is over"
-                    ));
-                }
-                self.restoring[lane] = true;
-                return;
             }
             Err(message) => {
                 self.clocks[lane].failed(now);

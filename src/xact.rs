@@ -9,6 +9,7 @@
 //! called, or at PRE_COMMIT and PRE_PREPARE.
 
 use crate::catalog;
+use crate::compaction;
 use crate::escrow::{self, Shortage};
 use crate::flush;
 use crate::notes;
@@ -30,6 +31,8 @@ thread_local! {
     /// Rows were written before the end: the transaction holds its epochs until it ends.
     static FLUSHED_EARLY: Cell<bool> = const { Cell::new(false) };
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Running) };
+    /// There is something to fold that was not flushed.
+    static WAKE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Where the transaction stands. Callbacks of other extensions run after ours and may change
@@ -201,6 +204,23 @@ fn flush(level: u32) {
     worker::request();
 }
 
+/// The running transaction leaves something to fold that is not in its memory: rows that a restore has
+/// brought.
+pub fn wake_worker_at_commit() {
+    WAKE.set(true);
+}
+
+/// Does the running transaction leave such rows?
+pub fn wakes_worker_at_commit() -> bool {
+    WAKE.get()
+}
+
+fn wake_worker() {
+    if WAKE.take() {
+        worker::request();
+    }
+}
+
 fn flush_early(level: u32) {
     if PHASE.get() == Phase::Running {
         FLUSHED_EARLY.set(true);
@@ -227,8 +247,19 @@ fn before_prepare() {
             .set_hint("Raise counterx.pending_work_mem in this session, or change fewer counters in one transaction."),
         );
     }
+    if compaction::has_folded() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has called counterx.compact()",
+            )
+            .set_detail("No lane could be folded by anybody else until it is committed or rolled back.")
+            .set_hint("Call counterx.compact() in a transaction of its own."),
+        );
+    }
     PHASE.set(Phase::Preparing);
     flush(TOP_LEVEL);
+    wake_worker();
 }
 
 /// Neither allocates nor fails.
@@ -236,6 +267,8 @@ fn after_end(end: End) {
     escrow::after_end(end);
     types::after_end();
     notes::after_end();
+    compaction::after_end();
+    WAKE.set(false);
     PENDING.with(|pending| {
         // Borrowed only when the session ends in mid-flush; then nobody will look again.
         if let Ok(mut pending) = pending.try_borrow_mut() {
@@ -256,6 +289,8 @@ unsafe extern "C-unwind" fn on_xact_event(
         XACT_EVENT_PRE_COMMIT => {
             PHASE.set(Phase::Committing);
             flush(TOP_LEVEL);
+            wake_worker();
+            compaction::before_commit();
             failpoint!("commit.flushed");
         }
         XACT_EVENT_PRE_PREPARE => {
@@ -291,10 +326,12 @@ unsafe extern "C-unwind" fn on_subxact_event(
             let level = ports::xact_nest_level();
             PENDING.with_borrow_mut(|pending| pending.release_subxact(level));
             notes::release_subxact(level);
+            compaction::release_subxact(level);
             escrow::release_subxact(level);
         }
         SUBXACT_EVENT_ABORT_SUB => {
             notes::abort_subxact(ports::xact_nest_level());
+            compaction::abort_subxact(ports::xact_nest_level());
             escrow::abort_subxact(ports::xact_nest_level());
             PENDING.with(|pending| {
                 // As in after_end().

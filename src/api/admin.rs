@@ -1,19 +1,55 @@
 //! Functions of the schema `counterx`, for operators.
 
 use super::args::NameOut;
-use crate::catalog;
-use crate::compaction;
-use crate::fold::{self, Restoring};
+use crate::compaction::{self, Due};
+use crate::fold;
 use crate::holds;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::read;
-use crate::token;
+use crate::token::{self, Batch};
 use crate::value_index;
 use crate::xact;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::PgSqlErrorCode;
+
+/// Raises an error where folds cannot be made.
+pub fn check_may_fold(function: &'static core::ffi::CStr) {
+    xact::check_may_write(function);
+    let refused = |message: &str, hint: &str| -> ! {
+        let function = function.to_string_lossy();
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                format!("{function} cannot run in a {message}"),
+            )
+            .set_hint(hint.to_owned()),
+        )
+    };
+    if ports::isolation_uses_xact_snapshot() {
+        refused(
+            "REPEATABLE READ or SERIALIZABLE transaction",
+            "Run it in a READ COMMITTED transaction: it needs newer snapshots than the first one.",
+        );
+    }
+    if xact::has_flushed_early() {
+        refused(
+            "transaction that has already written increments",
+            "Run it in a transaction of its own.",
+        );
+    }
+}
+
+/// Where no worker may run, regular calls keep the tables of tokens and holds small as well. True: there
+/// may be more.
+pub fn remove_expired() -> bool {
+    /// Each hold takes a lock to the end of the transaction, of which a server has some thousands.
+    const BATCH: usize = 1000;
+    let tokens = token::remove_expired(BATCH, &mut token::Progress::default());
+    let holds = holds::remove_expired(BATCH);
+    tokens == Batch::More || holds == Batch::More
+}
 
 /// Functions of the schema `counterx`.
 #[pg_schema]
@@ -21,54 +57,15 @@ pub mod counterx {
     use super::*;
     use pgrx::iter::TableIterator;
 
-    /// Where no worker may run, regular calls keep the tables of tokens and holds small as well.
-    const MAX_EXPIRED: usize = 100_000;
-
-    /// SECURITY DEFINER, so that EXECUTE alone is enough to run it: it writes to the gates, which
-    /// belong to the extension's owner.
-    #[pg_extern(volatile, parallel_unsafe, security_definer)]
-    #[search_path(pg_catalog, pg_temp)]
+    /// Everything in one transaction. A fold goes past the server's checks of rights, so EXECUTE is enough.
+    #[pg_extern(volatile, parallel_unsafe)]
     fn compact() -> i64 {
-        xact::check_may_write(c"counterx.compact()");
-        let refused = |message: &str, hint: &str| -> ! {
-            raise(
-                report(
-                    PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                    message.to_owned(),
-                )
-                .set_hint(hint.to_owned()),
-            )
-        };
-        if ports::isolation_uses_xact_snapshot() {
-            refused(
-                "counterx.compact() cannot run in a REPEATABLE READ or SERIALIZABLE transaction",
-                "Run it in a READ COMMITTED transaction: it needs newer snapshots than the first one.",
-            );
-        }
-        if xact::has_flushed_early() {
-            refused(
-                "counterx.compact() cannot run in a transaction that has already written increments",
-                "Run it in a transaction of its own.",
-            );
-        }
-        // SAFETY: reads the transaction's state.
-        let alone = !unsafe { pg_sys::IsTransactionBlock() };
-        let mut deltas = 0;
-        for lane in 0..LANES {
-            match compaction::compact_lane(lane, catalog::lane(lane), alone) {
-                Ok(folded) => deltas += folded,
-                Err(Restoring { newest }) => ereport!(
-                    WARNING,
-                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!(
-                        "lane {lane} was left alone: it has deltas of epoch {newest}, which its gate has not reached"
-                    ),
-                    "This is so in the middle of a restore, until the sequences are restored."
-                ),
-            }
-        }
-        token::remove_expired(MAX_EXPIRED, &mut token::Progress::default());
-        holds::remove_expired(MAX_EXPIRED);
+        check_may_fold(c"counterx.compact()");
+        let mut due: Vec<Due> = (0..LANES).map(Due::now).collect();
+        due.iter_mut().for_each(Due::wait);
+        compaction::note_folding();
+        let deltas = due.into_iter().map(Due::fold).sum();
+        remove_expired();
         deltas
     }
 

@@ -8,6 +8,8 @@
 //! | [`once`] | increments with a token |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
+//! | [`steps`] | the procedure that folds lane by lane |
+//! | [`restore`] | what a dump has, and what is done with it |
 //! | [`args`] | what they take: names, arrays, limits |
 //!
 //! No function is STRICT: a NULL that reaches one is a mistake, and says so. (A NULL array is what an
@@ -21,4 +23,6 @@ mod holds;
 mod increment;
 mod look;
 mod once;
+pub mod restore;
+mod steps;
 pub mod types;

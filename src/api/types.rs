@@ -4,6 +4,7 @@ use super::args::{self, Jsonb, Text};
 use crate::catalog;
 use crate::escrow::clock;
 use crate::lease;
+use crate::ours::AtWork;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
@@ -299,6 +300,7 @@ fn must_exist(name: &str) -> Bounds {
 }
 
 fn run(command: &str, arguments: &[pgrx::datum::DatumWithOid]) {
+    let _at_work = AtWork::begin();
     if let Err(error) = Spi::run_with_args(command, arguments) {
         internal(&error)
     }
@@ -309,6 +311,85 @@ fn internal(error: &dyn std::fmt::Display) -> ! {
         PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         format!("counterx could not change its table of types: {error}"),
     ))
+}
+
+/// Keeps everybody from changing counters until the end of the transaction: see the note in `types.rs`.
+fn lock_counters() {
+    // Holds first: who is about to commit one does not need it, and may need a gate.
+    let shared = catalog::shared();
+    let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
+    let relations: Vec<pg_sys::Oid> = [shared.hold]
+        .into_iter()
+        .chain(gates)
+        .chain([shared.late])
+        .collect();
+    // Transactions that were prepared, or have written early, may hold these for long. They are
+    // waited for without holding up others; those that are just committing, with the locks below.
+    for &relation in &relations {
+        for xact in conflicting_xacts(relation, SHARE_ROW_EXCLUSIVE) {
+            xact.wait();
+        }
+    }
+    for relation in relations {
+        if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
+            catalog::Unusable::NotInstalled.raise()
+        }
+    }
+}
+
+/// Types were changed by hand or restored: holds the counters to all of them.
+///
+/// # Errors
+/// As of [`check_counters`].
+pub fn recheck_all() {
+    // SAFETY: what the command has changed shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    recheck(&all_names(), Recheck::Counters);
+}
+
+/// What [`recheck`] looks at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Recheck {
+    /// All counters have to be within the bounds.
+    Counters,
+    /// Nothing: they were as they may be, and what is on hold makes room for nobody.
+    Nothing,
+}
+
+/// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.
+/// Whoever has gone by what was before is told to retry, and the accounts forget what they know.
+///
+/// # Errors
+/// As of [`check_counters`].
+pub fn recheck(names: &[String], what: Recheck) {
+    if names.is_empty() {
+        return;
+    }
+    lock_types();
+    for name in names {
+        let Some(bounds) = find(name) else { continue };
+        if bounds == Bounds::default() {
+            continue;
+        }
+        match what {
+            Recheck::Counters => check_counters(name, bounds),
+            Recheck::Nothing => lock_counters(),
+        }
+        run(
+            "UPDATE counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
+            &[name.as_str().into(), new_generation().into()],
+        );
+    }
+}
+
+/// The names of all types.
+pub fn all_names() -> Vec<String> {
+    let names = Spi::connect_mut(|client| {
+        let rows = client.update("SELECT name FROM counterx.type", None, &[])?;
+        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default))
+            .collect::<Result<Vec<String>, pgrx::spi::SpiError>>()
+    });
+    names.unwrap_or_else(|error| internal(&error))
 }
 
 /// Checks that all counters of a type are within bounds, now and until the end of the transaction:
@@ -334,26 +415,7 @@ fn check_counters(name: &str, bounds: Bounds) {
             .set_hint("Define the type in a transaction of its own."),
         );
     }
-    // Holds first: who is about to commit one does not need it, and may need a gate.
-    let shared = catalog::shared();
-    let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
-    let relations: Vec<pg_sys::Oid> = [shared.hold]
-        .into_iter()
-        .chain(gates)
-        .chain([shared.late])
-        .collect();
-    // Transactions that were prepared, or have written early, may hold these for long. They are
-    // waited for without holding up others; those that are just committing, with the locks below.
-    for &relation in &relations {
-        for xact in conflicting_xacts(relation, SHARE_ROW_EXCLUSIVE) {
-            xact.wait();
-        }
-    }
-    for relation in relations {
-        if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
-            catalog::Unusable::NotInstalled.raise()
-        }
-    }
+    lock_counters();
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut counters: BTreeMap<Box<[u8]>, Tally> = reader.pending_in(&range).into_iter().collect();

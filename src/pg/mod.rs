@@ -2,8 +2,10 @@
 //! give it back, and the few things that the bindings lack.
 
 pub mod array;
+pub mod cell;
 pub mod compat;
 pub mod error;
+pub mod function;
 pub mod insert;
 pub mod json;
 pub mod lock;

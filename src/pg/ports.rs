@@ -13,6 +13,8 @@ unsafe extern "C-unwind" {
         tid: pg_sys::ItemPointer,
         blkno: pg_sys::BlockNumber,
     );
+    /// `storage/predicate.h`. Raises 40001.
+    fn CheckTableForSerializableConflictIn(relation: pg_sys::Relation);
     /// `storage/predicate.h`. Raises errors.
     fn PredicateLockPage(
         relation: pg_sys::Relation,
@@ -99,6 +101,17 @@ pub unsafe fn check_for_serializable_conflict_in(relation: pg_sys::Relation, pag
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             CheckForSerializableConflictIn(relation, std::ptr::null_mut(), page)
         })
+    }
+}
+
+/// A serializable transaction writes what others may have read under any page's number.
+///
+/// # Safety
+/// `relation` is open.
+pub unsafe fn check_table_for_serializable_conflict_in(relation: pg_sys::Relation) {
+    // SAFETY: the caller's promise; the guard turns the server's error into an unwind.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| CheckTableForSerializableConflictIn(relation));
     }
 }
 

@@ -82,6 +82,15 @@ unsafe extern "C-unwind" {
     pub fn index_fetch_heap(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot)
     -> bool;
 
+    // access/generic_xlog.h
+    pub fn GenericXLogStart(relation: pg_sys::Relation) -> *mut pg_sys::GenericXLogState;
+    pub fn GenericXLogRegisterBuffer(
+        state: *mut pg_sys::GenericXLogState,
+        buffer: pg_sys::Buffer,
+        flags: core::ffi::c_int,
+    ) -> pg_sys::Page;
+    pub fn GenericXLogFinish(state: *mut pg_sys::GenericXLogState) -> pg_sys::XLogRecPtr;
+
     // executor/tuptable.h
     pub fn ExecDropSingleTupleTableSlot(slot: *mut pg_sys::TupleTableSlot);
 }

@@ -134,11 +134,6 @@ impl Row {
         self.get(column).map_or(0, |datum| datum.value() as i64)
     }
 
-    /// A NOT NULL integer column.
-    pub fn int4(&self, column: usize) -> i32 {
-        self.get(column).map_or(0, |datum| datum.value() as i32)
-    }
-
     /// A NOT NULL text column that is stored in line.
     pub fn text(&self, column: usize) -> &[u8] {
         // SAFETY: names are at most 255 bytes long: never compressed, never out of line.

@@ -74,10 +74,7 @@ pub fn footprint(client: &mut impl GenericClient) -> Result<Footprint> {
     let mut files = Vec::new();
     let mut log_bytes = 0_i64;
     for lane in 0..8 {
-        // A sequence that was never set says its start value and that nobody was called.
-        let sql = format!(
-            "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM counterx.truncated_{lane}"
-        );
+        let sql = format!("SELECT truncated FROM counterx.gate_{lane}");
         truncated += client.query_one(&sql, &[])?.get::<_, i64>(0);
         for side in ["a", "b"] {
             let log = format!("counterx.log_{lane}_{side}");

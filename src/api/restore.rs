@@ -1,0 +1,164 @@
+//! What a dump has of the counters, and what becomes of it in the database that it is restored into.
+//!
+//! # How it works
+//! A dump has the exact value of each counter for its snapshot, and nothing of how the engine keeps it:
+//! no epochs, no gates. The table `late` is what is dumped: it is declared to `pg_dump` with a condition
+//! that leaves its own rows out and has [`dump_rows`](counterx_dump_rows) make others. Late deltas belong
+//! to no epoch, so wherever such rows arrive they count as soon as they are committed, and the next fold
+//! of their lane takes them along.
+//!
+//! # Invariants
+//! - Rows are added only where there is no such counter yet: otherwise what was restored twice would count
+//!   twice. One restore at a time, so that the second of two sees the first.
+//! - Restored values go past the accounts of bounded counters. So where they could break a bound, all
+//!   counters of the type are looked at with everybody kept out, and who has gone by the values of before
+//!   is told to retry. The same where holds were restored.
+
+use crate::api::types::{self as definitions, Recheck};
+use crate::catalog;
+use crate::listing::{Entry, Listing, Wanted};
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::function::version_1;
+use crate::pg::memory::{MemoryArena, MemorySwitch};
+use crate::pg::number;
+use crate::pg::ports;
+use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::snapshot;
+use crate::read;
+use crate::types;
+use crate::xact;
+use counterx_core::lane::MAX_NAME_BYTES;
+use counterx_core::names::NameRange;
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+
+version_1!(pg_finfo_counterx_dump_rows);
+
+/// Rows of `late` that have the value of each counter for the running query's snapshot. A value beyond a
+/// bigint takes several.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let current = snapshot::active_or_latest();
+    // SAFETY: called as a table function of the columns of `late`; the server checks that it is. The
+    // listing ends before the snapshot and the arena do, and each row is copied before the next one.
+    unsafe {
+        pg_sys::InitMaterializedSRF(fcinfo, 0);
+        let result = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+        let arena = MemoryArena::below(pg_sys::CurrentMemoryContext);
+        let now = pg_sys::GetCurrentTimestamp();
+        let wanted = Wanted::Range(NameRange::all());
+        let mut listing = Listing::start(wanted, current.as_ptr(), &arena);
+        let row = MemoryArena::below(pg_sys::CurrentMemoryContext);
+        loop {
+            pgrx::check_for_interrupts!();
+            row.reset();
+            let _switch = MemorySwitch::to(row.as_ptr());
+            let Some(Entry { name, value }) = listing.next() else {
+                break;
+            };
+            let mut rest = number::total(value);
+            loop {
+                let part = rest.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+                rest -= i128::from(part);
+                let mut values = [name, part.into(), now.into(), 0i64.into()];
+                let mut nulls = [false, false, false, true];
+                pg_sys::tuplestore_putvalues(
+                    (*result).setResult,
+                    (*result).setDesc,
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
+                if rest == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    pg_sys::Datum::null()
+}
+
+thread_local! {
+    /// Types of which a restored value could break a bound.
+    static TOUCHED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    /// The (sub)transaction that has locked `late` against other restores.
+    static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
+}
+
+/// Looks at a row of `late` that comes by SQL.
+///
+/// # Errors
+/// Raises 23505 when there is such a counter, 22023 for what is no name.
+pub fn check_row(name: &[u8], delta: i64) {
+    if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("a counter's name has {} bytes in this database's encoding", name.len()),
+            )
+            .set_hint(format!("It can have 1 to {MAX_NAME_BYTES}. Rename the counter with counter_rename() before the dump is made, or restore it into a database of the same encoding.")),
+        )
+    }
+    let shared = catalog::shared();
+    // Not at each row: a lock that is held already still takes a look-up.
+    // SAFETY: reads a variable of the backend.
+    let subxact = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    if LOCKED_BY.get() != subxact || !xact::wakes_worker_at_commit() {
+        if Relation::open_until_commit(shared.late, SHARE_UPDATE_EXCLUSIVE).is_none() {
+            catalog::Unusable::NotInstalled.raise()
+        }
+        LOCKED_BY.set(subxact);
+        xact::wake_worker_at_commit();
+    }
+    if read::exists_for_others(name) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+                format!("counter {} exists already", quoted(name)),
+            )
+            .set_detail("A restored value would be added to it.")
+            .set_hint("Restore counters into a database that does not have them, or drop those that it has with counter_drop() first."),
+        )
+    }
+    let Some(limits) = types::limits_of(name) else {
+        return;
+    };
+    let could_break = (delta < 0 && limits.bounds.min.is_some())
+        || (delta > 0 && limits.bounds.max.is_some());
+    if could_break {
+        let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
+        let type_name = String::from_utf8_lossy(type_name);
+        TOUCHED.with_borrow_mut(|touched| {
+            if !touched.contains(&*type_name) {
+                touched.insert(type_name.into_owned());
+            }
+        });
+    }
+}
+
+/// All rows of `late` of a command have come.
+///
+/// # Errors
+/// Raises 23514 when a bound would be broken, 40001 when a serializable transaction has read counters that
+/// it cannot have seen with these.
+pub fn after_rows() {
+    // SAFETY: what the command has brought shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    if ports::isolation_is_serializable() {
+        let Some(anchor) = Relation::open_until_commit(catalog::shared().anchor, ACCESS_SHARE)
+        else {
+            catalog::Unusable::NotInstalled.raise()
+        };
+        // SAFETY: the relation is open.
+        unsafe { ports::check_table_for_serializable_conflict_in(anchor.as_ptr()) };
+    }
+    let touched: Vec<String> = TOUCHED.take().into_iter().collect();
+    definitions::recheck(&touched, Recheck::Counters);
+}
+
+/// All rows of `hold` of a command have come.
+pub fn after_holds() {
+    definitions::recheck(&definitions::all_names(), Recheck::Nothing);
+}
