@@ -140,8 +140,8 @@ fn skew_across_a_switch_is_refused(db: &str, switch_between: bool) -> Result<()>
         if !switch_between {
             compact(&mut folder)?;
         }
-        let sides = "SELECT (SELECT last_value % 2 FROM counterx.gate_3)
-                            + (SELECT last_value % 2 FROM counterx.gate_6)";
+        let sides = "SELECT (SELECT gate % 2 FROM counterx.gate_3)
+                            + (SELECT gate % 2 FROM counterx.gate_6)";
         let mut times = 0;
         let committed = skew(&db, read, (x, y), || {
             times += 1;

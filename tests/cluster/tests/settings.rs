@@ -164,56 +164,6 @@ fn values_out_of_range_and_unknown_settings_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// As after a restore whose tables are loaded and whose gates are not set yet.
-#[test]
-fn lane_with_a_row_above_its_gate_is_left_alone_and_the_others_go_on() -> Result<()> {
-    let mut client = create_database(cluster(), "above")?;
-    client.batch_execute("ALTER DATABASE above SET counterx.compaction = off")?;
-    let names = names_in_lanes(&mut client)?;
-    let count = |client: &mut Client| -> Result<()> {
-        for name in &names {
-            client.execute("SELECT bump($1, 1)", &[name])?;
-        }
-        Ok(())
-    };
-    count(&mut client)?;
-    // Counted in the oracle, too: once its epoch has come it will be a delta like any other.
-    client.execute(
-        "INSERT INTO counterx.log_3_a VALUES
-            ((SELECT last_value / 2 FROM counterx.gate_3) + 1000, now(), 50, $1)",
-        &[&names[3]],
-    )?;
-    client.batch_execute("ALTER DATABASE above RESET counterx.compaction")?;
-    let mut client = cluster().connect_db("above")?;
-    count(&mut client)?;
-    poll_until("the other lanes to be folded", DEADLINE, || {
-        let sql = "SELECT bool_and(lane = 3 OR pending_deltas = 0) FROM counterx.lanes";
-        Ok(client.query_one(sql, &[])?.get(0))
-    })?;
-    for (lane, name) in names.iter().enumerate() {
-        let expected = if lane == 3 { None } else { Some(2) };
-        ensure!(total(&mut client, name)? == expected, "lane {lane}");
-    }
-    // By hand neither.
-    compact(&mut client)?;
-    ensure!(
-        total(&mut client, &names[3])?.is_none(),
-        "lane 3 was folded"
-    );
-
-    client.batch_execute("DELETE FROM counterx.log_3_a WHERE delta = 50")?;
-    check(&mut client)?;
-    count(&mut client)?;
-    // The dead row counts until it is gone; snapshots of others may keep it for a while.
-    poll_until("lane 3 to be folded again", DEADLINE, || {
-        client.batch_execute("VACUUM (INDEX_CLEANUP on) counterx.log_3_a")?;
-        Ok(pending(&mut client)? == 0)
-    })?;
-    check(&mut client)?;
-    ensure!(total(&mut client, &names[3])? == Some(3));
-    Ok(())
-}
-
 #[test]
 fn failing_lane_is_seen_does_not_stop_the_others_and_recovers() -> Result<()> {
     let mut client = create_database(cluster(), "failing")?;

@@ -275,7 +275,7 @@ fn session_is_reusable_after_discard_all_and_set_role() -> Result<()> {
         "SELECT * FROM counterx.total",
         "INSERT INTO counterx.log_0_a VALUES (1, now(), 1, 'x')",
         "DELETE FROM counterx.late",
-        "SELECT setval('counterx.gate_0', 10)",
+        "UPDATE counterx.gate_0 SET gate = 10",
     ] {
         refused(client.batch_execute(sql), &SqlState::INSUFFICIENT_PRIVILEGE)?;
     }

@@ -40,7 +40,7 @@ SELECT counter_value('x');
 SELECT * FROM counterx.total;
 SELECT * FROM counterx.lanes;
 SELECT counterx.compact();
-SELECT nextval('counterx.gate_0');
+SELECT nextval('counterx.hold_id');
 CREATE TABLE counterx.mine (i int);
 RESET ROLE;
 -- Also for those who find the schema.
@@ -56,9 +56,16 @@ SELECT * FROM counterx.anchor;
 SELECT * FROM counterx.listing;
 SELECT * FROM counterx.lanes;
 SELECT * FROM counterx.workers;
-SELECT last_value FROM counterx.gate_0;
-SELECT setval('counterx.gate_0', 2);
-SELECT nextval('counterx.truncated_0');
+SELECT * FROM counterx.gate_0;
+SELECT last_value FROM counterx.hold_id;
+SELECT setval('counterx.hold_id', 2);
+SELECT nextval('counterx.hold_id');
+SELECT * FROM counterx.dump_rows();
+CALL counterx.compact_in_steps();
+UPDATE counterx.gate_0 SET gate = 2;
+\echo :LAST_ERROR_SQLSTATE
+INSERT INTO counterx.late VALUES ('x', 1000000, now());
+\echo :LAST_ERROR_SQLSTATE
 INSERT INTO counterx.log_0_a VALUES (1, now(), 1000000, 'x');
 \echo :LAST_ERROR_SQLSTATE
 UPDATE counterx.total SET value = 0;

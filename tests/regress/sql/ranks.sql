@@ -109,6 +109,7 @@ SELECT * FROM differences();
 -- The comparison can fail: a counter that is in the sum and nowhere else.
 BEGIN;
 SELECT counterx.compact() > 0 AS folded;
+ALTER TABLE counterx.total DISABLE TRIGGER guard;
 UPDATE counterx.total SET uses = 0 WHERE name = (SELECT name FROM counter_top(1));
 SELECT ends, prefix FROM differences() WHERE prefix = '';
 ROLLBACK;
