@@ -80,7 +80,7 @@ COMMENT ON COLUMN counterx.workers.last_error IS 'SQLSTATE and message of the la
 COMMENT ON COLUMN counterx.workers.last_error_at IS 'when it failed';
 
 CREATE FUNCTION counterx.type_changed() RETURNS trigger
-    LANGUAGE c
+    LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_type_changed';
 CREATE FUNCTION counterx.ignore_replicated() RETURNS trigger
     LANGUAGE c
@@ -89,7 +89,7 @@ CREATE FUNCTION counterx.guard() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_guard';
 CREATE FUNCTION counterx.restored() RETURNS trigger
-    LANGUAGE c
+    LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_restored';
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c

@@ -286,9 +286,9 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
     }
     LANE.with(|lanes| {
         for (number, lane) in lanes.iter().enumerate() {
-            let concerned = lane.get().is_some_and(|rels| {
-                all || oid == rels.gate || rels.logs.contains(&oid)
-            });
+            let concerned = lane
+                .get()
+                .is_some_and(|rels| all || oid == rels.gate || rels.logs.contains(&oid));
             if concerned {
                 lane.set(None);
                 GATE_SEEN.with(|seen| seen[number].set(false));

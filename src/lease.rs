@@ -114,7 +114,9 @@ impl Lease {
 
     /// The deltas up to this epoch may be gone from the logs from now on.
     pub fn set_truncated(&self, through: i64) {
-        cell::update(&self.gate, |[gate, truncated]| [gate, truncated.max(through)]);
+        cell::update(&self.gate, |[gate, truncated]| {
+            [gate, truncated.max(through)]
+        });
     }
 
     /// Publishes the next epoch, and says who may still write rows of an earlier one.

@@ -253,7 +253,9 @@ fn before_prepare() {
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
                 "cannot PREPARE a transaction that has called counterx.compact()",
             )
-            .set_detail("No lane could be folded by anybody else until it is committed or rolled back.")
+            .set_detail(
+                "No lane could be folded by anybody else until it is committed or rolled back.",
+            )
             .set_hint("Call counterx.compact() in a transaction of its own."),
         );
     }

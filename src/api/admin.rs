@@ -11,8 +11,8 @@ use crate::token::{self, Batch};
 use crate::value_index;
 use crate::xact;
 use counterx_core::lane::LANES;
-use pgrx::prelude::*;
 use pgrx::PgSqlErrorCode;
+use pgrx::prelude::*;
 
 /// Raises an error where folds cannot be made.
 pub fn check_may_fold(function: &'static core::ffi::CStr) {

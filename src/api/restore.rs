@@ -125,8 +125,8 @@ pub fn check_row(name: &[u8], delta: i64) {
     let Some(limits) = types::limits_of(name) else {
         return;
     };
-    let could_break = (delta < 0 && limits.bounds.min.is_some())
-        || (delta > 0 && limits.bounds.max.is_some());
+    let could_break =
+        (delta < 0 && limits.bounds.min.is_some()) || (delta > 0 && limits.bounds.max.is_some());
     if could_break {
         let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
         let type_name = String::from_utf8_lossy(type_name);

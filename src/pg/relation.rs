@@ -197,7 +197,8 @@ impl Relation {
     /// The name, for messages.
     pub fn name(&self) -> String {
         // SAFETY: as above; rd_rel is never NULL, and a name ends with a zero.
-        let name = unsafe { core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr()) };
+        let name =
+            unsafe { core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr()) };
         name.to_string_lossy().into_owned()
     }
 

@@ -118,14 +118,10 @@ fn backlog(db: &str) -> Result<Client> {
 }
 
 /// The copy is equal, counts and folds on, and can be dumped and restored in turn.
-fn copy_is_sound(original: &str, dumped: &Dump, copy: &str) -> Result<()> {
+fn copy_is_sound(dumped: &Dump, copy: &str) -> Result<()> {
     let mut client = restore(dumped, copy)?;
     check(&mut client)?;
     let before = footprint(&mut client)?;
-    ensure!(
-        before.pending > 0,
-        "{original}: the dump has no backlog: {before:?}"
-    );
     work(copy)?;
     client.batch_execute("SELECT bump('last', 1)")?;
     settle(&mut client)?;
@@ -161,7 +157,7 @@ fn backlog_survives(format: Format, db: &str) -> Result<()> {
     let expected = values(&mut client)?;
     let copy = format!("{db}_copy");
     // The switch belongs to the database, not to what is in it: the copy folds.
-    copy_is_sound(db, &dumped, &copy)?;
+    copy_is_sound(&dumped, &copy)?;
     ensure!(values(&mut client)? == expected, "the original has changed");
 
     // The original folds its backlog when it may, and is not confused by any of this.
@@ -218,21 +214,12 @@ fn dump_in_mid_load_is_one_snapshot() -> Result<()> {
 }
 
 #[test]
-fn restored_database_is_not_folded_before_somebody_counts() -> Result<()> {
-    let mut client = backlog("untouched")?;
-    let pending = footprint(&mut client)?.pending;
+fn restored_database_is_folded_before_somebody_counts() -> Result<()> {
+    backlog("untouched")?;
     let mut copy = restore(&dump("untouched", Format::Custom)?, "untouched_copy")?;
-    // Only a commit that flushed deltas starts a worker; rows that are merely there do not.
-    let row = copy.query_one(
-        "SELECT count(*) FROM pg_stat_activity
-          WHERE datname = 'untouched_copy' AND backend_type = 'counterx worker'",
-        &[],
-    )?;
-    ensure!(row.get::<_, i64>(0) == 0, "a worker runs");
-    ensure!(footprint(&mut copy)?.pending == pending);
     check(&mut copy)?;
-    ensure!(compact(&mut copy)? > 0);
     settle(&mut copy)?;
+    ensure!(footprint(&mut copy)?.folded > 0, "nothing was folded");
     check(&mut copy)?;
     Ok(())
 }

@@ -347,9 +347,11 @@ fn lists_pass_over_the_versions_that_an_old_snapshot_keeps() -> Result<()> {
         // As very many folds leave it, in less time: older versions, seen by nobody.
         let versions = 50 * times;
         Ok(client.batch_execute(&format!(
-            "INSERT INTO counterx.total (name, gen, value, uses)
+            "ALTER TABLE counterx.total DISABLE TRIGGER guard;
+             INSERT INTO counterx.total (name, gen, value, uses)
                 SELECT 'hot:' || n, -i, 0, 1 FROM generate_series(0, 5) n, generate_series(1, {versions}) i;
-             DELETE FROM counterx.total WHERE gen < 0"
+             DELETE FROM counterx.total WHERE gen < 0;
+             ALTER TABLE counterx.total ENABLE ALWAYS TRIGGER guard"
         ))?)
     };
     let mut snapshots = Vec::new();
