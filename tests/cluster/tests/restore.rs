@@ -279,7 +279,7 @@ fn dump_is_right_in_a_database_of_another_encoding() -> Result<()> {
         let sql =
             format!("CREATE DATABASE {db} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
         cluster().connect()?.batch_execute(&sql)?;
-        cluster().connect_db(db).map_err(anyhow::Error::from)
+        cluster().connect_db(db)
     };
     let mut latin = create("latin", "LATIN1")?;
     latin.batch_execute(
