@@ -1,5 +1,6 @@
 -- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs,
--- src/fold.rs and src/token.rs know their columns by number: a change here is a change there.
+-- src/fold.rs and src/token.rs know their columns by number, and src/shape.rs checks them: a change here
+-- is a change there.
 --
 -- The gates come first, after the view: see sql/schema.sql.
 
@@ -22,16 +23,6 @@ CREATE TABLE counterx.late_form (
     uses bigint
 );
 ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
-CREATE TABLE counterx.token_form (
-    token text COLLATE "C" NOT NULL,
-    name text COLLATE "C" NOT NULL,
-    delta bigint NOT NULL,
-    value bigint,
-    at timestamptz NOT NULL,
-    hold boolean
-);
-ALTER TABLE counterx.token_form ALTER COLUMN token SET STORAGE PLAIN;
-ALTER TABLE counterx.token_form ALTER COLUMN name SET STORAGE PLAIN;
 
 DO $$
 DECLARE
@@ -86,15 +77,25 @@ COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 COMMENT ON TABLE counterx.late IS 'deltas of prepared transactions; normally empty';
 
+-- Names are of the usual storage, so the table has a TOAST table: pg_repack, which copies tables without
+-- their columns' storage, cannot put a copy in the place of one that has none.
+--
 -- REPLICA IDENTITY NOTHING: publications ship neither the rows, which are inserted without being
 -- announced to logical decoding, nor their removal.
-CREATE TABLE counterx.token (LIKE counterx.token_form INCLUDING STORAGE);
+CREATE TABLE counterx.token (
+    token text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    value bigint,
+    at timestamptz NOT NULL,
+    hold boolean
+);
 CREATE UNIQUE INDEX token_key ON counterx.token (token);
 CREATE INDEX token_at ON counterx.token (at);
 ALTER TABLE counterx.token REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE counterx.token IS 'tokens of counter_incr_once(), and what they were used for';
 
-DROP TABLE counterx.log_form, counterx.late_form, counterx.token_form;
+DROP TABLE counterx.log_form, counterx.late_form;
 
 CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';
@@ -108,16 +109,13 @@ CREATE TABLE counterx.type (
 );
 COMMENT ON TABLE counterx.type IS 'counter types and their bounds';
 
-CREATE TABLE counterx.hold_form (
+CREATE TABLE counterx.hold (
     id bigint NOT NULL,
     name text COLLATE "C" NOT NULL,
     amount bigint NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 );
-ALTER TABLE counterx.hold_form ALTER COLUMN name SET STORAGE PLAIN;
-CREATE TABLE counterx.hold (LIKE counterx.hold_form INCLUDING STORAGE);
-DROP TABLE counterx.hold_form;
 CREATE UNIQUE INDEX hold_key ON counterx.hold (id);
 CREATE INDEX hold_name ON counterx.hold (name);
 CREATE INDEX hold_expires_at ON counterx.hold (expires_at);

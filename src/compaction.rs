@@ -2,7 +2,7 @@
 //! published, awaited, folded and truncated.
 
 use crate::catalog::LaneRels;
-use crate::fold::{self, Restoring};
+use crate::fold::{self, LeftAlone};
 use crate::lease::{Lease, Published};
 use crate::rotation::{self, Drained};
 use counterx_core::schedule::Folded;
@@ -45,8 +45,8 @@ pub enum Tick {
 /// transaction of its own, and commits it; if that fails, it forgets `memory`.
 ///
 /// # Errors
-/// [`Restoring`] when the lane is to be left alone.
-pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, Restoring> {
+/// [`LeftAlone`] when the lane is to be left alone.
+pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, LeftAlone> {
     let Some(lease) = Lease::try_take(rels) else {
         return Ok(Tick::Busy);
     };
@@ -66,6 +66,7 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
             }
+            fold::check_tables()?;
             memory.folded = fold::fold(lane, &lease, published.epoch - 1);
             true
         }
@@ -101,8 +102,8 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
 /// deltas. With `truncate`, an inactive log that an earlier call has drained is emptied.
 ///
 /// # Errors
-/// [`Restoring`] when the lane is to be left alone.
-pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, Restoring> {
+/// [`LeftAlone`] when the lane is to be left alone.
+pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, LeftAlone> {
     let Some(lease) = Lease::take(rels) else {
         return Ok(0);
     };
@@ -114,6 +115,7 @@ pub fn compact_lane(lane: usize, rels: LaneRels, truncate: bool) -> Result<i64, 
     if !fold::has_pending(lane, &rels) {
         return Ok(0);
     }
+    fold::check_tables()?;
     let mut published = lease.publish(rotation::wants_switch(&rels, gate));
     published.settle();
     let folded = fold::fold(lane, &lease, published.epoch - 1);

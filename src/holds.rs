@@ -19,6 +19,7 @@
 use crate::catalog::{self, Unusable};
 use crate::escrow::clock;
 use crate::lease;
+use crate::pg::firing;
 use crate::pg::insert::Inserter;
 use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
@@ -28,6 +29,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::read;
+use crate::shape;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
@@ -132,9 +134,15 @@ fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
+    let fires = shape::fires_triggers(&table);
     let mut tid = hold.tid;
     // SAFETY: a visible row, which nobody else removes without its lock.
-    unsafe { pg_sys::simple_heap_delete(table.as_ptr(), &mut tid) };
+    unsafe {
+        pg_sys::simple_heap_delete(table.as_ptr(), &mut tid);
+        if fires {
+            firing::after_delete(&table, hold.tid);
+        }
+    }
 }
 
 /// Makes a hold and returns its id.
@@ -147,6 +155,7 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     let Some(mut table) = Inserter::open(shared.hold) else {
         Unusable::NotInstalled.raise()
     };
+    let fires = shape::fires_triggers(table.table());
     let name = NameText::new(name);
     let values = [
         Some(id.into()),
@@ -156,7 +165,12 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
         Some(expires_at.into()),
     ];
     // SAFETY: the columns of sql/tables.sql.
-    unsafe { table.insert(values) };
+    unsafe {
+        let tid = table.insert(values);
+        if fires {
+            firing::after_insert(table.table(), tid);
+        }
+    }
     failpoint!("hold.inserted");
     id
 }
@@ -167,6 +181,7 @@ pub fn remove_expired(limit: usize) -> Batch {
     let Some(table) = Relation::open_if_free(shared.hold, SHARE_UPDATE_EXCLUSIVE) else {
         return Batch::Busy;
     };
+    shape::check(&table);
     if table.blocks() == 0 {
         return Batch::Done;
     }

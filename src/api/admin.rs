@@ -3,7 +3,7 @@
 use super::args::NameOut;
 use crate::catalog;
 use crate::compaction;
-use crate::fold::{self, Restoring};
+use crate::fold::{self, LeftAlone, Restoring};
 use crate::holds;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
@@ -57,7 +57,8 @@ pub mod counterx {
         for lane in 0..LANES {
             match compaction::compact_lane(lane, catalog::lane(lane), alone) {
                 Ok(folded) => deltas += folded,
-                Err(Restoring { newest }) => ereport!(
+                Err(LeftAlone::Refused(refusal)) => refusal.raise(),
+                Err(LeftAlone::Restoring(Restoring { newest })) => ereport!(
                     WARNING,
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!(

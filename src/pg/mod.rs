@@ -4,6 +4,7 @@
 pub mod array;
 pub mod compat;
 pub mod error;
+pub mod firing;
 pub mod insert;
 pub mod json;
 pub mod lock;
