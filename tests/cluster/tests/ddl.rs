@@ -611,3 +611,218 @@ fn every_operation_on_our_tables_leaves_all_right_or_is_refused() -> Result<()> 
     ensure!(client.query_one(heard, &[])?.get::<_, i64>(0) == 3, "triggers were not fired");
     Ok(())
 }
+
+/// Sessions that have heard of the extension notice when another version of its objects is installed, by
+/// what each update script ends with.
+#[test]
+fn warm_sessions_notice_an_update_of_the_extension() -> Result<()> {
+    let mut warm = create_database(cluster(), "updated")?;
+    let mut other = cluster().connect_db("updated")?;
+    warm.batch_execute("SELECT counter_incr('x'), counter_value('x')")?;
+    let is = "SELECT extversion FROM pg_extension WHERE extname = 'counterx'";
+    let version: String = other.query_one(is, &[])?.get(0);
+    for (installed, works) in [("0.0.9", false), (&version, true)] {
+        other.batch_execute(&format!(
+            "UPDATE pg_extension SET extversion = '{installed}' WHERE extname = 'counterx';
+             ALTER TABLE counterx.anchor SET (autovacuum_enabled = off)"
+        ))?;
+        let result = warm.batch_execute("SELECT counter_incr('x')");
+        if works {
+            result?;
+        } else {
+            let message = refused(result, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)?;
+            ensure!(message.contains("version 0.0.9"), "{message}");
+        }
+    }
+    Ok(())
+}
+
+fn folding(name: &str) -> Result<Cluster> {
+    let cluster = Cluster::builder().name(name);
+    FOLD_HARD
+        .iter()
+        .fold(cluster, |cluster, (name, value)| cluster.conf(name, value))
+        .start()
+}
+
+/// One line in the log, and the reason where operators look.
+#[test]
+fn worker_says_once_why_lanes_are_left_alone() -> Result<()> {
+    let cluster = folding("left-alone")?;
+    let mut client = create_database(&cluster, "kept")?;
+    client.batch_execute(
+        "CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    )?;
+    let folded = "SELECT coalesce(sum(folds), 0)::bigint FROM counterx.fold_status()";
+    for table in ["total", "state"] {
+        client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
+        compact(&mut client)?;
+        client.batch_execute(&format!(
+            "CREATE TRIGGER heard AFTER UPDATE ON counterx.{table} FOR EACH ROW EXECUTE FUNCTION hear()"
+        ))?;
+        let before: i64 = client.query_one(folded, &[])?.get(0);
+        let since = cluster.log_len();
+        poll_until("the reason to be shown", DEADLINE, || {
+            client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
+            let sql = "SELECT last_error FROM counterx.workers";
+            let error: Option<String> = client.query_one(sql, &[])?.get(0);
+            let reason = format!("0A000: table counterx.{table} has the trigger \"heard\"");
+            Ok(error.is_some_and(|error| error.starts_with(&reason))
+                && cluster.log_since(since).contains("all lanes are left alone"))
+        })?;
+        // All lanes have been tried by then, some more than once.
+        let result = client.batch_execute("SELECT counterx.compact()");
+        refused(result, &SqlState::FEATURE_NOT_SUPPORTED)?;
+        ensure!(client.query_one(folded, &[])?.get::<_, i64>(0) == before, "something was folded");
+        check(&mut client)?;
+        let said = cluster.log_since(since);
+        let lines = said.lines().filter(|line| line.contains("lanes are left alone")).count();
+        ensure!(lines == 1, "said {lines} times:\n{said}");
+        client.batch_execute(&format!("DROP TRIGGER heard ON counterx.{table}"))?;
+        compact(&mut client)?;
+        ensure!(client.query_one(folded, &[])?.get::<_, i64>(0) > before, "nothing was folded");
+        check(&mut client)?;
+        // By the worker as well, which has its pauses.
+        poll_until("the worker to fold", DEADLINE.saturating_mul(2), || {
+            client.batch_execute("SELECT bump('n' || n, 1) FROM generate_series(1, 100) n")?;
+            let sql = "SELECT bool_and(folded_epoch > epoch - 5) FROM counterx.lanes";
+            Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
+        })?;
+    }
+    Ok(())
+}
+
+/// What clients do while tables are repacked: each call beside a row of an ordinary table.
+const REPACKED_LOAD: &str = r"
+    CREATE TABLE used (token text, amount bigint);
+    CREATE TABLE held (id bigint, name text, amount bigint);
+    CREATE FUNCTION once(token text, name text, delta bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NOT public.counter_incr_once(token, name, delta) THEN RETURN false; END IF;
+        INSERT INTO public.oracle VALUES (name, delta);
+        INSERT INTO public.used VALUES (token, delta);
+        RETURN true;
+    END $$;
+    CREATE FUNCTION hold(name text, amount bigint, confirm boolean) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        id bigint := public.counter_hold(name, amount, '1h');
+    BEGIN
+        IF confirm THEN
+            PERFORM public.counter_hold_confirm(id);
+            INSERT INTO public.oracle VALUES (name, -amount);
+        ELSE
+            INSERT INTO public.held VALUES (id, name, amount);
+        END IF;
+    END $$;
+    CREATE FUNCTION release() RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        old record;
+    BEGIN
+        DELETE FROM public.held WHERE ctid = (SELECT ctid FROM public.held LIMIT 1 FOR UPDATE SKIP LOCKED)
+        RETURNING * INTO old;
+        IF old.id IS NOT NULL AND NOT public.counter_hold_release(old.id) THEN
+            RAISE 'hold % is lost', old.id;
+        END IF;
+    END $$;
+    SELECT counter_type_create('b', min => 0);
+    SELECT bump('b:' || n, 1000000) FROM generate_series(1, 3) n;
+";
+
+fn repacked_client(config: &postgres::Config, number: u64, done: &AtomicBool) -> Result<u64> {
+    let mut client = config.connect(NoTls)?;
+    let mut round = 0;
+    while !done.load(Ordering::Relaxed) {
+        round += 1;
+        let token = format!("{number}:{round}");
+        let name = format!("n{}", round % 30);
+        client.query("SELECT bump($1, 3), bump('hot', 1)", &[&name])?;
+        let sql = "SELECT once($1, 'tokens', 7)";
+        ensure!(client.query_one(sql, &[&token])?.get::<_, bool>(0), "{token} was used before");
+        // One of long ago, and this one.
+        for used in [round / 2, round] {
+            if used > 0 {
+                let again = client.query_one(sql, &[&format!("{number}:{used}")])?;
+                ensure!(!again.get::<_, bool>(0), "token {number}:{used} was used twice");
+            }
+        }
+        let name = format!("b:{}", round % 3 + 1);
+        let confirm = round % 3 != 0;
+        client.query("SELECT hold($1, 2, $2)", &[&name, &confirm])?;
+        if round % 5 == 0 {
+            client.query("SELECT release()", &[])?;
+            let gid = format!("p{number}-{round}");
+            client.batch_execute(&format!(
+                "BEGIN; SELECT bump('prepared', 1); PREPARE TRANSACTION '{gid}'"
+            ))?;
+            client.batch_execute(&format!("COMMIT PREPARED '{gid}'"))?;
+        }
+    }
+    Ok(round)
+}
+
+/// Everything against the ordinary tables.
+fn nothing_is_lost(client: &mut Client) -> Result<()> {
+    check(client)?;
+    let row = client.query_one(
+        "SELECT (SELECT count(*) FROM used u FULL JOIN counterx.token t USING (token)
+                  WHERE u.amount IS DISTINCT FROM t.delta),
+                (SELECT count(*) FROM held h FULL JOIN counter_holds c USING (id)
+                  WHERE h.name IS DISTINCT FROM c.name OR h.amount IS DISTINCT FROM c.amount),
+                (SELECT count(*) FROM used), (SELECT count(*) FROM held)",
+        &[],
+    )?;
+    let [tokens, holds, used, held] = [0, 1, 2, 3].map(|at| row.get::<_, i64>(at));
+    ensure!(tokens == 0, "{tokens} of {used} tokens are wrong");
+    ensure!(holds == 0, "{holds} of {held} holds are wrong");
+    Ok(())
+}
+
+/// pg_repack copies a table and applies what its trigger has noted meanwhile: what is written past that
+/// trigger is lost, and folded twice.
+#[test]
+fn pg_repack_of_the_whole_database_under_load_loses_nothing() -> Result<()> {
+    let cluster = folding("repacked")?;
+    if fs::metadata(cluster.bin_dir().join("pg_repack")).is_err() {
+        eprintln!("no pg_repack for this PostgreSQL: nothing is tried");
+        return Ok(());
+    }
+    let mut client = create_database(&cluster, "repacked")?;
+    client.batch_execute("CREATE EXTENSION pg_repack")?;
+    client.batch_execute(REPACKED_LOAD)?;
+    compact(&mut client)?;
+    let files = "SELECT array_agg(pg_relation_filenode(c.oid)::bigint ORDER BY c.relname) FROM pg_class c
+                  WHERE c.relnamespace = 'counterx'::regnamespace
+                    AND c.relname IN ('total', 'state', 'token', 'hold', 'type')";
+    let config = cluster.config("repacked");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (config, done) = (&config, &done);
+        let clients: Vec<_> = (0..4)
+            .map(|number| scope.spawn(move || repacked_client(config, number, done)))
+            .collect();
+        let repacked = (|| {
+            for _ in 0..4 {
+                let before: Vec<i64> = client.query_one(files, &[])?.get(0);
+                let output = run(cluster.tool("pg_repack").args(["--dbname", "repacked"]))?;
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                ensure!(!said.contains("ERROR"), "{said}");
+                let after: Vec<i64> = client.query_one(files, &[])?.get(0);
+                ensure!(
+                    before.len() == 5 && before.iter().all(|file| !after.contains(file)),
+                    "not all tables were repacked:\n{said}"
+                );
+                compact(&mut client)?;
+                nothing_is_lost(&mut client)?;
+            }
+            Ok(())
+        })();
+        done.store(true, Ordering::Relaxed);
+        for client in clients {
+            let rounds = client.join().map_err(|_| anyhow!("a client panicked"))??;
+            ensure!(rounds > 20, "a client came to {rounds} rounds");
+        }
+        repacked
+    })?;
+    compact(&mut client)?;
+    nothing_is_lost(&mut client)
+}
