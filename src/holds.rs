@@ -19,6 +19,7 @@
 use crate::catalog::{self, Unusable};
 use crate::escrow::clock;
 use crate::lease;
+use crate::pg::error::{raise, report};
 use crate::pg::firing;
 use crate::pg::insert::Inserter;
 use crate::pg::lock::HoldLock;
@@ -33,7 +34,7 @@ use crate::shape;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
 /// Columns of `counterx.hold`: id, name, amount, created_at, expires_at.
@@ -100,6 +101,7 @@ pub struct Hold {
     pub amount: i64,
     /// Microseconds since 2000.
     pub expires_at: i64,
+    id: i64,
     tid: pg_sys::ItemPointerData,
 }
 
@@ -120,6 +122,7 @@ fn find(id: i64) -> Option<Hold> {
         name: row.text(column::NAME).to_vec(),
         amount: row.int8(column::AMOUNT),
         expires_at: row.int8(column::EXPIRES_AT),
+        id,
         tid: row.tid(),
     })
 }
@@ -135,12 +138,21 @@ fn delete(hold: &Hold) {
         Unusable::NotInstalled.raise()
     };
     let fires = shape::fires_triggers(&table);
-    let mut tid = hold.tid;
+    // Looked for again, now that the table is locked: VACUUM FULL or a tool may have moved the row.
+    let Some(Hold { mut tid, .. }) = find(hold.id) else {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the row of hold {} has been removed by hand", hold.id),
+            )
+            .set_hint("Holds end with counter_hold_confirm() and counter_hold_release()."),
+        )
+    };
     // SAFETY: a visible row, which nobody else removes without its lock.
     unsafe {
         pg_sys::simple_heap_delete(table.as_ptr(), &mut tid);
         if fires {
-            firing::after_delete(&table, hold.tid);
+            firing::after_delete(&table, tid);
         }
     }
 }

@@ -826,3 +826,45 @@ fn pg_repack_of_the_whole_database_under_load_loses_nothing() -> Result<()> {
     compact(&mut client)?;
     nothing_is_lost(&mut client)
 }
+
+/// A hold is looked at, and removed some time later: its row may have been moved in between.
+#[test]
+fn hold_that_is_confirmed_is_the_one_that_goes_wherever_its_row_was_moved() -> Result<()> {
+    // What a paused process waits for: see the engine's `failpoint.rs`.
+    const PAUSE_KEY: i64 = 0x636e_7478;
+    let mut client = create_database(cluster(), "moved")?;
+    let has = "SELECT current_setting('counterx.failpoint', true) IS NOT NULL";
+    if !client.query_one(has, &[])?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    for sql in [
+        "SELECT counter_type_create('b', min => 0)",
+        "SELECT counter_incr('b:1', 100)",
+        "SELECT counter_hold('b:1', n, '1h') FROM generate_series(1, 3) n",
+        "SELECT counter_hold_release(1)",
+    ] {
+        client.batch_execute(sql)?;
+    }
+    let mut holder = cluster().connect_db("moved")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    let mut confirming = cluster().connect_db("moved")?;
+    confirming.batch_execute("SET counterx.failpoint = 'hold.reserved=pause'")?;
+    thread::scope(|scope| {
+        let confirmed =
+            scope.spawn(move || confirming.batch_execute("SELECT counter_hold_confirm(2)"));
+        poll_until("the call to stop", DEADLINE, || {
+            let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'moved'
+                        AND wait_event_type = 'Lock' AND query LIKE '%confirm(2)')";
+            Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
+        })?;
+        client.batch_execute("VACUUM FULL counterx.hold")?;
+        holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+        confirmed.join().map_err(|_| anyhow!("a client panicked"))??;
+        anyhow::Ok(())
+    })?;
+    let sql = "SELECT array_agg(id ORDER BY id), counter_value('b:1') FROM counter_holds";
+    let row = client.query_one(sql, &[])?;
+    let (ids, value): (Vec<i64>, i64) = (row.get(0), row.get(1));
+    ensure!(ids == [3] && value == 98, "holds {ids:?}, value {value}");
+    Ok(())
+}
