@@ -147,7 +147,8 @@ fn find_shared() -> Result<SharedRels, Unusable> {
     }
     // SAFETY: a look-up in the system cache.
     let schema = unsafe { pg_sys::get_namespace_oid(c"counterx".as_ptr(), true) };
-    let find = |name: &str| relation(schema, name).ok_or_else(|| Unusable::Missing(name.to_owned()));
+    let find =
+        |name: &str| relation(schema, name).ok_or_else(|| Unusable::Missing(name.to_owned()));
     Ok(SharedRels {
         schema,
         total: find("total")?,

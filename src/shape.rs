@@ -182,10 +182,10 @@ fn check_anew(table: &Relation) -> u64 {
     // What is heard of meanwhile may be about this table.
     let before = heard();
     let name = table.name();
-    if let Some(columns) = columns_of(&name) {
-        if let Some(report) = misfit(table, columns) {
-            raise(report);
-        }
+    if let Some(columns) = columns_of(&name)
+        && let Some(report) = misfit(table, columns)
+    {
+        raise(report);
     }
     let fires = matches!(&name[..], b"token" | b"hold") && !triggers_of_others(table).is_empty();
     let known = u64::from(table.oid().to_u32()) | if fires { FIRES } else { 0 };
@@ -287,7 +287,8 @@ fn misfit(table: &Relation, expected: &[Column]) -> Option<ErrorReport> {
         if attribute.attisdropped {
             return Some(misfit(
                 format!("Column \"{column}\" was dropped, and its values with it."),
-                "Restore a backup; or save what can be read, and drop and create the extension.".to_owned(),
+                "Restore a backup; or save what can be read, and drop and create the extension."
+                    .to_owned(),
             ));
         }
         if found != column.as_bytes() {
@@ -380,7 +381,9 @@ impl OthersTrigger {
     fn hint(&self, table: &Relation) -> String {
         let table = qualified(table);
         if self.is_constraint {
-            return format!("Drop the foreign key that belongs to it; \\d counterx.{table} shows it.");
+            return format!(
+                "Drop the foreign key that belongs to it; \\d counterx.{table} shows it."
+            );
         }
         format!(
             "DROP TRIGGER {} ON counterx.{table} removes it. One of a tool that is at work, such as pg_repack, goes when the tool has finished.",
@@ -409,7 +412,9 @@ fn triggers_of_others(table: &Relation) -> Vec<OthersTrigger> {
                 continue;
             }
             let other = OthersTrigger {
-                name: core::ffi::CStr::from_ptr(trigger.tgname).to_bytes().to_vec(),
+                name: core::ffi::CStr::from_ptr(trigger.tgname)
+                    .to_bytes()
+                    .to_vec(),
                 kind,
                 has_transition_table: !trigger.tgoldtable.is_null()
                     || !trigger.tgnewtable.is_null(),

@@ -235,7 +235,9 @@ fn check_done(name: &str, wanted: Option<Bounds>) {
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("the change of counter type \"{name}\" was not made as it was asked for"),
             )
-            .set_detail("A trigger or a rule that was put on the table counterx.type stands in the way.")
+            .set_detail(
+                "A trigger or a rule that was put on the table counterx.type stands in the way.",
+            )
             .set_hint("\\d counterx.type shows it: drop it."),
         );
     }

@@ -46,9 +46,7 @@ pub unsafe fn index_beginscan(
 ///
 /// # Safety
 /// The descriptor is a live one, and stays so as long as the result is used.
-pub unsafe fn attributes<'a>(
-    columns: pg_sys::TupleDesc,
-) -> Vec<&'a pg_sys::FormData_pg_attribute> {
+pub unsafe fn attributes<'a>(columns: pg_sys::TupleDesc) -> Vec<&'a pg_sys::FormData_pg_attribute> {
     // SAFETY: the caller's promise.
     unsafe {
         let natts = (*columns).natts as usize;

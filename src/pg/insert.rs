@@ -105,7 +105,13 @@ pub unsafe fn form_row<const N: usize>(
     let columns = table.tuple_desc();
     if table.columns() == N {
         // SAFETY: the caller's promise.
-        return unsafe { pg_sys::heap_form_tuple(columns, values.as_ptr().cast_mut(), nulls.as_ptr().cast_mut()) };
+        return unsafe {
+            pg_sys::heap_form_tuple(
+                columns,
+                values.as_ptr().cast_mut(),
+                nulls.as_ptr().cast_mut(),
+            )
+        };
     }
     let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
     values.resize(table.columns(), pg_sys::Datum::from(0));

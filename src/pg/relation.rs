@@ -189,9 +189,8 @@ impl Relation {
     /// Its name, without the schema.
     pub fn name(&self) -> Vec<u8> {
         // SAFETY: as above; rd_rel is never NULL, and a name ends with a zero.
-        let name = unsafe {
-            core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr())
-        };
+        let name =
+            unsafe { core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr()) };
         name.to_bytes().to_vec()
     }
 
