@@ -6,6 +6,30 @@
 -- members are created in that order, and in a database where the extension was not created and
 -- dropped many times nobody deadlocks with a DROP EXTENSION. Elsewhere the server's detector decides.
 
+-- Its views are wanted by name in the schema that it is created in.
+DO $$
+DECLARE
+    taken text;
+BEGIN
+    SELECT pg_catalog.string_agg(pg_catalog.quote_ident(c.relname::text), ', ' ORDER BY c.relname)
+    INTO taken
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE n.nspname OPERATOR(pg_catalog.=) '@extschema@'
+      AND c.relname OPERATOR(pg_catalog.=) ANY (ARRAY['counters', 'counter_types', 'counter_holds']::pg_catalog.name[]);
+    IF taken IS NOT NULL THEN
+        RAISE duplicate_table USING
+            MESSAGE = 'extension "counterx" cannot be created in the schema @extschema@, which has relations of the names of its views',
+            DETAIL = pg_catalog.concat('Already there: ', taken, '.'),
+            HINT = 'Create it in another schema: CREATE SCHEMA counting; CREATE EXTENSION counterx SCHEMA counting.';
+    END IF;
+END
+$$;
+
+-- The tables are written to by the heap's own functions, whatever new tables are by default here. Ends
+-- with the script.
+SET LOCAL default_table_access_method = heap;
+
 CREATE SCHEMA counterx;
 COMMENT ON SCHEMA counterx IS 'internals of the extension counterx; the public functions are elsewhere';
 REVOKE ALL ON SCHEMA counterx FROM PUBLIC;

@@ -1,5 +1,6 @@
 -- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs,
--- src/fold.rs and src/token.rs know their columns by number: a change here is a change there.
+-- src/fold.rs and src/token.rs know their columns by number, and src/shape.rs checks them: a change here
+-- is a change there.
 --
 -- The gates come first, after the view: see sql/schema.sql.
 
@@ -21,16 +22,6 @@ CREATE TABLE counterx.late_form (
     uses bigint
 );
 ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
-CREATE TABLE counterx.token_form (
-    token text COLLATE "C" NOT NULL,
-    name text COLLATE "C" NOT NULL,
-    delta bigint NOT NULL,
-    value bigint,
-    at timestamptz NOT NULL,
-    hold boolean
-);
-ALTER TABLE counterx.token_form ALTER COLUMN token SET STORAGE PLAIN;
-ALTER TABLE counterx.token_form ALTER COLUMN name SET STORAGE PLAIN;
 
 DO $$
 DECLARE
@@ -86,9 +77,19 @@ ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octe
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 
+-- Names are of the usual storage, so the table has a TOAST table: pg_repack, which copies tables without
+-- their columns' storage, cannot put a copy in the place of one that has none.
+--
 -- REPLICA IDENTITY NOTHING: publications ship neither the rows, which are inserted without being
 -- announced to logical decoding, nor their removal.
-CREATE TABLE counterx.token (LIKE counterx.token_form INCLUDING STORAGE);
+CREATE TABLE counterx.token (
+    token text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    value bigint,
+    at timestamptz NOT NULL,
+    hold boolean
+);
 CREATE UNIQUE INDEX token_key ON counterx.token (token);
 CREATE INDEX token_at ON counterx.token (at);
 ALTER TABLE counterx.token ADD CONSTRAINT token_length CHECK (pg_catalog.octet_length(token) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(token) OPERATOR(pg_catalog.<=) 255),
@@ -96,7 +97,7 @@ ALTER TABLE counterx.token ADD CONSTRAINT token_length CHECK (pg_catalog.octet_l
 ALTER TABLE counterx.token REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE counterx.token IS 'tokens of counter_incr_once(), and what they were used for';
 
-DROP TABLE counterx.log_form, counterx.late_form, counterx.token_form;
+DROP TABLE counterx.log_form, counterx.late_form;
 
 CREATE TABLE counterx.anchor () WITH (autovacuum_enabled = off);
 COMMENT ON TABLE counterx.anchor IS 'always empty: what serializable transactions that read and change one counter lock';
@@ -110,16 +111,13 @@ CREATE TABLE counterx.type (
 );
 COMMENT ON TABLE counterx.type IS 'counter types and their bounds';
 
-CREATE TABLE counterx.hold_form (
+CREATE TABLE counterx.hold (
     id bigint NOT NULL,
     name text COLLATE "C" NOT NULL,
     amount bigint NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 );
-ALTER TABLE counterx.hold_form ALTER COLUMN name SET STORAGE PLAIN;
-CREATE TABLE counterx.hold (LIKE counterx.hold_form INCLUDING STORAGE);
-DROP TABLE counterx.hold_form;
 CREATE UNIQUE INDEX hold_key ON counterx.hold (id);
 ALTER TABLE counterx.hold ADD CONSTRAINT hold_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
     ADD CONSTRAINT hold_amount_positive CHECK (amount OPERATOR(pg_catalog.>) 0);

@@ -159,7 +159,7 @@ CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
         WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters
-FROM counterx.type t;
+FROM ONLY counterx.type t;
 COMMENT ON VIEW counter_types IS 'counter types';
 COMMENT ON COLUMN counter_types.name IS 'what the names of its counters begin with, before the colon';
 COMMENT ON COLUMN counter_types.min IS 'least value of its counters; null: none';
@@ -171,7 +171,7 @@ GRANT SELECT ON counter_types TO PUBLIC;
 CREATE VIEW counter_holds AS
 SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
        h.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired
-FROM counterx.hold h;
+FROM ONLY counterx.hold h;
 COMMENT ON VIEW counter_holds IS 'amounts that are set aside from bounded counters';
 COMMENT ON COLUMN counter_holds.id IS 'what counter_hold() has returned';
 COMMENT ON COLUMN counter_holds.name IS 'name of the counter';

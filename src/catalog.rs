@@ -5,7 +5,7 @@
 //! through their open table: REINDEX CONCURRENTLY puts another one in an index's place.
 
 use crate::pg::error::{raise, report};
-use crate::types;
+use crate::{shape, types};
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
@@ -61,6 +61,8 @@ thread_local! {
 pub enum Unusable {
     /// There is no such extension in this database (any more).
     NotInstalled,
+    /// It is there, but not this relation of it.
+    Missing(String),
     /// The library and the SQL objects are of different versions.
     Version(String),
 }
@@ -76,6 +78,11 @@ impl Unusable {
                 "extension \"counterx\" is not installed in this database",
             )
             .set_hint("Run CREATE EXTENSION counterx. If it was dropped in mid-transaction, its counters are gone: roll back."),
+            Unusable::Missing(name) => report(
+                code,
+                format!("relation counterx.{name} of the extension \"counterx\" is missing"),
+            )
+            .set_hint("Where it was renamed, or moved to another schema, do the opposite. Else restore a backup."),
             Unusable::Version(installed) if is_older(&installed, library) => report(
                 code,
                 format!("extension \"counterx\" is version {installed}, but its library is version {library}"),
@@ -140,7 +147,8 @@ fn find_shared() -> Result<SharedRels, Unusable> {
     }
     // SAFETY: a look-up in the system cache.
     let schema = unsafe { pg_sys::get_namespace_oid(c"counterx".as_ptr(), true) };
-    let find = |name: &str| relation(schema, name).ok_or(Unusable::NotInstalled);
+    let find =
+        |name: &str| relation(schema, name).ok_or_else(|| Unusable::Missing(name.to_owned()));
     Ok(SharedRels {
         schema,
         total: find("total")?,
@@ -176,7 +184,7 @@ pub fn note_gate_seen(lane: usize) {
 
 fn find_lane(lane: usize) -> Result<LaneRels, Unusable> {
     let schema = try_shared()?.schema;
-    let find = |name: String| relation(schema, &name).ok_or(Unusable::NotInstalled);
+    let find = |name: String| relation(schema, &name).ok_or(Unusable::Missing(name));
     let gate = find(format!("gate_{lane}"))?;
     failpoint!("catalog.gate_found");
     Ok(LaneRels {
@@ -266,6 +274,7 @@ pub fn register_callbacks() {
 /// Runs in the midst of anything, and must not fail: it compares numbers and clears flags.
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
+    shape::forget(oid);
     let all = oid == pg_sys::InvalidOid;
     let concerns_shared = SHARED.get().is_some_and(|rels| {
         let ours = [

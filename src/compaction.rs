@@ -6,6 +6,7 @@ use crate::fold;
 use crate::lease::{self, Lease, Published};
 use crate::pg::ports;
 use crate::rotation::{self, Drained};
+use crate::shape::Refusal;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
@@ -47,13 +48,16 @@ pub enum Tick {
 
 /// One step for one lane, without waiting for anybody. The caller is in a READ COMMITTED
 /// transaction of its own, and commits it; if that fails, it forgets `memory`.
-pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Tick {
+///
+/// # Errors
+/// [`Refusal`] when the tables of totals and states are such that nothing is to be folded.
+pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, Refusal> {
     let Some(lease) = Lease::try_take(rels) else {
-        return Tick::Busy;
+        return Ok(Tick::Busy);
     };
     let gate = fold::sound_gate(lane, &lease);
     if !fold::has_pending(lane, &rels) {
-        return Tick::Idle;
+        return Ok(Tick::Idle);
     }
     // The list of writers belongs to the epoch that it was taken at: when the gate shows another
     // one, somebody has published since, and the list says nothing.
@@ -64,8 +68,9 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Tick {
     {
         Some(published) => {
             if !published.is_settled() {
-                return Tick::Waiting;
+                return Ok(Tick::Waiting);
             }
+            fold::check_tables()?;
             memory.folded = fold::fold(lane, &lease, published.epoch - 1);
             true
         }
@@ -75,7 +80,7 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Tick {
     if fold::has_pending(lane, &rels) {
         memory.published = Some(lease.publish(rotation::wants_switch(&rels, gate)));
     }
-    if folded { Tick::Folded } else { Tick::Waiting }
+    Ok(if folded { Tick::Folded } else { Tick::Waiting })
 }
 
 /// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own; if
@@ -148,6 +153,9 @@ impl Due {
         // No wider than needed: of two who fold, the second has nothing left to do.
         if fold::folded_epoch(self.lane) >= published.epoch - 1 {
             return 0;
+        }
+        if let Err(refusal) = fold::check_tables() {
+            refusal.raise()
         }
         let folded = fold::fold(self.lane, &lease, published.epoch - 1);
         if rotation::wants_switch(&rels, gate) {

@@ -11,6 +11,7 @@ use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
+use crate::shape;
 use crate::types;
 use counterx_core::pending::{PendingMap, Row};
 use pgrx::pg_sys;
@@ -89,7 +90,9 @@ fn not_installed() -> ! {
 }
 
 fn inserter(table: pg_sys::Oid) -> Inserter {
-    Inserter::open(table).unwrap_or_else(|| not_installed())
+    let inserter = Inserter::open(table).unwrap_or_else(|| not_installed());
+    shape::check(inserter.table());
+    inserter
 }
 
 fn now() -> pg_sys::Datum {

@@ -15,6 +15,7 @@
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::lease::Lease;
 use crate::pg::error::{in_server_encoding, log};
+use crate::pg::insert::form_row;
 use crate::pg::memory::{MemoryArena, MemoryScope, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -23,6 +24,7 @@ use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::Spot;
 use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, column};
+use crate::shape::{self, Refusal};
 use crate::totals;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::lane::NameHash;
@@ -66,6 +68,22 @@ pub fn highest_epoch(lane: usize, rels: &LaneRels) -> HighestEpoch {
         in_logs: newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B)),
         folded: folded_epoch(lane),
     }
+}
+
+/// May folds write to the tables of totals and states? Locks both to the end of the transaction, so that
+/// it stays so.
+///
+/// # Errors
+/// [`Refusal`] when they may not.
+pub fn check_tables() -> Result<(), Refusal> {
+    let shared = catalog::shared();
+    for table in [shared.total, shared.state] {
+        let Some(table) = Relation::open_until_commit(table, ROW_EXCLUSIVE) else {
+            Unusable::NotInstalled.raise()
+        };
+        shape::check_foldable(&table)?;
+    }
+    Ok(())
 }
 
 /// Is there anything in the lane's logs that is not folded, committed or not, or a late delta?
@@ -136,7 +154,7 @@ pub fn count_pending_entries(lane: usize, rels: &LaneRels, limit: u64) -> u64 {
 
 /// Folds all epochs through this one, whose writers have all ended.
 ///
-/// The caller holds the lease, in a READ COMMITTED transaction.
+/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes.
 pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
     let started = now();
     let shared = catalog::shared();
@@ -220,6 +238,7 @@ fn fold_late(
     let Some(late) = Relation::open_until_commit(shared.late, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
+    shape::check(&late);
     if late.blocks() == 0 {
         return 0;
     }
@@ -390,12 +409,11 @@ unsafe fn write_row<const N: usize>(
     tid: Option<pg_sys::ItemPointerData>,
     values: [Option<pg_sys::Datum>; N],
 ) -> Option<pg_sys::ItemPointerData> {
-    let mut nulls = values.map(|value| value.is_none());
-    let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+    let nulls = values.map(|value| value.is_none());
+    let datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
     // SAFETY: the caller's promise.
     unsafe {
-        let tuple =
-            pg_sys::heap_form_tuple(table.tuple_desc(), datums.as_mut_ptr(), nulls.as_mut_ptr());
+        let tuple = form_row(table, &datums, &nulls);
         match tid {
             Some(mut tid) => {
                 pg_sys::CatalogTupleUpdateWithInfo(table.as_ptr(), &mut tid, tuple, indexes);
@@ -492,11 +510,22 @@ pub fn status(lane: usize) -> Option<Status> {
     let latest = snapshot::active_or_latest();
     let _gate = read::open(catalog::lane(lane).gate);
     let table = read::open(catalog::shared().state);
+    // Where no error can be noted, the reason for it is the one to be shown.
+    let unnoted = shape::check_foldable(&table).err();
     let index = read::index_of(&table, &column::state::KEY);
     // SAFETY: the snapshot is active or registered as long as `latest` lives.
     let mut scan = unsafe { IndexScan::new(&table, &index, latest.as_ptr(), 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    let state = State::read(&scan.next(Direction::Backward)?);
+    let row = scan.next(Direction::Backward);
+    if row.is_none() && unnoted.is_none() {
+        return None;
+    }
+    let mut state = row.as_ref().map(State::read).unwrap_or_default();
+    if let Some(refusal) = unnoted {
+        let message = refusal.message();
+        state.last_error = Some(text_datum(in_server_encoding(&message).as_bytes()));
+        state.last_error_at = Some(now());
+    }
     Some(Status {
         folds: state.folds,
         deltas_folded: state.deltas_folded,
@@ -518,6 +547,10 @@ pub fn status(lane: usize) -> Option<Status> {
 pub fn save_error(lane: usize, message: &str) {
     const MAX_CHARS: usize = 400;
     let shared = catalog::shared();
+    // Else `counterx.workers` shows what keeps it from being noted; see `status`.
+    if is_state_refused(&shared) {
+        return;
+    }
     // A transaction that writes to a table with a TOAST table has to have one.
     let _latest = LatestSnapshot::take();
     let cut: String = message.chars().take(MAX_CHARS).collect();
@@ -526,6 +559,11 @@ pub fn save_error(lane: usize, message: &str) {
         state.last_error = Some(text_datum(text.as_bytes()));
         state.last_error_at = Some(now());
     });
+}
+
+fn is_state_refused(shared: &SharedRels) -> bool {
+    Relation::open_until_commit(shared.state, ROW_EXCLUSIVE)
+        .is_some_and(|state| shape::check_foldable(&state).is_err())
 }
 
 fn now() -> i64 {

@@ -19,6 +19,8 @@
 use crate::catalog::{self, Unusable};
 use crate::escrow::clock;
 use crate::lease;
+use crate::pg::error::{raise, report};
+use crate::pg::firing;
 use crate::pg::insert::Inserter;
 use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
@@ -28,10 +30,11 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::read;
+use crate::shape;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
 /// Columns of `counterx.hold`: id, name, amount, created_at, expires_at.
@@ -98,6 +101,7 @@ pub struct Hold {
     pub amount: i64,
     /// Microseconds since 2000.
     pub expires_at: i64,
+    id: i64,
     tid: pg_sys::ItemPointerData,
 }
 
@@ -118,6 +122,7 @@ fn find(id: i64) -> Option<Hold> {
         name: row.text(column::NAME).to_vec(),
         amount: row.int8(column::AMOUNT),
         expires_at: row.int8(column::EXPIRES_AT),
+        id,
         tid: row.tid(),
     })
 }
@@ -132,9 +137,24 @@ fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
-    let mut tid = hold.tid;
+    let fires = shape::fires_triggers(&table);
+    // Looked for again, now that the table is locked: VACUUM FULL or a tool may have moved the row.
+    let Some(Hold { mut tid, .. }) = find(hold.id) else {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the row of hold {} has been removed by hand", hold.id),
+            )
+            .set_hint("Holds end with counter_hold_confirm() and counter_hold_release()."),
+        )
+    };
     // SAFETY: a visible row, which nobody else removes without its lock.
-    unsafe { pg_sys::simple_heap_delete(table.as_ptr(), &mut tid) };
+    unsafe {
+        pg_sys::simple_heap_delete(table.as_ptr(), &mut tid);
+        if fires {
+            firing::after_delete(&table, tid);
+        }
+    }
 }
 
 /// Makes a hold and returns its id.
@@ -147,6 +167,7 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     let Some(mut table) = Inserter::open(shared.hold) else {
         Unusable::NotInstalled.raise()
     };
+    let fires = shape::fires_triggers(table.table());
     let name = NameText::new(name);
     let values = [
         Some(id.into()),
@@ -156,7 +177,12 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
         Some(expires_at.into()),
     ];
     // SAFETY: the columns of sql/tables.sql.
-    unsafe { table.insert(values) };
+    unsafe {
+        let tid = table.insert(values);
+        if fires {
+            firing::after_insert(table.table(), tid);
+        }
+    }
     failpoint!("hold.inserted");
     id
 }
@@ -167,6 +193,7 @@ pub fn remove_expired(limit: usize) -> Batch {
     let Some(table) = Relation::open_if_free(shared.hold, SHARE_UPDATE_EXCLUSIVE) else {
         return Batch::Busy;
     };
+    shape::check(&table);
     if table.blocks() == 0 {
         return Batch::Done;
     }

@@ -33,11 +33,13 @@ use crate::catalog::{self, LaneRels};
 use crate::pg::cell;
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::shape;
 use counterx_core::gate::Gate;
 use pgrx::pg_sys;
 
 /// Reads a lane's gate.
 pub fn read_gate(gate: &Relation) -> Gate {
+    shape::check(gate);
     let [value, _] = cell::read(gate);
     Gate::decode(value)
 }

@@ -18,6 +18,7 @@
 //! | [`worker`], [`launcher`] | the background processes |
 //! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
 //! | [`catalog`] | where our relations are |
+//! | [`shape`] | what others have done to them by DDL |
 //! | [`settings`] | settings |
 //! | [`failpoint`] | where tests make a process crash, in debug builds |
 //! | [`pg`] | wrappers of the server's own resources |
@@ -48,6 +49,7 @@ mod ranking;
 mod read;
 mod rotation;
 mod settings;
+mod shape;
 mod token;
 mod totals;
 mod triggers;
@@ -74,6 +76,7 @@ extension_sql_file!("../sql/views.sql", name = "views", finalize);
 /// Runs when a process loads the library; the postmaster's children inherit what it did there.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    without_backtraces();
     settings::define();
     xact::register_callbacks();
     catalog::register_callbacks();
@@ -81,6 +84,24 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         launcher::register();
         escrow::register();
+    }
+}
+
+/// The bindings put a backtrace of theirs into each error's DETAIL where the server's environment has
+/// RUST_BACKTRACE. Rust looks at the environment once, at the first backtrace: so that is taken now, with
+/// the setting that says no, and the environment is as it was for other libraries.
+fn without_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    let before = std::env::var_os(VARIABLE);
+    // SAFETY: the process has one thread.
+    unsafe { std::env::set_var(VARIABLE, "0") };
+    let _ = std::backtrace::Backtrace::capture();
+    // SAFETY: as above.
+    unsafe {
+        match before {
+            Some(value) => std::env::set_var(VARIABLE, value),
+            None => std::env::remove_var(VARIABLE),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::spot::Spot;
 use crate::pg::varlena::NameText;
+use crate::shape;
 use crate::totals::{self, TotalsByName};
 use crate::xact;
 use counterx_core::escrow::Seen;
@@ -170,6 +171,10 @@ fn written(name: &[u8], snapshot: pg_sys::Snapshot, own: OwnRows) -> Tally {
 /// What others see of a counter at this moment, and what is on hold of it at the time `clock`. What
 /// the running transaction has done does not count, written or not.
 pub fn seen_by_others(name: &[u8], clock: i64) -> Seen {
+    // A tool that puts another table in the place of the holds makes its last rows in that moment. So the
+    // table is locked before the snapshot is taken; and before that the gate, as always.
+    let _gate = open(catalog::lane(NameHash::of(name).lane()).gate);
+    let _holds = open(catalog::shared().hold);
     let latest = LatestSnapshot::take();
     // SAFETY: the snapshot is active as long as `latest` lives.
     unsafe {
@@ -408,10 +413,12 @@ fn refuse_parallel_worker() {
 
 /// Opens a relation of ours for reading.
 pub fn open(oid: pg_sys::Oid) -> Relation {
-    Relation::open_for_read(oid).unwrap_or_else(|| {
+    let relation = Relation::open_for_read(oid).unwrap_or_else(|| {
         catalog::forget();
         Unusable::NotInstalled.raise()
-    })
+    });
+    shape::check(&relation);
+    relation
 }
 
 /// Opens one of a lane's logs and its index for reading.
@@ -431,7 +438,10 @@ fn open_log_table(log: pg_sys::Oid) -> Relation {
     let milliseconds = unsafe { pg_sys::DeadlockTimeout };
     let patience = Duration::from_millis(u64::from(milliseconds.unsigned_abs()));
     match Relation::open_replayed(log, patience) {
-        Ok(Some(log)) => log,
+        Ok(Some(log)) => {
+            shape::check(&log);
+            log
+        }
         Ok(None) => {
             catalog::forget();
             Unusable::NotInstalled.raise()
@@ -458,12 +468,16 @@ fn open_log_with_rows(rels: &LaneRels, side: Side) -> Option<(Relation, Relation
 /// Opens the index of one of our tables.
 pub fn index_of(table: &Relation, key: &[i16]) -> Relation {
     table.open_index(key).unwrap_or_else(|| {
+        let hint = format!(
+            "REINDEX SCHEMA counterx makes invalid indexes valid again. One that was dropped is made by {}.",
+            shape::index_definition(table, key)
+        );
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "an index of the extension counterx is missing or invalid",
             )
-            .set_hint("Look at the tables of the schema counterx; REINDEX SCHEMA counterx makes invalid indexes valid again."),
+            .set_hint(hint),
         )
     })
 }

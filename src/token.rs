@@ -18,6 +18,7 @@
 use crate::catalog::{self, Unusable};
 use crate::lease;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::firing;
 use crate::pg::insert::Inserter;
 use crate::pg::lock::TokenLock;
 use crate::pg::memory::MemoryScope;
@@ -28,6 +29,7 @@ use crate::pg::snapshot::{self, DirtySnapshot, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::read::{self, column};
 use crate::settings;
+use crate::shape;
 use counterx_core::lane::NameHash;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
@@ -191,12 +193,13 @@ fn insert(token: &[u8], wanted: Use, value: Option<i64>) {
     let Some(mut table) = Inserter::open(catalog::shared().token) else {
         Unusable::NotInstalled.raise()
     };
+    let fires = shape::fires_triggers(table.table());
     let (token, name) = (NameText::new(token), NameText::new(wanted.name));
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
     // SAFETY: the columns of sql/tables.sql.
     unsafe {
-        table.insert([
+        let tid = table.insert([
             Some(token.datum()),
             Some(name.datum()),
             Some(wanted.amount.into()),
@@ -204,6 +207,9 @@ fn insert(token: &[u8], wanted: Use, value: Option<i64>) {
             Some(now.into()),
             wanted.hold.then(|| true.into()),
         ]);
+        if fires {
+            firing::after_insert(table.table(), tid);
+        }
     }
 }
 
@@ -246,6 +252,7 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
     let Some(table) = Relation::open_if_free(shared.token, SHARE_UPDATE_EXCLUSIVE) else {
         return Batch::Busy;
     };
+    let fires = shape::fires_triggers(&table);
     if table.blocks() == 0 {
         return Batch::Done;
     }
@@ -285,7 +292,12 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
     }
     for tid in &mut expired {
         // SAFETY: a visible row; only the holder of the lock removes any, and nobody updates one.
-        unsafe { pg_sys::simple_heap_delete(table.as_ptr(), tid) };
+        unsafe {
+            pg_sys::simple_heap_delete(table.as_ptr(), tid);
+            if fires {
+                firing::after_delete(&table, *tid);
+            }
+        }
     }
     progress.0 = Some(Reached {
         at: under_way.unwrap_or(reached),

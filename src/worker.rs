@@ -17,7 +17,7 @@ use crate::fold;
 use crate::holds;
 use crate::launcher;
 use crate::pg::compat;
-use crate::pg::error::log;
+use crate::pg::error::{log, sqlstate};
 use crate::pg::lock::{self, WorkerMark};
 use crate::pg::ports;
 use crate::settings;
@@ -239,16 +239,6 @@ fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Resul
     result
 }
 
-fn sqlstate(code: pgrx::PgSqlErrorCode) -> String {
-    // SAFETY: writes five characters to a static buffer and returns it.
-    unsafe {
-        let text = pg_sys::unpack_sql_state(code as i32);
-        core::ffi::CStr::from_ptr(text)
-            .to_string_lossy()
-            .into_owned()
-    }
-}
-
 struct Worker {
     database: pg_sys::Oid,
     started: Instant,
@@ -259,6 +249,8 @@ struct Worker {
     /// When to count next what is pending.
     counts: [Duration; LANES],
     memories: [LaneMemory; LANES],
+    /// Why all lanes are left alone, as the log has it.
+    refused: Option<String>,
     database_settings: Option<Option<i64>>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
@@ -296,6 +288,7 @@ impl Worker {
             reclaims: Default::default(),
             counts: Default::default(),
             memories: Default::default(),
+            refused: None,
             database_settings: None,
             glances: LaneClock::default(),
             tokens: LaneClock::default(),
@@ -371,6 +364,12 @@ impl Worker {
         let lanes: Vec<LaneRels> = match (0..LANES).map(catalog::try_lane).collect() {
             Ok(lanes) => lanes,
             Err(Unusable::NotInstalled) => return Outlook::Unusable,
+            Err(Unusable::Missing(table)) => {
+                log(format!(
+                    "counterx: counterx.{table} is missing; the worker ends"
+                ));
+                return Outlook::Unusable;
+            }
             Err(Unusable::Version(version)) => {
                 log(format!(
                     "counterx: the extension is version {version}, the library {}; the worker ends",
@@ -409,14 +408,30 @@ impl Worker {
         });
         let now = self.now();
         match result {
-            Ok(tick) => {
+            Ok(Ok(tick)) => {
                 match tick {
                     Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),
                     Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
                 }
+                if matches!(tick, Tick::Folded) {
+                    self.refused = None;
+                }
                 if matches!(tick, Tick::Folded | Tick::Waiting) {
                     self.last_work = now;
                 }
+            }
+            Ok(Err(refusal)) => {
+                self.clocks[lane].failed(now);
+                let message = refusal.message();
+                if self.refused.as_ref() != Some(&message) {
+                    log(format!(
+                        "counterx: all lanes are left alone: {message}; {}",
+                        refusal.hint()
+                    ));
+                }
+                Self::note(lane, &message);
+                self.refused = Some(message);
+                return;
             }
             Err(message) => {
                 self.clocks[lane].failed(now);
@@ -453,6 +468,10 @@ impl Worker {
     fn note_failure(lane: usize, doing: &str, message: &str) {
         log(format!("counterx: {doing} lane {lane} failed: {message}"));
         failpoint!("worker.failed");
+        Self::note(lane, message);
+    }
+
+    fn note(lane: usize, message: &str) {
         let noted = transaction(c"noting an error", || {
             compaction::note_error(lane, catalog::lane(lane), message);
             failpoint!("worker.error_noted");

@@ -12,7 +12,9 @@ use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
 use crate::read::{Lanes, Reader};
+use crate::shape;
 use crate::totals::{self, Order};
+use crate::types;
 use crate::xact;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::LANES;
@@ -166,6 +168,7 @@ fn counter_type_create(
             new_generation().into(),
         ],
     );
+    check_done(&name, Some(bounds));
 }
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
@@ -191,7 +194,7 @@ fn counter_type_alter(
     // Whoever has gone by the old bounds need not retry, unless they have become tighter.
     let generation = tighter.then(new_generation);
     run(
-        "UPDATE counterx.type SET min = $2, max = $3, \
+        "UPDATE ONLY counterx.type SET min = $2, max = $3, \
          description = CASE WHEN $4 THEN $5 ELSE description END, \
          generation = COALESCE($6, generation) WHERE name OPERATOR(pg_catalog.=) $1",
         &[
@@ -203,6 +206,7 @@ fn counter_type_alter(
             generation.into(),
         ],
     );
+    check_done(&name, Some(new));
 }
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
@@ -213,9 +217,31 @@ fn counter_type_drop(name: Option<Text>) {
     lock_types();
     must_exist(&name);
     run(
-        "DELETE FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
+        "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
         &[name.as_str().into()],
     );
+    check_done(&name, None);
+}
+
+/// Tells other sessions, whatever has become of the table's own trigger; and looks whether a trigger, a
+/// rule or a policy of others has kept the change from being made.
+///
+/// # Errors
+/// Raises 55000 then.
+fn check_done(name: &str, wanted: Option<Bounds>) {
+    types::changed();
+    if find(name) != wanted {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the change of counter type \"{name}\" was not made as it was asked for"),
+            )
+            .set_detail(
+                "A trigger or a rule that was put on the table counterx.type stands in the way.",
+            )
+            .set_hint("\\d counterx.type shows it: drop it."),
+        );
+    }
 }
 
 /// The name of a type: what stands before the colon in the names of its counters.
@@ -256,8 +282,9 @@ fn valid(bounds: Bounds) -> Bounds {
 /// Definitions change one at a time.
 fn lock_types() {
     lease::enter(0);
-    if Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE).is_none() {
-        catalog::Unusable::NotInstalled.raise()
+    match Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE) {
+        Some(table) => shape::check(&table),
+        None => catalog::Unusable::NotInstalled.raise(),
     }
 }
 
@@ -271,7 +298,7 @@ fn new_generation() -> i64 {
 fn find(name: &str) -> Option<Bounds> {
     let found = Spi::connect_mut(|client| {
         let rows = client.update(
-            "SELECT min, max FROM counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
+            "SELECT min, max FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
             Some(1),
             &[name.into()],
         )?;

@@ -96,7 +96,10 @@ fn damaged(table: &Relation) -> ! {
     raise(
         report(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table counterx.{} has lost its row", table.name()),
+            format!(
+                "table counterx.{} has lost its row",
+                String::from_utf8_lossy(&table.name())
+            ),
         )
         .set_hint("Somebody has changed it by hand. Restore the database from a backup, or save the counters that can be read, and create the extension anew."),
     )

@@ -42,6 +42,23 @@ pub unsafe fn index_beginscan(
     }
 }
 
+/// A table's columns, dropped ones too: 18 keeps them in another place.
+///
+/// # Safety
+/// The descriptor is a live one, and stays so as long as the result is used.
+pub unsafe fn attributes<'a>(columns: pg_sys::TupleDesc) -> Vec<&'a pg_sys::FormData_pg_attribute> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let natts = (*columns).natts as usize;
+        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        return (*columns).attrs.as_slice(natts).iter().collect();
+        #[cfg(feature = "pg18")]
+        return (0..natts)
+            .map(|at| &*pg_sys::TupleDescAttr(columns, at as i32))
+            .collect();
+    }
+}
+
 /// Lets go of a slot's row: `ExecClearTuple()`, which is an inline function in all versions.
 ///
 /// # Safety

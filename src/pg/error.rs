@@ -27,6 +27,17 @@ pub fn log(message: impl Into<String>) {
     .report(PgLogLevel::LOG);
 }
 
+/// The five characters of an error code.
+pub fn sqlstate(code: PgSqlErrorCode) -> String {
+    // SAFETY: writes five characters to a static buffer and returns it.
+    unsafe {
+        let text = pg_sys::unpack_sql_state(code as i32);
+        core::ffi::CStr::from_ptr(text)
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
 /// A name for a message. Reports are UTF-8, and the server takes them as they are. So where the
 /// database has another encoding, bytes that are not ASCII are shown as `\xE9`.
 pub fn quoted(name: &[u8]) -> String {

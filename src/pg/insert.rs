@@ -35,21 +35,39 @@ impl Inserter {
         })
     }
 
+    /// The table.
+    pub fn table(&self) -> &Relation {
+        &self.table
+    }
+
     /// Inserts a row. Publications do not ship it.
     ///
     /// # Safety
-    /// The table has these columns, and no TOAST table that the values would need.
-    pub unsafe fn insert<const N: usize>(&mut self, values: [Option<pg_sys::Datum>; N]) {
+    /// The table has these columns, and those that were dropped; and no TOAST table that the values would
+    /// need.
+    pub unsafe fn insert<const N: usize>(
+        &mut self,
+        values: [Option<pg_sys::Datum>; N],
+    ) -> pg_sys::ItemPointerData {
         let nulls = values.map(|value| value.is_none());
         let datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
         let (table, columns) = (self.table.as_ptr(), self.table.tuple_desc());
+        let as_made = self.table.columns() == N;
+        let spare = if as_made {
+            None
+        } else {
+            // SAFETY: the caller's promise.
+            Some(unsafe { form_row(&self.table, &datums, &nulls) })
+        };
         // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
         let options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
         // SAFETY: the caller's promise; the tuple is ours to free. One guard for all: nothing here has
         // to be dropped.
         let mut tid = unsafe {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                let tuple = raw::heap_form_tuple(columns, datums.as_ptr(), nulls.as_ptr());
+                let tuple = spare.unwrap_or_else(|| {
+                    raw::heap_form_tuple(columns, datums.as_ptr(), nulls.as_ptr())
+                });
                 raw::heap_insert(table, tuple, self.command, options, std::ptr::null_mut());
                 let tid = (*tuple).t_self;
                 raw::heap_freetuple(tuple);
@@ -60,7 +78,46 @@ impl Inserter {
         for index in &mut self.indexes {
             index.insert(&self.table, &datums, &nulls, &mut tid);
         }
+        tid
     }
+}
+
+/// An index without expressions, predicate or exclusion constraint.
+pub fn is_plain_index(index: &Relation) -> bool {
+    // SAFETY: an open index has its pg_index row and tuple.
+    unsafe {
+        let tuple = (*index.as_ptr()).rd_indextuple;
+        ports::column_is_null(tuple, pg_sys::Anum_pg_index_indexprs)
+            && ports::column_is_null(tuple, pg_sys::Anum_pg_index_indpred)
+            && !(*(*index.as_ptr()).rd_index).indisexclusion
+    }
+}
+
+/// Makes a row of these values. Columns beyond them, which were dropped, are null.
+///
+/// # Safety
+/// The values fit the table's columns.
+pub unsafe fn form_row<const N: usize>(
+    table: &Relation,
+    values: &[pg_sys::Datum; N],
+    nulls: &[bool; N],
+) -> pg_sys::HeapTuple {
+    let columns = table.tuple_desc();
+    if table.columns() == N {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            pg_sys::heap_form_tuple(
+                columns,
+                values.as_ptr().cast_mut(),
+                nulls.as_ptr().cast_mut(),
+            )
+        };
+    }
+    let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
+    values.resize(table.columns(), pg_sys::Datum::from(0));
+    nulls.resize(table.columns(), true);
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::heap_form_tuple(columns, values.as_mut_ptr(), nulls.as_mut_ptr()) }
 }
 
 /// An index of the table; there is one more while REINDEX CONCURRENTLY builds it: that one has to
@@ -73,20 +130,9 @@ struct Index {
 impl Index {
     /// None: it is not ready for insertions.
     fn open(index: Relation) -> Option<Self> {
-        // SAFETY: an open index has its pg_index row and tuple.
-        let (form, tuple) = unsafe {
-            (
-                &*(*index.as_ptr()).rd_index,
-                (*index.as_ptr()).rd_indextuple,
-            )
-        };
-        // SAFETY: as above.
-        let plain = unsafe {
-            ports::column_is_null(tuple, pg_sys::Anum_pg_index_indexprs)
-                && ports::column_is_null(tuple, pg_sys::Anum_pg_index_indpred)
-                && !form.indisexclusion
-        };
-        if !plain {
+        // SAFETY: an open index has its pg_index row.
+        let form = unsafe { &*(*index.as_ptr()).rd_index };
+        if !is_plain_index(&index) {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,

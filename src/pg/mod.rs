@@ -5,6 +5,7 @@ pub mod array;
 pub mod cell;
 pub mod compat;
 pub mod error;
+pub mod firing;
 pub mod function;
 pub mod insert;
 pub mod json;

@@ -188,18 +188,30 @@ impl Relation {
         self.ptr.as_ptr()
     }
 
+    /// Its OID.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: the entry is pinned as long as `self` lives.
+        unsafe { (*self.as_ptr()).rd_id }
+    }
+
+    /// Its name, without the schema.
+    pub fn name(&self) -> Vec<u8> {
+        // SAFETY: as above; rd_rel is never NULL, and a name ends with a zero.
+        let name =
+            unsafe { core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr()) };
+        name.to_bytes().to_vec()
+    }
+
+    /// The number of columns, dropped ones too.
+    pub fn columns(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.tuple_desc()).natts as usize }
+    }
+
     /// The columns.
     pub fn tuple_desc(&self) -> pg_sys::TupleDesc {
         // SAFETY: the entry is pinned as long as `self` lives.
         unsafe { (*self.as_ptr()).rd_att }
-    }
-
-    /// The name, for messages.
-    pub fn name(&self) -> String {
-        // SAFETY: as above; rd_rel is never NULL, and a name ends with a zero.
-        let name =
-            unsafe { core::ffi::CStr::from_ptr((*(*self.as_ptr()).rd_rel).relname.data.as_ptr()) };
-        name.to_string_lossy().into_owned()
     }
 
     /// Size in blocks.

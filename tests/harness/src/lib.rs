@@ -603,8 +603,8 @@ impl Cluster {
             ))
             .args(["-c", &format!("cluster_name={}", self.name)])
             .args(["-c", "logging_collector=off", "-c", "lc_messages=C"])
-            // The bindings would add backtraces to the details of errors.
-            .env_remove("RUST_BACKTRACE")
+            // As it may be anywhere: no error of the extension's has a backtrace in its detail for it.
+            .env("RUST_BACKTRACE", "1")
             .env_remove("RUST_LIB_BACKTRACE")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("could not share the log")?)
