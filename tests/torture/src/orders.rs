@@ -14,7 +14,7 @@
 //! when the call was answered, and that do not come *before* it in the order. (What those before
 //! have taken is part of the value there.) That much is missing and no more: a refusal with more
 //! left than that is a finding, and so is a `counter_take_up_to` that takes less. What of a reservation
-//! cannot be told from answers (a replayed token, a hold being confirmed, a call that waits) is
+//! cannot be told from answers (a replayed token, a drop, a call that waits) is
 //! taken to be anything that it can be.
 //!
 //! One round in five is of REPEATABLE READ, where [`repeatable`] says what holds.
@@ -48,7 +48,7 @@ use plan::Plan;
 use stage::{Run, Stage};
 
 /// So many are shown, with the shortest round that fails; the others are counted.
-const SHOWN: u64 = 5;
+const SHOWN: u64 = 60;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     let mut stage = Stage::set_up()?;

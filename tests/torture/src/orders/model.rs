@@ -115,6 +115,10 @@ pub(super) struct Alone<'p> {
     pub(super) state: State,
     takes: Vec<i64>,
     adds: Vec<i64>,
+    /// What it has set aside: takes that change no value.
+    held: Vec<i64>,
+    /// What it has confirmed: changes that are no takes.
+    confirmed: Vec<i64>,
 }
 
 impl<'p> Alone<'p> {
@@ -124,6 +128,8 @@ impl<'p> Alone<'p> {
             base: state.clone(),
             takes: vec![0; state.counters.len()],
             adds: vec![0; state.counters.len()],
+            held: vec![0; state.counters.len()],
+            confirmed: vec![0; state.counters.len()],
             state,
         }
     }
@@ -243,12 +249,12 @@ impl<'p> Alone<'p> {
                     }
                 }
             }
-            Call::Set(counter, value) => self.set(counter, Some(value), answer, others),
+            Call::Set(counter, value) => self.set(counter, value, answer, others),
             Call::Reset(counter) if self.state.counters[counter].is_none() => is(0),
-            Call::Reset(counter) => self.set(counter, Some(0), answer, others),
+            Call::Reset(counter) => self.set(counter, 0, answer, others),
             Call::Drop(counter) => match self.state.counters[counter] {
                 None => answer == "false",
-                Some(_) => self.set(counter, None, answer, others),
+                Some(_) => self.drop_counter(counter, answer, others),
             },
             Call::Once(place) => {
                 let token = self.plan.tokens[place];
@@ -275,6 +281,7 @@ impl<'p> Alone<'p> {
                 }
                 let fits = self.fits(counter, -amount);
                 self.takes[counter] += amount;
+                self.held[counter] += amount;
                 *self.state.fresh.entry((counter, amount)).or_insert(0) += 1;
                 fits
             }
@@ -284,7 +291,9 @@ impl<'p> Alone<'p> {
                 }
                 let (counter, amount) = self.plan.holds[hold];
                 self.state.known[hold] = false;
-                let value = self.state.value(counter) - part.unwrap_or(amount);
+                let part = part.unwrap_or(amount);
+                let value = self.state.value(counter) - part;
+                self.confirmed[counter] += part;
                 self.state.counters[counter] = Some(value);
                 answer.is_empty()
             }
@@ -295,22 +304,31 @@ impl<'p> Alone<'p> {
         }
     }
 
-    /// Set, or dropped: the difference is a take or an add.
-    fn set(&mut self, counter: usize, value: Option<i64>, answer: &str, others: Others) -> bool {
+    /// Set: the difference is a take or an add.
+    fn set(&mut self, counter: usize, value: i64, answer: &str, others: Others) -> bool {
         let old = self.state.value(counter);
-        let delta = value.unwrap_or(0) - old;
-        if answer == REFUSED {
-            return self.lacks(counter, delta, others);
-        }
-        let fits = self.fits(counter, delta);
-        self.change(counter, delta);
-        self.state.counters[counter] = value;
-        let due = if value.is_some() {
-            old.to_string()
+        let refused = answer == REFUSED;
+        let explained = self.decided(counter, value - old, !refused, others);
+        explained && (refused || answer == old.to_string())
+    }
+
+    /// Dropped: what the transaction has added is gone with it, and what others see is taken, as far as
+    /// it has not taken that already. What it has set aside it has to leave.
+    fn drop_counter(&mut self, counter: usize, answer: &str, others: Others) -> bool {
+        let value = self.base.value(counter);
+        let changed = self.takes[counter] - self.held[counter] + self.confirmed[counter];
+        let more = if value > 0 {
+            (changed - value).min(0)
         } else {
-            "true".to_owned()
+            (-value - self.adds[counter]).max(0)
         };
-        fits && answer == due
+        if answer == REFUSED {
+            return self.lacks(counter, more, others);
+        }
+        let fits = self.fits(counter, more);
+        self.change(counter, more);
+        self.state.counters[counter] = None;
+        fits && answer == "true"
     }
 }
 
@@ -466,5 +484,24 @@ mod tests {
         assert!(alone.explains(&told(Call::Available(0), "2|0|2"), &[]));
         assert!(alone.explains(&told(Call::Take(0, 2), "0"), &[]));
         assert!(!alone.explains(&told(Call::Reset(0), "2"), &[]));
+    }
+
+    #[test]
+    fn a_drop_takes_what_others_see_and_leaves_what_is_set_aside() {
+        let plan = plan(3);
+        let after = |calls: &[(Call, &str)]| {
+            let mut alone = Alone::new(&plan, State::new(&plan));
+            calls
+                .iter()
+                .all(|&(call, answer)| alone.explains(&told(call, answer), &[]))
+        };
+        assert!(after(&[(Call::Incr(0, 2), ""), (Call::Drop(0), "true")]));
+        assert!(after(&[
+            (Call::Take(0, 2), "2"),
+            (Call::Drop(0), "true"),
+            (Call::Drop(0), "false")
+        ]));
+        assert!(after(&[(Call::Hold(0, 2), "1"), (Call::Drop(0), REFUSED)]));
+        assert!(!after(&[(Call::Hold(0, 2), "1"), (Call::Drop(0), "true")]));
     }
 }

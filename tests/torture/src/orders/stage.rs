@@ -584,7 +584,6 @@ impl<'s> Round<'s> {
             | Call::Drop(c)
             | Call::Hold(c, _) => Some(c),
             Call::Once(place) => Some(self.plan.tokens[place].counter),
-            Call::Confirm(hold, _) => Some(self.plan.holds[hold].0),
             _ => None,
         }
     }
@@ -641,7 +640,6 @@ impl<'s> Round<'s> {
                 let token = self.plan.tokens[place];
                 (token.delta, !token.get)
             }
-            Call::Confirm(hold, part) => (-part.unwrap_or(self.plan.holds[hold].1), false),
             // Whatever it was.
             Call::Drop(_) if answer == "true" => {
                 let (takes, adds) = &mut self.parts[client].reserved[counter];
