@@ -48,7 +48,7 @@ use plan::Plan;
 use stage::{Run, Stage};
 
 /// So many are shown, with the shortest round that fails; the others are counted.
-const SHOWN: u64 = 60;
+const SHOWN: u64 = 5;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     let mut stage = Stage::set_up()?;
@@ -82,13 +82,13 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         let plan = Plan::of(seed);
         let run = stage.play(&plan)?;
         rounds += 1;
-        let kind = match (plan.serializable, plan.is_plain()) {
-            (true, true) => "rounds, SERIALIZABLE, plain counters",
-            (true, false) => "rounds, SERIALIZABLE, with bounded counters",
-            (false, true) => "rounds, REPEATABLE READ, plain counters",
-            (false, false) => "rounds, REPEATABLE READ, with bounded counters",
+        let level = if plan.serializable {
+            "SERIALIZABLE"
+        } else {
+            "REPEATABLE READ"
         };
-        report.tried(kind, 1);
+        let kind = format!("rounds, {level}, {}", plan.features.text());
+        report.tried(&kind, 1);
         report.tried("transactions that committed", run.committed);
         report.tried("their answers", run.answers);
         report.tried("calls that waited for another transaction", run.waits);

@@ -696,6 +696,11 @@ impl Actor {
                         },
                     },
                 };
+                if matches!(answered, Answer::Refused { .. }) {
+                    // The server tells of an error before it gives up locks and reservations, and
+                    // answers the next message after that.
+                    let _ = client.simple_query("");
+                }
                 if answer.send(answered).is_err() {
                     return;
                 }

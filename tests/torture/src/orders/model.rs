@@ -403,12 +403,13 @@ fn search(
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Counter, Token};
+    use super::super::plan::{Counter, Features, Token};
     use super::*;
 
     fn plan(value: i64) -> Plan {
         Plan {
             serializable: true,
+            features: Features::Holds,
             counters: vec![Counter {
                 kind: Kind::Floor,
                 folded: None,

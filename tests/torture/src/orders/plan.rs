@@ -134,10 +134,32 @@ pub(super) struct Token {
     pub(super) used: bool,
 }
 
+/// What a round is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Features {
+    /// No counter is bounded.
+    Plain,
+    /// Some are, and nothing is set aside.
+    Bounded,
+    /// The same, with holds.
+    Holds,
+}
+
+impl Features {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Plain => "plain counters",
+            Self::Bounded => "bounded counters",
+            Self::Holds => "bounded counters and holds",
+        }
+    }
+}
+
 /// A round.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) serializable: bool,
+    pub(super) features: Features,
     pub(super) counters: Vec<Counter>,
     /// Made before the round: counter and amount.
     pub(super) holds: Vec<(usize, i64)>,
@@ -154,18 +176,24 @@ impl Plan {
     pub(super) fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let serializable = rng.random_bool(0.8);
-        let plain = rng.random_bool(0.25);
-        let counters: Vec<Counter> = (0..3).map(|_| counter(&mut rng, plain)).collect();
+        let features = match rng.random_range(0..10) {
+            0..3 => Features::Plain,
+            3..6 => Features::Bounded,
+            _ => Features::Holds,
+        };
+        let counters: Vec<Counter> = (0..rng.random_range(1..4))
+            .map(|_| counter(&mut rng, features == Features::Plain))
+            .collect();
         let mut holds = Vec::new();
         for (place, counter) in counters.iter().enumerate() {
             let free = counter.value() - counter.kind.min().unwrap_or(counter.value());
-            if free > 0 && rng.random_bool(0.4) {
+            if features == Features::Holds && free > 0 && rng.random_bool(0.4) {
                 holds.push((place, rng.random_range(1..=free.min(3))));
             }
         }
         let tokens = (0..2)
             .map(|_| {
-                let counter = rng.random_range(0..3);
+                let counter = rng.random_range(0..counters.len());
                 Token {
                     counter,
                     delta: rng.random_range(-2..3),
@@ -178,9 +206,10 @@ impl Plan {
         let clients = rng.random_range(3..5);
         let mut plan = Self {
             serializable,
+            features,
             counters,
             holds,
-            rows: 2,
+            rows: rng.random_range(1..3),
             tokens,
             clients,
             read_only: Vec::new(),
@@ -241,7 +270,9 @@ impl Plan {
             14 => Call::Reset(counter),
             15 if rng.random_bool(0.5) => Call::Drop(counter),
             16 => Call::Once(rng.random_range(0..self.tokens.len())),
-            17 | 18 if kind.min().is_some() => Call::Hold(counter, signed.abs()),
+            17 | 18 if self.features == Features::Holds && kind.min().is_some() => {
+                Call::Hold(counter, signed.abs())
+            }
             19 if hold < self.holds.len() => {
                 let amount = self.holds[hold].1;
                 Call::Confirm(hold, rng.random_bool(0.3).then_some((amount + 1) / 2))
@@ -249,13 +280,6 @@ impl Plan {
             20 if hold < self.holds.len() => Call::Release(hold),
             _ => Call::Update(row, signed),
         }
-    }
-
-    /// Without bounded counters, and so without holds?
-    pub(super) fn is_plain(&self) -> bool {
-        self.counters
-            .iter()
-            .all(|counter| counter.kind == Kind::Plain)
     }
 }
 

@@ -153,12 +153,13 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Counter, Kind};
+    use super::super::plan::{Counter, Features, Kind};
     use super::*;
 
     fn check(calls: &[(Call, &str)], value: i64) -> Option<String> {
         let plan = Plan {
             serializable: false,
+            features: Features::Holds,
             counters: vec![Counter {
                 kind: Kind::Floor,
                 folded: None,

@@ -385,6 +385,7 @@ impl<'s> Round<'s> {
                     self.step(client, Step::Commit)?;
                 }
             }
+            self.settle()?;
         }
         for (client, part) in self.parts.iter().enumerate() {
             let over = ![Stand::Open, Stand::Failed].contains(&part.stand);
@@ -818,13 +819,18 @@ impl Actor {
         // Ends when its sender is dropped, or a little later, when it is waiting for the server.
         std::thread::spawn(move || {
             for sql in to_send {
-                let answered = match client.simple_query(&sql) {
-                    Ok(messages) => Ok(text(&messages)),
-                    Err(error) => Err(match error.as_db_error() {
+                let answered = client
+                    .simple_query(&sql)
+                    .map(|messages| text(&messages))
+                    .map_err(|error| match error.as_db_error() {
                         Some(db) => (db.code().code().to_owned(), db.message().to_owned()),
                         None => ("lost".to_owned(), error.to_string()),
-                    }),
-                };
+                    });
+                if answered.is_err() {
+                    // The server tells of an error before it gives up locks and reservations, and
+                    // answers the next message after that.
+                    let _ = client.simple_query("");
+                }
                 if answer.send(answered).is_err() {
                     return;
                 }
