@@ -368,8 +368,8 @@ impl Scene {
             let Some(sql) = self.actors[who].session.sql(&step) else {
                 continue;
             };
-            let may_wait =
-                matches!(&step, Step::Op(op) | Step::Fail(op) | Step::Alone(op) if op.may_wait());
+            let ops = self.actors[who].session.ops_of(&step);
+            let may_wait = ops.iter().any(Op::may_wait);
             if may_wait && self.is_waited_for(who)? {
                 self.trace
                     .push(format!("{turn:>3} s{who}: left out, as others wait: {sql}"));
@@ -491,9 +491,8 @@ impl Scene {
 
     /// Another session that has locked what a step locks as well; and that.
     fn blocker(&self, who: usize, step: &Step) -> Option<(usize, String)> {
-        let (Step::Op(op) | Step::Alone(op) | Step::Fail(op)) = step else {
-            return None;
-        };
+        // Of several calls one before may be refused.
+        let op = self.actors[who].session.ops_of(step).first()?;
         op.locks().into_iter().find_map(|lock| {
             self.actors
                 .iter()
