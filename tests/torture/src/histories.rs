@@ -36,7 +36,7 @@ use stepped::{History, Stage};
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     if let Some(seed) = options.history {
         report.step("one history", |report| {
-            let mut stage = Stage::set_up()?;
+            let mut stage = Stage::set_up(true)?;
             one(&mut stage, options, report, seed, true)
         });
         return Ok(());
@@ -47,19 +47,29 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         |report| concurrent::run(options, report, concurrent),
     );
     report.step("histories that failed once", |report| {
-        let mut stage = Stage::set_up()?;
-        for (what, history) in replays::histories() {
-            let run = stage.play(&history)?;
-            report.tried("histories that failed once", 1);
-            if let Some(failure) = run.failure {
-                report.finding(what, format!("{failure:#}\n{}", run.trace.join("\n")));
+        for preloaded in [true, false] {
+            let mut stage = Stage::set_up(preloaded)?;
+            for (what, history) in replays::histories() {
+                let run = stage.play(&history)?;
+                report.tried("histories that failed once", 1);
+                if let Some(failure) = run.failure {
+                    let library = if preloaded {
+                        ""
+                    } else {
+                        "without shared_preload_libraries: "
+                    };
+                    report.finding(
+                        what,
+                        format!("{library}{failure:#}\n{}", run.trace.join("\n")),
+                    );
+                }
             }
         }
         Ok(())
     });
     let stepped = options.size(Duration::from_secs(3), options.time() / 3);
     report.step("one step at a time, the same for the same seed", |report| {
-        let mut stage = Stage::set_up()?;
+        let mut stage = Stage::set_up(true)?;
         let mut rng = StdRng::seed_from_u64(options.seed_for("stepped histories"));
         let until = Instant::now() + stepped;
         let mut number = 0_u64;

@@ -7,7 +7,8 @@ use super::stepped::{History, Turn};
 pub(crate) fn histories() -> Vec<(&'static str, History)> {
     let set = |value| Op::Set("s:0".to_owned(), value);
     let bump = |delta| Op::Bump("u:0".to_owned(), delta);
-    let take = || Op::Take("stock:b".to_owned(), 2);
+    // All there is.
+    let take = || Op::Take("stock:b".to_owned(), 1_000);
     let once = || Op::Once {
         token: "shared 1".to_owned(),
         name: "s:1".to_owned(),

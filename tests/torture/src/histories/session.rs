@@ -763,7 +763,8 @@ pub(crate) fn own_prefixes(number: usize) -> [String; 2] {
     [format!("own:{number}:"), format!("stock:own:{number}:")]
 }
 
-fn is_bounded(name: &str) -> bool {
+/// Does its type have bounds?
+pub(crate) fn is_bounded(name: &str) -> bool {
     ["stock:", "seats:", "quota:"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
