@@ -181,7 +181,9 @@ impl Plan {
             3..6 => Features::Bounded,
             _ => Features::Holds,
         };
-        let counters: Vec<Counter> = (0..rng.random_range(1..4))
+        // Few enough that the transactions meet.
+        let most = if features == Features::Plain { 4 } else { 3 };
+        let counters: Vec<Counter> = (0..rng.random_range(1..most))
             .map(|_| counter(&mut rng, features == Features::Plain))
             .collect();
         let mut holds = Vec::new();
@@ -295,6 +297,26 @@ fn counter(rng: &mut StdRng, plain: bool) -> Counter {
     } else {
         Kind::ALL[rng.random_range(0..4)]
     };
+    // At a bound, as often as not: there a grant depends on what others do.
+    let at_bound = match kind {
+        Kind::Plain => None,
+        Kind::Floor => Some(0),
+        Kind::Ceiling | Kind::Both => kind.max(),
+    };
+    if let Some(value) = at_bound
+        && rng.random_bool(0.5)
+    {
+        let (folded, pending) = if rng.random_bool(0.5) {
+            (Some(value), None)
+        } else {
+            (None, Some(value))
+        };
+        return Counter {
+            kind,
+            folded,
+            pending,
+        };
+    }
     let mut some = |share| rng.random_bool(share).then(|| rng.random_range(0..3));
     Counter {
         kind,
