@@ -6,11 +6,13 @@
 //! | [`known`], [`session`] | the oracle outside of it: what a client can say of its own counters |
 //! | [`step`], [`script`] | what sessions do |
 //! | [`concurrent`], [`client`], [`wire`], [`upkeep`] | many clients at once, with maintenance, and connections that are cut in COMMIT |
+//! | [`replays`] | histories that failed once |
 //! | [`stepped`], [`shrink`] | one step at a time, the same for the same seed; and shorter ones that still fail |
 
 mod client;
 mod concurrent;
 mod known;
+mod replays;
 mod schema;
 mod script;
 mod session;
@@ -34,7 +36,7 @@ use stepped::{History, Stage};
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     if let Some(seed) = options.history {
         report.step("one history", |report| {
-            let mut stage = Stage::set_up()?;
+            let mut stage = Stage::set_up(true)?;
             one(&mut stage, options, report, seed, true)
         });
         return Ok(());
@@ -44,9 +46,30 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         "clients at once, beside maintenance of all kinds",
         |report| concurrent::run(options, report, concurrent),
     );
+    report.step("histories that failed once", |report| {
+        for preloaded in [true, false] {
+            let mut stage = Stage::set_up(preloaded)?;
+            for (what, history) in replays::histories() {
+                let run = stage.play(&history)?;
+                report.tried("histories that failed once", 1);
+                if let Some(failure) = run.failure {
+                    let library = if preloaded {
+                        ""
+                    } else {
+                        "without shared_preload_libraries: "
+                    };
+                    report.finding(
+                        what,
+                        format!("{library}{failure:#}\n{}", run.trace.join("\n")),
+                    );
+                }
+            }
+        }
+        Ok(())
+    });
     let stepped = options.size(Duration::from_secs(3), options.time() / 3);
     report.step("one step at a time, the same for the same seed", |report| {
-        let mut stage = Stage::set_up()?;
+        let mut stage = Stage::set_up(true)?;
         let mut rng = StdRng::seed_from_u64(options.seed_for("stepped histories"));
         let until = Instant::now() + stepped;
         let mut number = 0_u64;

@@ -4,6 +4,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | [`histories`] | random sessions through the whole API, beside maintenance of all kinds |
+//! | [`orders`] | random serializable transactions, each round of which must have an order |
 //! | [`crashes`] | `kill -9` of every process, full disks, a crash between any two steps of a fold |
 //! | [`replication`] | standbys, promotion, base backups, recovery to a point in time, publications |
 //! | [`snapshots`] | old snapshots and long writers, while folds go on by the hundred thousand |
@@ -29,6 +30,7 @@ mod histories;
 mod input;
 mod load;
 mod moves;
+mod orders;
 mod replication;
 mod snapshots;
 
@@ -61,6 +63,7 @@ fn run(options: &Options) -> Result<bool> {
         let started = Instant::now();
         let result = match part {
             Part::Histories => histories::run(options, &mut about),
+            Part::Orders => orders::run(options, &mut about),
             Part::Crashes => crashes::run(options, &mut about),
             Part::Replication => replication::run(options, &mut about),
             Part::Snapshots => snapshots::run(options, &mut about),

@@ -3,11 +3,13 @@
 //! | step | what it holds counterx to |
 //! |---|---|
 //! | [`dump`] | every format and way of pg_dump and pg_restore, from a database in mid-load |
+//! | [`onto`] | restores onto databases that are in use: whatever comes of it, counters work |
 //! | [`places`] | tablespaces, templates, new names: of databases, schemas and the engine's own tables |
 //! | [`update`] | ALTER EXTENSION UPDATE: what sessions and worker do in between, and afterwards |
 //! | [`upgrade`] | pg_upgrade to another major version |
 
 mod dump;
+mod onto;
 mod places;
 mod update;
 mod upgrade;
@@ -25,6 +27,7 @@ use crate::report::PartReport;
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     let cluster = folding("moves").start()?;
     dump::run(options, report, &cluster);
+    onto::run(options, report, &cluster);
     places::run(options, report, &cluster);
     drop(cluster);
     update::run(options, report);

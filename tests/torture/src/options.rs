@@ -27,7 +27,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) short: bool,
 
-    /// Only one of the histories that go step by step: the one of this seed, which a finding names
+    /// Only one of the histories, or orders, that go step by step: the one of this seed, which a
+    /// finding names
     #[arg(long, value_name = "SEED")]
     pub(crate) history: Option<u64>,
 
@@ -76,6 +77,7 @@ impl Options {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Part {
     Histories,
+    Orders,
     Crashes,
     Replication,
     Snapshots,
@@ -89,6 +91,7 @@ impl Part {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Histories => "histories",
+            Self::Orders => "orders",
             Self::Crashes => "crashes",
             Self::Replication => "replication",
             Self::Snapshots => "snapshots",
@@ -102,6 +105,7 @@ impl Part {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Histories => "randomised histories against an oracle",
+            Self::Orders => "random transactions that must have an order",
             Self::Crashes => "crashes and full disks",
             Self::Replication => "standbys, backups and publications",
             Self::Snapshots => "old snapshots and long transactions",
@@ -129,7 +133,7 @@ mod tests {
     fn parts_come_once_and_in_order() {
         let options = Options::parse_from(["torture", "--parts", "load,crashes,load"]);
         assert_eq!(options.parts(), [Part::Crashes, Part::Load]);
-        assert_eq!(Options::parse_from(["torture"]).parts().len(), 8);
+        assert_eq!(Options::parse_from(["torture"]).parts().len(), 9);
         assert!(Options::try_parse_from(["torture", "--parts", "peace"]).is_err());
     }
 

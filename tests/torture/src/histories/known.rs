@@ -211,7 +211,7 @@ impl Known {
                 let there = self.holds.remove(&id).is_some();
                 if there { "t" } else { "f" }.to_owned()
             }
-            Op::Sql(_) | Op::Look => return Ok(()),
+            Op::Overflow(_) | Op::Sql(_) | Op::Look => return Ok(()),
         };
         ensure!(
             answer == expected,

@@ -188,6 +188,37 @@ const EXACT: &str = r#"
         RETURN 'expired';
     END $$;
 
+    -- More counters than fit in memory, so all that was done before is written. They are gone then.
+    CREATE FUNCTION overflow(number integer) RETURNS text LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM set_config('counterx.pending_work_mem', '64kB', true);
+        PERFORM counter_incr(rpad(format('n:overflow:%s:%s', number, i), 200, 'x')) FROM generate_series(1, 300) i;
+        PERFORM counter_drop(rpad(format('n:overflow:%s:%s', number, i), 200, 'x')) FROM generate_series(1, 300) i;
+        RETURN 'done';
+    END $$;
+    -- Fetches so many rows; then goes on, in a block with an exception, until a row fails.
+    CREATE FUNCTION fetch_guarded(query text, kept integer) RETURNS text LANGUAGE plpgsql AS $$
+    DECLARE
+        rows refcursor;
+        answer text;
+        answers text[] := '{}';
+    BEGIN
+        OPEN rows FOR EXECUTE query;
+        FOR i IN 1 .. kept LOOP
+            FETCH rows INTO answer;
+            answers := answers || answer;
+        END LOOP;
+        BEGIN
+            LOOP
+                FETCH rows INTO answer;
+                EXIT WHEN NOT FOUND;
+            END LOOP;
+            RAISE EXCEPTION 'a division by zero went well';
+        EXCEPTION WHEN division_by_zero THEN
+            RETURN array_to_string(answers, '~', '');
+        END;
+    END $$;
+
     -- All ways to read, held against the oracle and each other, in the snapshot of the caller's
     -- statement; an empty text when all agree.
     CREATE FUNCTION wrong() RETURNS text LANGUAGE sql STABLE AS $$

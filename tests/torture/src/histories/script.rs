@@ -70,7 +70,7 @@ impl<'a> Script<'a> {
         let journal = self.rng.random_bool(0.5);
         steps.push(Step::Begin { level, journal });
         for _ in 0..self.rng.random_range(1..8) {
-            match self.rng.random_range(0..40) {
+            match self.rng.random_range(0..44) {
                 0..5 => steps.push(Step::Savepoint),
                 5..8 => {
                     let to = self.rng.random_range(1..4);
@@ -97,6 +97,12 @@ impl<'a> Script<'a> {
                     ));
                     steps.push(Step::Fetch);
                 }
+                40..43 => self.changing(level, steps),
+                43 => {
+                    let (ops, kept) = (self.calls(level), self.rng.random_range(1..3));
+                    let kept = kept.min(ops.len());
+                    steps.push(Step::Block { ops, kept });
+                }
                 // Done, undone, and done again.
                 16..19 => {
                     let op = self.op(level);
@@ -122,6 +128,47 @@ impl<'a> Script<'a> {
             6 => steps.extend([Step::Cursor { hold: true }, Step::Commit, Step::Fetch]),
             _ => steps.push(Step::Commit),
         }
+    }
+
+    /// A cursor that changes something with each row, with other calls in between. One of its rows may
+    /// fail in a savepoint; what was fetched before stays.
+    fn changing(&mut self, level: Level, steps: &mut Vec<Step>) {
+        let ops = self.calls(level);
+        let rows = self.rng.random_range(1..=ops.len());
+        let fails = self.rng.random_bool(0.7);
+        steps.push(Step::Change { ops, fails });
+        let next = |script: &mut Self, rows| Step::Next {
+            rows,
+            moves: script.rng.random_bool(0.3),
+        };
+        steps.push(next(self, rows));
+        if self.rng.random_bool(0.3) {
+            let op = self.op(level);
+            steps.push(Step::Op(op));
+        }
+        steps.push(Step::Savepoint);
+        let rows = if fails { 9 } else { 1 };
+        steps.extend([next(self, rows), Step::RollbackTo(9)]);
+        if self.rng.random_bool(0.5) {
+            let op = self.op(level);
+            steps.push(Step::Op(op));
+        }
+        if !fails {
+            steps.push(next(self, 1));
+        }
+    }
+
+    /// What can be a cursor's rows.
+    fn calls(&mut self, level: Level) -> Vec<Op> {
+        let mut ops: Vec<Op> = (0..self.rng.random_range(1..5))
+            .map(|_| self.op(level))
+            .filter(|op| !matches!(op, Op::Events(_) | Op::Look | Op::Sql(_)))
+            .collect();
+        if ops.is_empty() || self.rng.random_bool(0.3) {
+            let place = self.rng.random_range(0..=ops.len());
+            ops.insert(place, Op::Overflow(self.number));
+        }
+        ops
     }
 
     fn op(&mut self, level: Level) -> Op {

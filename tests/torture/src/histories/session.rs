@@ -47,6 +47,17 @@ pub(crate) struct Transaction {
     savepoints: Vec<(Known, bool)>,
 }
 
+/// A cursor whose rows are calls.
+#[derive(Clone, Debug)]
+struct Changing {
+    ops: Vec<Op>,
+    fails: bool,
+    /// So many were fetched. What is undone is not fetched again.
+    fetched: usize,
+    /// How many savepoints there were when it was opened; of those that are still there.
+    depth: usize,
+}
+
 /// A client's state.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -59,6 +70,7 @@ pub(crate) struct Session {
     /// Whether the cursor outlives its transaction. Each one has a number of its own.
     cursor: Option<bool>,
     cursors: u64,
+    changing: Option<Changing>,
     /// What became of its transactions, by serial number.
     fates: BTreeMap<u64, Fate>,
     /// What all its committed transactions have added to counters that everybody adds to.
@@ -75,6 +87,7 @@ impl Session {
             prepared: None,
             cursor: None,
             cursors: 0,
+            changing: None,
             fates: BTreeMap::new(),
             added: BTreeMap::new(),
         }
@@ -182,6 +195,49 @@ impl Session {
         }
     }
 
+    /// A query whose rows are these calls; if it is to fail, one row more.
+    fn calls(&self, ops: &[Op], fails: bool) -> String {
+        let mut cases = String::new();
+        for (number, op) in ops.iter().enumerate() {
+            let call = self.call(op);
+            let call = call.strip_prefix("SELECT ").unwrap_or(&call);
+            // A boolean's text is not what a client is sent.
+            let call = match op {
+                Op::Try(..) | Op::Release(_) => format!("left({call}::text, 1)"),
+                _ => format!("{call}::text"),
+            };
+            cases.push_str(&format!(" WHEN {} THEN {call}", number + 1));
+        }
+        let rows = ops.len() + usize::from(fails);
+        let end = ops.len() + 1;
+        format!(
+            "SELECT CASE i{cases} ELSE (1 / (i - {end}))::text END FROM generate_series(1, {rows}) i"
+        )
+    }
+
+    /// The calls that a step makes, in their order.
+    pub(crate) fn ops_of<'s>(&'s self, step: &'s Step) -> &'s [Op] {
+        match step {
+            Step::Op(op) | Step::Alone(op) | Step::Fail(op) => std::slice::from_ref(op),
+            Step::Block { ops, .. } => ops,
+            Step::Next { rows, .. } => self.changing.as_ref().map_or(&[], |changing| {
+                let rest = &changing.ops[changing.fetched..];
+                &rest[..(*rows).min(rest.len())]
+            }),
+            _ => &[],
+        }
+    }
+
+    /// Will it come to the row that fails?
+    fn comes_to_fail(&self, step: &Step) -> bool {
+        match (step, &self.changing) {
+            (Step::Next { rows, .. }, Some(changing)) => {
+                changing.fails && changing.fetched + rows > changing.ops.len()
+            }
+            _ => false,
+        }
+    }
+
     /// Is this a call that the session may make now? What a prepared transaction has done to its own
     /// counters is not decided yet.
     fn may(&self, op: &Op) -> bool {
@@ -204,7 +260,11 @@ impl Session {
     /// cursor.
     pub(crate) fn meant<'s>(&self, step: &'s Step) -> &'s Step {
         match step {
-            Step::Prepare if self.prepared.is_some() || self.cursor.is_some() => &Step::Commit,
+            Step::Prepare
+                if self.prepared.is_some() || self.cursor.is_some() || self.changing.is_some() =>
+            {
+                &Step::Commit
+            }
             step => step,
         }
     }
@@ -286,6 +346,34 @@ impl Session {
                 ))
             }
             Step::Fetch if self.cursor == Some(false) => Some(self.fetch()),
+            Step::Change { ops, fails }
+                if self.cursor.is_none() && ops.iter().all(|op| self.may(op)) =>
+            {
+                Some(format!(
+                    "DECLARE c{} CURSOR FOR {}",
+                    self.cursors + 1,
+                    self.calls(ops, *fails)
+                ))
+            }
+            // It fails in a savepoint alone, as all that was done would be undone otherwise.
+            Step::Next { rows, moves } => {
+                let changing = self.changing.as_ref()?;
+                let fails = self.comes_to_fail(step);
+                let ops = self.ops_of(step);
+                if fails && depth <= changing.depth || ops.is_empty() && !fails {
+                    return None;
+                }
+                let verb = if *moves && ops.iter().all(op_is_blind) {
+                    "MOVE"
+                } else {
+                    "FETCH"
+                };
+                Some(format!("{verb} {rows} FROM c{}", self.cursors))
+            }
+            Step::Block { ops, kept } if ops.iter().all(|op| self.may(op)) => Some(format!(
+                "SELECT fetch_guarded($rows${}$rows$, {kept})",
+                self.calls(ops, true)
+            )),
             Step::Commit => Some("COMMIT".to_owned()),
             Step::Rollback => Some("ROLLBACK".to_owned()),
             Step::Prepare if self.prepared.is_none() && self.cursor.is_none() => Some(format!(
@@ -362,11 +450,16 @@ impl Session {
                 (transaction.now, transaction.journalled) = transaction.savepoints[to - 1].clone();
                 transaction.failed = false;
                 self.cursor = None;
+                self.changing.take_if(|changing| changing.depth >= to);
             }
             Step::Release(to) => {
                 let transaction = self.open()?;
                 let depth = transaction.savepoints.len();
-                transaction.savepoints.truncate((*to).clamp(1, depth) - 1);
+                let left = (*to).clamp(1, depth) - 1;
+                transaction.savepoints.truncate(left);
+                if let Some(changing) = &mut self.changing {
+                    changing.depth = changing.depth.min(left);
+                }
             }
             Step::FlushEarly { .. } => {
                 let transaction = self.open()?;
@@ -381,6 +474,44 @@ impl Session {
             Step::Fetch => {
                 self.cursor = None;
                 agreed(rows)?;
+            }
+            Step::Change { ops, fails } => {
+                self.cursors += 1;
+                self.changing = Some(Changing {
+                    ops: ops.clone(),
+                    fails: *fails,
+                    fetched: 0,
+                    depth: self.open()?.savepoints.len(),
+                });
+            }
+            Step::Next { .. } => {
+                ensure!(!self.comes_to_fail(step), "a division by zero went well");
+                let ops = self.ops_of(step).to_vec();
+                // None of those that were moved over has anything to say.
+                ensure!(
+                    rows.len() == ops.len() || rows.is_empty() && ops.iter().all(op_is_blind),
+                    "{} rows for {} calls",
+                    rows.len(),
+                    ops.len()
+                );
+                for (number, op) in ops.iter().enumerate() {
+                    let answer = rows.get(number).and_then(|row| row.first()?.as_deref());
+                    self.learn(op, answer.unwrap_or_default())?;
+                }
+                if let Some(changing) = &mut self.changing {
+                    changing.fetched += ops.len();
+                }
+            }
+            Step::Block { ops, kept } => {
+                let answers: Vec<&str> = last.split('~').collect();
+                for (op, answer) in ops[..*kept].iter().zip(answers) {
+                    self.learn(op, answer)?;
+                }
+                // What was undone may have been of bounded counters, or was written early, too.
+                let overflows = ops.iter().any(|op| matches!(op, Op::Overflow(_)));
+                let transaction = self.open()?;
+                transaction.unpreparable = true;
+                transaction.flushed |= overflows;
             }
             Step::Commit => {
                 let failed = self.open()?.failed;
@@ -487,7 +618,9 @@ impl Session {
         };
         let bounded = op.names().iter().any(|name| is_bounded(name))
             || matches!(op, Op::Confirm { .. } | Op::Sql(_));
-        transaction.unpreparable |= bounded;
+        let overflows = matches!(op, Op::Overflow(_));
+        transaction.unpreparable |= bounded || overflows;
+        transaction.flushed |= overflows;
         transaction.now.learn(op, answer, &self.known, is_own)
     }
 
@@ -501,6 +634,7 @@ impl Session {
         if fate == Fate::RolledBack || self.cursor == Some(false) {
             self.cursor = None;
         }
+        self.changing = None;
         self.settle(transaction, fate);
         Ok(())
     }
@@ -530,6 +664,7 @@ impl Session {
     /// The connection is gone: what was not committed, or prepared, never was.
     pub(crate) fn disconnected(&mut self) {
         self.cursor = None;
+        self.changing = None;
     }
 
     fn refused(&mut self, step: &Step, code: &str, message: &str) -> Result<()> {
@@ -552,7 +687,17 @@ impl Session {
             Step::Finish { .. } | Step::Walk { .. } => {}
             _ => {
                 self.cursor = None;
-                self.cursors += u64::from(matches!(step, Step::Cursor { .. }));
+                let overflows = self
+                    .ops_of(step)
+                    .iter()
+                    .any(|op| matches!(op, Op::Overflow(_)));
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.unpreparable |= overflows;
+                }
+                // What fails in a cursor's row is the end of the cursor.
+                self.changing.take_if(|_| matches!(step, Step::Next { .. }));
+                self.cursors +=
+                    u64::from(matches!(step, Step::Cursor { .. } | Step::Change { .. }));
                 if let Some(transaction) = &mut self.transaction {
                     transaction.failed = true;
                 }
@@ -587,6 +732,11 @@ impl Session {
                 matches!(op, Op::Sql(_))
             }
             ("22012", Step::Fail(_)) => true,
+            ("22012", Step::Next { .. }) => self.comes_to_fail(step),
+            (_, Step::Next { .. } | Step::Block { .. }) => self
+                .ops_of(step)
+                .iter()
+                .any(|op| self.must_be_due(&Step::Op(op.clone()), code).is_ok()),
             ("0A000", Step::Prepare) => self.transaction.as_ref().is_some_and(|t| t.unpreparable),
             _ => false,
         };
@@ -599,7 +749,12 @@ impl Session {
 pub(crate) fn op_is_blind(op: &Op) -> bool {
     matches!(
         op,
-        Op::Bump(..) | Op::Guarded(..) | Op::Many(..) | Op::Events(..) | Op::Sql(_)
+        Op::Bump(..)
+            | Op::Guarded(..)
+            | Op::Many(..)
+            | Op::Events(..)
+            | Op::Overflow(_)
+            | Op::Sql(_)
     )
 }
 
@@ -608,7 +763,8 @@ pub(crate) fn own_prefixes(number: usize) -> [String; 2] {
     [format!("own:{number}:"), format!("stock:own:{number}:")]
 }
 
-fn is_bounded(name: &str) -> bool {
+/// Does its type have bounds?
+pub(crate) fn is_bounded(name: &str) -> bool {
     ["stock:", "seats:", "quota:"]
         .iter()
         .any(|prefix| name.starts_with(prefix))

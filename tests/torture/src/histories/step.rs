@@ -62,6 +62,8 @@ pub(crate) enum Op {
         part: bool,
     },
     Release(usize),
+    /// So many counters that what was done so far is written early; and drops them.
+    Overflow(usize),
     /// Other traffic, which keeps the oracle by itself.
     Sql(String),
     /// Compares all there is.
@@ -85,7 +87,11 @@ impl Op {
                 deltas.iter().map(|(name, _)| name.as_str()).collect()
             }
             Self::Move { into, from, .. } => vec![into, from],
-            Self::Confirm { .. } | Self::Release(_) | Self::Sql(_) | Self::Look => Vec::new(),
+            Self::Confirm { .. }
+            | Self::Release(_)
+            | Self::Overflow(_)
+            | Self::Sql(_)
+            | Self::Look => Vec::new(),
         }
     }
 
@@ -113,6 +119,7 @@ impl Op {
                 | Self::Try(..)
                 | Self::Take(..)
                 | Self::Hold { .. }
+                | Self::Overflow(_)
                 | Self::Look
         )
     }
@@ -158,6 +165,7 @@ impl Op {
             }
             // Which one it is only the session knows.
             Self::Confirm { .. } | Self::Release(_) => String::new(),
+            Self::Overflow(number) => format!("SELECT overflow({number})"),
             Self::Sql(sql) => sql.clone(),
             Self::Look => "SELECT wrong()".to_owned(),
         }
@@ -201,6 +209,23 @@ pub(crate) enum Step {
     },
     /// Reads the cursor's other rows.
     Fetch,
+    /// Opens a cursor whose rows are calls that change something, each when it is fetched. After the
+    /// last one comes a row that fails, or none.
+    Change {
+        ops: Vec<Op>,
+        fails: bool,
+    },
+    /// Fetches so many of its rows, or moves over them.
+    Next {
+        rows: usize,
+        moves: bool,
+    },
+    /// The same in PL/pgSQL: the calls before this one are fetched, and stay; those from it on are
+    /// undone when the row after them fails in a block with an exception.
+    Block {
+        ops: Vec<Op>,
+        kept: usize,
+    },
     Commit,
     Rollback,
     Prepare,

@@ -28,12 +28,14 @@ use rand::{RngExt, SeedableRng};
 use super::client::rows;
 use super::schema::{self, Exact};
 use super::script::Script;
-use super::session::{Answer, Fate, Session};
+use super::session::{Answer, Fate, Session, is_bounded};
 use super::step::{Level, Op, Step};
 
 /// A cluster for such histories.
 pub(crate) struct Stage {
     cluster: Cluster,
+    /// Without it, changes of a bounded counter wait for each other.
+    preloaded: bool,
     databases: u64,
 }
 
@@ -184,9 +186,10 @@ fn upkeep(rng: &mut StdRng) -> Turn {
 }
 
 impl Stage {
-    pub(crate) fn set_up() -> Result<Self> {
+    pub(crate) fn set_up(preloaded: bool) -> Result<Self> {
         let cluster = Cluster::builder()
             .name("stepped")
+            .preload(preloaded)
             .conf("counterx.compaction", "off")
             .conf("counterx.log_max_size", "64kB")
             .conf("autovacuum", "off")
@@ -198,6 +201,7 @@ impl Stage {
         schema::install(&mut cluster.connect_db("template")?, &Exact::Everything)?;
         Ok(Self {
             cluster,
+            preloaded,
             databases: 0,
         })
     }
@@ -212,6 +216,7 @@ impl Stage {
         let mut admin = self.cluster.connect()?;
         admin.batch_execute(&format!("CREATE DATABASE {db} TEMPLATE template"))?;
         let mut scene = Scene::open(&self.cluster, &db, history.sessions)?;
+        scene.preloaded = self.preloaded;
         let failure = scene.play(history).err();
         let run = Run {
             trace: std::mem::take(&mut scene.trace),
@@ -269,6 +274,7 @@ struct Scene {
     predicted: u64,
     /// Sessions may hear of new bounds later.
     bounds_changed: bool,
+    preloaded: bool,
 }
 
 impl Scene {
@@ -288,6 +294,7 @@ impl Scene {
             waits: 0,
             predicted: 0,
             bounds_changed: false,
+            preloaded: true,
         })
     }
 
@@ -368,8 +375,10 @@ impl Scene {
             let Some(sql) = self.actors[who].session.sql(&step) else {
                 continue;
             };
-            let may_wait =
-                matches!(&step, Step::Op(op) | Step::Fail(op) | Step::Alone(op) if op.may_wait());
+            let ops = self.actors[who].session.ops_of(&step);
+            let queues =
+                |op: &Op| !self.preloaded && op.names().iter().any(|name| is_bounded(name));
+            let may_wait = ops.iter().any(|op| op.may_wait() || queues(op));
             if may_wait && self.is_waited_for(who)? {
                 self.trace
                     .push(format!("{turn:>3} s{who}: left out, as others wait: {sql}"));
@@ -491,9 +500,8 @@ impl Scene {
 
     /// Another session that has locked what a step locks as well; and that.
     fn blocker(&self, who: usize, step: &Step) -> Option<(usize, String)> {
-        let (Step::Op(op) | Step::Alone(op) | Step::Fail(op)) = step else {
-            return None;
-        };
+        // Of several calls one before may be refused.
+        let op = self.actors[who].session.ops_of(step).first()?;
         op.locks().into_iter().find_map(|lock| {
             self.actors
                 .iter()
@@ -508,6 +516,9 @@ impl Scene {
         let (Step::Op(op) | Step::Alone(op)) = step else {
             return Ok(None);
         };
+        if !self.preloaded {
+            return Ok(None);
+        }
         let (Op::Bump(name, _) | Op::Try(name, _) | Op::Take(name, _)) = op else {
             return Ok(None);
         };
@@ -696,6 +707,11 @@ impl Actor {
                         },
                     },
                 };
+                if matches!(answered, Answer::Refused { .. }) {
+                    // The server tells of an error before it gives up locks and reservations, and
+                    // answers the next message after that.
+                    let _ = client.simple_query("");
+                }
                 if answer.send(answered).is_err() {
                     return;
                 }

@@ -113,7 +113,7 @@ pub(super) fn run(options: &Options, report: &mut PartReport, cluster: &Cluster)
     });
 }
 
-fn dump(cluster: &Cluster, db: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+pub(super) fn dump(cluster: &Cluster, db: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let file = cluster.directory().join(format!("{name}.dump"));
     run_command(
         cluster
