@@ -16,7 +16,7 @@
 //! and finds the hold expired if the reader did; if it came second, the reader has noted the take.
 //! The clock of `escrow.rs` does not go back, whatever the system's does.
 
-use crate::catalog::{self, Unusable};
+use crate::catalog::{self, SharedRels, Unusable};
 use crate::escrow::clock;
 use crate::lease;
 use crate::pg::error::{raise, report};
@@ -157,13 +157,34 @@ fn delete(hold: &Hold) {
     }
 }
 
+/// An id that no hold has, or had lately. A restore, or a tool that copies the values of sequences, may have
+/// set the sequence back.
+fn next_id(shared: &SharedRels) -> i64 {
+    let highest = {
+        let table = read::open(shared.hold);
+        let index = read::index_of(&table, &column::KEY);
+        // SAFETY: the snapshot is a static.
+        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::any_snapshot(), 0) };
+        scan.seek(&[]);
+        scan.next(Direction::Backward)
+            .map_or(0, |row| row.int8(column::ID))
+    };
+    loop {
+        let id = ports::next_value(shared.hold_id);
+        if id > highest {
+            return id;
+        }
+        pgrx::check_for_interrupts!();
+    }
+}
+
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     lease::enter(NameHash::of(name).lane());
     let shared = catalog::shared();
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let id = ports::next_value(shared.hold_id);
+    let id = next_id(&shared);
     let Some(mut table) = Inserter::open(shared.hold) else {
         Unusable::NotInstalled.raise()
     };

@@ -71,7 +71,10 @@ fn shop(db: &str) -> Result<Client> {
     for name in names_in_lanes(&mut client)? {
         client.execute("SELECT bump($1, 10)", &[&name])?;
     }
-    client.batch_execute("SELECT counter_incr('stock:mug', 1)")?;
+    client.batch_execute("SELECT counter_incr('stock:mug', 1), counter_incr('stock:cup', 2)")?;
+    client.batch_execute(
+        "SELECT counter_hold('stock:cup', 1, '1 hour'), counter_hold('stock:cup', 1, '1 hour')",
+    )?;
     settle(&mut client)?;
     Ok(client)
 }
@@ -96,6 +99,11 @@ fn goes_on(db: &str) -> Result<()> {
     ensure!(value(&mut client, "stock:mug")? == 0);
     settle(&mut client)?;
     ensure!(value(&mut client, "stock:mug")? == 0);
+    // The sequence of holds may have been set back.
+    client.batch_execute("SELECT counter_incr('stock:cup', 2)")?;
+    client.batch_execute(
+        "SELECT counter_hold('stock:cup', 1, '1 hour'), counter_hold('stock:cup', 1, '1 hour')",
+    )?;
     Ok(())
 }
 
