@@ -32,8 +32,9 @@ use crate::pg::snapshot;
 use crate::read;
 use crate::settings;
 use crate::xact;
-use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Standing, Verdict};
+use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
+use counterx_core::path::{Change, Path, Paths, Step};
 use hashbrown::HashTable;
 use memory::{Guard, Partition, Waiter};
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -92,13 +93,18 @@ pub struct Limits {
 
 /// Why an increment is not granted.
 pub struct Shortage {
-    /// The counter's value as others see it.
+    /// The counter's value, with what the transaction has done.
     pub value: i128,
     /// What could have been taken for certain; None: there is no minimum.
     pub available: Option<i64>,
+    /// Is what others have reserved in the way as well?
+    pub others: bool,
+    /// Is something on hold?
+    pub held: bool,
 }
 
-/// What this transaction has reserved of a counter.
+/// What this transaction has to do with a counter. What it has done, and reserved for that, is the path
+/// of the same number.
 struct Own {
     hash: NameHash,
     name: Box<[u8]>,
@@ -106,23 +112,14 @@ struct Own {
     slot: Option<usize>,
     /// Of the type by which all of this transaction's changes were checked. None: not all were.
     generation: Option<i64>,
-    amounts: Amounts,
-    /// When the first of the holds expires that the transaction has confirmed.
-    backed_until: i64,
 }
 
-struct Op {
-    level: u32,
-    own: usize,
-    amounts: Amounts,
-}
-
-/// This transaction's reservations: all of each counter, and in which subtransaction they were made.
+/// This transaction's reservations.
 #[derive(Default)]
 struct Reservations {
     owns: Vec<Own>,
     index: HashTable<usize>,
-    log: Vec<Op>,
+    paths: Paths,
 }
 
 thread_local! {
@@ -135,80 +132,44 @@ impl Reservations {
         self.index.find(hash.get(), is_it).copied()
     }
 
-    /// The entry of a counter; and room in the log, as noting a reservation must not fail.
+    /// The entry of a counter; and room for its next step, as noting a reservation must not fail.
     fn prepare(&mut self, hash: NameHash, name: &[u8], generation: i64) -> usize {
-        self.log.reserve(1);
+        self.paths.prepare();
         if let Some(at) = self.find(hash, name) {
             let own = &mut self.owns[at];
             own.generation = own.generation.filter(|&known| known == generation);
             return at;
         }
-        let at = self.owns.len();
         let unchecked = xact::pending_tally(hash, name).is_some() || xact::has_flushed_early();
         self.owns.push(Own {
             hash,
             name: name.into(),
             slot: None,
             generation: (!unchecked).then_some(generation),
-            amounts: Amounts::default(),
-            backed_until: i64::MAX,
         });
+        let at = self.paths.push();
         let owns = &self.owns;
         self.index
             .insert_unique(hash.get(), at, |&at| owns[at].hash.get());
         at
     }
 
-    fn note(&mut self, at: usize, amounts: Amounts) {
-        let level = ports::xact_nest_level();
-        self.owns[at].amounts = self.owns[at].amounts.plus(amounts);
-        match self.log.last_mut() {
-            Some(last) if last.level == level && last.own == at => {
-                last.amounts = last.amounts.plus(amounts);
-            }
-            _ => self.log.push(Op {
-                level,
-                own: at,
-                amounts,
-            }),
-        }
-    }
-
-    /// Takes back what was noted last.
-    fn unnote(&mut self, at: usize, amounts: Amounts) {
-        self.owns[at].amounts = self.owns[at].amounts.minus(amounts);
-        if let Some(last) = self.log.last_mut() {
-            last.amounts = last.amounts.minus(amounts);
-        }
-    }
-
     /// Does not allocate, and does not fail.
     fn abort_subxact(&mut self, level: u32) {
-        while self.log.last().is_some_and(|op| op.level >= level) {
-            let Some(op) = self.log.pop() else { break };
-            let own = &mut self.owns[op.own];
-            own.amounts = own.amounts.minus(op.amounts);
-            own.give_back(op.amounts, End::Aborted, false);
-        }
-    }
-
-    fn release_subxact(&mut self, level: u32) {
-        for op in self.log.iter_mut().rev() {
-            if op.level < level {
-                break;
-            }
-            op.level = level - 1;
-        }
+        let owns = &self.owns;
+        self.paths.abort_subxact(level, |at, amounts| {
+            owns[at].give_back(amounts, End::Aborted, false);
+        });
     }
 
     /// Does not allocate, and does not fail.
     fn end(&mut self, end: End) {
-        for own in &self.owns {
-            own.give_back(own.amounts, end, true);
+        for (at, own) in self.owns.iter().enumerate() {
+            own.give_back(self.paths.get(at).amounts(), end, true);
         }
         self.owns.clear();
         self.index.clear();
-        self.log.clear();
+        self.paths.clear();
     }
 }
 
@@ -229,14 +190,17 @@ impl Own {
 
 /// Does the running transaction hold anything back from others?
 pub fn has_reservations() -> bool {
-    RESERVATIONS.with_borrow(|all| all.owns.iter().any(|own| !own.amounts.is_zero()))
+    RESERVATIONS.with_borrow(|all| {
+        let mut all = (0..all.owns.len()).map(|at| all.paths.get(at));
+        all.any(|path| !path.amounts().is_zero())
+    })
 }
 
-/// What the running transaction has reserved of a counter.
-pub fn reserved(hash: NameHash, name: &[u8]) -> Amounts {
+/// What the running transaction has done to a counter, as far as its bounds are concerned.
+fn own_path(hash: NameHash, name: &[u8]) -> Path {
     RESERVATIONS.with_borrow(|all| {
         let known = all.find(hash, name);
-        known.map_or_else(Amounts::default, |at| all.owns[at].amounts)
+        known.map_or(Path::NEW, |at| all.paths.get(at))
     })
 }
 
@@ -271,7 +235,7 @@ pub fn abort_subxact(level: u32) {
 
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
-    RESERVATIONS.with_borrow_mut(|all| all.release_subxact(level));
+    RESERVATIONS.with_borrow_mut(|all| all.paths.release_subxact(level));
 }
 
 /// Reserves what a delta needs, for the running (sub)transaction. To be called before the delta is
@@ -281,10 +245,25 @@ pub fn release_subxact(level: u32) {
 /// [`Shortage`] when a bound could be broken. Raises 22003 for numbers out of range, 53400 when
 /// there is no free account.
 pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> {
-    let call = Call::new(name, delta, limits.generation);
+    request_change(name, Change::delta(delta), limits)
+}
+
+/// The same for a hold, which is to be inserted then.
+///
+/// # Errors
+/// As of [`request`].
+pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shortage> {
+    request_change(name, Change::hold(amount), limits)
+}
+
+fn request_change(name: &[u8], change: Change, limits: Limits) -> Result<(), Shortage> {
+    let call = Call::new(name, &[change], limits.generation);
     let result = match Partition::of(call.hash.get()) {
         // That the counter is changed by these bounds is known from here on: see flush.rs.
-        _ if call.wanted.is_zero() => Ok(()),
+        _ if call.step.wanted().is_zero() => {
+            call.note();
+            Ok(())
+        }
         Some(partition) => call.request_shared(partition, limits.bounds),
         None => call.request_alone(limits.bounds),
     };
@@ -320,14 +299,18 @@ fn check_for_contradiction(name: &[u8]) {
     }
 }
 
-/// Reserves what confirming a hold takes, which the hold keeps room for.
+/// A hold that others see is gone, or one that the transaction has made itself. Reserves nothing.
+pub fn note_release(name: &[u8], change: Change, generation: i64) {
+    Call::new(name, &[change], generation).note();
+}
+
+/// Reserves what is done with a hold, which keeps room for it: its end, and what comes instead.
 ///
 /// To be called before the caller looks whether the hold has expired: see `holds.rs`.
-pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) {
-    let mut call = Call::new(name, -amount, generation);
-    call.wanted.backed = call.wanted.takes;
-    call.backed_until = expires_at;
+pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
+    let call = Call::new(name, changes, generation);
     match Partition::of(call.hash.get()) {
+        _ if call.step.wanted().is_zero() => call.note(),
         Some(partition) => {
             call.reserve(partition, Bounds::default());
         }
@@ -336,6 +319,29 @@ pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) 
             call.note();
         }
     }
+}
+
+/// What the running transaction could take now. None: there is no minimum.
+pub fn available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let hash = NameHash::of(name);
+    let own = own_path(hash, name);
+    let clock = clock();
+    // As in a request: who commits before the reading is part of it, others are in here.
+    let noted = Partition::of(hash.get()).and_then(|partition| {
+        let mut guard = partition.lock();
+        let at = find_slot(&mut guard, hash, name)?;
+        Some(guard.slots()[at].account.note(own.amounts()))
+    });
+    let seen = read::seen_by_others(name, clock);
+    escrow::available(bounds, seen, &own, clock, noted.unwrap_or(Noted::NOBODY))
+}
+
+/// What the running transaction could take if no other one took anything. None: there is no minimum.
+pub fn most(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let clock = clock();
+    let seen = read::seen_by_others(name, clock);
+    let own = own_path(NameHash::of(name), name);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
 }
 
 /// Would the value, as the running transaction would leave it now, stay above its minimum if so much
@@ -362,11 +368,7 @@ struct Call<'a> {
     /// Its entry in the transaction's reservations.
     at: usize,
     generation: i64,
-    /// Reserved before by this transaction.
-    own: Standing,
-    wanted: Amounts,
-    /// When the hold expires that keeps room for what is wanted.
-    backed_until: i64,
+    step: Step,
 }
 
 /// What was found when it was reserved.
@@ -379,55 +381,70 @@ struct Reserved {
 }
 
 impl<'a> Call<'a> {
-    fn new(name: &'a [u8], delta: i64, generation: i64) -> Self {
+    fn new(name: &'a [u8], changes: &[Change], generation: i64) -> Self {
         let hash = NameHash::of(name);
-        let (at, own) = RESERVATIONS.with_borrow_mut(|all| {
+        let (at, before) = RESERVATIONS.with_borrow_mut(|all| {
             let at = all.prepare(hash, name, generation);
-            let own = Standing {
-                amounts: all.owns[at].amounts,
-                backed_until: all.owns[at].backed_until,
-            };
-            (at, own)
+            (at, all.paths.get(at))
         });
-        let fits = |wanted: &Amounts| own.amounts.checked_add(*wanted).is_some();
-        let wanted = Amounts::of(delta).filter(fits);
+        let after = (changes.iter()).try_fold(before, |path, change| path.then(*change));
         Self {
             name,
             hash,
             at,
             generation,
-            own,
-            wanted: wanted.unwrap_or_else(|| out_of_range(name)),
-            backed_until: i64::MAX,
+            step: Step {
+                before,
+                after: after.unwrap_or_else(|| out_of_range(name)),
+            },
         }
     }
 
     fn note(&self) {
-        RESERVATIONS.with_borrow_mut(|all| {
-            all.note(self.at, self.wanted);
-            let own = &mut all.owns[self.at];
-            own.backed_until = own.backed_until.min(self.backed_until);
-        });
+        self.set(self.step.after);
     }
 
-    fn shortage(&self, bounds: Bounds, seen: Seen, noted: Noted) -> Shortage {
+    fn set(&self, path: Path) {
+        let level = ports::xact_nest_level();
+        RESERVATIONS.with_borrow_mut(|all| all.paths.set(level, self.at, path));
+    }
+
+    /// To be looked up after the reservation, by those who lean on a hold.
+    fn now(&self, clock_before: i64) -> i64 {
+        if self.step.after.backed_until() == i64::MAX {
+            clock_before
+        } else {
+            clock()
+        }
+    }
+
+    fn shortage(&self, bounds: Bounds, seen: Seen, now: i64, noted: Noted) -> Shortage {
+        let own = &self.step.before;
+        let others = if self.step.wanted().takes != 0 {
+            noted.others.takes_at(seen.clock)
+        } else {
+            noted.others.amounts.adds.into()
+        };
         Shortage {
-            value: seen.value,
-            available: escrow::available(bounds, seen, self.own, noted),
+            value: seen.value + i128::from(own.value()),
+            available: escrow::available(bounds, seen, own, now, noted),
+            others: others != 0,
+            held: seen.held > own.released_at(now).into(),
         }
     }
 
     fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
         let lock = BoundLock::take(self.hash);
-        let seen = read::seen_by_others(self.name, clock());
+        let clock = clock();
+        let seen = read::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;
-        if escrow::check(bounds, seen, self.own, self.wanted, noted) == Verdict::Granted {
+        if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
             self.note();
             Ok(())
         } else {
             // Who has reserved nothing holds nobody up, least of all when he is prepared.
             lock.release();
-            Err(self.shortage(bounds, seen, noted))
+            Err(self.shortage(bounds, seen, clock, noted))
         }
     }
 
@@ -443,20 +460,27 @@ impl<'a> Call<'a> {
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
             failpoint!("escrow.reserved");
+            // After it: who leans on a hold that was released is like one who confirms it.
+            let now = self.now(clock);
             let seen = read::seen_by_others(self.name, clock);
             let slot = reserved.slot;
             partition.lock().slots()[slot]
                 .account
                 .learn(reserved.noted, seen);
-            let verdict = escrow::check(bounds, seen, self.own, self.wanted, reserved.noted);
+            let verdict = escrow::check(bounds, seen, &self.step, now, reserved.noted);
             if verdict == Verdict::Granted {
                 return Ok(());
             }
             self.give_back(partition, &reserved);
+            // What was on hold at the reading, and is not any more, is seen as free the next time.
+            let until = self.step.after.backed_until();
+            if clock < until && until <= now {
+                continue;
+            }
             let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
             let left = until.saturating_duration_since(Instant::now());
             if verdict == Verdict::Refused || left.is_zero() {
-                return Err(self.shortage(bounds, seen, reserved.noted));
+                return Err(self.shortage(bounds, seen, now, reserved.noted));
             }
             // Who ends after this wakes us; who has ended since we noted him is seen here.
             let waiter = Waiter::new(partition);
@@ -471,7 +495,7 @@ impl<'a> Call<'a> {
     fn reserve(&self, partition: Partition, bounds: Bounds) -> Reserved {
         let known = RESERVATIONS.with_borrow(|all| all.owns[self.at].slot);
         let mut guard = partition.lock();
-        let Some(at) = known.or_else(|| find_slot(&mut guard, self.hash, self.name)) else {
+        let Some(at) = known.or_else(|| take_slot(&mut guard, self.hash, self.name)) else {
             drop(guard);
             no_slot()
         };
@@ -481,9 +505,7 @@ impl<'a> Call<'a> {
             slot.account.forget();
             slot.generation = self.generation;
         }
-        let account = &mut slot.account;
-        let Some(noted) = account.reserve_backed(self.own.amounts, self.wanted, self.backed_until)
-        else {
+        let Some(noted) = slot.account.reserve_step(&self.step) else {
             drop(guard);
             out_of_range(self.name)
         };
@@ -494,7 +516,7 @@ impl<'a> Call<'a> {
             noted,
             reserved: slot.reserved,
             given_back: slot.given_back,
-            covered: slot.account.is_covered(bounds, self.wanted),
+            covered: slot.account.is_covered(bounds, self.step.wanted()),
         };
         drop(guard);
         RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].slot = Some(at));
@@ -504,11 +526,11 @@ impl<'a> Call<'a> {
 
     /// Gives back what was not granted. Only those who have come since can have been kept by it.
     fn give_back(&self, partition: Partition, reserved: &Reserved) {
-        RESERVATIONS.with_borrow_mut(|all| all.unnote(self.at, self.wanted));
+        self.set(self.step.before);
         let others_have_come = {
             let mut guard = partition.lock();
             let slot = &mut guard.slots()[reserved.slot];
-            slot.release(self.wanted, End::Aborted);
+            slot.release(self.step.wanted(), End::Aborted);
             slot.reserved != reserved.reserved
         };
         if others_have_come {
@@ -517,10 +539,14 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The counter's slot, or a free one made its own.
-fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+fn my_database() -> u32 {
     // SAFETY: set once when the backend connected.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The counter's slot, if it has one.
+fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    let database = my_database();
     let mut from = 0;
     while let Some(found) = guard.hashes()[from..]
         .iter()
@@ -532,11 +558,19 @@ fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
         }
         from = at + 1;
     }
+    None
+}
+
+/// The counter's slot, or a free one made its own.
+fn take_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    if let Some(known) = find_slot(guard, hash, name) {
+        return Some(known);
+    }
     let at = guard.slots().iter().position(|slot| slot.users == 0)?;
     guard.hashes()[at] = hash.get();
     let slot = &mut guard.slots()[at];
     *slot = Slot {
-        database,
+        database: my_database(),
         name_length: name.len() as u16,
         ..Slot::FREE
     };

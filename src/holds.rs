@@ -31,6 +31,7 @@ use crate::read;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
+use counterx_core::path::Change;
 use pgrx::pg_sys;
 use std::collections::HashMap;
 
@@ -42,6 +43,7 @@ mod column {
     pub const ID: usize = 1;
     pub const NAME: usize = 2;
     pub const AMOUNT: usize = 3;
+    pub const CREATED_AT: usize = 4;
     pub const EXPIRES_AT: usize = 5;
 }
 
@@ -92,13 +94,39 @@ pub fn held_in(
 
 /// A hold that this transaction has locked.
 pub struct Hold {
+    id: i64,
     /// The counter.
     pub name: Vec<u8>,
     /// What is set aside.
     pub amount: i64,
     /// Microseconds since 2000.
     pub expires_at: i64,
+    created_at: i64,
+    /// The transaction has made it, or changed it: others do not see it so.
+    is_own: bool,
     tid: pg_sys::ItemPointerData,
+}
+
+impl Hold {
+    /// What its end gives back.
+    pub fn released(&self) -> Change {
+        if self.is_own {
+            Change::release_own(self.amount)
+        } else {
+            Change::release(self.amount, self.expires_at)
+        }
+    }
+
+    /// Has it expired at that time, for everybody?
+    pub fn has_expired(&self, clock: i64) -> bool {
+        self.expires_at <= clock
+    }
+
+    /// What it is to end a hold that may have expired.
+    pub fn given_back(&self, clock: i64) -> Option<Change> {
+        // Of one that others see as expired, they see the amount as free.
+        (self.is_own || !self.has_expired(clock)).then(|| self.released())
+    }
 }
 
 /// Locks a hold to the end of the transaction, waiting for others who have. None: there is none.
@@ -116,8 +144,11 @@ fn find(id: i64) -> Option<Hold> {
     scan.seek(&[Key::int8_eq(1, id)]);
     scan.next(Direction::Forward).map(|row| Hold {
         name: row.text(column::NAME).to_vec(),
+        id,
         amount: row.int8(column::AMOUNT),
+        created_at: row.int8(column::CREATED_AT),
         expires_at: row.int8(column::EXPIRES_AT),
+        is_own: ports::is_own_xid(row.xmin()),
         tid: row.tid(),
     })
 }
@@ -132,6 +163,11 @@ fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
+    if hold.is_own {
+        // This very command may have made it.
+        // SAFETY: what the transaction has written so far shall be visible to its commands from now on.
+        unsafe { pg_sys::CommandCounterIncrement() };
+    }
     let mut tid = hold.tid;
     // SAFETY: a visible row, which nobody else removes without its lock.
     unsafe { pg_sys::simple_heap_delete(table.as_ptr(), &mut tid) };
@@ -140,11 +176,25 @@ fn delete(hold: &Hold) {
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     lease::enter(NameHash::of(name).lane());
-    let shared = catalog::shared();
+    let id = ports::next_value(catalog::shared().hold_id);
+    insert_row(id, name, amount, now, expires_at);
+    failpoint!("hold.inserted");
+    id
+}
+
+/// Puts another amount, or another end, in a hold's place. Others go by the old one until the
+/// transaction commits.
+pub fn replace(hold: &Hold, amount: i64, expires_at: i64) {
+    remove(hold);
+    failpoint!("hold.deleted");
+    insert_row(hold.id, &hold.name, amount, hold.created_at, expires_at);
+    failpoint!("hold.inserted");
+}
+
+fn insert_row(id: i64, name: &[u8], amount: i64, created_at: i64, expires_at: i64) {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let id = ports::next_value(shared.hold_id);
-    let Some(mut table) = Inserter::open(shared.hold) else {
+    let Some(mut table) = Inserter::open(catalog::shared().hold) else {
         Unusable::NotInstalled.raise()
     };
     let name = NameText::new(name);
@@ -152,13 +202,11 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
         Some(id.into()),
         Some(name.datum()),
         Some(amount.into()),
-        Some(now.into()),
+        Some(created_at.into()),
         Some(expires_at.into()),
     ];
     // SAFETY: the columns of sql/tables.sql.
     unsafe { table.insert(values) };
-    failpoint!("hold.inserted");
-    id
 }
 
 /// Removes holds that have expired long ago, at most `limit`. Leaves those that somebody has locked.
@@ -189,6 +237,8 @@ pub fn remove_expired(limit: usize) -> Batch {
     for id in expired {
         if HoldLock::try_take(id)
             && let Some(hold) = find(id)
+            // Who had it locked may have extended it in time.
+            && hold.expires_at <= before
         {
             // Other tables are locked by now: no gate may be waited for.
             delete(&hold);
