@@ -22,13 +22,12 @@
 //! A process that dies with the lock takes the server through crash recovery, which makes all anew:
 //! no transaction is in flight then. (Prepared ones have no reservations: see `xact.rs`.)
 
+mod levels;
 mod memory;
 
-use crate::notes;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
-use crate::pg::snapshot;
 use crate::read;
 use crate::settings;
 use crate::xact;
@@ -112,6 +111,8 @@ struct Own {
     slot: Option<usize>,
     /// Of the type by which all of this transaction's changes were checked. None: not all were.
     generation: Option<i64>,
+    /// What the transaction's snapshot shows, once that was looked at.
+    base: Option<levels::Base>,
 }
 
 /// This transaction's reservations.
@@ -146,6 +147,7 @@ impl Reservations {
             name: name.into(),
             slot: None,
             generation: (!unchecked).then_some(generation),
+            base: None,
         });
         let at = self.paths.push();
         let owns = &self.owns;
@@ -258,44 +260,24 @@ pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shor
 
 fn request_change(name: &[u8], change: Change, limits: Limits) -> Result<(), Shortage> {
     let call = Call::new(name, &[change], limits.generation);
-    let result = match Partition::of(call.hash.get()) {
+    let bounds = limits.bounds;
+    let partition = Partition::of(call.hash.get());
+    if call.step.wanted().is_zero() {
         // That the counter is changed by these bounds is known from here on: see flush.rs.
-        _ if call.step.wanted().is_zero() => {
-            call.note();
+        call.note();
+        return Ok(());
+    }
+    let result = match partition {
+        Some(partition) => call.request_shared(partition, bounds),
+        None => call.request_alone(bounds),
+    };
+    match result {
+        Ok(noted) => {
+            failpoint!("escrow.granted");
+            call.check_snapshot(bounds, noted, partition.is_some());
             Ok(())
         }
-        Some(partition) => call.request_shared(partition, limits.bounds),
-        None => call.request_alone(limits.bounds),
-    };
-    if result.is_ok() {
-        failpoint!("escrow.granted");
-    }
-    if ports::isolation_is_serializable() {
-        // A refusal tells what the value is. To be granted tells nothing that another order of the
-        // transactions would not: grants commute.
-        let hash = call.hash;
-        if result.is_err() || notes::has_read(hash) {
-            check_for_contradiction(name);
-        }
-    }
-    result
-}
-
-/// The latest value was used for a decision. A serializable transaction must not see another one.
-fn check_for_contradiction(name: &[u8]) {
-    let seen = read::written_at(name, snapshot::active_or_latest().as_ptr());
-    let latest = snapshot::LatestSnapshot::take();
-    if seen != read::written_at(name, latest.as_ptr()) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                format!(
-                    "could not serialize access due to concurrent change of counter {}",
-                    quoted(name)
-                ),
-            )
-            .set_hint("Retry the transaction."),
-        );
+        Err(shortage) => Err(call.refusal_by_snapshot(bounds).unwrap_or(shortage)),
     }
 }
 
@@ -322,7 +304,26 @@ pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
 }
 
 /// What the running transaction could take now. None: there is no minimum.
+///
+/// One that goes by one snapshot can take no more than that shows; and a serializable one is told nothing
+/// else.
 pub fn available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let by_snapshot = ports::isolation_uses_xact_snapshot().then(|| seen_available(name, bounds));
+    match by_snapshot {
+        Some(available) if ports::isolation_is_serializable() => available,
+        Some(available) => available.min(latest_available(name, bounds)),
+        None => latest_available(name, bounds),
+    }
+}
+
+fn seen_available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let own = own_path(NameHash::of(name), name);
+    let clock = clock();
+    let seen = levels::read_as_seen(name, clock);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
+}
+
+fn latest_available(name: &[u8], bounds: Bounds) -> Option<i64> {
     let hash = NameHash::of(name);
     let own = own_path(hash, name);
     let clock = clock();
@@ -338,6 +339,9 @@ pub fn available(name: &[u8], bounds: Bounds) -> Option<i64> {
 
 /// What the running transaction could take if no other one took anything. None: there is no minimum.
 pub fn most(name: &[u8], bounds: Bounds) -> Option<i64> {
+    if ports::isolation_is_serializable() {
+        return seen_available(name, bounds);
+    }
     let clock = clock();
     let seen = read::seen_by_others(name, clock);
     let own = own_path(NameHash::of(name), name);
@@ -347,8 +351,7 @@ pub fn most(name: &[u8], bounds: Bounds) -> Option<i64> {
 /// Would the value, as the running transaction would leave it now, stay above its minimum if so much
 /// more were taken? What a hold has kept room for does, unless a clock was set back past its end.
 pub fn has_room(name: &[u8], amount: i64, bounds: Bounds) -> bool {
-    let latest = snapshot::LatestSnapshot::take();
-    let value = read::tally_at(name, latest.as_ptr()).value;
+    let value = read::latest_quietly(name);
     bounds
         .min
         .is_none_or(|min| value - i128::from(amount) >= i128::from(min))
@@ -433,14 +436,14 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
+    fn request_alone(&self, bounds: Bounds) -> Result<Noted, Shortage> {
         let lock = BoundLock::take(self.hash);
         let clock = clock();
         let seen = read::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;
         if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
             self.note();
-            Ok(())
+            Ok(noted)
         } else {
             // Who has reserved nothing holds nobody up, least of all when he is prepared.
             lock.release();
@@ -448,7 +451,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<(), Shortage> {
+    fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Shortage> {
         let mut deadline = None;
         loop {
             // Before the reservation: who confirms a hold that this reading finds expired has to
@@ -456,7 +459,7 @@ impl<'a> Call<'a> {
             let clock = clock();
             let reserved = self.reserve(partition, bounds);
             if reserved.covered {
-                return Ok(());
+                return Ok(reserved.noted);
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
             failpoint!("escrow.reserved");
@@ -469,7 +472,7 @@ impl<'a> Call<'a> {
                 .learn(reserved.noted, seen);
             let verdict = escrow::check(bounds, seen, &self.step, now, reserved.noted);
             if verdict == Verdict::Granted {
-                return Ok(());
+                return Ok(reserved.noted);
             }
             self.give_back(partition, &reserved);
             // What was on hold at the reading, and is not any more, is seen as free the next time.

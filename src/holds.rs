@@ -19,20 +19,21 @@
 use crate::catalog::{self, Unusable};
 use crate::escrow::clock;
 use crate::lease;
+use crate::pg::error::{raise, report};
 use crate::pg::insert::Inserter;
 use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
 use crate::read;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
 use counterx_core::path::Change;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
 /// Columns of `counterx.hold`: id, name, amount, created_at, expires_at.
@@ -56,7 +57,8 @@ const KEPT_FOR_US: i64 = 24 * 3600 * 1_000_000;
 /// The snapshot is active or registered.
 pub unsafe fn held(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 {
     let table = read::open(catalog::shared().hold);
-    if table.blocks() == 0 {
+    // SAFETY: the caller's promise.
+    if table.blocks() == 0 && unsafe { is_left_empty(&table, snapshot) } {
         return 0;
     }
     let index = read::index_of(&table, &column::BY_NAME);
@@ -67,6 +69,45 @@ pub unsafe fn held(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 
     let mut sum = 0;
     while let Some(row) = scan.next(Direction::Forward) {
         if row.int8(column::EXPIRES_AT) > clock {
+            sum += i128::from(row.int8(column::AMOUNT));
+        }
+    }
+    sum
+}
+
+/// A serializable transaction sees that there are no holds, and goes by that. Whoever inserts the first
+/// one after this meets its lock; who has done it before has made the table grow.
+///
+/// # Safety
+/// The snapshot is active or registered.
+unsafe fn is_left_empty(table: &Relation, snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the caller's promise; the table is open.
+    unsafe {
+        if ports::isolation_is_serializable() && !snapshot::is_quiet(snapshot) {
+            ports::predicate_lock_relation(table.as_ptr(), snapshot);
+        }
+    }
+    table.blocks() == 0
+}
+
+/// What others have set aside of a counter, in transactions that have committed and that this snapshot
+/// does not see; also if it is not on hold any more.
+///
+/// # Safety
+/// The snapshot is active or registered.
+pub unsafe fn unseen(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 {
+    let table = read::open(catalog::shared().hold);
+    if table.blocks() == 0 {
+        return 0;
+    }
+    let index = read::index_of(&table, &column::BY_NAME);
+    let text = NameText::new(name);
+    // SAFETY: the snapshot is a static. Rows that the other one does not see stay as long as it lives.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::any_snapshot(), 1) };
+    scan.seek(&[Key::text_eq(1, text.datum())]);
+    let mut sum = 0;
+    while let Some(row) = scan.next(Direction::Forward) {
+        if row.int8(column::EXPIRES_AT) > clock && ports::has_committed_unseen(row.xmin(), snapshot) {
             sum += i128::from(row.int8(column::AMOUNT));
         }
     }
@@ -130,17 +171,43 @@ impl Hold {
 }
 
 /// Locks a hold to the end of the transaction, waiting for others who have. None: there is none.
+///
+/// # Errors
+/// Raises 40001 where a transaction that goes by one snapshot sees something else.
 pub fn lock(id: i64) -> Option<Hold> {
     HoldLock::take(id);
-    find(id)
+    let hold = find(id);
+    let one_snapshot = ports::isolation_uses_xact_snapshot();
+    if let Some(active) = snapshot::active().filter(|_| one_snapshot) {
+        // SAFETY: the active snapshot stays so. What this command has done counts as well.
+        let seen = unsafe { find_at(id, OwnRowsVisible::copy(active).as_ptr()) };
+        let what = |hold: &Option<Hold>| hold.as_ref().map(|hold| (hold.amount, hold.expires_at));
+        if what(&seen) != what(&hold) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    format!("could not serialize access due to concurrent change of hold {id}"),
+                )
+                .set_hint("Retry the transaction. In READ COMMITTED the latest state is taken."),
+            );
+        }
+    }
+    hold
 }
 
 /// The latest state, as of a row that is updated; also what this command has made itself.
 fn find(id: i64) -> Option<Hold> {
+    // SAFETY: the snapshot is a static.
+    unsafe { find_at(id, snapshot::self_snapshot()) }
+}
+
+/// # Safety
+/// The snapshot is a static one, active or registered, or a copy of one.
+unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
     let table = read::open(catalog::shared().hold);
     let index = read::index_of(&table, &column::KEY);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
     scan.seek(&[Key::int8_eq(1, id)]);
     scan.next(Direction::Forward).map(|row| Hold {
         name: row.text(column::NAME).to_vec(),

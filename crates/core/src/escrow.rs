@@ -152,6 +152,26 @@ pub struct Noted {
 }
 
 impl Noted {
+    /// What others have reserved, or have committed after a snapshot: that much of takes and adds.
+    pub fn unseen(takes: i64, adds: i64) -> Self {
+        Self {
+            others: Standing {
+                amounts: Amounts {
+                    takes,
+                    adds,
+                    backed: 0,
+                },
+                backed_until: i64::MAX,
+            },
+            ..Self::NOBODY
+        }
+    }
+
+    /// What had committed since the account was opened; wraps around.
+    pub fn committed(&self) -> Amounts {
+        self.committed
+    }
+
     /// Nobody else is there.
     pub const NOBODY: Self = Self {
         others: Standing::NONE,
@@ -214,11 +234,6 @@ impl Account {
         self.floor = None;
         self.ceiling = None;
         self.forgotten = self.forgotten.wrapping_add(1);
-    }
-
-    /// What has committed since the account was opened; wraps around.
-    pub fn committed(&self) -> Amounts {
-        self.committed
     }
 
     /// What is in flight, for one who has reserved `own`.
