@@ -277,7 +277,7 @@ fn request_change(name: &[u8], change: Change, limits: Limits) -> Result<(), Sho
             call.check_snapshot(bounds, noted, partition.is_some());
             Ok(())
         }
-        Err(shortage) => Err(call.refusal_by_snapshot(bounds).unwrap_or(shortage)),
+        Err(shortage) => Err(call.refusal_by_snapshot(bounds, shortage)),
     }
 }
 

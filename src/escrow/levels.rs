@@ -22,7 +22,7 @@
 //! *Refused*, if the snapshot refuses it, whoever else there is: that is to read the counter, and noted as
 //! such, with all that the answer says. If the snapshot would grant it, it is 40001.
 
-use super::{Call, RESERVATIONS, clock};
+use super::{Call, RESERVATIONS, Shortage, clock};
 use crate::holds;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
@@ -119,20 +119,28 @@ impl Call<'_> {
         }
     }
 
-    /// Does a refusal go with the transaction's snapshot? None: it need not.
+    /// What a refusal says to a transaction with one snapshot.
     ///
     /// # Errors
-    /// Raises 40001 when it does not.
-    pub fn refusal_by_snapshot(&self, bounds: Bounds) -> Option<super::Shortage> {
-        if !ports::isolation_is_serializable() {
-            return None;
+    /// Raises 40001 when the snapshot of a serializable one refuses nothing.
+    pub fn refusal_by_snapshot(&self, bounds: Bounds, latest: Shortage) -> Shortage {
+        if !ports::isolation_uses_xact_snapshot() {
+            return latest;
         }
         let clock = clock();
         let seen = read_as_seen(self.name, clock);
+        if !ports::isolation_is_serializable() {
+            // No more than the snapshot bears.
+            let seen = self.shortage(bounds, seen, clock, Noted::NOBODY);
+            return Shortage {
+                available: latest.available.min(seen.available),
+                ..latest
+            };
+        }
         if escrow::check(bounds, seen, &self.step, clock, Noted::NOBODY) == Verdict::Granted {
             contradiction(self.name);
         }
-        Some(self.shortage(bounds, seen, clock, Noted::NOBODY))
+        self.shortage(bounds, seen, clock, Noted::NOBODY)
     }
 }
 
