@@ -1,7 +1,8 @@
 //! Bounded counters: what the transactions in flight have reserved of them.
 //!
 //! The rules are in `counterx_core::escrow`; this is where accounts live, and when reservations are
-//! made and given back.
+//! made and given back. What one transaction has done to a counter, and so has reserved, is a path of
+//! `counterx_core::path`; what its snapshot has to do with it is in `levels`.
 //!
 //! # With shared memory
 //! An account lies in shared memory while somebody uses it. An increment reserves, and is granted at

@@ -8,11 +8,15 @@
 //!
 //! Making a hold reserves its amount until the transaction ends, as a take does. To confirm one
 //! removes the row and takes from the counter; that take is reserved without looking at the bounds,
-//! as the hold has kept room for it.
+//! as the hold has kept room for it. To extend or to reduce one puts another row in its place; what that
+//! one holds is reserved likewise. Until the commit others go by the old row.
+//!
+//! Who releases a hold can take its amount in the same transaction, without others being able to: see
+//! `counterx_core::path`.
 //!
 //! # Why an expired hold cannot be confirmed after its amount was given to another
-//! Who reads holds looks at the clock *before* reserving; who confirms one reserves *before* looking
-//! at the clock. So if the reader's reservation came first, the one who confirms sees a later time,
+//! Who reads holds looks at the clock *before* reserving; who confirms, extends or reduces one, or takes
+//! what one had set aside that he has released, reserves *before* looking at the clock. So if the reader's reservation came first, the one who confirms sees a later time,
 //! and finds the hold expired if the reader did; if it came second, the reader has noted the take.
 //! The clock of `escrow.rs` does not go back, whatever the system's does.
 
@@ -107,7 +111,8 @@ pub unsafe fn unseen(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i12
     scan.seek(&[Key::text_eq(1, text.datum())]);
     let mut sum = 0;
     while let Some(row) = scan.next(Direction::Forward) {
-        if row.int8(column::EXPIRES_AT) > clock && ports::has_committed_unseen(row.xmin(), snapshot) {
+        if row.int8(column::EXPIRES_AT) > clock && ports::has_committed_unseen(row.xmin(), snapshot)
+        {
             sum += i128::from(row.int8(column::AMOUNT));
         }
     }

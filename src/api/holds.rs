@@ -9,9 +9,9 @@ use crate::read;
 use crate::token::{self, Claim, Use};
 use crate::types;
 use crate::xact;
+use counterx_core::path::Change;
 use pgrx::PgSqlErrorCode;
 use pgrx::iter::TableIterator;
-use counterx_core::path::Change;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]

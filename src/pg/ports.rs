@@ -228,7 +228,9 @@ pub unsafe fn satisfies_snapshot(
 pub fn has_committed_unseen(xid: pg_sys::TransactionId, snapshot: pg_sys::Snapshot) -> bool {
     // SAFETY: the snapshot is an MVCC one that lives; both take any xid.
     !is_own_xid(xid)
-        && unsafe { pg_sys::XidInMVCCSnapshot(xid, snapshot) && pg_sys::TransactionIdDidCommit(xid) }
+        && unsafe {
+            pg_sys::XidInMVCCSnapshot(xid, snapshot) && pg_sys::TransactionIdDidCommit(xid)
+        }
 }
 
 /// Reads the first so many columns of a slot's row: `slot_getsomeattrs()`.

@@ -557,7 +557,9 @@ mod tests {
         }
 
         fn open(&self) -> impl Iterator<Item = &Xact> {
-            self.xacts.iter().filter(|xact| !xact.visible && !xact.doomed)
+            self.xacts
+                .iter()
+                .filter(|xact| !xact.visible && !xact.doomed)
         }
 
         /// Whichever transactions commit, all or a beginning of each, what is free stays above the
@@ -593,7 +595,12 @@ mod tests {
             self.xacts[x].call.is_none() && !self.xacts[x].visible && !self.xacts[x].doomed
         }
 
-        fn call(&mut self, x: usize, kept: Option<i64>, change: impl FnOnce(&mut State) -> Option<Path>) {
+        fn call(
+            &mut self,
+            x: usize,
+            kept: Option<i64>,
+            change: impl FnOnce(&mut State) -> Option<Path>,
+        ) {
             let mut then = self.xacts[x].states.last().cloned().unwrap_or_default();
             then.path = change(&mut then).unwrap();
             self.xacts[x].call = Some(Call {
@@ -612,10 +619,18 @@ mod tests {
                 let mut xacts = self.xacts.iter();
                 xacts.any(|xact| {
                     let call = xact.call.iter().map(|call| &call.then);
-                    xact.states.iter().chain(call).any(|state| state.ended.contains(hold))
+                    xact.states
+                        .iter()
+                        .chain(call)
+                        .any(|state| state.ended.contains(hold))
                 })
             };
-            let free: Vec<Hold> = self.holds.iter().copied().filter(|hold| !busy(hold)).collect();
+            let free: Vec<Hold> = self
+                .holds
+                .iter()
+                .copied()
+                .filter(|hold| !busy(hold))
+                .collect();
             if free.is_empty() || !self.may_call(x) {
                 return;
             }
@@ -655,7 +670,10 @@ mod tests {
         }
 
         fn own(&mut self, x: usize, nth: usize, how: How) {
-            let made = self.xacts[x].states.last().map_or(0, |state| state.made.len());
+            let made = self.xacts[x]
+                .states
+                .last()
+                .map_or(0, |state| state.made.len());
             if made == 0 || !self.may_call(x) {
                 return;
             }
@@ -734,8 +752,12 @@ mod tests {
                 Act::With(x, nth, how) => self.with(x, nth, how),
                 Act::Own(x, nth, how) => self.own(x, nth, how),
                 Act::Reserve(x) => {
-                    let Some(step) = self.step(x) else { return Ok(()) };
-                    let Some(call) = &mut self.xacts[x].call else { return Ok(()) };
+                    let Some(step) = self.step(x) else {
+                        return Ok(());
+                    };
+                    let Some(call) = &mut self.xacts[x].call else {
+                        return Ok(());
+                    };
                     if call.noted.is_some() || self.xacts[x].doomed {
                         return Ok(());
                     }
@@ -750,7 +772,9 @@ mod tests {
                 }
                 Act::Look(x) => {
                     let clock = self.clock;
-                    let Some(call) = &mut self.xacts[x].call else { return Ok(()) };
+                    let Some(call) = &mut self.xacts[x].call else {
+                        return Ok(());
+                    };
                     if call.noted.is_none() || call.now.is_some() {
                         return Ok(());
                     }
@@ -762,16 +786,24 @@ mod tests {
                     }
                 }
                 Act::Read(x) => {
-                    let Some(call) = &self.xacts[x].call else { return Ok(()) };
+                    let Some(call) = &self.xacts[x].call else {
+                        return Ok(());
+                    };
                     if call.noted.is_some() && call.seen.is_none() {
                         let seen = self.seen(call.clock);
                         self.xacts[x].call.as_mut().unwrap().seen = Some(seen);
                     }
                 }
                 Act::Decide(x) => {
-                    let Some(step) = self.step(x) else { return Ok(()) };
-                    let Some(Call { noted: Some(noted), seen: Some(seen), now: Some(now), .. }) =
-                        self.xacts[x].call
+                    let Some(step) = self.step(x) else {
+                        return Ok(());
+                    };
+                    let Some(Call {
+                        noted: Some(noted),
+                        seen: Some(seen),
+                        now: Some(now),
+                        ..
+                    }) = self.xacts[x].call
                     else {
                         return Ok(());
                     };

@@ -309,8 +309,18 @@ mod tests {
         let nothing = Known::default();
         let mut now = nothing.begin();
         assert!(learn(&mut now, &nothing, &Op::Bump(stock(), 5), "done"));
-        assert!(learn(&mut now.clone(), &nothing, &Op::Take(stock(), 9), "5"));
-        assert!(!learn(&mut now.clone(), &nothing, &Op::Take(stock(), 3), "0"));
+        assert!(learn(
+            &mut now.clone(),
+            &nothing,
+            &Op::Take(stock(), 9),
+            "5"
+        ));
+        assert!(!learn(
+            &mut now.clone(),
+            &nothing,
+            &Op::Take(stock(), 3),
+            "0"
+        ));
 
         let before = now.begin();
         let mut now = before.begin();

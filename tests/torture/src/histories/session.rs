@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::known::{Known, confirmed, Reserved};
+use super::known::{Known, Reserved, confirmed};
 use super::step::{CURSOR_SQL, Level, Op, Step};
 
 /// What the server has answered.
