@@ -309,6 +309,17 @@ unsafe extern "C-unwind" fn on_subxact_event(
     }
 }
 
+/// Refuses what the server does not allow in a parallel operation.
+///
+/// # Errors
+/// Raises 25000 in one.
+pub fn check_not_parallel(function: &'static core::ffi::CStr) {
+    if ports::in_parallel_mode() {
+        // SAFETY: raises an error.
+        unsafe { pg_sys::PreventCommandIfParallelMode(function.as_ptr()) };
+    }
+}
+
 /// Refuses what must not change counters now.
 ///
 /// # Errors
@@ -322,10 +333,7 @@ pub fn check_may_write(function: &'static core::ffi::CStr) {
             pg_sys::PreventCommandIfReadOnly(function.as_ptr());
         }
     }
-    if ports::in_parallel_mode() {
-        // SAFETY: as above.
-        unsafe { pg_sys::PreventCommandIfParallelMode(function.as_ptr()) };
-    }
+    check_not_parallel(function);
     if !catalog::is_known() {
         catalog::shared();
     }

@@ -224,8 +224,9 @@ fn end_of(ttl: &Interval, now: i64) -> i64 {
     expires_at
 }
 
-/// One row: a table function, as it has several columns.
-#[pg_extern(volatile, parallel_restricted, cost = 200)]
+/// One row: a table function, as it has several columns. It looks at the latest state, which the server
+/// does not allow in the midst of a parallel query.
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn counter_available(
     name: Option<Text>,
@@ -238,6 +239,7 @@ fn counter_available(
         name!(available, Option<i64>),
     ),
 > {
+    xact::check_not_parallel(c"counter_available()");
     let name = args::name(name);
     let current = snapshot::active_or_latest();
     let value = read::tally_at(name, current.as_ptr()).value;

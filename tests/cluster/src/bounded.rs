@@ -339,6 +339,10 @@ impl BoundedTraffic {
                 _ => client.batch_execute(&self.change())?,
             }
         }
+        // With what it has done itself, too.
+        if self.rng.random_bool(0.2) {
+            within_bounds(client)?;
+        }
         let verb = if self.rng.random_bool(0.67) {
             "COMMIT"
         } else {
