@@ -225,10 +225,12 @@ COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
 COMMENT ON FUNCTION counter_take_up_to(text, bigint) IS 'subtracts as much as there is, up to an amount, and returns how much';
-COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what is left above its minimum, in one snapshot';
+COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what could be taken now';
 COMMENT ON FUNCTION counter_hold(text, bigint, interval, text) IS 'sets an amount of a bounded counter aside for some time; returns the id of the hold';
 COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of a hold, or a part of it, and ends the hold';
 COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
+COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
+COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
 COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds';

@@ -1,7 +1,8 @@
 //! Bounded counters: what the transactions in flight have reserved of them.
 //!
 //! The rules are in `counterx_core::escrow`; this is where accounts live, and when reservations are
-//! made and given back.
+//! made and given back. What one transaction has done to a counter, and so has reserved, is a path of
+//! `counterx_core::path`; what its snapshot has to do with it is in `levels`.
 //!
 //! # With shared memory
 //! An account lies in shared memory while somebody uses it. An increment reserves, and is granted at
@@ -22,18 +23,18 @@
 //! A process that dies with the lock takes the server through crash recovery, which makes all anew:
 //! no transaction is in flight then. (Prepared ones have no reservations: see `xact.rs`.)
 
+mod levels;
 mod memory;
 
-use crate::notes;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
-use crate::pg::snapshot;
 use crate::read;
 use crate::settings;
 use crate::xact;
-use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Standing, Verdict};
+use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
+use counterx_core::path::{Change, Path, Paths, Step};
 use hashbrown::HashTable;
 use memory::{Guard, Partition, Waiter};
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -92,13 +93,18 @@ pub struct Limits {
 
 /// Why an increment is not granted.
 pub struct Shortage {
-    /// The counter's value as others see it.
+    /// The counter's value, with what the transaction has done.
     pub value: i128,
     /// What could have been taken for certain; None: there is no minimum.
     pub available: Option<i64>,
+    /// Is what others have reserved in the way as well?
+    pub others: bool,
+    /// Is something on hold?
+    pub held: bool,
 }
 
-/// What this transaction has reserved of a counter.
+/// What this transaction has to do with a counter. What it has done, and reserved for that, is the path
+/// of the same number.
 struct Own {
     hash: NameHash,
     name: Box<[u8]>,
@@ -106,23 +112,16 @@ struct Own {
     slot: Option<usize>,
     /// Of the type by which all of this transaction's changes were checked. None: not all were.
     generation: Option<i64>,
-    amounts: Amounts,
-    /// When the first of the holds expires that the transaction has confirmed.
-    backed_until: i64,
+    /// What the transaction's snapshot shows, once that was looked at.
+    base: Option<levels::Base>,
 }
 
-struct Op {
-    level: u32,
-    own: usize,
-    amounts: Amounts,
-}
-
-/// This transaction's reservations: all of each counter, and in which subtransaction they were made.
+/// This transaction's reservations.
 #[derive(Default)]
 struct Reservations {
     owns: Vec<Own>,
     index: HashTable<usize>,
-    log: Vec<Op>,
+    paths: Paths,
 }
 
 thread_local! {
@@ -135,80 +134,45 @@ impl Reservations {
         self.index.find(hash.get(), is_it).copied()
     }
 
-    /// The entry of a counter; and room in the log, as noting a reservation must not fail.
+    /// The entry of a counter; and room for its next step, as noting a reservation must not fail.
     fn prepare(&mut self, hash: NameHash, name: &[u8], generation: i64) -> usize {
-        self.log.reserve(1);
+        self.paths.prepare();
         if let Some(at) = self.find(hash, name) {
             let own = &mut self.owns[at];
             own.generation = own.generation.filter(|&known| known == generation);
             return at;
         }
-        let at = self.owns.len();
         let unchecked = xact::pending_tally(hash, name).is_some() || xact::has_flushed_early();
         self.owns.push(Own {
             hash,
             name: name.into(),
             slot: None,
             generation: (!unchecked).then_some(generation),
-            amounts: Amounts::default(),
-            backed_until: i64::MAX,
+            base: None,
         });
+        let at = self.paths.push();
         let owns = &self.owns;
         self.index
             .insert_unique(hash.get(), at, |&at| owns[at].hash.get());
         at
     }
 
-    fn note(&mut self, at: usize, amounts: Amounts) {
-        let level = ports::xact_nest_level();
-        self.owns[at].amounts = self.owns[at].amounts.plus(amounts);
-        match self.log.last_mut() {
-            Some(last) if last.level == level && last.own == at => {
-                last.amounts = last.amounts.plus(amounts);
-            }
-            _ => self.log.push(Op {
-                level,
-                own: at,
-                amounts,
-            }),
-        }
-    }
-
-    /// Takes back what was noted last.
-    fn unnote(&mut self, at: usize, amounts: Amounts) {
-        self.owns[at].amounts = self.owns[at].amounts.minus(amounts);
-        if let Some(last) = self.log.last_mut() {
-            last.amounts = last.amounts.minus(amounts);
-        }
-    }
-
     /// Does not allocate, and does not fail.
     fn abort_subxact(&mut self, level: u32) {
-        while self.log.last().is_some_and(|op| op.level >= level) {
-            let Some(op) = self.log.pop() else { break };
-            let own = &mut self.owns[op.own];
-            own.amounts = own.amounts.minus(op.amounts);
-            own.give_back(op.amounts, End::Aborted, false);
-        }
-    }
-
-    fn release_subxact(&mut self, level: u32) {
-        for op in self.log.iter_mut().rev() {
-            if op.level < level {
-                break;
-            }
-            op.level = level - 1;
-        }
+        let owns = &self.owns;
+        self.paths.abort_subxact(level, |at, amounts| {
+            owns[at].give_back(amounts, End::Aborted, false);
+        });
     }
 
     /// Does not allocate, and does not fail.
     fn end(&mut self, end: End) {
-        for own in &self.owns {
-            own.give_back(own.amounts, end, true);
+        for (at, own) in self.owns.iter().enumerate() {
+            own.give_back(self.paths.get(at).amounts(), end, true);
         }
         self.owns.clear();
         self.index.clear();
-        self.log.clear();
+        self.paths.clear();
     }
 }
 
@@ -229,14 +193,17 @@ impl Own {
 
 /// Does the running transaction hold anything back from others?
 pub fn has_reservations() -> bool {
-    RESERVATIONS.with_borrow(|all| all.owns.iter().any(|own| !own.amounts.is_zero()))
+    RESERVATIONS.with_borrow(|all| {
+        let mut all = (0..all.owns.len()).map(|at| all.paths.get(at));
+        all.any(|path| !path.amounts().is_zero())
+    })
 }
 
-/// What the running transaction has reserved of a counter.
-pub fn reserved(hash: NameHash, name: &[u8]) -> Amounts {
+/// What the running transaction has done to a counter, as far as its bounds are concerned.
+fn own_path(hash: NameHash, name: &[u8]) -> Path {
     RESERVATIONS.with_borrow(|all| {
         let known = all.find(hash, name);
-        known.map_or_else(Amounts::default, |at| all.owns[at].amounts)
+        known.map_or(Path::NEW, |at| all.paths.get(at))
     })
 }
 
@@ -271,7 +238,7 @@ pub fn abort_subxact(level: u32) {
 
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
-    RESERVATIONS.with_borrow_mut(|all| all.release_subxact(level));
+    RESERVATIONS.with_borrow_mut(|all| all.paths.release_subxact(level));
 }
 
 /// Reserves what a delta needs, for the running (sub)transaction. To be called before the delta is
@@ -281,53 +248,52 @@ pub fn release_subxact(level: u32) {
 /// [`Shortage`] when a bound could be broken. Raises 22003 for numbers out of range, 53400 when
 /// there is no free account.
 pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> {
-    let call = Call::new(name, delta, limits.generation);
-    let result = match Partition::of(call.hash.get()) {
+    request_change(name, Change::delta(delta), limits)
+}
+
+/// The same for a hold, which is to be inserted then.
+///
+/// # Errors
+/// As of [`request`].
+pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shortage> {
+    request_change(name, Change::hold(amount), limits)
+}
+
+fn request_change(name: &[u8], change: Change, limits: Limits) -> Result<(), Shortage> {
+    let call = Call::new(name, &[change], limits.generation);
+    let bounds = limits.bounds;
+    let partition = Partition::of(call.hash.get());
+    if call.step.wanted().is_zero() {
         // That the counter is changed by these bounds is known from here on: see flush.rs.
-        _ if call.wanted.is_zero() => Ok(()),
-        Some(partition) => call.request_shared(partition, limits.bounds),
-        None => call.request_alone(limits.bounds),
+        call.note();
+        return Ok(());
+    }
+    let result = match partition {
+        Some(partition) => call.request_shared(partition, bounds),
+        None => call.request_alone(bounds),
     };
-    if result.is_ok() {
-        failpoint!("escrow.granted");
-    }
-    if ports::isolation_is_serializable() {
-        // A refusal tells what the value is. To be granted tells nothing that another order of the
-        // transactions would not: grants commute.
-        let hash = call.hash;
-        if result.is_err() || notes::has_read(hash) {
-            check_for_contradiction(name);
+    match result {
+        Ok(noted) => {
+            failpoint!("escrow.granted");
+            call.check_snapshot(bounds, noted, partition.is_some());
+            Ok(())
         }
-    }
-    result
-}
-
-/// The latest value was used for a decision. A serializable transaction must not see another one.
-fn check_for_contradiction(name: &[u8]) {
-    let seen = read::written_at(name, snapshot::active_or_latest().as_ptr());
-    let latest = snapshot::LatestSnapshot::take();
-    if seen != read::written_at(name, latest.as_ptr()) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                format!(
-                    "could not serialize access due to concurrent change of counter {}",
-                    quoted(name)
-                ),
-            )
-            .set_hint("Retry the transaction."),
-        );
+        Err(shortage) => Err(call.refusal_by_snapshot(bounds, shortage)),
     }
 }
 
-/// Reserves what confirming a hold takes, which the hold keeps room for.
+/// A hold that others see is gone, or one that the transaction has made itself. Reserves nothing.
+pub fn note_release(name: &[u8], change: Change, generation: i64) {
+    Call::new(name, &[change], generation).note();
+}
+
+/// Reserves what is done with a hold, which keeps room for it: its end, and what comes instead.
 ///
 /// To be called before the caller looks whether the hold has expired: see `holds.rs`.
-pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) {
-    let mut call = Call::new(name, -amount, generation);
-    call.wanted.backed = call.wanted.takes;
-    call.backed_until = expires_at;
+pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
+    let call = Call::new(name, changes, generation);
     match Partition::of(call.hash.get()) {
+        _ if call.step.wanted().is_zero() => call.note(),
         Some(partition) => {
             call.reserve(partition, Bounds::default());
         }
@@ -338,11 +304,55 @@ pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) 
     }
 }
 
+/// What the running transaction could take now. None: there is no minimum.
+///
+/// One that goes by one snapshot can take no more than that shows; and a serializable one is told nothing
+/// else.
+pub fn available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let by_snapshot = ports::isolation_uses_xact_snapshot().then(|| seen_available(name, bounds));
+    match by_snapshot {
+        Some(available) if ports::isolation_is_serializable() => available,
+        Some(available) => available.min(latest_available(name, bounds)),
+        None => latest_available(name, bounds),
+    }
+}
+
+fn seen_available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let own = own_path(NameHash::of(name), name);
+    let clock = clock();
+    let seen = levels::read_as_seen(name, clock);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
+}
+
+fn latest_available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let hash = NameHash::of(name);
+    let own = own_path(hash, name);
+    let clock = clock();
+    // As in a request: who commits before the reading is part of it, others are in here.
+    let noted = Partition::of(hash.get()).and_then(|partition| {
+        let mut guard = partition.lock();
+        let at = find_slot(&mut guard, hash, name)?;
+        Some(guard.slots()[at].account.note(own.amounts()))
+    });
+    let seen = read::seen_by_others(name, clock);
+    escrow::available(bounds, seen, &own, clock, noted.unwrap_or(Noted::NOBODY))
+}
+
+/// What the running transaction could take if no other one took anything. None: there is no minimum.
+pub fn most(name: &[u8], bounds: Bounds) -> Option<i64> {
+    if ports::isolation_is_serializable() {
+        return seen_available(name, bounds);
+    }
+    let clock = clock();
+    let seen = read::seen_by_others(name, clock);
+    let own = own_path(NameHash::of(name), name);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
+}
+
 /// Would the value, as the running transaction would leave it now, stay above its minimum if so much
 /// more were taken? What a hold has kept room for does, unless a clock was set back past its end.
 pub fn has_room(name: &[u8], amount: i64, bounds: Bounds) -> bool {
-    let latest = snapshot::LatestSnapshot::take();
-    let value = read::tally_at(name, latest.as_ptr()).value;
+    let value = read::latest_quietly(name);
     bounds
         .min
         .is_none_or(|min| value - i128::from(amount) >= i128::from(min))
@@ -362,11 +372,7 @@ struct Call<'a> {
     /// Its entry in the transaction's reservations.
     at: usize,
     generation: i64,
-    /// Reserved before by this transaction.
-    own: Standing,
-    wanted: Amounts,
-    /// When the hold expires that keeps room for what is wanted.
-    backed_until: i64,
+    step: Step,
 }
 
 /// What was found when it was reserved.
@@ -379,59 +385,74 @@ struct Reserved {
 }
 
 impl<'a> Call<'a> {
-    fn new(name: &'a [u8], delta: i64, generation: i64) -> Self {
+    fn new(name: &'a [u8], changes: &[Change], generation: i64) -> Self {
         let hash = NameHash::of(name);
-        let (at, own) = RESERVATIONS.with_borrow_mut(|all| {
+        let (at, before) = RESERVATIONS.with_borrow_mut(|all| {
             let at = all.prepare(hash, name, generation);
-            let own = Standing {
-                amounts: all.owns[at].amounts,
-                backed_until: all.owns[at].backed_until,
-            };
-            (at, own)
+            (at, all.paths.get(at))
         });
-        let fits = |wanted: &Amounts| own.amounts.checked_add(*wanted).is_some();
-        let wanted = Amounts::of(delta).filter(fits);
+        let after = (changes.iter()).try_fold(before, |path, change| path.then(*change));
         Self {
             name,
             hash,
             at,
             generation,
-            own,
-            wanted: wanted.unwrap_or_else(|| out_of_range(name)),
-            backed_until: i64::MAX,
+            step: Step {
+                before,
+                after: after.unwrap_or_else(|| out_of_range(name)),
+            },
         }
     }
 
     fn note(&self) {
-        RESERVATIONS.with_borrow_mut(|all| {
-            all.note(self.at, self.wanted);
-            let own = &mut all.owns[self.at];
-            own.backed_until = own.backed_until.min(self.backed_until);
-        });
+        self.set(self.step.after);
     }
 
-    fn shortage(&self, bounds: Bounds, seen: Seen, noted: Noted) -> Shortage {
-        Shortage {
-            value: seen.value,
-            available: escrow::available(bounds, seen, self.own, noted),
+    fn set(&self, path: Path) {
+        let level = ports::xact_nest_level();
+        RESERVATIONS.with_borrow_mut(|all| all.paths.set(level, self.at, path));
+    }
+
+    /// To be looked up after the reservation, by those who lean on a hold.
+    fn now(&self, clock_before: i64) -> i64 {
+        if self.step.after.backed_until() == i64::MAX {
+            clock_before
+        } else {
+            clock()
         }
     }
 
-    fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
+    fn shortage(&self, bounds: Bounds, seen: Seen, now: i64, noted: Noted) -> Shortage {
+        let own = &self.step.before;
+        let others = if self.step.wanted().takes != 0 {
+            noted.others.takes_at(seen.clock)
+        } else {
+            noted.others.amounts.adds.into()
+        };
+        Shortage {
+            value: seen.value + i128::from(own.value()),
+            available: escrow::available(bounds, seen, own, now, noted),
+            others: others != 0,
+            held: seen.held > own.released_at(now).into(),
+        }
+    }
+
+    fn request_alone(&self, bounds: Bounds) -> Result<Noted, Shortage> {
         let lock = BoundLock::take(self.hash);
-        let seen = read::seen_by_others(self.name, clock());
+        let clock = clock();
+        let seen = read::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;
-        if escrow::check(bounds, seen, self.own, self.wanted, noted) == Verdict::Granted {
+        if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
             self.note();
-            Ok(())
+            Ok(noted)
         } else {
             // Who has reserved nothing holds nobody up, least of all when he is prepared.
             lock.release();
-            Err(self.shortage(bounds, seen, noted))
+            Err(self.shortage(bounds, seen, clock, noted))
         }
     }
 
-    fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<(), Shortage> {
+    fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Shortage> {
         let mut deadline = None;
         loop {
             // Before the reservation: who confirms a hold that this reading finds expired has to
@@ -439,24 +460,31 @@ impl<'a> Call<'a> {
             let clock = clock();
             let reserved = self.reserve(partition, bounds);
             if reserved.covered {
-                return Ok(());
+                return Ok(reserved.noted);
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
             failpoint!("escrow.reserved");
+            // After it: who leans on a hold that was released is like one who confirms it.
+            let now = self.now(clock);
             let seen = read::seen_by_others(self.name, clock);
             let slot = reserved.slot;
             partition.lock().slots()[slot]
                 .account
                 .learn(reserved.noted, seen);
-            let verdict = escrow::check(bounds, seen, self.own, self.wanted, reserved.noted);
+            let verdict = escrow::check(bounds, seen, &self.step, now, reserved.noted);
             if verdict == Verdict::Granted {
-                return Ok(());
+                return Ok(reserved.noted);
             }
             self.give_back(partition, &reserved);
+            // What was on hold at the reading, and is not any more, is seen as free the next time.
+            let until = self.step.after.backed_until();
+            if clock < until && until <= now {
+                continue;
+            }
             let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
             let left = until.saturating_duration_since(Instant::now());
             if verdict == Verdict::Refused || left.is_zero() {
-                return Err(self.shortage(bounds, seen, reserved.noted));
+                return Err(self.shortage(bounds, seen, now, reserved.noted));
             }
             // Who ends after this wakes us; who has ended since we noted him is seen here.
             let waiter = Waiter::new(partition);
@@ -471,7 +499,7 @@ impl<'a> Call<'a> {
     fn reserve(&self, partition: Partition, bounds: Bounds) -> Reserved {
         let known = RESERVATIONS.with_borrow(|all| all.owns[self.at].slot);
         let mut guard = partition.lock();
-        let Some(at) = known.or_else(|| find_slot(&mut guard, self.hash, self.name)) else {
+        let Some(at) = known.or_else(|| take_slot(&mut guard, self.hash, self.name)) else {
             drop(guard);
             no_slot()
         };
@@ -481,9 +509,7 @@ impl<'a> Call<'a> {
             slot.account.forget();
             slot.generation = self.generation;
         }
-        let account = &mut slot.account;
-        let Some(noted) = account.reserve_backed(self.own.amounts, self.wanted, self.backed_until)
-        else {
+        let Some(noted) = slot.account.reserve_step(&self.step) else {
             drop(guard);
             out_of_range(self.name)
         };
@@ -494,7 +520,7 @@ impl<'a> Call<'a> {
             noted,
             reserved: slot.reserved,
             given_back: slot.given_back,
-            covered: slot.account.is_covered(bounds, self.wanted),
+            covered: slot.account.is_covered(bounds, self.step.wanted()),
         };
         drop(guard);
         RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].slot = Some(at));
@@ -504,11 +530,11 @@ impl<'a> Call<'a> {
 
     /// Gives back what was not granted. Only those who have come since can have been kept by it.
     fn give_back(&self, partition: Partition, reserved: &Reserved) {
-        RESERVATIONS.with_borrow_mut(|all| all.unnote(self.at, self.wanted));
+        self.set(self.step.before);
         let others_have_come = {
             let mut guard = partition.lock();
             let slot = &mut guard.slots()[reserved.slot];
-            slot.release(self.wanted, End::Aborted);
+            slot.release(self.step.wanted(), End::Aborted);
             slot.reserved != reserved.reserved
         };
         if others_have_come {
@@ -517,10 +543,14 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The counter's slot, or a free one made its own.
-fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+fn my_database() -> u32 {
     // SAFETY: set once when the backend connected.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The counter's slot, if it has one.
+fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    let database = my_database();
     let mut from = 0;
     while let Some(found) = guard.hashes()[from..]
         .iter()
@@ -532,11 +562,19 @@ fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
         }
         from = at + 1;
     }
+    None
+}
+
+/// The counter's slot, or a free one made its own.
+fn take_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    if let Some(known) = find_slot(guard, hash, name) {
+        return Some(known);
+    }
     let at = guard.slots().iter().position(|slot| slot.users == 0)?;
     guard.hashes()[at] = hash.get();
     let slot = &mut guard.slots()[at];
     *slot = Slot {
-        database,
+        database: my_database(),
         name_length: name.len() as u16,
         ..Slot::FREE
     };

@@ -8,11 +8,15 @@
 //!
 //! Making a hold reserves its amount until the transaction ends, as a take does. To confirm one
 //! removes the row and takes from the counter; that take is reserved without looking at the bounds,
-//! as the hold has kept room for it.
+//! as the hold has kept room for it. To extend or to reduce one puts another row in its place; what that
+//! one holds is reserved likewise. Until the commit others go by the old row.
+//!
+//! Who releases a hold can take its amount in the same transaction, without others being able to: see
+//! `counterx_core::path`.
 //!
 //! # Why an expired hold cannot be confirmed after its amount was given to another
-//! Who reads holds looks at the clock *before* reserving; who confirms one reserves *before* looking
-//! at the clock. So if the reader's reservation came first, the one who confirms sees a later time,
+//! Who reads holds looks at the clock *before* reserving; who confirms, extends or reduces one, or takes
+//! what one had set aside that he has released, reserves *before* looking at the clock. So if the reader's reservation came first, the one who confirms sees a later time,
 //! and finds the hold expired if the reader did; if it came second, the reader has noted the take.
 //! The clock of `escrow.rs` does not go back, whatever the system's does.
 
@@ -27,13 +31,14 @@ use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
 use crate::read;
 use crate::shape;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
+use counterx_core::path::Change;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
@@ -45,6 +50,7 @@ mod column {
     pub const ID: usize = 1;
     pub const NAME: usize = 2;
     pub const AMOUNT: usize = 3;
+    pub const CREATED_AT: usize = 4;
     pub const EXPIRES_AT: usize = 5;
 }
 
@@ -57,7 +63,8 @@ const KEPT_FOR_US: i64 = 24 * 3600 * 1_000_000;
 /// The snapshot is active or registered.
 pub unsafe fn held(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 {
     let table = read::open(catalog::shared().hold);
-    if table.blocks() == 0 {
+    // SAFETY: the caller's promise.
+    if table.blocks() == 0 && unsafe { is_left_empty(&table, snapshot) } {
         return 0;
     }
     let index = read::index_of(&table, &column::BY_NAME);
@@ -68,6 +75,46 @@ pub unsafe fn held(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 
     let mut sum = 0;
     while let Some(row) = scan.next(Direction::Forward) {
         if row.int8(column::EXPIRES_AT) > clock {
+            sum += i128::from(row.int8(column::AMOUNT));
+        }
+    }
+    sum
+}
+
+/// A serializable transaction sees that there are no holds, and goes by that. Whoever inserts the first
+/// one after this meets its lock; who has done it before has made the table grow.
+///
+/// # Safety
+/// The snapshot is active or registered.
+unsafe fn is_left_empty(table: &Relation, snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the caller's promise; the table is open.
+    unsafe {
+        if ports::isolation_is_serializable() && !snapshot::is_quiet(snapshot) {
+            ports::predicate_lock_relation(table.as_ptr(), snapshot);
+        }
+    }
+    table.blocks() == 0
+}
+
+/// What others have set aside of a counter, in transactions that have committed and that this snapshot
+/// does not see; also if it is not on hold any more.
+///
+/// # Safety
+/// The snapshot is active or registered.
+pub unsafe fn unseen(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> i128 {
+    let table = read::open(catalog::shared().hold);
+    if table.blocks() == 0 {
+        return 0;
+    }
+    let index = read::index_of(&table, &column::BY_NAME);
+    let text = NameText::new(name);
+    // SAFETY: the snapshot is a static. Rows that the other one does not see stay as long as it lives.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::any_snapshot(), 1) };
+    scan.seek(&[Key::text_eq(1, text.datum())]);
+    let mut sum = 0;
+    while let Some(row) = scan.next(Direction::Forward) {
+        if row.int8(column::EXPIRES_AT) > clock && ports::has_committed_unseen(row.xmin(), snapshot)
+        {
             sum += i128::from(row.int8(column::AMOUNT));
         }
     }
@@ -95,34 +142,87 @@ pub fn held_in(
 
 /// A hold that this transaction has locked.
 pub struct Hold {
+    id: i64,
     /// The counter.
     pub name: Vec<u8>,
     /// What is set aside.
     pub amount: i64,
     /// Microseconds since 2000.
     pub expires_at: i64,
-    id: i64,
+    created_at: i64,
+    /// The transaction has made it, or changed it: others do not see it so.
+    is_own: bool,
     tid: pg_sys::ItemPointerData,
 }
 
+impl Hold {
+    /// What its end gives back.
+    pub fn released(&self) -> Change {
+        if self.is_own {
+            Change::release_own(self.amount)
+        } else {
+            Change::release(self.amount, self.expires_at)
+        }
+    }
+
+    /// Has it expired at that time, for everybody?
+    pub fn has_expired(&self, clock: i64) -> bool {
+        self.expires_at <= clock
+    }
+
+    /// What it is to end a hold that may have expired.
+    pub fn given_back(&self, clock: i64) -> Option<Change> {
+        // Of one that others see as expired, they see the amount as free.
+        (self.is_own || !self.has_expired(clock)).then(|| self.released())
+    }
+}
+
 /// Locks a hold to the end of the transaction, waiting for others who have. None: there is none.
+///
+/// # Errors
+/// Raises 40001 where a transaction that goes by one snapshot sees something else.
 pub fn lock(id: i64) -> Option<Hold> {
     HoldLock::take(id);
-    find(id)
+    let hold = find(id);
+    let one_snapshot = ports::isolation_uses_xact_snapshot();
+    if let Some(active) = snapshot::active().filter(|_| one_snapshot) {
+        // SAFETY: the active snapshot stays so. What this command has done counts as well.
+        let seen = unsafe { find_at(id, OwnRowsVisible::copy(active).as_ptr()) };
+        let what = |hold: &Option<Hold>| hold.as_ref().map(|hold| (hold.amount, hold.expires_at));
+        if what(&seen) != what(&hold) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    format!("could not serialize access due to concurrent change of hold {id}"),
+                )
+                .set_hint("Retry the transaction. In READ COMMITTED the latest state is taken."),
+            );
+        }
+    }
+    hold
 }
 
 /// The latest state, as of a row that is updated; also what this command has made itself.
 fn find(id: i64) -> Option<Hold> {
+    // SAFETY: the snapshot is a static.
+    unsafe { find_at(id, snapshot::self_snapshot()) }
+}
+
+/// # Safety
+/// The snapshot is a static one, active or registered, or a copy of one.
+unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
     let table = read::open(catalog::shared().hold);
     let index = read::index_of(&table, &column::KEY);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
     scan.seek(&[Key::int8_eq(1, id)]);
     scan.next(Direction::Forward).map(|row| Hold {
         name: row.text(column::NAME).to_vec(),
-        amount: row.int8(column::AMOUNT),
-        expires_at: row.int8(column::EXPIRES_AT),
         id,
+        amount: row.int8(column::AMOUNT),
+        created_at: row.int8(column::CREATED_AT),
+        expires_at: row.int8(column::EXPIRES_AT),
+        is_own: ports::is_own_xid(row.xmin()),
         tid: row.tid(),
     })
 }
@@ -137,6 +237,11 @@ fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
         Unusable::NotInstalled.raise()
     };
+    if hold.is_own {
+        // This very command may have made it.
+        // SAFETY: what the transaction has written so far shall be visible to its commands from now on.
+        unsafe { pg_sys::CommandCounterIncrement() };
+    }
     let fires = shape::fires_triggers(&table);
     // Looked for again, now that the table is locked: VACUUM FULL or a tool may have moved the row.
     let Some(Hold { mut tid, .. }) = find(hold.id) else {
@@ -181,11 +286,25 @@ fn next_id(shared: &SharedRels) -> i64 {
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     lease::enter(NameHash::of(name).lane());
-    let shared = catalog::shared();
+    let id = next_id(&catalog::shared());
+    insert_row(id, name, amount, now, expires_at);
+    failpoint!("hold.inserted");
+    id
+}
+
+/// Puts another amount, or another end, in a hold's place. Others go by the old one until the
+/// transaction commits.
+pub fn replace(hold: &Hold, amount: i64, expires_at: i64) {
+    remove(hold);
+    failpoint!("hold.deleted");
+    insert_row(hold.id, &hold.name, amount, hold.created_at, expires_at);
+    failpoint!("hold.inserted");
+}
+
+fn insert_row(id: i64, name: &[u8], amount: i64, created_at: i64, expires_at: i64) {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let id = next_id(&shared);
-    let Some(mut table) = Inserter::open(shared.hold) else {
+    let Some(mut table) = Inserter::open(catalog::shared().hold) else {
         Unusable::NotInstalled.raise()
     };
     let fires = shape::fires_triggers(table.table());
@@ -194,7 +313,7 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
         Some(id.into()),
         Some(name.datum()),
         Some(amount.into()),
-        Some(now.into()),
+        Some(created_at.into()),
         Some(expires_at.into()),
     ];
     // SAFETY: the columns of sql/tables.sql.
@@ -204,8 +323,6 @@ pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
             firing::after_insert(table.table(), tid);
         }
     }
-    failpoint!("hold.inserted");
-    id
 }
 
 /// Removes holds that have expired long ago, at most `limit`. Leaves those that somebody has locked.
@@ -237,6 +354,8 @@ pub fn remove_expired(limit: usize) -> Batch {
     for id in expired {
         if HoldLock::try_take(id)
             && let Some(hold) = find(id)
+            // Who had it locked may have extended it in time.
+            && hold.expires_at <= before
         {
             // Other tables are locked by now: no gate may be waited for.
             delete(&hold);

@@ -1,11 +1,10 @@
 //! What the running transaction has to remember of its calls, besides what is pending: which counters
-//! it has changed by their value, and which it has read while SERIALIZABLE.
+//! it has changed by their value.
 //!
 //! Like the pending map, this is kept up by the callbacks in `xact.rs`. What runs at the end of a
 //! transaction or on the way back from a subtransaction neither allocates nor fails.
 
 use crate::pg::ports;
-use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -18,21 +17,8 @@ struct ByValue {
     name: Box<[u8]>,
 }
 
-/// Which counters a serializable transaction has read.
-#[derive(Default)]
-enum ReadSet {
-    #[default]
-    None,
-    These(Vec<NameHash>),
-    All,
-}
-
-/// More than this are as good as all.
-const MAX_READ_SET: usize = 256;
-
 thread_local! {
     static BY_VALUE: RefCell<Vec<ByValue>> = const { RefCell::new(Vec::new()) };
-    static READ: RefCell<ReadSet> = const { RefCell::new(ReadSet::None) };
 }
 
 /// The running (sub)transaction changes a counter by what its latest value is.
@@ -66,31 +52,6 @@ pub fn was_changed_by_value_since(name: &[u8], command: pg_sys::CommandId) -> bo
     })
 }
 
-/// A serializable transaction reads these counters; without names, all.
-pub fn note_read(names: Option<&[NameHash]>) {
-    READ.with_borrow_mut(|read| match (&mut *read, names) {
-        (ReadSet::All, _) => {}
-        (ReadSet::None, Some(names)) => *read = ReadSet::These(names.to_vec()),
-        (ReadSet::These(known), Some(names)) if known.len() < MAX_READ_SET => {
-            for name in names {
-                if !known.contains(name) {
-                    known.push(*name);
-                }
-            }
-        }
-        _ => *read = ReadSet::All,
-    });
-}
-
-/// Has this serializable transaction read a counter?
-pub fn has_read(name: NameHash) -> bool {
-    READ.with_borrow(|read| match read {
-        ReadSet::None => false,
-        ReadSet::These(known) => known.contains(&name),
-        ReadSet::All => true,
-    })
-}
-
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
     BY_VALUE.with_borrow_mut(|all| {
@@ -103,7 +64,7 @@ pub fn release_subxact(level: u32) {
     });
 }
 
-/// The subtransaction at this level was rolled back. What it has read, it has read.
+/// The subtransaction at this level was rolled back.
 pub fn abort_subxact(level: u32) {
     BY_VALUE.with(|all| {
         // Borrowed only when the session ends in the middle of a call; see `xact.rs`.
@@ -120,11 +81,6 @@ pub fn after_end() {
     BY_VALUE.with(|all| {
         if let Ok(mut all) = all.try_borrow_mut() {
             all.clear();
-        }
-    });
-    READ.with(|read| {
-        if let Ok(mut read) = read.try_borrow_mut() {
-            *read = ReadSet::None;
         }
     });
 }

@@ -177,8 +177,17 @@ pub fn seen_by_others(name: &[u8], clock: i64) -> Seen {
     let _holds = open(catalog::shared().hold);
     let latest = LatestSnapshot::take();
     // SAFETY: the snapshot is active as long as `latest` lives.
+    unsafe { seen_at(name, clock, latest.as_ptr()) }
+}
+
+/// The same for this snapshot. A serializable transaction does not note that it has looked.
+///
+/// # Safety
+/// The snapshot is active or registered.
+pub unsafe fn seen_at(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> Seen {
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut others = OwnRowsVisible::hidden(latest.as_ptr());
+        let mut others = hidden(snapshot);
         Seen {
             value: written(name, others.as_ptr(), OwnRows::Hidden).value,
             held: holds::held(name, clock, others.as_ptr()),
@@ -193,6 +202,55 @@ pub fn exists_for_others(name: &[u8]) -> bool {
     // SAFETY: the snapshot is active as long as `latest` lives.
     let mut others = unsafe { OwnRowsVisible::hidden(latest.as_ptr()) };
     written(name, others.as_ptr(), OwnRows::Hidden).exists()
+}
+
+/// # Safety
+/// As of [`OwnRowsVisible::hidden`].
+unsafe fn hidden(snapshot: pg_sys::Snapshot) -> OwnRowsVisible {
+    // SAFETY: the caller's promise.
+    let others = unsafe { OwnRowsVisible::hidden(snapshot) };
+    if ports::isolation_is_serializable() {
+        others.quiet()
+    } else {
+        others
+    }
+}
+
+/// The latest value of a counter, with what the running transaction has done, likewise.
+pub fn latest_quietly(name: &[u8]) -> i128 {
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let mut quiet = unsafe { OwnRowsVisible::same(latest.as_ptr()) }.quiet();
+    tally_at(name, quiet.as_ptr()).value
+}
+
+/// What others have taken from a counter, and added to it, in transactions that have committed and
+/// that this snapshot does not see.
+///
+/// # Safety
+/// The snapshot is active or registered, and one of the running transaction's own.
+pub unsafe fn unseen(name: &[u8], clock: i64, snapshot: pg_sys::Snapshot) -> (i128, i128) {
+    let latest = LatestSnapshot::take();
+    // SAFETY: the caller's promise; and `latest` is active. The gate is read after both were taken.
+    unsafe {
+        let (mut known, mut all) = (hidden(snapshot), hidden(latest.as_ptr()));
+        let hashes = [NameHash::of(name)];
+        // What the snapshot knows as folded, it sees; the rest is in the logs as long as it lives.
+        let reader = Reader::open_with(Lanes::Of(&hashes), known.as_ptr(), OwnRows::Hidden);
+        let (mut taken, mut added) = (0, 0);
+        let text = NameText::new(name);
+        for lane in &reader.lanes {
+            for (snapshot, sign) in [(all.as_ptr(), 1), (known.as_ptr(), -1)] {
+                lane.each_of(&text, snapshot, |row| {
+                    let delta = log_tally(row).value;
+                    taken += sign * -delta.min(0);
+                    added += sign * delta.max(0);
+                });
+            }
+        }
+        reader.finish();
+        (taken + holds::unseen(name, clock, snapshot), added)
+    }
 }
 
 /// Which counters a [`Reader`] is for.
@@ -488,10 +546,10 @@ fn lock_for_serializable(
     snapshot: pg_sys::Snapshot,
     names: Option<&[NameHash]>,
 ) {
-    if !ports::isolation_is_serializable() {
+    // SAFETY: the snapshot is the caller's, who reads with it.
+    if !ports::isolation_is_serializable() || unsafe { snapshot::is_quiet(snapshot) } {
         return;
     }
-    notes::note_read(names);
     let anchor = open(shared.anchor);
     // SAFETY: the relation is open, the snapshot is the transaction's.
     unsafe {
@@ -681,10 +739,16 @@ impl LaneReader {
     /// What is pending of one counter in the logs.
     fn sum_of(&self, name: &NameText, snapshot: pg_sys::Snapshot) -> Tally {
         let mut sum = Tally::default();
+        self.each_of(name, snapshot, |row| sum += log_tally(row));
+        sum
+    }
+
+    /// Visits the pending deltas of one counter in the logs.
+    fn each_of(&self, name: &NameText, snapshot: pg_sys::Snapshot, mut visit: impl FnMut(&Row)) {
         for (log, index) in self.logs() {
             let mut drain = |scan: &mut IndexScan| {
                 while let Some(row) = scan.next(Direction::Forward) {
-                    sum += log_tally(&row);
+                    visit(&row);
                 }
             };
             match probe::plan(self.folded, self.bound.epoch) {
@@ -709,7 +773,6 @@ impl LaneReader {
                 }
             }
         }
-        sum
     }
 
     /// Visits the pending deltas of the lane's logs whose names are in a range.

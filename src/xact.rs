@@ -106,15 +106,22 @@ pub fn raise_shortage(name: &[u8], delta: i64, bounds: Bounds, shortage: &Shorta
             "counter_try_incr() answers false instead.",
         ),
     };
-    let detail = match shortage.available {
+    let mut detail = match shortage.available {
         Some(available) if delta < 0 => format!(
-            "Asked for {}, available are {available}. What other transactions have reserved, and what is on hold, is not available.",
+            "Asked for {}, available are {available}.",
             delta.unsigned_abs()
         ),
-        _ => format!(
-            "Its value is {}, the change {delta}. What other transactions are about to add counts as well.",
-            shortage.value
-        ),
+        _ => format!("Its value is {}, the change {delta}.", shortage.value),
+    };
+    // Nobody is blamed who is not in the way.
+    detail += match (delta < 0, shortage.others, shortage.held) {
+        (true, true, true) => {
+            " What other transactions have reserved, and what is on hold, is not available."
+        }
+        (true, true, false) => " What other transactions have reserved is not available.",
+        (true, false, true) => " What is on hold is not available.",
+        (false, true, _) => " What other transactions are about to add counts as well.",
+        _ => "",
     };
     raise(
         report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)
@@ -130,16 +137,11 @@ pub fn raise_shortage(name: &[u8], delta: i64, bounds: Bounds, shortage: &Shorta
 /// Raises 22003 when the value is out of range for a bigint.
 pub fn drop_counter(name: &[u8], written: Tally) {
     let hash = NameHash::of(name);
-    // What is pending here goes with it. So in all it takes what is written; as far as that much is
-    // reserved already, no more is needed.
+    // What is pending here goes with it.
     if let Some(limits) = types::limits_of(name) {
-        let own = escrow::reserved(hash, name);
-        let more = match written.value {
-            value if value > 0 => (i128::from(own.takes) - value).min(0),
-            value => (-value - i128::from(own.adds)).max(0),
-        };
+        let pending = pending_tally(hash, name).unwrap_or_default().value;
         // What is out of range is refused below.
-        if let Ok(delta) = i64::try_from(more)
+        if let Ok(delta) = i64::try_from(-written.value - pending)
             && let Err(shortage) = escrow::request(name, delta, limits)
         {
             raise_shortage(name, delta, limits.bounds, &shortage)
@@ -346,6 +348,17 @@ unsafe extern "C-unwind" fn on_subxact_event(
     }
 }
 
+/// Refuses what the server does not allow in a parallel operation.
+///
+/// # Errors
+/// Raises 25000 in one.
+pub fn check_not_parallel(function: &'static core::ffi::CStr) {
+    if ports::in_parallel_mode() {
+        // SAFETY: raises an error.
+        unsafe { pg_sys::PreventCommandIfParallelMode(function.as_ptr()) };
+    }
+}
+
 /// Refuses what must not change counters now.
 ///
 /// # Errors
@@ -359,10 +372,7 @@ pub fn check_may_write(function: &'static core::ffi::CStr) {
             pg_sys::PreventCommandIfReadOnly(function.as_ptr());
         }
     }
-    if ports::in_parallel_mode() {
-        // SAFETY: as above.
-        unsafe { pg_sys::PreventCommandIfParallelMode(function.as_ptr()) };
-    }
+    check_not_parallel(function);
     if !catalog::is_known() {
         catalog::shared();
     }

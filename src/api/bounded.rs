@@ -2,7 +2,6 @@
 
 use super::args::{self, Text};
 use crate::escrow;
-use crate::read;
 use crate::types;
 use crate::xact;
 use pgrx::prelude::*;
@@ -32,13 +31,10 @@ fn counter_take_up_to(name: Option<Text>, n: Option<i64>) -> i64 {
 /// "All there is" may be asked for by a number that leaves no room for others in their common sum:
 /// then no more than there is.
 fn reasonable(name: &[u8], n: i64) -> i64 {
-    let min = types::limits_of(name).and_then(|limits| limits.bounds.min);
-    match min {
-        Some(min) if n > i64::from(u32::MAX) => {
-            let seen = read::seen_by_others(name, escrow::clock());
-            let most = (seen.free() - i128::from(min)).clamp(0, n.into());
-            i64::try_from(most).unwrap_or(n)
-        }
-        _ => n,
+    if n <= i64::from(u32::MAX) {
+        return n;
     }
+    let bounds = types::limits_of(name).map(|limits| limits.bounds);
+    let most = bounds.and_then(|bounds| escrow::most(name, bounds));
+    most.map_or(n, |most| most.min(n))
 }

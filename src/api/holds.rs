@@ -2,13 +2,14 @@
 
 use super::args::{self, Interval, NameOut, Text};
 use crate::escrow;
-use crate::holds;
+use crate::holds::{self, Hold};
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::snapshot;
 use crate::read;
 use crate::token::{self, Claim, Use};
 use crate::types;
 use crate::xact;
+use counterx_core::path::Change;
 use pgrx::PgSqlErrorCode;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
@@ -53,31 +54,20 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
             .set_hint("Holds are for counters of a type with a minimum: SELECT counter_type_create('stock', min => 0)."),
         )
     };
-    if let Err(shortage) = escrow::request(name, -amount, limits) {
+    if let Err(shortage) = escrow::request_hold(name, amount, limits) {
         xact::raise_shortage(name, -amount, limits.bounds, &shortage)
     }
     let now = escrow::clock();
-    let expires_at = ttl.after(now);
-    if expires_at <= now {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                "ttl of a hold must be positive",
-            )
-            .set_hint("Give an interval, such as '15 minutes'."),
-        );
-    }
+    let expires_at = end_of(&ttl, now);
     let id = holds::insert(name, amount, now, expires_at);
     // The table is locked from here on, so that the bounds stay as they are until the hold is seen.
     types::check_same(name, limits);
     id
 }
 
-#[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) {
-    xact::check_may_write(c"counter_hold_confirm()");
-    let id = args::required("id", id);
-    let hold = holds::lock(id).unwrap_or_else(|| {
+/// Locks a hold that has to be there.
+fn must_lock(id: i64) -> Hold {
+    holds::lock(id).unwrap_or_else(|| {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
@@ -85,28 +75,24 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
             )
             .set_hint("It was confirmed or released before, or expired long ago. SELECT * FROM counter_holds shows what there is."),
         )
-    });
-    let amount = amount.unwrap_or(hold.amount);
-    args::positive("amount", amount);
-    if amount > hold.amount {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!(
-                    "cannot confirm {amount} of hold {id}: it holds {}",
-                    hold.amount
-                ),
-            )
-            .set_hint("Take what is more with counter_incr()."),
-        );
-    }
-    // Reserves, and then looks at the clock: see holds.rs.
-    let limits = types::limits_of(&hold.name);
-    if let Some(limits) = limits {
-        escrow::reserve_held(&hold.name, amount, hold.expires_at, limits.generation);
-    }
-    failpoint!("hold.reserved");
-    if hold.expires_at <= escrow::clock() {
+    })
+}
+
+fn too_much(verb: &str, id: i64, hold: &Hold, amount: i64, hint: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "cannot {verb} {amount} of hold {id}: it holds {}",
+                hold.amount
+            ),
+        )
+        .set_hint(hint),
+    )
+}
+
+fn must_not_have_expired(id: i64, hold: &Hold) {
+    if hold.has_expired(escrow::clock()) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -115,6 +101,18 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
             .set_hint("Its amount may be taken by others. Make a new hold, or take the amount with counter_incr()."),
         );
     }
+}
+
+/// Reserves the end of a hold and what comes instead, which it keeps room for; and then looks whether
+/// it does: see holds.rs.
+fn go_on_from(id: i64, hold: &Hold, instead: Change, amount: i64) {
+    let limits = types::limits_of(&hold.name);
+    if let Some(limits) = limits {
+        let changes = [hold.released(), instead];
+        escrow::reserve_held(&hold.name, &changes, limits.generation);
+    }
+    failpoint!("hold.reserved");
+    must_not_have_expired(id, hold);
     if limits.is_some_and(|limits| !escrow::has_room(&hold.name, amount, limits.bounds)) {
         raise(
             report(
@@ -125,6 +123,20 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
             .set_hint("Make a new hold, or take the amount with counter_incr(). Keep the clocks of a primary and its standbys in step."),
         );
     }
+}
+
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
+fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) {
+    xact::check_may_write(c"counter_hold_confirm()");
+    let id = args::required("id", id);
+    let hold = must_lock(id);
+    let amount = amount.unwrap_or(hold.amount);
+    args::positive("amount", amount);
+    if amount > hold.amount {
+        let hint = "Take what is more with counter_incr().";
+        too_much("confirm", id, &hold, amount, hint)
+    }
+    go_on_from(id, &hold, Change::delta(-amount), amount);
     holds::remove(&hold);
     failpoint!("hold.deleted");
     xact::add_reserved(&hold.name, -amount);
@@ -135,13 +147,86 @@ fn counter_hold_release(id: Option<i64>) -> bool {
     xact::check_may_write(c"counter_hold_release()");
     let hold = holds::lock(args::required("id", id));
     if let Some(hold) = &hold {
-        holds::remove(hold);
+        release(hold);
     }
     hold.is_some()
 }
 
-/// One row: a table function, as it has several columns.
-#[pg_extern(stable, parallel_restricted, cost = 200)]
+fn release(hold: &Hold) {
+    let limits = types::limits_of(&hold.name);
+    if let (Some(limits), Some(change)) = (limits, hold.given_back(escrow::clock())) {
+        escrow::note_release(&hold.name, change, limits.generation);
+    }
+    holds::remove(hold);
+}
+
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
+fn counter_hold_extend(id: Option<i64>, ttl: Option<Interval>) -> TimestampWithTimeZone {
+    xact::check_may_write(c"counter_hold_extend()");
+    let id = args::required("id", id);
+    let ttl = args::required("ttl", ttl);
+    let hold = must_lock(id);
+    must_not_have_expired(id, &hold);
+    let mut expires_at = end_of(&ttl, escrow::clock());
+    if expires_at > hold.expires_at {
+        go_on_from(id, &hold, Change::hold(hold.amount), hold.amount);
+        expires_at = end_of(&ttl, escrow::clock()).max(expires_at);
+        replace(&hold, hold.amount, expires_at);
+    } else {
+        expires_at = hold.expires_at;
+    }
+    TimestampWithTimeZone::try_from(expires_at).expect("an end that was computed by the server")
+}
+
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
+fn counter_hold_reduce(id: Option<i64>, amount: Option<i64>) -> i64 {
+    xact::check_may_write(c"counter_hold_reduce()");
+    let id = args::required("id", id);
+    let amount = args::required("amount", amount);
+    args::positive("amount", amount);
+    let hold = must_lock(id);
+    if amount > hold.amount {
+        let hint = "counter_hold_release() gives back all of it.";
+        too_much("give back", id, &hold, amount, hint)
+    }
+    must_not_have_expired(id, &hold);
+    let left = hold.amount - amount;
+    if left == 0 {
+        release(&hold);
+    } else {
+        go_on_from(id, &hold, Change::hold(left), left);
+        replace(&hold, left, hold.expires_at);
+    }
+    left
+}
+
+/// The table is locked from here on, so that the bounds stay as they are until the hold is seen.
+fn replace(hold: &Hold, amount: i64, expires_at: i64) {
+    let limits = types::limits_of(&hold.name);
+    holds::replace(hold, amount, expires_at);
+    if let Some(limits) = limits {
+        types::check_same(&hold.name, limits);
+    }
+}
+
+/// When a hold ends that lasts for so long from now on.
+fn end_of(ttl: &Interval, now: i64) -> i64 {
+    let expires_at = ttl.after(now);
+    if expires_at <= now {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "ttl of a hold must be positive",
+            )
+            .set_hint("Give an interval, such as '15 minutes'."),
+        );
+    }
+    expires_at
+}
+
+/// One row: a table function, as it has several columns. It looks at the latest state, which the server
+/// does not allow in the midst of a parallel query.
+#[pg_extern(volatile, parallel_unsafe, cost = 200)]
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn counter_available(
     name: Option<Text>,
@@ -154,17 +239,17 @@ fn counter_available(
         name!(available, Option<i64>),
     ),
 > {
+    xact::check_not_parallel(c"counter_available()");
     let name = args::name(name);
     let current = snapshot::active_or_latest();
     let value = read::tally_at(name, current.as_ptr()).value;
     // SAFETY: the snapshot is active as long as `current` lives.
     let held = unsafe { holds::held(name, escrow::clock(), current.as_ptr()) };
-    let min = types::limits_of(name).and_then(|limits| limits.bounds.min);
-    let available = min.map(|min| args::bigint(name, value - held - i128::from(min)));
+    let limits = types::limits_of(name);
     TableIterator::once((
         NameOut(name.into()),
         args::bigint(name, value),
         args::bigint(name, held),
-        available,
+        limits.and_then(|limits| escrow::available(name, limits.bounds)),
     ))
 }

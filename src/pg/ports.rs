@@ -219,6 +219,33 @@ pub unsafe fn fetch_any_version(
     }
 }
 
+/// Does the snapshot see the row version in the slot? `table_tuple_satisfies_snapshot()`
+///
+/// # Safety
+/// The table is open, the slot holds a row of it with its page, the snapshot is a live one.
+pub unsafe fn satisfies_snapshot(
+    table: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    snapshot: pg_sys::Snapshot,
+) -> bool {
+    // SAFETY: every table's access method has this operation.
+    unsafe {
+        let satisfies = (*(*table).rd_tableam).tuple_satisfies_snapshot;
+        satisfies.is_some_and(|satisfies| {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| satisfies(table, slot, snapshot))
+        })
+    }
+}
+
+/// Has a transaction committed that the snapshot does not know to have? Not the running one.
+pub fn has_committed_unseen(xid: pg_sys::TransactionId, snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the snapshot is an MVCC one that lives; both take any xid.
+    !is_own_xid(xid)
+        && unsafe {
+            pg_sys::XidInMVCCSnapshot(xid, snapshot) && pg_sys::TransactionIdDidCommit(xid)
+        }
+}
+
 /// Reads the first so many columns of a slot's row: `slot_getsomeattrs()`.
 ///
 /// # Safety

@@ -5,6 +5,7 @@ use super::memory::MemorySwitch;
 use super::ports::{self, Next};
 use super::raw;
 use super::relation::Relation;
+use super::snapshot::{any_snapshot, is_quiet};
 use super::spot::Spot;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
@@ -115,6 +116,36 @@ impl Key {
 
 const MAX_KEYS: usize = 3;
 
+/// What a scan has to sort out itself: see [`is_quiet`].
+#[derive(Clone, Copy)]
+struct Filter {
+    table: pg_sys::Relation,
+    snapshot: Option<pg_sys::Snapshot>,
+}
+
+impl Filter {
+    /// The filter, and the snapshot for the server.
+    ///
+    /// # Safety
+    /// Table and snapshot live as long as the scan.
+    unsafe fn new(table: &Relation, snapshot: pg_sys::Snapshot) -> (Self, pg_sys::Snapshot) {
+        // SAFETY: the caller's promise.
+        let quiet = unsafe { is_quiet(snapshot) };
+        let filter = Self {
+            table: table.as_ptr(),
+            snapshot: quiet.then_some(snapshot),
+        };
+        (filter, if quiet { any_snapshot() } else { snapshot })
+    }
+
+    fn lets_through(self, slot: *mut pg_sys::TupleTableSlot) -> bool {
+        self.snapshot.is_none_or(|snapshot| {
+            // SAFETY: whoever made the scan keeps both; the slot holds a row of the table.
+            unsafe { ports::satisfies_snapshot(self.table, slot, snapshot) }
+        })
+    }
+}
+
 /// A row that a scan stands on; its columns are valid until the scan moves.
 pub struct Row(*mut pg_sys::TupleTableSlot);
 
@@ -195,6 +226,7 @@ pub struct IndexScan {
     scan: pg_sys::IndexScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
     keys: usize,
+    filter: Filter,
 }
 
 impl IndexScan {
@@ -210,6 +242,7 @@ impl IndexScan {
     ) -> Self {
         // SAFETY: both are open, and the index belongs to the table.
         unsafe {
+            let (filter, snapshot) = Filter::new(table, snapshot);
             let scan =
                 compat::index_beginscan(table.as_ptr(), index.as_ptr(), snapshot, keys as i32);
             let slot = pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut());
@@ -218,6 +251,7 @@ impl IndexScan {
                 scan,
                 slot,
                 keys,
+                filter,
             }
         }
     }
@@ -255,13 +289,20 @@ impl IndexScan {
     pub fn next(&mut self, direction: Direction) -> Option<Row> {
         let _switch = self.memory();
         // SAFETY: the scan was started; the slot fits the table.
-        unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) }
-            .then_some(Row(self.slot))
+        while unsafe { pg_sys::index_getnext_slot(self.scan, direction.raw(), self.slot) } {
+            if self.filter.lets_through(self.slot) {
+                return Some(Row(self.slot));
+            }
+        }
+        None
     }
 
     /// The next visible row, and where it is. The scan's snapshot is an MVCC one, or the scan is sent
     /// elsewhere before it goes on.
     pub fn next_with_spot(&mut self, direction: Direction) -> Option<(Row, Spot)> {
+        if self.filter.snapshot.is_some() {
+            return self.next(direction).map(|row| (row, Spot::NONE));
+        }
         let _switch = self.memory();
         let mut patience = u32::MAX;
         loop {
@@ -280,6 +321,7 @@ impl IndexScan {
     /// The next visible row. But after `patience` index entries in a row without one, the row version
     /// that the last of them leads to. The scan's snapshot is an MVCC one.
     pub fn next_visible(&mut self, direction: Direction, patience: u32) -> Found {
+        debug_assert!(self.filter.snapshot.is_none());
         let mut patience = patience;
         let _switch = self.memory();
         loop {
@@ -353,6 +395,7 @@ pub struct TableScan {
     context: pg_sys::MemoryContext,
     scan: pg_sys::TableScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
+    filter: Filter,
 }
 
 impl TableScan {
@@ -361,7 +404,9 @@ impl TableScan {
     pub unsafe fn new(table: &Relation, snapshot: pg_sys::Snapshot) -> Self {
         // SAFETY: the table is open.
         unsafe {
+            let (filter, snapshot) = Filter::new(table, snapshot);
             Self {
+                filter,
                 context: pg_sys::CurrentMemoryContext,
                 scan: pg_sys::table_beginscan(table.as_ptr(), snapshot, 0, std::ptr::null_mut()),
                 slot: pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut()),
@@ -372,15 +417,19 @@ impl TableScan {
     /// The next visible row.
     pub fn next(&mut self) -> Option<Row> {
         // SAFETY: as of IndexScan; and the slot fits the table.
-        unsafe {
+        while unsafe {
             let _switch = MemorySwitch::to(self.context);
             pg_sys::table_scan_getnextslot(
                 self.scan,
                 pg_sys::ScanDirection::ForwardScanDirection,
                 self.slot,
             )
+        } {
+            if self.filter.lets_through(self.slot) {
+                return Some(Row(self.slot));
+            }
         }
-        .then_some(Row(self.slot))
+        None
     }
 }
 

@@ -83,6 +83,15 @@ impl OwnRowsVisible {
         Self(copy)
     }
 
+    /// A copy that changes nothing.
+    ///
+    /// # Safety
+    /// As of [`Self::copy`].
+    pub unsafe fn same(of: pg_sys::Snapshot) -> Self {
+        // SAFETY: the caller's promise; the arrays stay shared with the original.
+        Self(Box::new(unsafe { *of }))
+    }
+
     /// A copy in which the own transaction's rows do not count at all.
     ///
     /// # Safety
@@ -94,10 +103,32 @@ impl OwnRowsVisible {
         copy
     }
 
+    /// For scans of ours that a serializable transaction leaves no trace with: they lock no pages or
+    /// rows against later writers, and do not notice earlier ones.
+    pub fn quiet(mut self) -> Self {
+        self.0.speculativeToken = QUIET;
+        self
+    }
+
     /// For scans.
     pub fn as_ptr(&mut self) -> pg_sys::Snapshot {
         &mut *self.0
     }
+}
+
+/// A mark of copies, in a field that the server has for snapshots of another kind alone.
+const QUIET: u32 = 0x7175_6965;
+
+/// Is this a copy made by [`OwnRowsVisible::quiet`]? Scans look at all row versions then, which the
+/// server takes no notice of, and ask of each whether the snapshot sees it.
+///
+/// # Safety
+/// The snapshot is a static one, active or registered, or one of our copies.
+pub unsafe fn is_quiet(snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the caller's promise.
+    let snapshot = unsafe { &*snapshot };
+    snapshot.speculativeToken == QUIET
+        && snapshot.snapshot_type == pg_sys::SnapshotType::SNAPSHOT_MVCC
 }
 
 /// Committed rows and the own transaction's, by the latest state: for rows that only the holder

@@ -7,6 +7,7 @@
 use super::compat;
 use super::raw;
 use super::relation::Relation;
+use super::snapshot::is_quiet;
 use pgrx::pg_sys;
 
 /// Where a row was found: the address that its index entry has, at which its chain of versions begins,
@@ -68,7 +69,8 @@ impl Spot {
         let columns = table.tuple_desc();
         // SAFETY: the table is open.
         let natts = unsafe { (*columns).natts };
-        if self.offset == 0 || natts as usize != COLUMNS {
+        // SAFETY: the caller's promise.
+        if self.offset == 0 || natts as usize != COLUMNS || unsafe { is_quiet(snapshot) } {
             return None;
         }
         let mut address = pg_sys::ItemPointerData::default();

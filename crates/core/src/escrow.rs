@@ -3,8 +3,9 @@
 //!
 //! # How it works
 //! An [`Account`] holds what the transactions in flight have reserved of one counter: what they
-//! would take from it, and what they would add. They are never set off against each other, since
-//! any of them may abort. A reservation is made first, and then checked against the value that a
+//! would take from it, and what they would add. Those of different transactions are never set off
+//! against each other, since any of them may abort; what one transaction asks for in all is in
+//! [`path`](crate::path). A reservation is made first, and then checked against the value that a
 //! snapshot taken *after* it sees:
 //!
 //! > value - takes of all others that were noted with the reservation - own takes >= min
@@ -30,6 +31,8 @@
 //!
 //! What is on hold of a counter is out of reach for takes, and part of the value for adds: it makes
 //! no room below a maximum. So floors come from what is free, ceilings from the whole value.
+
+use crate::path::{Path, Step};
 
 /// The limits of a counter. Both include 0, where every counter starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,28 +63,12 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    const NONE: Self = Self {
+    /// Nothing.
+    pub const NONE: Self = Self {
         takes: 0,
         adds: 0,
         backed: 0,
     };
-
-    /// What a delta reserves. None: it is too large to be turned round.
-    pub fn of(delta: i64) -> Option<Self> {
-        Some(Self {
-            takes: if delta < 0 { delta.checked_neg()? } else { 0 },
-            adds: delta.max(0),
-            backed: 0,
-        })
-    }
-
-    /// What a delta reserves that a hold keeps room for.
-    pub fn backed(delta: i64) -> Option<Self> {
-        Self::of(delta).map(|all| Self {
-            backed: all.takes,
-            ..all
-        })
-    }
 
     /// Both sums. None: one is out of range.
     pub fn checked_add(self, other: Self) -> Option<Self> {
@@ -110,7 +97,7 @@ impl Amounts {
         }
     }
 
-    /// Nothing.
+    /// Is it nothing?
     pub fn is_zero(self) -> bool {
         self == Self::default()
     }
@@ -134,7 +121,7 @@ impl Standing {
 
     /// What it takes from what is free: a hold that has not expired at `clock` counts itself, or is
     /// confirmed and part of the value.
-    fn takes_at(self, clock: i64) -> i128 {
+    pub fn takes_at(self, clock: i64) -> i128 {
         let backed = if clock < self.backed_until {
             self.amounts.backed
         } else {
@@ -165,6 +152,26 @@ pub struct Noted {
 }
 
 impl Noted {
+    /// What others have reserved, or have committed after a snapshot: that much of takes and adds.
+    pub fn unseen(takes: i64, adds: i64) -> Self {
+        Self {
+            others: Standing {
+                amounts: Amounts {
+                    takes,
+                    adds,
+                    backed: 0,
+                },
+                backed_until: i64::MAX,
+            },
+            ..Self::NOBODY
+        }
+    }
+
+    /// What had committed since the account was opened; wraps around.
+    pub fn committed(&self) -> Amounts {
+        self.committed
+    }
+
     /// Nobody else is there.
     pub const NOBODY: Self = Self {
         others: Standing::NONE,
@@ -229,24 +236,33 @@ impl Account {
         self.forgotten = self.forgotten.wrapping_add(1);
     }
 
-    /// Reserves more for a transaction that has reserved `own` here before. None: out of range.
-    pub fn reserve(&mut self, own: Amounts, more: Amounts) -> Option<Noted> {
-        let noted = Noted {
+    /// What is in flight, for one who has reserved `own`.
+    pub fn note(&self, own: Amounts) -> Noted {
+        Noted {
             others: Standing {
                 amounts: self.in_flight.minus(own),
                 backed_until: self.backed_until,
             },
             committed: self.committed,
             forgotten: self.forgotten,
-        };
+        }
+    }
+
+    /// Reserves more for a transaction that has reserved `own` here before. None: out of range.
+    fn reserve(&mut self, own: Amounts, more: Amounts) -> Option<Noted> {
+        let noted = self.note(own);
         self.in_flight = self.in_flight.checked_add(more)?;
         Some(noted)
     }
 
-    /// The same for what a hold keeps room for until then.
-    pub fn reserve_backed(&mut self, own: Amounts, more: Amounts, until: i64) -> Option<Noted> {
-        let noted = self.reserve(own, more)?;
-        self.backed_until = self.backed_until.min(until);
+    /// Reserves what a transaction needs to go on. To be called before it looks whether what it
+    /// leans on has expired. None: out of range.
+    pub fn reserve_step(&mut self, step: &Step) -> Option<Noted> {
+        let wanted = step.wanted();
+        let noted = self.reserve(step.before.amounts(), wanted)?;
+        if wanted.backed != 0 {
+            self.backed_until = self.backed_until.min(step.after.backed_until());
+        }
         Some(noted)
     }
 
@@ -326,24 +342,25 @@ pub enum Verdict {
     Refused,
 }
 
-/// What could be taken for certain, on top of what the transaction has reserved before, by what was
-/// seen after `noted`. None: there is no minimum.
-pub fn available(bounds: Bounds, seen: Seen, own: Standing, noted: Noted) -> Option<i64> {
-    let left = seen.free()
-        - i128::from(bounds.min?)
-        - own.takes_at(seen.clock)
-        - noted.others.takes_at(seen.clock);
+/// What could be taken for certain, on top of what the transaction has done before, by what was seen
+/// after `noted`. `now` is a time that was looked up after what was done was reserved. None: there is
+/// no minimum.
+pub fn available(bounds: Bounds, seen: Seen, own: &Path, now: i64, noted: Noted) -> Option<i64> {
+    let distance = seen.free() - i128::from(bounds.min?) - noted.others.takes_at(seen.clock);
+    // As low as it was once, the path may be again.
+    let left = own.free_at(now) + distance.max(own.needed_at(now).into());
     Some(i64::try_from(left.max(0)).unwrap_or(i64::MAX))
 }
 
-/// Checks `wanted`, on top of what the transaction has reserved before (`own`), against what was seen
-/// after the reservation was made.
-pub fn check(bounds: Bounds, seen: Seen, own: Standing, wanted: Amounts, noted: Noted) -> Verdict {
-    let side = |wanted: i64, own: i128, others: i128, distance: Option<i128>| {
-        let Some(distance) = distance.filter(|_| wanted != 0) else {
+/// Checks a step against what was seen after it was reserved. `now` is a time that was looked up after
+/// that as well: see `holds.rs`.
+pub fn check(bounds: Bounds, seen: Seen, step: &Step, now: i64, noted: Noted) -> Verdict {
+    // What is asked for, in all, and what was granted of it before.
+    let side = |before: i64, after: i64, others: i128, distance: Option<i128>| {
+        let Some(distance) = distance.filter(|_| after > before) else {
             return Verdict::Granted;
         };
-        let alone = own + i128::from(wanted);
+        let alone = i128::from(after);
         if alone + others <= distance {
             Verdict::Granted
         } else if alone <= distance {
@@ -352,15 +369,25 @@ pub fn check(bounds: Bounds, seen: Seen, own: Standing, wanted: Amounts, noted: 
             Verdict::Refused
         }
     };
-    let down = bounds.min.map(|min| seen.free() - i128::from(min));
-    let up = bounds.max.map(|max| i128::from(max) - seen.value);
+    let (before, after) = (&step.before, &step.after);
     let others = noted.others;
-    let adds = |standing: Standing| i128::from(standing.amounts.adds);
-    let takes = |standing: Standing| standing.takes_at(seen.clock);
-    match (
-        side(wanted.takes, takes(own), takes(others), down),
-        side(wanted.adds, adds(own), adds(others), up),
-    ) {
+    let down = side(
+        before.needed_at(now),
+        after.needed_at(now),
+        others.takes_at(seen.clock),
+        // Where no more is taken than before, that stays so whatever has expired meanwhile.
+        bounds
+            .min
+            .filter(|_| step.wanted().takes != 0)
+            .map(|min| seen.free() - i128::from(min)),
+    );
+    let up = side(
+        before.amounts().adds,
+        after.amounts().adds,
+        others.amounts.adds.into(),
+        bounds.max.map(|max| i128::from(max) - seen.value),
+    );
+    match (down, up) {
         (Verdict::Refused, _) | (_, Verdict::Refused) => Verdict::Refused,
         (Verdict::Contended, _) | (_, Verdict::Contended) => Verdict::Contended,
         _ => Verdict::Granted,
@@ -370,14 +397,15 @@ pub fn check(bounds: Bounds, seen: Seen, own: Standing, wanted: Amounts, noted: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::Change;
     use proptest::prelude::*;
 
     /// A transaction that goes through the steps of a call one at a time, so that those of others
     /// come in between.
     #[derive(Clone, Debug, Default)]
     struct Xact {
-        /// Granted so far, each call's.
-        granted: Vec<(Kind, Amounts)>,
+        /// After each call that was granted: what there would be if it ended so.
+        states: Vec<State>,
         call: Option<Call>,
         /// Its changes are visible, its reservations not yet released.
         visible: bool,
@@ -385,71 +413,555 @@ mod tests {
         doomed: bool,
     }
 
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Kind {
-        Delta,
-        Hold,
-        /// Of a hold that had been committed.
-        Confirm,
+    /// What a transaction has done so far.
+    #[derive(Clone, Debug, Default)]
+    struct State {
+        path: Path,
+        value: i128,
+        /// Holds that it has made.
+        made: Vec<Hold>,
+        /// Holds of others' sight that it has ended.
+        ended: Vec<Hold>,
     }
 
-    #[derive(Clone, Copy, Debug)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Hold {
+        id: u64,
+        amount: i64,
+        until: i64,
+    }
+
+    fn held(holds: &[Hold], clock: i64) -> i128 {
+        let left = holds.iter().filter(|hold| clock < hold.until);
+        left.map(|hold| i128::from(hold.amount)).sum()
+    }
+
+    impl State {
+        /// What it changes of what is free.
+        fn free(&self, clock: i64) -> i128 {
+            self.value - held(&self.made, clock) + held(&self.ended, clock)
+        }
+    }
+
+    #[derive(Clone, Debug)]
     struct Call {
-        kind: Kind,
-        wanted: Amounts,
-        noted: Noted,
+        /// Looked up before anything.
+        clock: i64,
+        then: State,
+        /// A hold keeps room for it until then.
+        kept: Option<i64>,
+        noted: Option<Noted>,
+        /// Looked up after it was reserved.
+        now: Option<i64>,
         /// What its snapshot has shown.
         seen: Option<Seen>,
     }
 
-    #[derive(Clone, Debug)]
-    enum Step {
-        Reserve(usize, i64),
-        Hold(usize, i64),
-        Confirm(usize),
+    /// What is done with a hold.
+    #[derive(Clone, Copy, Debug)]
+    enum How {
         Release,
+        Confirm(i64),
+        Extend(i64),
+        Reduce(i64),
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Delta(usize, i64),
+        Hold(usize, i64, i64),
+        /// One that others see, or its own.
+        With(usize, usize, How),
+        Own(usize, usize, How),
+        Reserve(usize),
+        Look(usize),
         Read(usize),
         Decide(usize),
+        /// Whatever is left of these four.
+        Finish(usize),
         BecomeVisible(usize),
         Commit(usize),
         Abort(usize),
         UndoLast(usize),
         Redefine(i128),
+        Tick,
     }
 
     const XACTS: usize = 4;
 
-    fn step() -> impl Strategy<Value = Step> {
-        let xact = 0..XACTS;
+    fn how() -> impl Strategy<Value = How> {
         prop_oneof![
-            8 => (xact.clone(), -4i64..5).prop_map(|(x, delta)| Step::Reserve(x, delta)),
-            2 => (xact.clone(), 1i64..4).prop_map(|(x, amount)| Step::Hold(x, amount)),
-            2 => xact.clone().prop_map(Step::Confirm),
-            1 => Just(Step::Release),
-            6 => xact.clone().prop_map(Step::Read),
-            8 => xact.clone().prop_map(Step::Decide),
-            4 => xact.clone().prop_map(Step::BecomeVisible),
-            6 => xact.clone().prop_map(Step::Commit),
-            2 => xact.clone().prop_map(Step::Abort),
-            2 => xact.prop_map(Step::UndoLast),
-            1 => (0i128..9).prop_map(Step::Redefine),
+            2 => Just(How::Release),
+            2 => (1i64..4).prop_map(How::Confirm),
+            1 => (1i64..6).prop_map(How::Extend),
+            1 => (1i64..4).prop_map(How::Reduce),
         ]
     }
 
-    fn sum(granted: &[(Kind, Amounts)]) -> Amounts {
-        granted
-            .iter()
-            .fold(Amounts::default(), |sum, (_, more)| sum.plus(*more))
+    fn act() -> impl Strategy<Value = Act> {
+        let xact = 0..XACTS;
+        prop_oneof![
+            8 => (xact.clone(), -4i64..5).prop_map(|(x, delta)| Act::Delta(x, delta)),
+            3 => (xact.clone(), 1i64..4, 1i64..9).prop_map(|(x, amount, ttl)| Act::Hold(x, amount, ttl)),
+            4 => (xact.clone(), 0usize..8, how()).prop_map(|(x, nth, how)| Act::With(x, nth, how)),
+            2 => (xact.clone(), 0usize..8, how()).prop_map(|(x, nth, how)| Act::Own(x, nth, how)),
+            8 => xact.clone().prop_map(Act::Reserve),
+            6 => xact.clone().prop_map(Act::Look),
+            6 => xact.clone().prop_map(Act::Read),
+            8 => xact.clone().prop_map(Act::Decide),
+            4 => xact.clone().prop_map(Act::BecomeVisible),
+            6 => xact.clone().prop_map(Act::Commit),
+            2 => xact.clone().prop_map(Act::Abort),
+            3 => xact.prop_map(Act::UndoLast),
+            1 => (0i128..9).prop_map(Act::Redefine),
+            4 => Just(Act::Tick),
+        ]
     }
 
-    /// Holds of the model end, but do not expire.
-    const NEVER: i64 = 100;
-    const NOW: i64 = 50;
+    /// Two who are after what is on hold, and expires.
+    fn act_on_holds() -> impl Strategy<Value = Act> {
+        let xact = 0usize..2;
+        prop_oneof![
+            4 => (xact.clone(), -4i64..0).prop_map(|(x, delta)| Act::Delta(x, delta)),
+            4 => (xact.clone(), 0usize..2, how()).prop_map(|(x, nth, how)| Act::With(x, nth, how)),
+            1 => (xact.clone(), 0usize..2, how()).prop_map(|(x, nth, how)| Act::Own(x, nth, how)),
+            8 => xact.clone().prop_map(Act::Finish),
+            2 => xact.clone().prop_map(Act::Reserve),
+            2 => xact.clone().prop_map(Act::Look),
+            2 => xact.clone().prop_map(Act::Read),
+            2 => xact.clone().prop_map(Act::Decide),
+            1 => xact.clone().prop_map(Act::BecomeVisible),
+            1 => xact.clone().prop_map(Act::Commit),
+            1 => xact.prop_map(Act::UndoLast),
+            2 => Just(Act::Tick),
+        ]
+    }
 
-    fn standing(amounts: Amounts) -> Standing {
-        Standing {
-            amounts,
-            backed_until: NEVER,
+    struct World {
+        bounds: Bounds,
+        value: i128,
+        holds: Vec<Hold>,
+        clock: i64,
+        last_id: u64,
+        account: Account,
+        xacts: [Xact; XACTS],
+    }
+
+    impl World {
+        fn seen(&self, clock: i64) -> Seen {
+            Seen {
+                value: self.value,
+                held: held(&self.holds, clock),
+                clock,
+            }
+        }
+
+        fn open(&self) -> impl Iterator<Item = &Xact> {
+            self.xacts
+                .iter()
+                .filter(|xact| !xact.visible && !xact.doomed)
+        }
+
+        /// Whichever transactions commit, all or a beginning of each, what is free stays above the
+        /// minimum for ever, and the value below the maximum; and the account knows what it says.
+        fn check(&self) -> Result<(), TestCaseError> {
+            let in_flight = self.account.in_flight();
+            for clock in self.clock..self.clock + 12 {
+                let lowest = self.open().map(|xact| {
+                    let ends = xact.states.iter().map(|state| state.free(clock));
+                    ends.min().unwrap_or(0).min(0)
+                });
+                let lowest = self.seen(clock).free() + lowest.sum::<i128>();
+                let min = self.bounds.min.map_or(i128::MIN, i128::from);
+                prop_assert!(lowest >= min, "{lowest} is possible at {clock}");
+                if let Some(floor) = self.account.floor {
+                    prop_assert!(i128::from(floor) - i128::from(in_flight.takes) <= lowest);
+                }
+            }
+            let highest = self.open().map(|xact| {
+                let ends = xact.states.iter().map(|state| state.value);
+                ends.max().unwrap_or(0).max(0)
+            });
+            let highest = self.value + highest.sum::<i128>();
+            let max = self.bounds.max.map_or(i128::MAX, i128::from);
+            prop_assert!(highest <= max, "{highest} is possible");
+            if let Some(ceiling) = self.account.ceiling {
+                prop_assert!(i128::from(ceiling) + i128::from(in_flight.adds) >= highest);
+            }
+            Ok(())
+        }
+
+        fn may_call(&self, x: usize) -> bool {
+            self.xacts[x].call.is_none() && !self.xacts[x].visible && !self.xacts[x].doomed
+        }
+
+        fn call(
+            &mut self,
+            x: usize,
+            kept: Option<i64>,
+            change: impl FnOnce(&mut State) -> Option<Path>,
+        ) {
+            let mut then = self.xacts[x].states.last().cloned().unwrap_or_default();
+            then.path = change(&mut then).unwrap();
+            self.xacts[x].call = Some(Call {
+                clock: self.clock,
+                then,
+                kept,
+                noted: None,
+                now: None,
+                seen: None,
+            });
+        }
+
+        /// Ends a hold that others see, one that nobody else is at.
+        fn with(&mut self, x: usize, nth: usize, how: How) {
+            let busy = |hold: &Hold| {
+                let mut xacts = self.xacts.iter();
+                xacts.any(|xact| {
+                    let call = xact.call.iter().map(|call| &call.then);
+                    xact.states
+                        .iter()
+                        .chain(call)
+                        .any(|state| state.ended.contains(hold))
+                })
+            };
+            let free: Vec<Hold> = self
+                .holds
+                .iter()
+                .copied()
+                .filter(|hold| !busy(hold))
+                .collect();
+            if free.is_empty() || !self.may_call(x) {
+                return;
+            }
+            let hold = free[nth % free.len()];
+            let clock = self.clock;
+            let kept = (!matches!(how, How::Release)).then_some(hold.until);
+            self.call(x, kept, |state| {
+                let mut path = state.path;
+                state.ended.push(hold);
+                // One that has expired gives nothing back.
+                if clock < hold.until {
+                    path = path.then(Change::release(hold.amount, hold.until))?;
+                }
+                match how {
+                    How::Release => Some(path),
+                    How::Confirm(part) => {
+                        let amount = part.min(hold.amount);
+                        state.value -= i128::from(amount);
+                        path.then(Change::delta(-amount))
+                    }
+                    How::Extend(ttl) => {
+                        let until = hold.until.max(clock + ttl);
+                        state.made.push(Hold { until, ..hold });
+                        path.then(Change::hold(hold.amount))
+                    }
+                    How::Reduce(part) => {
+                        let amount = hold.amount - part.min(hold.amount);
+                        state.made.push(Hold { amount, ..hold });
+                        path.then(Change::hold(amount))
+                    }
+                }
+            });
+            // Expired already when it was locked.
+            if kept.is_some_and(|until| until <= clock) {
+                self.xacts[x].call = None;
+            }
+        }
+
+        fn own(&mut self, x: usize, nth: usize, how: How) {
+            let made = self.xacts[x]
+                .states
+                .last()
+                .map_or(0, |state| state.made.len());
+            if made == 0 || !self.may_call(x) {
+                return;
+            }
+            let clock = self.clock;
+            let mut kept = None;
+            self.call(x, None, |state| {
+                let hold = state.made.remove(nth % made);
+                kept = (!matches!(how, How::Release)).then_some(hold.until);
+                match how {
+                    How::Release => state.path.then(Change::release_own(hold.amount)),
+                    How::Confirm(part) => {
+                        let amount = part.min(hold.amount);
+                        state.value -= i128::from(amount);
+                        let path = state.path.then(Change::release_own(hold.amount))?;
+                        path.then(Change::delta(-amount))
+                    }
+                    How::Extend(ttl) => {
+                        let until = hold.until.max(clock + ttl);
+                        state.made.push(Hold { until, ..hold });
+                        Some(state.path)
+                    }
+                    How::Reduce(part) => {
+                        let part = part.min(hold.amount);
+                        let amount = hold.amount - part;
+                        state.made.push(Hold { amount, ..hold });
+                        state.path.then(Change::release_own(part))
+                    }
+                }
+            });
+            if kept.is_some_and(|until| until <= clock) {
+                self.xacts[x].call = None;
+            } else if let Some(call) = &mut self.xacts[x].call {
+                call.kept = kept;
+            }
+        }
+
+        fn step(&self, x: usize) -> Option<Step> {
+            let xact = &self.xacts[x];
+            xact.call.as_ref().map(|call| Step {
+                before: xact.states.last().map_or(Path::NEW, |state| state.path),
+                after: call.then.path,
+            })
+        }
+
+        fn grant(&mut self, x: usize) {
+            let xact = &mut self.xacts[x];
+            if let Some(call) = xact.call.take() {
+                xact.states.push(call.then);
+            }
+        }
+
+        fn give_back(&mut self, x: usize) {
+            let step = self.step(x);
+            if let (Some(step), Some(call)) = (step, self.xacts[x].call.take())
+                && call.noted.is_some()
+            {
+                self.account.release(step.wanted(), End::Aborted);
+            }
+        }
+
+        fn run(&mut self, act: Act) -> Result<(), TestCaseError> {
+            match act {
+                Act::Delta(x, delta) if self.may_call(x) => self.call(x, None, |state| {
+                    state.value += i128::from(delta);
+                    state.path.then(Change::delta(delta))
+                }),
+                Act::Hold(x, amount, ttl) if self.may_call(x) => {
+                    self.last_id += 1;
+                    let (id, until) = (self.last_id, self.clock + ttl);
+                    self.call(x, None, |state| {
+                        state.made.push(Hold { id, amount, until });
+                        state.path.then(Change::hold(amount))
+                    });
+                }
+                Act::Delta(..) | Act::Hold(..) => {}
+                Act::With(x, nth, how) => self.with(x, nth, how),
+                Act::Own(x, nth, how) => self.own(x, nth, how),
+                Act::Reserve(x) => {
+                    let Some(step) = self.step(x) else {
+                        return Ok(());
+                    };
+                    let Some(call) = &mut self.xacts[x].call else {
+                        return Ok(());
+                    };
+                    if call.noted.is_some() || self.xacts[x].doomed {
+                        return Ok(());
+                    }
+                    if step.wanted().is_zero() && call.kept.is_none() {
+                        self.grant(x);
+                        return Ok(());
+                    }
+                    call.noted = self.account.reserve_step(&step);
+                    if call.kept.is_none() && self.account.is_covered(self.bounds, step.wanted()) {
+                        self.grant(x);
+                    }
+                }
+                Act::Look(x) => {
+                    let clock = self.clock;
+                    let Some(call) = &mut self.xacts[x].call else {
+                        return Ok(());
+                    };
+                    if call.noted.is_none() || call.now.is_some() {
+                        return Ok(());
+                    }
+                    call.now = Some(clock);
+                    match call.kept {
+                        Some(until) if clock < until => self.grant(x),
+                        Some(_) => self.give_back(x),
+                        None => {}
+                    }
+                }
+                Act::Read(x) => {
+                    let Some(call) = &self.xacts[x].call else {
+                        return Ok(());
+                    };
+                    if call.noted.is_some() && call.seen.is_none() {
+                        let seen = self.seen(call.clock);
+                        self.xacts[x].call.as_mut().unwrap().seen = Some(seen);
+                    }
+                }
+                Act::Decide(x) => {
+                    let Some(step) = self.step(x) else {
+                        return Ok(());
+                    };
+                    let Some(Call {
+                        noted: Some(noted),
+                        seen: Some(seen),
+                        now: Some(now),
+                        ..
+                    }) = self.xacts[x].call
+                    else {
+                        return Ok(());
+                    };
+                    self.account.learn(noted, seen);
+                    let verdict = check(self.bounds, seen, &step, now, noted);
+                    // What is said to be available is what would be granted.
+                    let less = step.before.free_at(now) - step.after.free_at(now);
+                    if let Some(available) = available(self.bounds, seen, &step.before, now, noted)
+                        && less > 0
+                        && step.after.backed_until() == step.before.backed_until()
+                        && verdict != Verdict::Granted
+                    {
+                        prop_assert!(less > available.into(), "{available} of {less}");
+                    }
+                    if verdict == Verdict::Granted {
+                        self.grant(x);
+                    } else {
+                        self.give_back(x);
+                    }
+                }
+                Act::Finish(x) => {
+                    for act in [Act::Reserve, Act::Look, Act::Read, Act::Decide] {
+                        self.run(act(x))?;
+                    }
+                }
+                Act::BecomeVisible(x) => {
+                    let xact = &mut self.xacts[x];
+                    if xact.call.is_some() || xact.visible || xact.doomed {
+                        return Ok(());
+                    }
+                    if let Some(state) = xact.states.last() {
+                        self.value += state.value;
+                        self.holds.retain(|hold| !state.ended.contains(hold));
+                        self.holds.extend(&state.made);
+                    }
+                    xact.visible = true;
+                }
+                Act::Commit(x) => {
+                    let xact = &mut self.xacts[x];
+                    if xact.visible {
+                        let state = xact.states.last().cloned().unwrap_or_default();
+                        self.account.release(state.path.amounts(), End::Committed);
+                        *xact = Xact::default();
+                    }
+                }
+                Act::Abort(x) => {
+                    if !self.xacts[x].visible {
+                        self.give_back(x);
+                        let state = self.xacts[x].states.last().cloned().unwrap_or_default();
+                        self.account.release(state.path.amounts(), End::Aborted);
+                        self.xacts[x] = Xact::default();
+                    }
+                }
+                Act::UndoLast(x) => {
+                    let xact = &mut self.xacts[x];
+                    if !xact.visible
+                        && xact.call.is_none()
+                        && let Some(state) = xact.states.pop()
+                    {
+                        let before = xact.states.last().map_or(Path::NEW, |state| state.path);
+                        let amounts = state.path.amounts().minus(before.amounts());
+                        self.account.release(amounts, End::Aborted);
+                    }
+                }
+                // The bounds were away, the counter was changed past the account, and the bounds are
+                // back. The first who comes by the new ones makes the account forget.
+                Act::Redefine(value) => {
+                    for xact in self.xacts.iter_mut().filter(|xact| !xact.visible) {
+                        xact.doomed |= xact.call.is_some() || !xact.states.is_empty();
+                    }
+                    self.value = value;
+                    self.holds.clear();
+                    self.account.forget();
+                }
+                Act::Tick => self.clock += 1,
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #[test]
+        fn no_outcome_breaks_a_bound(
+            start in 0i128..9,
+            first in 0i64..4,
+            second in 0i64..3,
+            min in prop_oneof![Just(None), Just(Some(0i64)), Just(Some(-2))],
+            max in prop_oneof![Just(None), Just(Some(8i64)), Just(Some(10))],
+            acts in proptest::collection::vec(act(), 0..120),
+        ) {
+            let mut world = World {
+                bounds: Bounds { min, max },
+                value: start.max((first + second).into()),
+                holds: vec![
+                    Hold { id: 0, amount: first, until: 6 },
+                    Hold { id: 1, amount: second, until: 3 },
+                ],
+                clock: 0,
+                last_id: 1,
+                account: Account::NEW,
+                xacts: Default::default(),
+            };
+            for act in acts {
+                world.run(act)?;
+                world.check()?;
+            }
+        }
+
+        #[test]
+        fn what_was_on_hold_is_had_once(
+            free in 0i128..2,
+            first in 1i64..4,
+            second in 1i64..3,
+            acts in proptest::collection::vec(act_on_holds(), 0..50),
+        ) {
+            let mut world = World {
+                bounds: Bounds { min: Some(0), max: None },
+                value: free + i128::from(first + second),
+                holds: vec![
+                    Hold { id: 0, amount: first, until: 1 },
+                    Hold { id: 1, amount: second, until: 3 },
+                ],
+                clock: 0,
+                last_id: 1,
+                account: Account::NEW,
+                xacts: Default::default(),
+            };
+            for act in acts {
+                world.run(act)?;
+                world.check()?;
+            }
+        }
+
+        /// Alone, all is granted that no beginning of what was done would break a bound with.
+        #[test]
+        fn alone_everything_that_fits_is_granted(
+            start in -5i128..6,
+            deltas in proptest::collection::vec(-6i64..7, 1..8),
+        ) {
+            let bounds = Bounds { min: Some(-5), max: Some(5) };
+            let mut account = Account::NEW;
+            let mut before = Path::NEW;
+            for delta in deltas {
+                let step = Step { before, after: before.then(Change::delta(delta)).unwrap() };
+                let noted = account.reserve_step(&step).unwrap();
+                let verdict = check(bounds, seen(start, 0), &step, 0, noted);
+                let then = start + i128::from(step.after.value());
+                let fits = bounds.contain(then);
+                prop_assert_eq!(verdict, if fits { Verdict::Granted } else { Verdict::Refused });
+                let available = available(bounds, seen(start, 0), &before, 0, noted).unwrap();
+                prop_assert_eq!(i128::from(available), start + i128::from(before.value()) + 5);
+                if fits {
+                    before = step.after;
+                } else {
+                    account.release(step.wanted(), End::Aborted);
+                }
+            }
         }
     }
 
@@ -457,209 +969,15 @@ mod tests {
         Seen {
             value,
             held,
-            clock: NOW,
+            clock: 0,
         }
     }
 
-    struct World {
-        bounds: Bounds,
-        /// What a snapshot taken now would see.
-        seen: Seen,
-        account: Account,
-        xacts: [Xact; XACTS],
-    }
-
-    impl World {
-        fn open(&self, counts: impl Fn(Kind) -> bool) -> Amounts {
-            let open = self.xacts.iter().filter(|x| !x.visible && !x.doomed);
-            open.flat_map(|xact| &xact.granted)
-                .filter(|(kind, _)| counts(*kind))
-                .fold(Amounts::default(), |sum, (_, more)| sum.plus(*more))
-        }
-
-        /// Whichever transactions commit, the value stays within the bounds; and the account knows
-        /// what it says.
-        fn check(&self) -> Result<(), TestCaseError> {
-            // What is confirmed was held before, or is held still.
-            let open = self.open(|kind| kind != Kind::Confirm);
-            let lowest = self.seen.free() - i128::from(open.takes);
-            let highest = self.seen.value + i128::from(open.adds);
-            prop_assert!(self.bounds.contain(lowest), "{lowest} is possible");
-            prop_assert!(self.bounds.contain(highest), "{highest} is possible");
-            let in_flight = self.account.in_flight();
-            if let Some(floor) = self.account.floor {
-                prop_assert!(i128::from(floor) - i128::from(in_flight.takes) <= lowest);
-            }
-            if let Some(ceiling) = self.account.ceiling {
-                prop_assert!(i128::from(ceiling) + i128::from(in_flight.adds) >= highest);
-            }
-            Ok(())
-        }
-
-        fn reserve(&mut self, x: usize, kind: Kind, delta: i64) {
-            let xact = &mut self.xacts[x];
-            if xact.call.is_some() || xact.visible || delta == 0 {
-                return;
-            }
-            let wanted = match kind {
-                Kind::Confirm => Amounts::backed(delta).unwrap(),
-                _ => Amounts::of(delta).unwrap(),
-            };
-            let own = sum(&xact.granted);
-            let noted = match kind {
-                Kind::Confirm => self.account.reserve_backed(own, wanted, NEVER),
-                _ => self.account.reserve(own, wanted),
-            }
-            .unwrap();
-            if kind == Kind::Confirm || self.account.is_covered(self.bounds, wanted) {
-                xact.granted.push((kind, wanted));
-            } else {
-                xact.call = Some(Call {
-                    kind,
-                    wanted,
-                    noted,
-                    seen: None,
-                });
-            }
-        }
-
-        /// What is on hold and not being confirmed.
-        fn holds_left(&self) -> i128 {
-            let confirms = self.open(|kind| kind == Kind::Confirm);
-            self.seen.held - i128::from(confirms.takes)
-        }
-
-        fn run(&mut self, step: Step) {
-            let give_back = |account: &mut Account, xact: &mut Xact| {
-                if let Some(call) = xact.call.take() {
-                    account.release(call.wanted, End::Aborted);
-                }
-            };
-            match step {
-                Step::Reserve(x, delta) => self.reserve(x, Kind::Delta, delta),
-                Step::Hold(x, amount) => self.reserve(x, Kind::Hold, -amount),
-                Step::Confirm(x) => {
-                    if self.holds_left() > 0 && !self.xacts[x].doomed {
-                        self.reserve(x, Kind::Confirm, -1);
-                    }
-                }
-                Step::Release => self.seen.held -= self.holds_left().min(1),
-                Step::Read(x) => {
-                    if let Some(call) = &mut self.xacts[x].call {
-                        call.seen.get_or_insert(self.seen);
-                    }
-                }
-                Step::Decide(x) => {
-                    let xact = &mut self.xacts[x];
-                    let Some(call) = xact.call else { return };
-                    let Some(seen) = call.seen else { return };
-                    self.account.learn(call.noted, seen);
-                    let own = standing(sum(&xact.granted));
-                    let verdict = check(self.bounds, seen, own, call.wanted, call.noted);
-                    if verdict == Verdict::Granted {
-                        xact.granted.push((call.kind, call.wanted));
-                        xact.call = None;
-                    } else {
-                        give_back(&mut self.account, xact);
-                    }
-                }
-                Step::BecomeVisible(x) => {
-                    let xact = &mut self.xacts[x];
-                    if xact.call.is_some() || xact.visible || xact.doomed {
-                        return;
-                    }
-                    for (kind, amounts) in &xact.granted {
-                        let (takes, adds) = (i128::from(amounts.takes), i128::from(amounts.adds));
-                        match kind {
-                            Kind::Delta => self.seen.value += adds - takes,
-                            Kind::Hold => self.seen.held += takes,
-                            Kind::Confirm => {
-                                self.seen.value -= takes;
-                                self.seen.held -= takes;
-                            }
-                        }
-                    }
-                    xact.visible = true;
-                }
-                Step::Commit(x) => {
-                    let xact = &mut self.xacts[x];
-                    if xact.visible {
-                        for (_, amounts) in xact.granted.drain(..) {
-                            self.account.release(amounts, End::Committed);
-                        }
-                        xact.visible = false;
-                    }
-                }
-                Step::Abort(x) => {
-                    let xact = &mut self.xacts[x];
-                    if !xact.visible {
-                        give_back(&mut self.account, xact);
-                        for (_, amounts) in xact.granted.drain(..) {
-                            self.account.release(amounts, End::Aborted);
-                        }
-                        xact.doomed = false;
-                    }
-                }
-                Step::UndoLast(x) => {
-                    let xact = &mut self.xacts[x];
-                    if !xact.visible
-                        && xact.call.is_none()
-                        && let Some((_, amounts)) = xact.granted.pop()
-                    {
-                        self.account.release(amounts, End::Aborted);
-                    }
-                }
-                // The bounds were away, the counter was changed past the account, and the bounds are
-                // back. The first who comes by the new ones makes the account forget.
-                Step::Redefine(value) => {
-                    for xact in self.xacts.iter_mut().filter(|xact| !xact.visible) {
-                        xact.doomed |= xact.call.is_some() || !xact.granted.is_empty();
-                    }
-                    self.seen = seen(value, 0);
-                    self.account.forget();
-                }
-            }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
-        #[test]
-        fn no_outcome_breaks_a_bound(
-            start in 0i128..9,
-            held in 0i128..4,
-            min in prop_oneof![Just(None), Just(Some(0i64)), Just(Some(-2))],
-            max in prop_oneof![Just(None), Just(Some(8i64)), Just(Some(10))],
-            steps in proptest::collection::vec(step(), 0..60),
-        ) {
-            let mut world = World {
-                bounds: Bounds { min, max },
-                seen: seen(start, held.min(start)),
-                account: Account::NEW,
-                xacts: Default::default(),
-            };
-            for step in steps {
-                world.run(step);
-                world.check()?;
-            }
-        }
-
-        #[test]
-        fn alone_everything_that_fits_is_granted(
-            start in -5i128..5,
-            delta in -6i64..6,
-            earlier in -3i64..4,
-        ) {
-            let bounds = Bounds { min: Some(-5), max: Some(5) };
-            let mut account = Account::NEW;
-            let own = Amounts::of(earlier).unwrap();
-            account.reserve(Amounts::default(), own).unwrap();
-            let wanted = Amounts::of(delta).unwrap();
-            let noted = account.reserve(own, wanted).unwrap();
-            let verdict = check(bounds, seen(start, 0), standing(own), wanted, noted);
-            let fits = (wanted.takes == 0 || start - i128::from(own.takes + wanted.takes) >= -5)
-                && (wanted.adds == 0 || start + i128::from(own.adds + wanted.adds) <= 5);
-            prop_assert_eq!(verdict, if fits { Verdict::Granted } else { Verdict::Refused });
+    /// The first step of a transaction.
+    fn first(delta: i64) -> Step {
+        Step {
+            before: Path::NEW,
+            after: Path::NEW.then(Change::delta(delta)).unwrap(),
         }
     }
 
@@ -670,30 +988,30 @@ mod tests {
             max: None,
         };
         let mut account = Account::NEW;
-        let one = Amounts::of(-1).unwrap();
-        let noted = account.reserve(Amounts::default(), one).unwrap();
-        assert!(!account.is_covered(bounds, one));
+        let one = first(-1);
+        let wanted = one.wanted();
+        let noted = account.reserve_step(&one).unwrap();
+        assert!(!account.is_covered(bounds, wanted));
         account.learn(noted, seen(3, 0));
-        assert!(account.is_covered(bounds, one));
-        account.release(one, End::Committed);
+        assert!(account.is_covered(bounds, wanted));
+        account.release(wanted, End::Committed);
         for _ in 0..2 {
-            account.reserve(Amounts::default(), one).unwrap();
-            assert!(account.is_covered(bounds, one));
-            account.release(one, End::Committed);
+            account.reserve_step(&one).unwrap();
+            assert!(account.is_covered(bounds, wanted));
+            account.release(wanted, End::Committed);
         }
-        account.reserve(Amounts::default(), one).unwrap();
-        assert!(!account.is_covered(bounds, one));
+        account.reserve_step(&one).unwrap();
+        assert!(!account.is_covered(bounds, wanted));
     }
 
     #[test]
     fn extreme_numbers_are_out_of_range_and_nothing_else() {
-        assert_eq!(Amounts::of(i64::MIN), None);
         let mut account = Account::NEW;
-        let all = Amounts::of(-i64::MAX).unwrap();
-        assert!(account.reserve(Amounts::default(), all).is_some());
-        assert!(account.reserve(all, all).is_none());
-        assert_eq!(account.in_flight(), all);
-        let noted = account.reserve(Amounts::default(), Amounts::default());
+        let all = first(-i64::MAX);
+        assert!(account.reserve_step(&all).is_some());
+        assert!(account.reserve_step(&all).is_none());
+        assert_eq!(account.in_flight(), all.wanted());
+        let noted = account.reserve_step(&first(0));
         for value in [i128::MAX / 4, i128::MIN / 4] {
             account.learn(noted.unwrap(), seen(value, 0));
         }
@@ -706,15 +1024,14 @@ mod tests {
             max: Some(10),
         };
         let seen = seen(10, 3);
-        let none = Amounts::default();
         let verdict = |delta: i64| {
             let mut account = Account::NEW;
-            let wanted = Amounts::of(delta).unwrap();
-            let noted = account.reserve(none, wanted).unwrap();
+            let step = first(delta);
+            let noted = account.reserve_step(&step).unwrap();
             account.learn(noted, seen);
-            let verdict = check(bounds, seen, Standing::NONE, wanted, noted);
+            let verdict = check(bounds, seen, &step, 0, noted);
             assert_eq!(
-                account.is_covered(bounds, wanted),
+                account.is_covered(bounds, step.wanted()),
                 verdict == Verdict::Granted
             );
             verdict
@@ -727,8 +1044,7 @@ mod tests {
     #[test]
     fn who_has_read_before_the_account_forgot_teaches_nothing() {
         let mut account = Account::NEW;
-        let none = Amounts::default();
-        let noted = account.reserve(none, Amounts::of(-1).unwrap()).unwrap();
+        let noted = account.reserve_step(&first(-1)).unwrap();
         account.forget();
         account.learn(noted, seen(10, 0));
         assert_eq!((account.floor, account.ceiling), (None, None));
@@ -741,26 +1057,57 @@ mod tests {
             max: None,
         };
         let mut account = Account::NEW;
-        let confirmed = Amounts::backed(-5).unwrap();
-        account
-            .reserve_backed(Amounts::default(), confirmed, 60)
-            .unwrap();
-        let five = Amounts::of(-5).unwrap();
-        let noted = account.reserve(Amounts::default(), five).unwrap();
+        let released = Path::NEW.then(Change::release(5, 60)).unwrap();
+        let confirmed = Step {
+            before: Path::NEW,
+            after: released.then(Change::delta(-5)).unwrap(),
+        };
+        account.reserve_step(&confirmed).unwrap();
+        let five = first(-5);
+        let noted = account.reserve_step(&five).unwrap();
         let verdict = |held, clock| {
             let seen = Seen {
                 value: 10,
                 held,
                 clock,
             };
-            check(bounds, seen, Standing::NONE, five, noted)
+            check(bounds, seen, &five, clock, noted)
         };
         // The hold is there, or has been confirmed.
         assert_eq!(verdict(5, 59), Verdict::Granted);
         // It has expired, and is being confirmed by one who has looked at the clock before.
         assert_eq!(verdict(0, 60), Verdict::Granted);
         assert_eq!(verdict(1, 60), Verdict::Contended);
-        account.release(confirmed, End::Aborted);
+        account.release(confirmed.wanted(), End::Aborted);
         assert_eq!(account.backed_until, i64::MAX);
+    }
+
+    #[test]
+    fn others_see_takes_and_none_of_the_adds_before_them() {
+        let bounds = Bounds {
+            min: Some(0),
+            max: Some(10),
+        };
+        let mut account = Account::NEW;
+        let added = Step {
+            before: Path::NEW,
+            after: Path::NEW.then(Change::delta(5)).unwrap(),
+        };
+        account.reserve_step(&added).unwrap();
+        let sold = Step {
+            before: added.after,
+            after: added.after.then(Change::delta(-5)).unwrap(),
+        };
+        assert!(sold.wanted().is_zero());
+        let other = first(-1);
+        let noted = account.reserve_step(&other).unwrap();
+        assert_eq!(
+            check(bounds, seen(0, 0), &other, 0, noted),
+            Verdict::Refused
+        );
+        assert_eq!(
+            check(bounds, seen(1, 0), &other, 0, noted),
+            Verdict::Granted
+        );
     }
 }

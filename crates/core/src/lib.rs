@@ -1,6 +1,6 @@
 //! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
 //! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), what of a
-//! bounded one is spoken for ([`escrow`]), how names spread over lanes ([`lane`]) and make
+//! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
 //!
@@ -10,6 +10,7 @@ pub mod escrow;
 pub mod gate;
 pub mod lane;
 pub mod names;
+pub mod path;
 pub mod pending;
 pub mod probe;
 pub mod rank;

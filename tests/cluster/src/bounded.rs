@@ -66,8 +66,9 @@ const FUNCTIONS: &str = "
         amount bigint;
         name text;
     BEGIN
-        SELECT b.name, CASE WHEN part THEN (b.amount + 1) / 2 ELSE b.amount END
-          INTO name, amount FROM public.basket b WHERE b.id = hold;
+        -- It may be reduced meanwhile.
+        SELECT h.name, CASE WHEN part THEN (h.amount + 1) / 2 ELSE h.amount END
+          INTO name, amount FROM public.counter_holds h WHERE h.id = hold;
         PERFORM public.counter_hold_confirm(hold, amount);
         PERFORM public.book(name, -amount);
     END $$;
@@ -277,13 +278,14 @@ fn run(config: &Config, load: BoundedLoad, number: u64, end: &BoundedEnd) -> Res
     Ok(())
 }
 
-/// Out of bounds, a hold that has expired or is gone, a deadlock, a conflict.
+/// Out of bounds, a hold that has expired, is gone or holds less, a deadlock, a conflict.
 fn is_refusal(error: &anyhow::Error) -> bool {
     sqlstate(error).is_some_and(|code| {
         [
             SqlState::CHECK_VIOLATION,
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             SqlState::UNDEFINED_OBJECT,
+            SqlState::INVALID_PARAMETER_VALUE,
             SqlState::T_R_DEADLOCK_DETECTED,
             SqlState::T_R_SERIALIZATION_FAILURE,
         ]
@@ -336,6 +338,10 @@ impl BoundedTraffic {
                 }
                 _ => client.batch_execute(&self.change())?,
             }
+        }
+        // With what it has done itself, too.
+        if self.rng.random_bool(0.2) {
+            within_bounds(client)?;
         }
         let verb = if self.rng.random_bool(0.67) {
             "COMMIT"

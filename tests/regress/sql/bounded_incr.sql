@@ -68,7 +68,7 @@ SELECT counter_try_incr('');
 SELECT counter_incr('low:zero', 0), counter_try_incr('low:a', 0);
 SELECT count(*) FROM counters WHERE name = 'low:zero';
 
--- What the own transaction is about to add is not there yet; what it is about to take is gone.
+-- What the own transaction has done before counts: see bounded_own.
 SELECT counter_set('low:a', 5), counter_set('high:a', 5);
 BEGIN;
 SELECT counter_incr('low:a', 10);

@@ -20,12 +20,29 @@ pub(crate) struct Known {
     holds: BTreeMap<i64, (String, i64)>,
     /// What this transaction has added to counters that everybody adds to.
     pub(crate) added: BTreeMap<String, i64>,
-    /// What this transaction has taken, and set aside, of its own bounded counters.
-    taken: BTreeMap<String, i64>,
-    /// What it has taken of, and added to, bounded counters that others use as well.
-    pub(crate) reserved: BTreeMap<String, (i64, i64)>,
+    /// What it has done to bounded counters that others use as well.
+    pub(crate) reserved: BTreeMap<String, Reserved>,
     /// What it has locked, so that others wait.
     pub(crate) locks: BTreeSet<String>,
+}
+
+/// What a transaction has done to a bounded counter: the sum, and how low and how high it has been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    pub(crate) sum: i64,
+    pub(crate) takes: i64,
+    pub(crate) adds: i64,
+}
+
+impl Reserved {
+    pub(crate) fn then(self, delta: i64) -> Self {
+        let sum = self.sum + delta;
+        Self {
+            sum,
+            takes: self.takes.max(-sum),
+            adds: self.adds.max(sum),
+        }
+    }
 }
 
 impl Known {
@@ -33,7 +50,6 @@ impl Known {
     pub(crate) fn begin(&self) -> Self {
         Self {
             added: BTreeMap::new(),
-            taken: BTreeMap::new(),
             reserved: BTreeMap::new(),
             locks: BTreeSet::new(),
             ..self.clone()
@@ -62,20 +78,15 @@ impl Known {
         *map.entry(name.to_owned()).or_insert(0) += delta;
     }
 
-    /// What can be taken for certain of an own counter with the minimum 0, by a transaction that
-    /// began when `before` was known.
-    fn available(&self, name: &str, before: &Self) -> i64 {
-        let held: i64 = before
+    /// What can be taken for certain of an own counter with the minimum 0.
+    fn available(&self, name: &str) -> i64 {
+        let held: i64 = self
             .holds
             .values()
             .filter(|(counter, _)| counter == name)
             .map(|(_, amount)| amount)
             .sum();
-        before.value(name) - held - self.taken.get(name).copied().unwrap_or(0)
-    }
-
-    fn take(&mut self, name: &str, amount: i64) {
-        *self.taken.entry(name.to_owned()).or_insert(0) += amount;
+        self.value(name) - held
     }
 
     /// Holds an answer against what is known, and goes on from there.
@@ -89,9 +100,8 @@ impl Known {
         if let Some((name, delta)) = granted(op, answer)
             && !is_own(name)
         {
-            let (takes, adds) = self.reserved.entry(name.to_owned()).or_default();
-            *takes += (-delta).max(0);
-            *adds += delta.max(0);
+            let reserved = self.reserved.entry(name.to_owned()).or_default();
+            *reserved = reserved.then(delta);
         }
         let locks = match op {
             // Undone by an exception.
@@ -164,18 +174,16 @@ impl Known {
                 }
             },
             Op::Try(name, delta) => {
-                let granted = *delta >= 0 || self.available(name, before) >= -delta;
+                let granted = *delta >= 0 || self.available(name) >= -delta;
                 if granted {
                     self.add(name, *delta, true);
-                    self.take(name, (-delta).max(0));
                 }
                 if granted { "t" } else { "f" }.to_owned()
             }
             Op::Take(name, n) => {
-                let got = self.available(name, before).clamp(0, *n);
+                let got = self.available(name).clamp(0, *n);
                 if got > 0 {
                     self.add(name, -got, true);
-                    self.take(name, got);
                 }
                 got.to_string()
             }
@@ -184,13 +192,12 @@ impl Known {
                 amount,
                 ttl: _,
             } => {
-                if self.available(name, before) < *amount {
+                if self.available(name) < *amount {
                     "refused".to_owned()
                 } else {
                     let Ok(id) = answer.parse() else {
                         bail!("{op:?} answered {answer}")
                     };
-                    self.take(name, *amount);
                     self.holds.insert(id, (name.clone(), *amount));
                     answer.to_owned()
                 }
@@ -198,7 +205,6 @@ impl Known {
             Op::Confirm { nth, part } => {
                 let (id, amount) = before.hold(*nth).context("there is no hold")?;
                 match self.holds.remove(&id) {
-                    // What is left of it makes no room before the commit.
                     Some((name, _)) => {
                         self.add(&name, -confirmed(amount, *part), true);
                         "done".to_owned()
@@ -298,12 +304,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_transaction_adds_cannot_be_taken_before_its_commit() {
+    fn what_a_transaction_has_added_or_set_free_can_be_taken() {
         let stock = || "stock:a".to_owned();
         let nothing = Known::default();
         let mut now = nothing.begin();
         assert!(learn(&mut now, &nothing, &Op::Bump(stock(), 5), "done"));
-        assert!(learn(&mut now, &nothing, &Op::Take(stock(), 3), "0"));
+        assert!(learn(
+            &mut now.clone(),
+            &nothing,
+            &Op::Take(stock(), 9),
+            "5"
+        ));
+        assert!(!learn(
+            &mut now.clone(),
+            &nothing,
+            &Op::Take(stock(), 3),
+            "0"
+        ));
 
         let before = now.begin();
         let mut now = before.begin();
@@ -321,7 +338,7 @@ mod tests {
         ));
         assert!(learn(&mut now, &before, &Op::Take(stock(), 9), "3"));
 
-        // A hold that was confirmed in part gives nothing back before the commit.
+        // A hold that was confirmed in part gives the rest back.
         let before = now.begin();
         let mut now = before.begin();
         assert!(learn(
@@ -330,9 +347,6 @@ mod tests {
             &Op::Confirm { nth: 0, part: true },
             "done"
         ));
-        assert!(learn(&mut now, &before, &Op::Take(stock(), 1), "0"));
-        let before = now.begin();
-        let mut now = before.begin();
         assert!(learn(&mut now, &before, &Op::Take(stock(), 9), "1"));
     }
 }

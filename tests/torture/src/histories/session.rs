@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::known::{Known, confirmed};
+use super::known::{Known, Reserved, confirmed};
 use super::step::{CURSOR_SQL, Level, Op, Step};
 
 /// What the server has answered.
@@ -107,12 +107,18 @@ impl Session {
             .collect()
     }
 
-    /// What it keeps from others of a bounded counter: takes, and adds. What has failed is given back at
+    /// What it has done to a bounded counter, and keeps from others. What has failed is given back at
     /// once, not at its ROLLBACK.
-    pub(crate) fn reserved(&self, name: &str) -> (i64, i64) {
+    pub(crate) fn reserved(&self, name: &str) -> Reserved {
         self.in_force()
             .and_then(|known| known.reserved.get(name).copied())
             .unwrap_or_default()
+    }
+
+    /// Does it go by one snapshot?
+    pub(crate) fn has_one_snapshot(&self) -> bool {
+        let level = self.transaction.as_ref().map(|open| open.level);
+        level.is_some_and(|level| level != Level::ReadCommitted)
     }
 
     /// Does it make others wait for this, with the open transaction or the prepared one?

@@ -272,6 +272,11 @@ const CASES: &[Case] = &[
         Not("25000"),
     ),
     case(
+        "a parallel query that asks what is available",
+        "SET LOCAL_PARALLEL; CREATE FUNCTION safe_ask(int) RETURNS bigint LANGUAGE plpgsql PARALLEL RESTRICTED AS $$ BEGIN RETURN (SELECT value FROM counter_available('c')); END $$; SELECT sum(safe_ask(n)) FROM (SELECT count(*)::int AS n FROM big) b",
+        Not("25000"),
+    ),
+    case(
         "a composite result",
         "SELECT (counter_available('c')).value",
         To("100"),

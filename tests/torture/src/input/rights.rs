@@ -37,6 +37,8 @@ const OPEN: &[&str] = &[
     "counter_hold",
     "counter_hold_confirm",
     "counter_hold_release",
+    "counter_hold_extend",
+    "counter_hold_reduce",
 ];
 
 /// What may be tried on any relation.

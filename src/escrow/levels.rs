@@ -1,0 +1,171 @@
+//! Transactions that go by one snapshot: REPEATABLE READ and SERIALIZABLE.
+//!
+//! The latest state decides whether a change is granted, and their snapshot may be older. What they see
+//! has to go with what they are told.
+//!
+//! # REPEATABLE READ
+//! What was granted has to be possible by the snapshot as well, or the transaction would see a counter
+//! beyond its bounds: else 40001. A refusal stands.
+//!
+//! # SERIALIZABLE
+//! There has to be an order of the transactions that explains all. Not the one in which they commit: a
+//! transaction may have to come before another one that has committed earlier, since it does not see what
+//! that one has written.
+//!
+//! *Granted*, if the bound holds with what the snapshot shows, and the takes of all others whom it does
+//! not show, in flight or committed, and without what those have added: else 40001. So whatever order is
+//! chosen, at each take there is enough. Of the takes up to some point of the order, look at the one that
+//! was reserved last: all others were part of its snapshot, or were counted; and what that snapshot shows
+//! as added comes before it in every order, as it was committed before the transaction began. So takes
+//! commute, and none of them notes that it has looked at the counter.
+//!
+//! *Refused*, if the snapshot refuses it, whoever else there is: that is to read the counter, and noted as
+//! such, with all that the answer says. If the snapshot would grant it, it is 40001.
+
+use super::{Call, RESERVATIONS, Shortage, clock};
+use crate::holds;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::ports;
+use crate::pg::snapshot;
+use crate::read;
+use counterx_core::escrow::{self, Amounts, Bounds, Noted, Seen, Verdict};
+use counterx_core::path::{Path, Step};
+use pgrx::PgSqlErrorCode;
+
+/// What a transaction's snapshot shows of a counter, and what it does not. The first does not change; the
+/// account says how much has come to the second.
+#[derive(Clone, Copy)]
+pub struct Base {
+    seen: Seen,
+    /// Taken and added in transactions that had committed.
+    unseen: (i128, i128),
+    /// What the account had known of as committed before.
+    committed: Amounts,
+}
+
+impl Base {
+    fn look(name: &[u8], clock: i64, noted: Noted) -> Self {
+        let current = snapshot::active_or_latest();
+        let unseen = ports::isolation_is_serializable();
+        // SAFETY: the snapshot is active as long as `current` lives.
+        unsafe {
+            Self {
+                seen: read::seen_at(name, clock, current.as_ptr()),
+                unseen: if unseen {
+                    read::unseen(name, clock, current.as_ptr())
+                } else {
+                    (0, 0)
+                },
+                committed: noted.committed(),
+            }
+        }
+    }
+
+    /// The same for a transaction that finds others as noted.
+    fn unseen(&self, clock: i64, noted: Noted) -> Noted {
+        let since = |now: i64, then: i64| i128::from(now.wrapping_sub(then));
+        let committed = noted.committed();
+        let takes = since(committed.takes, self.committed.takes) + noted.others.takes_at(clock);
+        let adds =
+            since(committed.adds, self.committed.adds) + i128::from(noted.others.amounts.adds);
+        let small = |sum: i128| i64::try_from(sum).unwrap_or(i64::MAX);
+        Noted::unseen(small(self.unseen.0 + takes), small(self.unseen.1 + adds))
+    }
+}
+
+impl Call<'_> {
+    /// Does what was granted go with the transaction's snapshot?
+    ///
+    /// # Errors
+    /// Raises 40001 when it does not.
+    pub fn check_snapshot(&self, bounds: Bounds, noted: Noted, shared: bool) {
+        if !ports::isolation_uses_xact_snapshot() {
+            return;
+        }
+        let serializable = ports::isolation_is_serializable();
+        let wanted = self.step.wanted();
+        // What is not asked for now was checked when it was.
+        let bounds = Bounds {
+            min: bounds.min.filter(|_| wanted.takes != 0),
+            max: bounds.max.filter(|_| wanted.adds != 0),
+        };
+        if bounds == Bounds::default() {
+            return;
+        }
+        let clock = clock();
+        let all = Step {
+            before: Path::NEW,
+            after: self.step.after,
+        };
+        let bears = |base: &Base| {
+            let others = if serializable {
+                base.unseen(clock, noted)
+            } else {
+                Noted::NOBODY
+            };
+            escrow::check(bounds, base.seen, &all, clock, others) == Verdict::Granted
+        };
+        // Without an account nobody says what has come to it.
+        let known = RESERVATIONS
+            .with_borrow(|all| all.owns[self.at].base)
+            .filter(|_| shared || !serializable);
+        if known.as_ref().is_some_and(bears) {
+            return;
+        }
+        let base = Base::look(self.name, clock, noted);
+        RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].base = Some(base));
+        if !bears(&base) {
+            contradiction(self.name);
+        }
+    }
+
+    /// What a refusal says to a transaction with one snapshot.
+    ///
+    /// # Errors
+    /// Raises 40001 when the snapshot of a serializable one refuses nothing.
+    pub fn refusal_by_snapshot(&self, bounds: Bounds, latest: Shortage) -> Shortage {
+        if !ports::isolation_uses_xact_snapshot() {
+            return latest;
+        }
+        let clock = clock();
+        let seen = read_as_seen(self.name, clock);
+        if !ports::isolation_is_serializable() {
+            // No more than the snapshot bears.
+            let seen = self.shortage(bounds, seen, clock, Noted::NOBODY);
+            return Shortage {
+                available: latest.available.min(seen.available),
+                ..latest
+            };
+        }
+        if escrow::check(bounds, seen, &self.step, clock, Noted::NOBODY) == Verdict::Granted {
+            contradiction(self.name);
+        }
+        self.shortage(bounds, seen, clock, Noted::NOBODY)
+    }
+}
+
+/// What the transaction's snapshot shows of what others have done. A serializable transaction notes
+/// that it has read the counter and its holds.
+pub fn read_as_seen(name: &[u8], clock: i64) -> Seen {
+    let current = snapshot::active_or_latest();
+    if ports::isolation_is_serializable() {
+        read::written_at(name, current.as_ptr());
+        // SAFETY: the snapshot is active as long as `current` lives.
+        unsafe { holds::held(name, clock, current.as_ptr()) };
+    }
+    // SAFETY: as above.
+    unsafe { read::seen_at(name, clock, current.as_ptr()) }
+}
+
+fn contradiction(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!(
+                "could not serialize access due to concurrent change of counter {}",
+                quoted(name)
+            ),
+        )
+        .set_hint("Retry the transaction."),
+    )
+}
