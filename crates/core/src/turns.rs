@@ -54,8 +54,10 @@ pub struct Entry {
     busy: bool,
     /// The worker is to make room when it has had its turn.
     asked: bool,
-    /// A start of a worker that just looks in.
+    /// The worker just looks in, and folds nothing.
     visit: bool,
+    /// Since when a commit wants another one than that; 0: none does.
+    wanted: i64,
 }
 
 impl Entry {
@@ -82,6 +84,8 @@ pub struct Start {
     pub database: u32,
     /// The worker just looks in: see [`State::Later`].
     pub visit: bool,
+    /// Since when it has waited.
+    pub since: i64,
 }
 
 /// What the launcher is to do.
@@ -200,7 +204,10 @@ impl<const N: usize> Directory<N> {
             None => !self.is_full(),
             Some(State::Later(_)) => true,
             Some(State::Failed(until)) => now() >= until,
-            Some(State::Waiting | State::Starting | State::Working) => false,
+            Some(State::Waiting) => self.find(database).is_some_and(|entry| entry.visit),
+            Some(State::Starting | State::Working) => {
+                (self.find(database)).is_some_and(|entry| entry.visit && entry.wanted == 0)
+            }
         }
     }
 
@@ -212,7 +219,11 @@ impl<const N: usize> Directory<N> {
         };
         let is_new = entry.since == 0;
         match entry.state {
-            State::Waiting if !is_new => {}
+            // A visit that is due has not begun: what it was for is done by the way.
+            State::Waiting if !is_new => entry.visit = false,
+            State::Starting | State::Working if entry.visit && entry.wanted == 0 => {
+                entry.wanted = now;
+            }
             State::Starting | State::Working => {}
             State::Failed(until) if now < until => {}
             _ => {
@@ -225,13 +236,15 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The worker is there, or goes on.
-    pub fn working(&mut self, database: u32, now: i64) {
+    pub fn working(&mut self, database: u32, visit: bool, now: i64) {
         if let Some(entry) = self.enter(database) {
             *entry = Entry {
                 database,
                 state: State::Working,
                 since: now,
                 busy: true,
+                visit,
+                wanted: if visit { entry.wanted } else { 0 },
                 ..Entry::default()
             };
         }
@@ -239,7 +252,11 @@ impl<const N: usize> Directory<N> {
 
     /// The worker has ended its work, and looks whether there is more after this.
     pub fn stopped(&mut self, database: u32) {
+        let wanted = self.find(database).map_or(0, |entry| entry.wanted);
         self.remove(database);
+        if wanted != 0 {
+            self.request(database, wanted);
+        }
     }
 
     /// The worker has ended. Whoever has counted since it came has relied on it.
@@ -268,12 +285,12 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The postmaster has refused: the database waits on, and keeps its place in the queue.
-    pub fn refused(&mut self, start: Start, waits_since: i64) {
+    pub fn refused(&mut self, start: Start) {
         if let Some(entry) = self.find_mut(start.database)
             && entry.state == State::Starting
         {
             entry.state = State::Waiting;
-            entry.since = waits_since;
+            entry.since = start.since;
         }
     }
 
@@ -339,12 +356,16 @@ impl<const N: usize> Directory<N> {
         }
         waiting.sort_unstable();
         let free = turns.saturating_sub(taken).min(waiting.len());
-        for (_, database) in waiting.drain(..free) {
+        for (since, database) in waiting.drain(..free) {
             if let Some(entry) = self.find_mut(database) {
                 entry.state = State::Starting;
                 let visit = entry.visit;
                 entry.since = now;
-                plan.start.push(Start { database, visit });
+                plan.start.push(Start {
+                    database,
+                    visit,
+                    since,
+                });
             }
         }
         // After the setting was lowered there are too many.
@@ -359,10 +380,12 @@ impl<const N: usize> Directory<N> {
         plan
     }
 
-    /// Since when a database waits, if it does.
-    pub fn waits_since(&self, database: u32) -> Option<i64> {
-        let entry = self.find(database)?;
-        (entry.state == State::Waiting).then_some(entry.since)
+    /// How many databases have their turn.
+    pub fn turns_taken(&self) -> usize {
+        let taken = |entry: &&Entry| {
+            entry.database != 0 && matches!(entry.state, State::Starting | State::Working)
+        };
+        self.entries.iter().filter(taken).count()
     }
 }
 
@@ -372,6 +395,9 @@ impl Entry {
         self.failures = self.failures.saturating_add(1);
         self.state = State::Failed(now + pause.min(LAST_BACKOFF_US));
         self.since = now;
+        // The commits that come then ask again.
+        self.visit = false;
+        self.wanted = 0;
     }
 }
 
@@ -428,7 +454,7 @@ mod tests {
         }
         assert_eq!(databases(&directory.plan(11, 3, nobody)), [1, 2, 3]);
         for database in 1..=3 {
-            directory.working(database, 12);
+            directory.working(database, false, 12);
             assert!(!directory.lacks_worker(database, || 13));
         }
         let plan = directory.plan(1000 * SECOND, 3, nobody);
@@ -444,7 +470,7 @@ mod tests {
         for database in [5, 4] {
             directory.request(database, 1);
             directory.plan(2, 2, nobody);
-            directory.working(database, i64::from(database));
+            directory.working(database, false, i64::from(database));
         }
         directory.request(9, 20);
         directory.request(7, 10);
@@ -458,10 +484,10 @@ mod tests {
         assert_eq!(databases(&directory.plan(31, 2, nobody)), [7]);
         // It asks no sooner than it has ended; so it comes last.
         directory.request(4, 31);
-        directory.working(7, 40);
+        directory.working(7, false, 40);
         directory.stopped(5);
         assert_eq!(databases(&directory.plan(41, 2, nobody)), [8]);
-        directory.working(8, 42);
+        directory.working(8, false, 42);
         directory.plan(43, 2, nobody);
         directory.stopped(7);
         assert_eq!(databases(&directory.plan(44, 2, nobody)), [9]);
@@ -477,7 +503,7 @@ mod tests {
         }
         directory.plan(1, 3, nobody);
         for database in 1..=3 {
-            directory.working(database, i64::from(database));
+            directory.working(database, false, i64::from(database));
         }
         directory.set_busy(2, false);
         directory.request(4, 10);
@@ -488,7 +514,7 @@ mod tests {
         assert_eq!(databases(&directory.plan(11, 3, nobody)), [4]);
         assert_eq!(asked(&directory), [false, false, false]);
         // Fewer turns than workers.
-        directory.working(4, 12);
+        directory.working(4, false, 12);
         directory.plan(13, 1, nobody);
         let asked = |directory: &Directory<16>| [2, 3, 4].map(|db| directory.asked(db).0);
         assert_eq!(asked(&directory), [true, true, false]);
@@ -516,7 +542,7 @@ mod tests {
         // One that works makes up for them; one that nobody asks for again is forgotten.
         directory.request(1, now);
         directory.plan(now, 1, nobody);
-        directory.working(1, now);
+        directory.working(1, false, now);
         directory.request_again(1, now);
         directory.plan(now, 1, nobody);
         directory.failed(1, now);
@@ -541,18 +567,49 @@ mod tests {
     #[test]
     fn a_visit_comes_at_its_time_and_a_commit_does_not_wait_for_it() {
         let mut directory = Directory::<16>::default();
+        let visits = |plan: Plan| {
+            plan.start
+                .iter()
+                .map(|start| start.visit)
+                .collect::<Vec<_>>()
+        };
         directory.visit_at(1, 5 * SECOND, SECOND);
         let plan = directory.plan(2 * SECOND, 1, nobody);
-        assert_eq!((plan.start, plan.next), (vec![], Some(5 * SECOND)));
-        let visit = |visit| Start { database: 1, visit };
-        assert_eq!(directory.plan(5 * SECOND, 1, nobody).start, [visit(true)]);
+        assert_eq!((&plan.start[..], plan.next), (&[][..], Some(5 * SECOND)));
+        assert_eq!(visits(directory.plan(5 * SECOND, 1, nobody)), [true]);
         directory.stopped(1);
         directory.visit_at(1, 9 * SECOND, 6 * SECOND);
         assert!(directory.lacks_worker(1, || 6 * SECOND));
         directory.request(1, 6 * SECOND);
+        assert!(!directory.lacks_worker(1, || 6 * SECOND));
         // Who wants one now is not put off.
         directory.visit_at(1, 20 * SECOND, 6 * SECOND);
-        assert_eq!(directory.plan(7 * SECOND, 1, nobody).start, [visit(false)]);
+        assert_eq!(visits(directory.plan(7 * SECOND, 1, nobody)), [false]);
+    }
+
+    #[test]
+    fn a_commit_beside_a_visit_gets_a_worker_after_it() {
+        let mut directory = Directory::<16>::default();
+        directory.visit_at(1, 2, 1);
+        assert!(directory.plan(2, 1, nobody).start[0].visit);
+        for when in [3, 4] {
+            // Once while it starts, or once when it is there.
+            assert_eq!(directory.lacks_worker(1, || when), when == 3);
+            directory.request(1, when);
+            directory.working(1, true, when);
+        }
+        directory.stopped(1);
+        let plan = directory.plan(5, 1, nobody);
+        assert_eq!((plan.start[0].visit, plan.start[0].since), (false, 3));
+        // One that has been put off for want of a turn turns into a worker.
+        directory.working(1, false, 6);
+        directory.visit_at(2, 7, 6);
+        directory.plan(7, 1, nobody);
+        assert!(directory.lacks_worker(2, || 8));
+        directory.request(2, 8);
+        assert!(!directory.lacks_worker(2, || 8));
+        directory.stopped(1);
+        assert!(!directory.plan(9, 1, nobody).start[0].visit);
     }
 
     #[test]
@@ -581,7 +638,7 @@ mod tests {
         let mut directory = Directory::<16>::default();
         directory.request(1, 1);
         directory.plan(1, 1, nobody);
-        directory.working(1, 1);
+        directory.working(1, false, 1);
         directory.request(2, 2);
         let plan = directory.plan(3, 1, |_| Some(77));
         assert_eq!((plan.start.len(), plan.next), (0, Some(77)));
@@ -595,9 +652,10 @@ mod tests {
         let mut directory = Directory::<16>::default();
         directory.request(1, 1);
         directory.request(2, 2);
-        let since = directory.waits_since(1).unwrap();
         let plan = directory.plan(3, 1, nobody);
-        directory.refused(plan.start[0], since);
+        assert_eq!(directory.turns_taken(), 1);
+        directory.refused(plan.start[0]);
+        assert_eq!(directory.turns_taken(), 0);
         assert_eq!(databases(&directory.plan(4, 1, nobody)), [1]);
     }
 
@@ -638,6 +696,10 @@ mod tests {
         Killed(u32),
         Visit(u32),
         Plan,
+    }
+
+    fn is_visit(directory: &Directory<32>, database: u32) -> bool {
+        directory.find(database).is_some_and(|entry| entry.visit)
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -692,15 +754,16 @@ mod tests {
                             waits: &mut HashMap<u32, i64>,
                             now: i64| {
                 let plan = directory.plan(now, turns, nobody);
-                let started: Vec<u32> = plan.start.iter().filter(|s| !s.visit).map(|s| s.database).collect();
-                for database in &started {
-                    let since = waits.remove(database);
-                    prop_assert!(since.is_some(), "{} was not waiting", database);
-                    prop_assert!(waits.values().all(|&other| Some(other) >= since));
+                for start in plan.start.iter().filter(|start| !start.visit) {
+                    let waited = waits.remove(&start.database).is_some();
+                    prop_assert!(waited, "{} was not waiting", start.database);
+                    prop_assert!(waits.values().all(|&other| other >= start.since));
                 }
                 has_turn.extend(databases(&plan));
                 prop_assert!(has_turn.len() <= turns);
-                prop_assert!(has_turn.len() == turns || waits.is_empty());
+                // A commit beside a visit waits for its end.
+                let all_come = waits.keys().all(|database| has_turn.contains(database));
+                prop_assert!(has_turn.len() == turns || all_come);
                 let asked = has_turn.iter().filter(|&&database| directory.asked(database).0).count();
                 prop_assert!(asked <= directory.waiting as usize);
                 Ok(())
@@ -716,7 +779,8 @@ mod tests {
                         }
                     }
                     Step::Working(database) if has_turn.contains(&database) => {
-                        directory.working(database, now);
+                        let visit = is_visit(&directory, database);
+                        directory.working(database, visit, now);
                     }
                     Step::Stopped(database) if has_turn.remove(&database) => {
                         directory.stopped(database);
@@ -730,6 +794,7 @@ mod tests {
                     {
                         directory.failed(database, now);
                         has_turn.remove(&database);
+                        waits.remove(&database);
                     }
                     Step::Visit(database) => directory.visit_at(database, now + 5, now),
                     Step::Plan => plan(&mut directory, &mut has_turn, &mut waits, now)?,
@@ -741,11 +806,12 @@ mod tests {
                 now += 1;
                 plan(&mut directory, &mut has_turn, &mut waits, now)?;
                 for database in has_turn.clone() {
-                    directory.working(database, now);
+                    let visit = is_visit(&directory, database);
+                    directory.working(database, visit, now);
                 }
                 plan(&mut directory, &mut has_turn, &mut waits, now)?;
                 for database in has_turn.clone() {
-                    if directory.asked(database).0 {
+                    if directory.asked(database).0 || is_visit(&directory, database) {
                         directory.stopped(database);
                         has_turn.remove(&database);
                     }
