@@ -25,6 +25,7 @@ use crate::pg::spot::Spot;
 use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, column};
 use crate::totals;
+use crate::worker;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::lane::NameHash;
 use counterx_core::schedule::Folded;
@@ -173,6 +174,7 @@ fn fold_log(
         epoch = Some(row_epoch);
         totals.add(row.text(column::log::NAME), read::log_tally(&row));
         deltas += 1;
+        worker::make_way();
         pgrx::check_for_interrupts!();
     }
     totals.flush();
@@ -214,6 +216,7 @@ fn fold_late(
     failpoint!("fold.late_deleted");
     for (name, sum) in &sums {
         totals.add(name, *sum);
+        worker::make_way();
     }
     totals.flush();
     next_command();

@@ -60,6 +60,12 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
     (newest <= state.folded).then_some(Drained { newest, xid })
 }
 
+/// Is there anything to be truncated, now or later?
+pub fn has_inactive_rows(rels: &LaneRels) -> bool {
+    let gate = lease::read_gate(&read::open(rels.gate));
+    read::open(rels.log(gate.side.other())).blocks() > 0
+}
+
 /// Truncates the inactive log, if every snapshot of the database sees it folded and nobody is
 /// using it. True when it was done.
 pub fn truncate(rels: &LaneRels, gate: Gate, drained: Drained) -> bool {
