@@ -84,10 +84,42 @@ pub fn request() {
         match turns::find(database.to_u32(), settings::max_workers(), now) {
             turns::Chance::Turn(turn) => {
                 turns::stop_waiting();
-                start(database, Purpose::Turn(turn));
+                if start(database, Purpose::Turn(turn)) {
+                    stay_until_it_is_there();
+                }
             }
             turns::Chance::NoTurn => turns::wait(database.to_u32(), now),
             turns::Chance::TooSoon => {}
+        }
+    }
+}
+
+thread_local! {
+    /// Will [`wait_before_exit`] be called?
+    static STAYS: Cell<bool> = const { Cell::new(false) };
+    /// When this session started a worker last, in microseconds.
+    static STARTED_AT: Cell<i64> = const { Cell::new(0) };
+}
+
+/// That a worker is on its way is known by a lock of the session that has asked for it. Many sessions
+/// end right after they have counted, and each that follows would ask for one more.
+fn stay_until_it_is_there() {
+    STARTED_AT.set(now());
+    if !STAYS.replace(true) {
+        // SAFETY: once in a process.
+        unsafe { pg_sys::before_shmem_exit(Some(wait_before_exit), pg_sys::Datum::from(0)) };
+    }
+}
+
+/// Nobody waits for this any more but the postmaster.
+#[pg_guard]
+unsafe extern "C-unwind" fn wait_before_exit(code: core::ffi::c_int, _arg: pg_sys::Datum) {
+    const LONGEST_US: i64 = 500_000;
+    const PAUSE: Duration = Duration::from_millis(10);
+    // The session was not ended by force.
+    if code == 0 {
+        while (0..LONGEST_US).contains(&(now() - STARTED_AT.get())) && !WorkerMark::is_set() {
+            std::thread::sleep(PAUSE);
         }
     }
 }
@@ -279,7 +311,12 @@ fn set_working(database: pg_sys::Oid, visit: bool) {
 
 /// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
 fn take_mark() -> bool {
-    let taken = patiently(WorkerMark::try_set);
+    // Without a launcher: whoever has it will look for rows when it gives it up.
+    let taken = if launcher::is_loaded() || !WorkerMark::is_set() {
+        patiently(WorkerMark::try_set)
+    } else {
+        false
+    };
     if !taken {
         ENTRY.set(Entry::NotOurs);
     }

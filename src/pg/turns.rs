@@ -73,7 +73,11 @@ impl Tag {
         }
     }
 
+    /// Does somebody hold it exclusively? Those who ask do not disturb each other.
     fn is_taken(&self) -> bool {
+        if compat::holds_lock(&self.0, EXCLUSIVE) {
+            return true;
+        }
         if self.try_take(SHARE) {
             self.release(SHARE);
             return false;

@@ -20,6 +20,7 @@ fn small_server(name: &str) -> ClusterBuilder {
     Cluster::builder()
         .name(name)
         .conf("max_worker_processes", "8")
+        .conf("log_min_messages", "debug1")
         .conf("counterx.worker_idle_timeout", "1s")
 }
 
@@ -72,24 +73,25 @@ fn twelve_databases(cluster: &Cluster) -> Result<()> {
             .map(|name| scope.spawn(|| count_steadily(cluster, name, &stop)))
             .collect();
         let mut watch = || -> Result<()> {
+            let mut own = Vec::new();
             for name in &names {
-                let mut folded = 0;
-                let mut seen = 0;
-                let mut own = cluster.connect_db(name)?;
-                poll_until(
-                    &format!("{name} to be folded again and again"),
-                    DEADLINE,
-                    || {
-                        let now = footprint(&mut own)?.folded;
-                        seen += i64::from(now > folded);
-                        folded = now;
-                        let workers = count_workers(&mut client, None)?;
-                        // One that is about to end may still be there when the next one comes.
-                        ensure!(workers <= 5, "{workers} workers at a time");
-                        Ok(seen >= FOLDS)
-                    },
-                )?;
+                own.push((cluster.connect_db(name)?, 0, 0));
             }
+            poll_until(
+                "all databases to be folded again and again",
+                DEADLINE,
+                || {
+                    for (own, folded, seen) in &mut own {
+                        let now = footprint(own)?.folded;
+                        *seen += i64::from(now > *folded);
+                        *folded = now;
+                    }
+                    let workers = count_workers(&mut client, None)?;
+                    // One that is about to end may still be there when the next one comes.
+                    ensure!(workers <= 5, "{workers} workers at a time");
+                    Ok(own.iter().all(|(_, _, seen)| *seen >= FOLDS))
+                },
+            )?;
             let mut with_both = 0;
             for _ in 0..20 {
                 let got = parallel_workers(&mut client)?;
@@ -369,7 +371,8 @@ fn folding_goes_on_when_the_bootstrap_superuser_is_none_any_more() -> Result<()>
         .conf("counterx.log_max_size", "64kB")
         .start()?;
     let mut client = cluster.connect()?;
-    client.batch_execute("CREATE ROLE boss SUPERUSER LOGIN; CREATE DATABASE demoted OWNER boss")?;
+    client.batch_execute("CREATE ROLE boss SUPERUSER LOGIN")?;
+    client.batch_execute("CREATE DATABASE demoted OWNER boss")?;
     let mut config = cluster.config("demoted");
     let mut boss = config.user("boss").connect(postgres::NoTls)?;
     boss.batch_execute("CREATE EXTENSION counterx")?;
