@@ -91,7 +91,13 @@ pub fn request_always(database: pg_sys::Oid) {
 
 /// The worker of this database has begun its work, or goes on with it. `visit`: it only looks in.
 pub fn set_working(database: pg_sys::Oid, visit: bool) {
-    (DIRECTORY.exclusive().databases).working(database.to_u32(), visit, now());
+    let latch = {
+        let mut directory = DIRECTORY.exclusive();
+        (directory.databases).working(database.to_u32(), visit, now());
+        directory.launcher_latch
+    };
+    // From now on it can be asked to make room.
+    wake(latch);
 }
 
 /// The worker of this database has ended its work. Cannot fail: it is called when a process exits.
@@ -195,6 +201,9 @@ impl Launcher {
         let held_up = |database| self.last_starts.get(&database).map(|at| at + PAUSE_US);
         let plan = (DIRECTORY.exclusive().databases).plan(now, turns, held_up);
         let mut next = plan.next.unwrap_or(i64::MAX);
+        if plan.waiting > 0 {
+            next = next.min(now + PAUSE_US);
+        }
         let mut starts = plan.start.into_iter();
         let mut refused = None;
         for start in starts.by_ref() {

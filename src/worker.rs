@@ -84,7 +84,8 @@ pub fn request() {
         match turns::find(database.to_u32(), settings::max_workers(), now) {
             turns::Chance::Turn(turn) => {
                 turns::stop_waiting();
-                if start(database, Purpose::Turn(turn)) {
+                // Who has asked before may have been gone just now, as his worker was there.
+                if !WorkerMark::is_set() && start(database, Purpose::Turn(turn)) {
                     stay_until_it_is_there();
                 }
             }

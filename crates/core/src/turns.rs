@@ -93,6 +93,8 @@ pub struct Start {
 pub struct Plan {
     /// These have their turn now. Their entries say so already.
     pub start: Vec<Start>,
+    /// So many wait on.
+    pub waiting: usize,
     /// When something may have to be done, if nothing happens before; None: not before something
     /// happens. A time of the server's clock.
     pub next: Option<i64>,
@@ -376,6 +378,7 @@ impl<const N: usize> Directory<N> {
                 entry.asked = at < waiting.len() + too_many;
             }
         }
+        plan.waiting = waiting.len();
         self.waiting = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
         plan
     }
