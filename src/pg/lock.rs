@@ -71,6 +71,7 @@ const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 
 impl UserLock {
+    // `turns` has the classes from 5 on.
     fn tag(self) -> pg_sys::LOCKTAG {
         let (key, class) = match self {
             Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
