@@ -125,7 +125,7 @@ impl<const N: usize> Directory<N> {
 
     fn home(database: u32) -> usize {
         // Fibonacci hashing: OIDs come in rows.
-        (u64::from(database.wrapping_mul(0x9e37_79b9)) * N as u64 >> 32) as usize
+        ((u64::from(database.wrapping_mul(0x9e37_79b9)) * N as u64) >> 32) as usize
     }
 
     fn place(&self, database: u32) -> Result<usize, usize> {
