@@ -139,6 +139,8 @@ pub enum Purpose {
     Visit,
     /// To fold, in this turn, without a launcher.
     Turn(u32),
+    /// The same, as the next after a worker that is about to end.
+    Next(u32),
 }
 
 impl Purpose {
@@ -151,7 +153,8 @@ impl Purpose {
         match self {
             Self::Fold => 0,
             Self::Visit => 1,
-            Self::Turn(turn) => 2 + turn,
+            Self::Turn(turn) => 2 + 2 * turn,
+            Self::Next(turn) => 3 + 2 * turn,
         }
     }
 
@@ -159,7 +162,8 @@ impl Purpose {
         match number {
             0 => Self::Fold,
             1 => Self::Visit,
-            other => Self::Turn(other - 2),
+            other if other.is_multiple_of(2) => Self::Turn(other / 2 - 1),
+            other => Self::Next((other - 3) / 2),
         }
     }
 }
@@ -258,9 +262,12 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     if !take_mark() {
         return;
     }
-    if let Purpose::Turn(turn) = purpose
-        && !patiently(|| turns::try_take_turn(turn))
-    {
+    let has_turn = match purpose {
+        Purpose::Fold | Purpose::Visit => true,
+        Purpose::Turn(turn) => patiently(|| turns::try_take_turn(turn)),
+        Purpose::Next(turn) => wait_for_turn(turn),
+    };
+    if !has_turn {
         return;
     }
     failpoint!("worker.ready");
@@ -322,6 +329,15 @@ fn take_mark() -> bool {
         ENTRY.set(Entry::NotOurs);
     }
     taken
+}
+
+/// The worker before is about to end. In the queue for its lock, so that no session finds the turn
+/// free in the moment between the two.
+fn wait_for_turn(turn: u32) -> bool {
+    set(c"lock_timeout", c"5s");
+    let taken = transaction(c"waiting for a turn", || turns::take_turn(turn));
+    set(c"lock_timeout", c"0");
+    taken.is_ok()
 }
 
 /// Tries for a second.
@@ -390,15 +406,19 @@ fn own_settings() {
     ];
     let further = compat::FURTHER_TIMEOUTS.iter().map(|&name| (name, c"0"));
     for (name, value) in fixed.into_iter().chain(further) {
-        // SAFETY: constant strings.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
+        set(name, value);
+    }
+}
+
+fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
+    // SAFETY: strings that end with a zero.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
 }
 
@@ -689,7 +709,7 @@ impl Worker {
             let turns = settings::max_workers();
             !settings::compaction() || self.turn.is_over(self.now(), waiting, turns)
         };
-        if let Purpose::Turn(turn) = self.purpose {
+        if let Purpose::Turn(turn) | Purpose::Next(turn) = self.purpose {
             // After the setting was lowered there are too many.
             let too_many = turn >= settings::max_workers();
             return (asked || too_many) && over() && self.hand_over(turn, too_many);
@@ -734,7 +754,7 @@ impl Worker {
         self.give_up();
         // It waits for the turn until this process has ended. Should there be no slot for it, the one
         // of this process will do, and the next commit that waits finds the turn free.
-        start_and_wait(next.into(), self.purpose);
+        start_and_wait(next.into(), Purpose::Next(turn));
         true
     }
 
@@ -744,7 +764,11 @@ impl Worker {
         if launcher::is_loaded() {
             launcher::request_always(self.database);
         } else {
-            start(self.database, self.purpose);
+            let turn = match self.purpose {
+                Purpose::Turn(turn) | Purpose::Next(turn) => turn,
+                Purpose::Fold | Purpose::Visit => 0,
+            };
+            start(self.database, Purpose::Next(turn));
         }
     }
 

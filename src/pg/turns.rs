@@ -29,6 +29,10 @@ const SECOND: i64 = 1_000_000;
 /// Who waits says so anew with each commit; after so many seconds it counts no more.
 const WAIT_LASTS: u32 = 5;
 
+/// Who has asked for a worker keeps others from it for so many seconds more: on a machine that is busy
+/// it takes its time to come.
+const START_LASTS: u32 = 3;
+
 /// [`super::lock`] has the numbers before.
 mod class {
     pub const WORKER: u16 = 0;
@@ -108,6 +112,15 @@ pub fn try_take_turn(number: u32) -> bool {
     Tag::turn(number).try_take(EXCLUSIVE)
 }
 
+/// The same, and waits for it, in a transaction.
+///
+/// # Errors
+/// That of `lock_timeout`.
+pub fn take_turn(number: u32) {
+    // SAFETY: takes any tag; interruptible, and seen by the deadlock detector.
+    unsafe { pg_sys::LockAcquire(&Tag::turn(number).0, EXCLUSIVE, true, false) };
+}
+
 /// Does nobody have one of so many turns?
 pub fn is_any_free(turns: u32) -> bool {
     (0..turns).any(|number| !Tag::turn(number).is_taken())
@@ -121,15 +134,18 @@ fn start_tags(database: u32, turn: u32, second: u32) -> [Tag; 2] {
     ]
 }
 
-/// May this session ask for a worker of the database, to work in this turn? At most one does in a
-/// second, of each database and for each turn.
+/// May this session ask for a worker of the database, to work in this turn? At most one does in some
+/// seconds, of each database and for each turn.
 fn may_start(database: u32, turn: u32, now: i64) -> bool {
     for tag in STARTED.take().into_iter().flatten() {
         tag.release(EXCLUSIVE);
     }
     let now = second(now);
-    // The second before may have ended just now.
-    if (start_tags(database, turn, now.wrapping_sub(1)).iter()).any(Tag::is_taken) {
+    let known = |ago| {
+        let before = start_tags(database, turn, now.wrapping_sub(ago));
+        before.iter().any(Tag::is_taken)
+    };
+    if (1..=START_LASTS).any(known) {
         return false;
     }
     let [of_database, of_turn] = start_tags(database, turn, now);
