@@ -7,7 +7,8 @@
 //!
 //! - `crash`: SIGKILL to the own process, as of `kill -9`;
 //! - `error`: an ERROR;
-//! - `pause`: waits until nobody holds the advisory lock [`PAUSE_KEY`].
+//! - `pause`: waits until nobody holds the advisory lock [`PAUSE_KEY`];
+//! - `slow`: takes twenty milliseconds more each time.
 //!
 //! With ` once` behind it, an action is taken by whoever removes the file
 //! `counterx.failpoint.POINT=ACTION` from the data directory. So a point in the configuration file fires once, also when it takes the
@@ -83,6 +84,8 @@ mod armed {
     /// The bigint of `pg_advisory_lock()` that whoever is paused waits for.
     const PAUSE_KEY: u32 = 0x636e_7478;
 
+    const SLOW: std::time::Duration = std::time::Duration::from_millis(20);
+
     unsafe extern "C" {
         fn kill(pid: core::ffi::c_int, signal: core::ffi::c_int) -> core::ffi::c_int;
     }
@@ -92,6 +95,7 @@ mod armed {
         Crash,
         Error,
         Pause,
+        Slow,
     }
 
     /// Defines the setting. It is not listed: there is nothing to choose for users.
@@ -119,6 +123,7 @@ mod armed {
                 format!("failpoint {point}"),
             )),
             Some(Action::Pause) => pause(),
+            Some(Action::Slow) => std::thread::sleep(SLOW),
         }
     }
 
@@ -147,6 +152,8 @@ mod armed {
             "crash" => Action::Crash,
             "error" => Action::Error,
             "pause" => Action::Pause,
+            // Reached so often that it would fill the log.
+            "slow" => return Some(Action::Slow),
             _ => return None,
         };
         // Not through the server's own log, which must not be used everywhere.

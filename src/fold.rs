@@ -26,6 +26,7 @@ use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, column};
 use crate::shape::{self, Refusal};
 use crate::totals;
+use crate::worker;
 use counterx_core::gate::{Gate, Side, gen_of};
 use counterx_core::lane::NameHash;
 use counterx_core::schedule::Folded;
@@ -221,6 +222,7 @@ fn fold_log(
         epoch = Some(row_epoch);
         totals.add(row.text(column::log::NAME), read::log_tally(&row));
         deltas += 1;
+        worker::make_way();
         pgrx::check_for_interrupts!();
     }
     totals.flush();
@@ -250,6 +252,7 @@ fn fold_late(
         scan.seek(&[]);
         while let Some(row) = scan.next(Direction::Forward) {
             pgrx::check_for_interrupts!();
+            worker::make_way();
             if !is_of(lane, &row) {
                 continue;
             }

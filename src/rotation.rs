@@ -7,7 +7,7 @@
 
 use crate::catalog::{self, LaneRels};
 use crate::fold::newest_epoch;
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::ours::AtWork;
 use crate::pg::compat;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation};
@@ -59,6 +59,12 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
         !unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
     })?;
     (newest <= state.folded).then_some(Drained { newest, xid })
+}
+
+/// Is there anything to be truncated, now or later?
+pub fn has_inactive_rows(rels: &LaneRels) -> bool {
+    let gate = lease::read_gate(&read::open(rels.gate));
+    read::open(rels.log(gate.side.other())).blocks() > 0
 }
 
 /// Truncates the inactive log, if every snapshot of the database sees it folded and nobody is

@@ -12,6 +12,9 @@ static COMPACTION_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+/// Few enough to leave most of the default of max_worker_processes, which is 8, to others; more than
+/// one, so that one long fold does not hold up all databases.
+static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(3);
 static COMPACTION: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// A week: longer than any retry of a queue that people look after.
 static TOKEN_TTL: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
@@ -39,6 +42,11 @@ pub fn log_max_size() -> u64 {
 /// A worker that had nothing to do for so long ends.
 pub fn worker_idle_timeout() -> Duration {
     Duration::from_millis(WORKER_IDLE_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// So many workers may run at a time, in all databases.
+pub fn max_workers() -> u32 {
+    MAX_WORKERS.get().unsigned_abs()
 }
 
 /// May the worker of this database fold?
@@ -118,6 +126,16 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.max_workers",
+        c"Number of workers that may run at a time, in all databases.",
+        c"Where more databases count, their workers take turns. Each takes one of max_worker_processes, and so does the launcher.",
+        &MAX_WORKERS,
+        1,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"counterx.compaction",

@@ -91,6 +91,23 @@ pub unsafe fn truncate(table: pg_sys::Relation, oid: pg_sys::Oid) {
     }
 }
 
+/// `LockHeldByMe()` of just this mode: 17 got a further argument.
+pub fn holds_lock(tag: &pg_sys::LOCKTAG, mode: pg_sys::LOCKMODE) -> bool {
+    // SAFETY: takes any tag, and looks it up in a table of the process.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        return pg_sys::LockHeldByMe(tag, mode);
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        return pg_sys::LockHeldByMe(tag, mode, false);
+    }
+}
+
+/// Settings that end a session or its transaction from outside, beyond those of 15: 17 has one more.
+pub const FURTHER_TIMEOUTS: &[&core::ffi::CStr] = &[
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    c"transaction_timeout",
+];
+
 /// Sets a signal handler: 18 has two families of the function.
 pub fn set_signal_handler(signal: u32, handler: unsafe extern "C-unwind" fn(core::ffi::c_int)) {
     // SAFETY: the handlers are the server's own.

@@ -72,6 +72,7 @@ const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 
 impl UserLock {
+    // `turns` has the classes from 5 on.
     fn tag(self) -> pg_sys::LOCKTAG {
         let (key, class) = match self {
             Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
@@ -222,4 +223,24 @@ pub fn database_is_wanted() -> bool {
         pg_sys::LockRelease(&tag, mode, false);
     }
     false
+}
+
+/// Does this database let anybody in, a worker too? In a transaction. Those who are in already may
+/// find that it does not.
+pub fn database_allows_connections() -> bool {
+    // SAFETY: a row of pg_database is a FormData_pg_database, and is given back after it was read.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::DATABASEOID as i32,
+            pg_sys::Datum::from(pg_sys::MyDatabaseId),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        let header = (*tuple).t_data;
+        let row = header.cast::<u8>().add(usize::from((*header).t_hoff));
+        let allows = (*row.cast::<pg_sys::FormData_pg_database>()).datallowconn;
+        pg_sys::ReleaseSysCache(tuple);
+        allows
+    }
 }

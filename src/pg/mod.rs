@@ -19,4 +19,6 @@ pub mod relation;
 pub mod scan;
 pub mod snapshot;
 pub mod spot;
+pub mod turns;
+pub mod user;
 pub mod varlena;

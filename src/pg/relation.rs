@@ -114,6 +114,12 @@ impl Relation {
             .find(|index| index.is_btree_on(columns))
     }
 
+    /// Whose it is.
+    pub fn owner(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open.
+        unsafe { (*(*self.as_ptr()).rd_rel).relowner }
+    }
+
     /// All indexes of this table, valid or not.
     pub fn index_oids(&self) -> Vec<pg_sys::Oid> {
         // SAFETY: the relation is open; the cache's list is read at once, before anything can change it,

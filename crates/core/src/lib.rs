@@ -17,3 +17,4 @@ pub mod rank;
 pub mod schedule;
 pub mod sums;
 pub mod tally;
+pub mod turns;

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod crowd;
+mod databases;
 mod growth;
 mod memory;
 mod names;
@@ -14,6 +15,7 @@ use crate::report::PartReport;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     crowd::run(options, report);
+    databases::run(options, report);
     names::run(options, report);
     backlog::run(options, report);
     growth::run(options, report);
