@@ -8,10 +8,15 @@ mod tests {
     use counterx_core::names::NameRange;
     use pgrx::prelude::*;
 
-    /// Three counters that are folded, one of them changed since, and two that never were. Nothing
-    /// in a test commits, so that the totals are written by hand.
+    /// Nothing in a test commits, so that totals are written by hand.
+    fn write_tables(sql: &str) -> Result<(), pgrx::spi::SpiError> {
+        let _at_work = crate::ours::AtWork::begin();
+        Spi::run(sql)
+    }
+
+    /// Three counters that are folded, one of them changed since, and two that never were.
     fn some_counters() {
-        Spi::run(
+        write_tables(
             "INSERT INTO counterx.total (name, gen, value, uses)
              VALUES ('f:a', 1, 10, 1), ('f:b', 1, 20, 1), ('g:a', 1, 30, 1);
              SELECT counter_incr('f:b', 2), counter_incr('f:c', 3), counter_incr('h', 0)",
@@ -268,7 +273,7 @@ mod tests {
     #[pg_test]
     fn joins_look_each_name_up() {
         some_counters();
-        Spi::run(
+        write_tables(
             "INSERT INTO counterx.total (name, gen, value, uses)
              SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
@@ -310,7 +315,7 @@ mod tests {
     /// Where most counters are wanted, reading them all at once is cheaper.
     #[pg_test]
     fn large_joins_read_all_names() {
-        Spi::run(
+        write_tables(
             "INSERT INTO counterx.total (name, gen, value, uses)
              SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
@@ -327,7 +332,7 @@ mod tests {
     /// A row of the estimate is a row of the plan's decisions.
     #[pg_test]
     fn a_name_is_known_to_be_unique() {
-        Spi::run(
+        write_tables(
             "INSERT INTO counterx.total (name, gen, value, uses)
              SELECT 'many:' || i, 1, i, 1 FROM generate_series(1, 20000) i;
              ANALYZE counterx.total;
@@ -360,7 +365,7 @@ mod tests {
     /// counter_value() could not return it.
     #[pg_test]
     fn values_beyond_a_bigint_are_shown() {
-        Spi::run(
+        write_tables(
             "INSERT INTO counterx.total (name, gen, value, uses)
              VALUES ('big', 1, 9223372036854775807, 1), ('small', 1, -1e30, 1);
              SELECT counter_incr('big', 9223372036854775807), counter_decr('small', 1)",
@@ -381,7 +386,7 @@ mod tests {
     fn the_newest_version_counts() {
         some_counters();
         for generation in 2..50 {
-            Spi::run(&format!(
+            write_tables(&format!(
                 "UPDATE counterx.total SET gen = {generation}, value = value + 1 WHERE name = 'f:a'"
             ))
             .unwrap();

@@ -48,7 +48,10 @@ mod tests {
 
     #[pg_test]
     fn ranks_are_those_of_all_counters_sorted() {
-        Spi::run(TOTALS).unwrap();
+        {
+            let _at_work = crate::ours::AtWork::begin();
+            Spi::run(TOTALS).unwrap();
+        }
         check_all("no value index");
         Spi::run("SELECT counterx.create_value_index()").unwrap();
         check_all("value index");
@@ -61,7 +64,10 @@ mod tests {
     /// Small steps of many counters: the visit by value goes on until none of them can matter.
     #[pg_test]
     fn ranks_are_right_when_every_other_counter_has_moved_a_little() {
-        Spi::run(TOTALS).unwrap();
+        {
+            let _at_work = crate::ours::AtWork::begin();
+            Spi::run(TOTALS).unwrap();
+        }
         Spi::run("SELECT counterx.create_value_index()").unwrap();
         Spi::run(
             "SELECT count(counter_incr('r:' || i, i % 11 - 5)) FROM generate_series(1, 2000, 2) AS i",

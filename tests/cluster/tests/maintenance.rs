@@ -333,6 +333,18 @@ fn subscriber_to_all_tables_keeps_its_own_counters_and_gets_the_rest() -> Result
         "CREATE PUBLICATION subscribed FOR ALL TABLES;
          INSERT INTO goods SELECT n, n FROM generate_series(1, 10) n",
     )?;
+    // What a subscriber's own trigger calls is no row of another server.
+    here.batch_execute(
+        "CREATE FUNCTION make_type() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM public.counter_type_create('goods' || NEW.id, min => 0);
+             PERFORM public.counter_type_alter('goods' || NEW.id, min => -NEW.id);
+             RETURN NULL;
+         END $$;
+         CREATE TRIGGER make_type AFTER INSERT ON goods FOR EACH ROW WHEN (NEW.id > 10)
+             EXECUTE FUNCTION make_type();
+         ALTER TABLE goods ENABLE ALWAYS TRIGGER make_type",
+    )?;
     there.batch_execute("SELECT pg_create_logical_replication_slot('subscribed', 'pgoutput')")?;
     here.batch_execute(&format!(
         "CREATE SUBSCRIPTION subscribed CONNECTION 'host={} port={} user=postgres dbname=publishing'
@@ -373,9 +385,12 @@ fn subscriber_to_all_tables_keeps_its_own_counters_and_gets_the_rest() -> Result
     let sql = "SELECT array_agg(name || '=' || value ORDER BY name) FROM counters";
     let counters: Vec<String> = here.query_one(sql, &[])?.get(0);
     ensure!(counters == ["only here=18", "x=36"], "{counters:?}");
-    let sql = "SELECT (SELECT count(*) FROM counterx.token), (SELECT min FROM counter_types)";
+    let sql = "SELECT (SELECT count(*) FROM counterx.token), (SELECT min FROM counter_types WHERE name = 'stock'),
+                      (SELECT string_agg(name || min, ' ' ORDER BY name) FROM counter_types WHERE name <> 'stock')";
     let row = here.query_one(sql, &[])?;
     ensure!(row.get::<_, i64>(1) == -2, "a type has arrived");
+    let types: &str = row.get(2);
+    ensure!(types == "goods11-11 goods12-12 goods13-13", "{types}");
     here.batch_execute(
         "ALTER SUBSCRIPTION subscribed DISABLE;
          ALTER SUBSCRIPTION subscribed SET (slot_name = NONE)",

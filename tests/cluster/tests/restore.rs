@@ -329,8 +329,12 @@ fn dump_of_a_standby_that_has_lost_what_it_needs_fails() -> Result<()> {
         .conf("counterx.compaction", "off")
         .conf("counterx.log_max_size", "64kB")
         .conf("autovacuum", "off")
+        .conf("wal_level", "logical")
         .start()?;
     let mut client = create_database(&primary, "far")?;
+    // Keeps the server's own tables from being cleaned up: a standby that replays that ends the snapshot.
+    client
+        .batch_execute("SELECT pg_create_logical_replication_slot('keeps_catalogs', 'pgoutput')")?;
     client.batch_execute("SELECT bump('n:' || n, n) FROM generate_series(1, 16) n")?;
     let standby = Cluster::builder()
         .name("dumped-standby")
