@@ -74,7 +74,7 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) {
+fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) -> bool {
     xact::check_may_write(c"counter_hold_confirm()");
     let id = args::required("id", id);
     let hold = holds::lock(id).unwrap_or_else(|| {
@@ -128,6 +128,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
     holds::remove(&hold);
     failpoint!("hold.deleted");
     xact::add_reserved(&hold.name, -amount);
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
