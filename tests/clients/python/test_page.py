@@ -1,5 +1,8 @@
 """What docs/clients.md says of psycopg, run as it stands there."""
 
+import os
+import subprocess
+
 import page_psycopg as page
 from psycopg import Rollback, errors
 
@@ -96,3 +99,12 @@ class Page(CounterTest):
         page.count(conn, self.name("x"))
         page.in_transaction(conn, lambda conn: page.count(conn, self.name("x")))
         self.assertEqual(page.value(conn, self.name("x")), 2)
+
+    def test_a_dump_without_data_has_no_types(self):
+        def dump(*options):
+            command = [os.path.join(os.environ["COUNTERX_PG_BIN"], "pg_dump"), *options]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        self.assertIn("CREATE EXTENSION", dump("--schema-only"))
+        self.assertNotIn(self.kind, dump("--schema-only"))
+        self.assertIn(self.kind, dump())
