@@ -42,7 +42,7 @@ test-isolation: setup ## Races, with pg_isolation_regress
 	@scripts/test isolation
 test-cluster: setup ## Tests that own whole clusters: crash, standby, dump
 	@scripts/test cluster
-test-clients: setup ## Tests with psycopg and node-postgres, directly and through PgBouncer
+test-clients: setup ## Tests with real clients and frameworks, directly and through PgBouncer
 	@scripts/test clients
 test-torture: setup ## The short form of the torture harness
 	@scripts/test torture

@@ -231,7 +231,7 @@ mod tests {
                     "SELECT counter_incr($1, 3), counter_value($1)",
                     &[name.as_str().into()]
                 ),
-                Ok(Some(()))
+                Ok(Some(true))
             );
             assert_eq!(value_of(&name), Some(3));
         }

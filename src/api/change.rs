@@ -159,7 +159,7 @@ fn counter_drop(name: Option<Text>) -> bool {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 400)]
-fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) {
+fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_rename()");
     let (old, new) = (args::name(old_name), args::name(new_name));
     must_differ(old, new, "rename a counter to");
@@ -175,16 +175,18 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) {
         );
     }
     move_value(&old, &new);
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 400)]
-fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) {
+fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_merge()");
     let (into, from) = (args::name(into_name), args::name(from_name));
     must_differ(into, from, "merge a counter into");
     let (into, from) = Held::lock_both(into, from);
     from.must_exist();
     move_value(&from, &into);
+    true
 }
 
 fn move_value(from: &Held, to: &Held) {

@@ -126,7 +126,7 @@ fn go_on_from(id: i64, hold: &Hold, instead: Change, amount: i64) {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) {
+fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) -> bool {
     xact::check_may_write(c"counter_hold_confirm()");
     let id = args::required("id", id);
     let hold = must_lock(id);
@@ -140,6 +140,7 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
     holds::remove(&hold);
     failpoint!("hold.deleted");
     xact::add_reserved(&hold.name, -amount);
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]

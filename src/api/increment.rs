@@ -1,4 +1,7 @@
 //! Increments.
+//!
+//! Functions that have nothing to say return true: a result of type void is an error in some clients,
+//! raised when the work is done. See docs/design.md.
 
 use super::args::{self, BigintArray, Jsonb, Text, TextArray};
 use crate::pg::error::{raise, report};
@@ -8,13 +11,14 @@ use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 10)]
-fn counter_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) {
+fn counter_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
     xact::check_may_write(c"counter_incr()");
     xact::add(args::name(name), args::delta(delta));
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 10)]
-fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) {
+fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
     xact::check_may_write(c"counter_decr()");
     let delta = args::delta(delta).checked_neg().unwrap_or_else(|| {
         raise(
@@ -26,6 +30,7 @@ fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) {
         )
     });
     xact::add(args::name(name), delta);
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
@@ -37,7 +42,7 @@ fn counter_incr_get(name: Option<Text>, delta: default!(Option<i64>, 1)) -> i64 
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
-fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) {
+fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) -> bool {
     xact::check_may_write(c"counter_incr_many()");
     let names = args::names(names);
     let deltas = args::deltas(deltas);
@@ -54,12 +59,14 @@ fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) {
     for (name, delta) in names.into_iter().zip(deltas) {
         xact::add(name, delta);
     }
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100, name = "counter_incr_many")]
-fn counter_incr_many_jsonb(deltas: Option<Jsonb>) {
+fn counter_incr_many_jsonb(deltas: Option<Jsonb>) -> bool {
     xact::check_may_write(c"counter_incr_many()");
     for (name, delta) in args::members(deltas) {
         xact::add(&name, delta);
     }
+    true
 }

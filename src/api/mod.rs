@@ -3,6 +3,7 @@
 //! | module | functions |
 //! |---|---|
 //! | [`increment`] | `counter_incr` and its relatives |
+//! | [`call`] | `CALL counter_add(...)`, for clients that take a SELECT for a read |
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
 //! | [`once`] | increments with a token |
@@ -18,6 +19,7 @@
 pub mod admin;
 mod args;
 mod bounded;
+mod call;
 mod change;
 mod holds;
 mod increment;

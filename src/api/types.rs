@@ -141,7 +141,7 @@ fn counter_type_create(
     max: default!(Option<i64>, "NULL"),
     description: default!(Option<Text>, "NULL"),
     options: default!(Option<Jsonb>, "NULL"),
-) {
+) -> bool {
     xact::check_may_write(c"counter_type_create()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
@@ -169,6 +169,7 @@ fn counter_type_create(
         ],
     );
     check_done(&name, Some(bounds));
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
@@ -179,7 +180,7 @@ fn counter_type_alter(
     max: default!(Option<i64>, "NULL"),
     description: default!(Option<Text>, "NULL"),
     options: default!(Option<Jsonb>, "NULL"),
-) {
+) -> bool {
     xact::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
@@ -207,11 +208,12 @@ fn counter_type_alter(
         ],
     );
     check_done(&name, Some(new));
+    true
 }
 
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-fn counter_type_drop(name: Option<Text>) {
+fn counter_type_drop(name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
     lock_types();
@@ -221,6 +223,7 @@ fn counter_type_drop(name: Option<Text>) {
         &[name.as_str().into()],
     );
     check_done(&name, None);
+    true
 }
 
 /// Tells other sessions, whatever has become of the table's own trigger; and looks whether a trigger, a

@@ -14,7 +14,7 @@ pub fn active() -> Option<pg_sys::Snapshot> {
 pub enum CurrentSnapshot {
     /// That of the query.
     Active(pg_sys::Snapshot),
-    /// A new one.
+    /// One of our own.
     Latest(LatestSnapshot),
 }
 
@@ -36,6 +36,14 @@ impl CurrentSnapshot {
     }
 }
 
+/// The running query's snapshot, or that which a query would get now.
+pub fn active_or_transactions() -> CurrentSnapshot {
+    active().map_or_else(
+        || CurrentSnapshot::Latest(LatestSnapshot::of_transaction()),
+        CurrentSnapshot::Active,
+    )
+}
+
 /// A new snapshot that is the active one as long as this lives.
 pub struct LatestSnapshot(pg_sys::Snapshot);
 
@@ -45,6 +53,15 @@ impl LatestSnapshot {
         // SAFETY: we are in a transaction; the active stack holds a reference until the drop.
         unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            Self(pg_sys::GetActiveSnapshot())
+        }
+    }
+
+    /// That which a query would get now: the transaction's own where it is bound to one.
+    fn of_transaction() -> Self {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             Self(pg_sys::GetActiveSnapshot())
         }
     }

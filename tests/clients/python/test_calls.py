@@ -22,10 +22,9 @@ class Calls(CounterTest):
         row = self.db.execute("SELECT counter_value(%s)", [self.name("unknown")]).fetchone()
         self.assertEqual(row, (0,))
 
-    def test_increment_returns_nothing(self):
-        # The type void is an empty string to psycopg.
+    def test_increment_returns_true(self):
         row = self.db.execute("SELECT counter_incr(%s)", [self.name("x")]).fetchone()
-        self.assertEqual(row, ("",))
+        self.assertEqual(row, (True,))
 
     def test_increment_and_get(self):
         ticket = self.name("ticket")
