@@ -13,6 +13,7 @@ use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::NameText;
 use crate::shape;
 use crate::types;
+use counterx_core::gate::Side;
 use counterx_core::pending::{PendingMap, Row};
 use pgrx::pg_sys;
 
@@ -105,14 +106,25 @@ fn uses(row: &Row) -> Option<pg_sys::Datum> {
     (row.uses != 1).then(|| row.uses.into())
 }
 
-/// Makes sure that what is written to a lane is above all that is folded: see `lease.rs`.
+/// Makes sure that what is written to a lane is above all that is folded: see `lease.rs`. Nobody is waited
+/// for: where somebody truncates a log, say, the next writer looks again.
 fn lift_gate(lane: usize, rels: &LaneRels, gate: &Relation) {
-    let known = fold::highest_epoch(lane, rels);
+    let Some(_state) = Relation::open_for_read_if_free(catalog::shared().state) else {
+        return;
+    };
+    let folded = fold::folded_epoch(lane);
+    let newest = Side::BOTH.map(|side| {
+        let log = Relation::open_for_read_if_free(rels.log(side))?;
+        Some(fold::newest_epoch_in(&log))
+    });
+    let known = newest.into_iter().flatten().fold(folded, i64::max);
     let value = lease::read_gate(gate);
-    if value.epoch <= known.folded || value.epoch < known.in_logs {
-        lease::lift(gate, known.folded.max(known.in_logs));
+    if value.epoch <= folded || value.epoch < known {
+        lease::lift(gate, known);
     }
-    catalog::note_gate_seen(lane);
+    if newest.iter().all(Option::is_some) {
+        catalog::note_gate_seen(lane);
+    }
 }
 
 /// One lane's active log, behind its gate.

@@ -37,12 +37,13 @@ use pgrx::{FromDatum, pg_sys};
 /// folded. It is so, unless somebody has brought rows in by force, past the triggers that refuse them.
 pub fn sound_gate(lane: usize, lease: &Lease) -> Gate {
     let gate = lease.gate();
-    let known = highest_epoch(lane, lease.rels());
+    let folded = folded_epoch(lane);
+    let newest = newest_epoch(lease.rels(), Side::A).max(newest_epoch(lease.rels(), Side::B));
     // A delta of the current epoch is no surprise.
-    if gate.epoch >= known.in_logs && gate.epoch > known.folded {
+    if gate.epoch >= newest && gate.epoch > folded {
         return gate;
     }
-    let lifted = lease.lift(known.in_logs.max(known.folded));
+    let lifted = lease.lift(newest.max(folded));
     log(format!(
         "counterx: the gate of lane {lane} was at epoch {}, below what its tables hold; it is lifted to epoch {}",
         gate.epoch, lifted.epoch
@@ -50,25 +51,9 @@ pub fn sound_gate(lane: usize, lease: &Lease) -> Gate {
     lifted
 }
 
-/// What a lane's tables say about its epochs.
-pub struct HighestEpoch {
-    /// The highest one of any row version in the logs.
-    pub in_logs: i64,
-    /// The folded one.
-    pub folded: i64,
-}
-
 /// How far a lane is folded, as far as it is committed or done by this transaction.
 pub fn folded_epoch(lane: usize) -> i64 {
     read::lane_state(&catalog::shared(), lane, snapshot::self_snapshot()).folded
-}
-
-/// See [`HighestEpoch`].
-pub fn highest_epoch(lane: usize, rels: &LaneRels) -> HighestEpoch {
-    HighestEpoch {
-        in_logs: newest_epoch(rels, Side::A).max(newest_epoch(rels, Side::B)),
-        folded: folded_epoch(lane),
-    }
 }
 
 /// May folds write to the tables of totals and states? Locks both to the end of the transaction, so that
@@ -123,12 +108,17 @@ fn is_of(lane: usize, row: &Row) -> bool {
 
 /// The highest epoch of any row version in a log, visible or not; 0 for an empty log.
 pub fn newest_epoch(rels: &LaneRels, side: Side) -> i64 {
-    let (log, index) = read::open_log(rels, side);
+    newest_epoch_in(&read::open_log_table(rels.log(side)))
+}
+
+/// The same of an open log.
+pub fn newest_epoch_in(log: &Relation) -> i64 {
     if log.blocks() == 0 {
         return 0;
     }
+    let index = read::index_of(log, &column::log::KEY);
     // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&log, &index, snapshot::any_snapshot(), 0) };
+    let mut scan = unsafe { IndexScan::new(log, &index, snapshot::any_snapshot(), 0) };
     scan.seek(&[]);
     scan.next(Direction::Backward)
         .map_or(0, |row| row.int8(column::log::EPOCH))

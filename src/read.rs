@@ -488,7 +488,7 @@ pub fn open_log(rels: &LaneRels, side: Side) -> (Relation, Relation) {
 
 /// A reader on a standby that waits for the replay of a TRUNCATE, which waits for the reader's
 /// snapshot: nobody but `max_standby_streaming_delay` would end that, and -1 does not.
-fn open_log_table(log: pg_sys::Oid) -> Relation {
+pub fn open_log_table(log: pg_sys::Oid) -> Relation {
     if !ports::recovery_in_progress() {
         return open(log);
     }

@@ -38,6 +38,15 @@ impl Relation {
         Self::open(oid, ACCESS_SHARE, ACCESS_SHARE)
     }
 
+    /// The same if that needs no waiting. None when somebody has a conflicting lock, or the relation does not
+    /// exist.
+    pub fn open_for_read_if_free(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: a lock on an OID that may not exist (any more) is harmless.
+        unsafe { pg_sys::ConditionalLockRelationOid(oid, ACCESS_SHARE) }
+            .then(|| Self::open(oid, NO_LOCK, ACCESS_SHARE))
+            .flatten()
+    }
+
     /// The same on a standby, where it waits no longer than that for replay to unlock the relation.
     ///
     /// Replay keeps the lock of a TRUNCATE up to its commit, and may have to wait before that for
