@@ -199,9 +199,9 @@ FROM PUBLIC;
 
 -- What the planner may expect. (The support function of unnest() looks at the length of the array.)
 ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
-ALTER FUNCTION counter_list(text, text, integer) ROWS 100;
-ALTER FUNCTION counter_top(integer, text) ROWS 10;
-ALTER FUNCTION counter_bottom(integer, text) ROWS 10;
+ALTER FUNCTION counter_list(text, text, bigint) ROWS 100;
+ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
+ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
 ALTER FUNCTION counterx.fold_status() ROWS 8;
 
@@ -214,10 +214,11 @@ COMMENT ON FUNCTION counter_incr_once(text, text, bigint) IS 'adds to a counter 
 COMMENT ON FUNCTION counter_incr_once_get(text, text, bigint) IS 'adds to a counter once for each token; returns the value seen then, also when that was done before';
 COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
 COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
-COMMENT ON FUNCTION counter_list(text, text, integer) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
+COMMENT ON FUNCTION counter_list(text, text, bigint) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
 COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
-COMMENT ON FUNCTION counter_top(integer, text) IS 'the counters of the greatest values among those with a prefix; equal values share a rank';
-COMMENT ON FUNCTION counter_bottom(integer, text) IS 'the counters of the least values among those with a prefix; equal values share a rank';
+COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
+COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
