@@ -221,6 +221,11 @@ fn wake_worker() {
     }
 }
 
+/// Writes what is pending now: for who has to write more of a counter than one delta can hold.
+pub fn write_early() {
+    flush_early(ports::xact_nest_level());
+}
+
 fn flush_early(level: u32) {
     if PHASE.get() == Phase::Running {
         FLUSHED_EARLY.set(true);
