@@ -240,6 +240,7 @@ COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
 COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
+COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';

@@ -14,6 +14,7 @@
 //! made the value.
 
 use super::args::{self, Text};
+use crate::lease;
 use crate::notes;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
@@ -35,6 +36,7 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
+        lease::enter_to_change();
         NameLock::take(NameHash::of(name));
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())

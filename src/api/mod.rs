@@ -5,6 +5,7 @@
 //! | [`increment`] | `counter_incr` and its relatives |
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
+//! | [`drop_all`] | all counters dropped at once |
 //! | [`once`] | increments with a token |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
@@ -19,6 +20,7 @@ pub mod admin;
 mod args;
 mod bounded;
 mod change;
+mod drop_all;
 mod holds;
 mod increment;
 mod look;
