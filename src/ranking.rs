@@ -20,6 +20,7 @@
 //! the place, which is the quicker way for the upper part of a board. Those with something pending are
 //! looked up by name, and left out when the index comes to them.
 
+use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
@@ -196,23 +197,28 @@ impl Query<'_> {
         }
         drop(totals);
         // SAFETY: the query's snapshot outlives it.
-        let mut scan = unsafe { IndexScan::new(table, index, self.snapshot, 0) };
-        scan.seek(&[]);
+        let mut walk = unsafe { value_index::walk(table, index, self.snapshot) };
         for _ in 0..limit {
             pgrx::check_for_interrupts!();
-            let Some(row) = scan.next(direction(self.end)) else {
+            if !walk.advance(direction(self.end)) {
                 return Some(best);
+            }
+            // SAFETY: the columns of the value index.
+            let (name, value) = unsafe {
+                let value = walk.get(value_index::column::VALUE);
+                let name = walk.text(value_index::column::NAME);
+                (name, number::total(value))
             };
-            let name = row.text(column::total::NAME);
             if !self.range.contains(name) || self.pending.contains(name) {
                 continue;
             }
-            let total = totals::tally(&row);
             // Whatever follows comes after this one.
-            if best.is_after_mark(name, total.value) && !best.takes(name, total.value) {
+            if best.is_after_mark(name, value) && !best.takes(name, value) {
                 return Some(best);
             }
-            offer(&mut best, name, total);
+            // It has uses, which are not in the index: nothing is pending of it, and then there is no
+            // total without.
+            best.offer(name, value);
         }
         None
     }

@@ -241,11 +241,11 @@ impl Model {
     /// Changes by the value may be of more than one delta, which are then written, as all else is that
     /// the transaction has: what it may add begins anew.
     fn settle_beyond(&mut self, name: &str, value: i128) {
-        if i64::try_from(value - self.written(name)).is_err() {
-            if let Some(before) = &mut self.before {
-                *before = self.counters.clone();
-                before.insert(name.to_owned(), value);
-            }
+        if i64::try_from(value - self.written(name)).is_err()
+            && let Some(before) = &mut self.before
+        {
+            *before = self.counters.clone();
+            before.insert(name.to_owned(), value);
         }
     }
 
