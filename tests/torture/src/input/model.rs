@@ -326,6 +326,7 @@ impl Model {
                 | "counter_values"
                 | "counter_list"
                 | "counter_sum"
+                | "counter_rank"
                 | "counter_top"
                 | "counter_bottom"
         );
@@ -505,20 +506,60 @@ impl Model {
                 let sum: i128 = self.having(&prefix).iter().map(|(_, value)| value).sum();
                 Ok(row(sum))
             }
+            "counter_rank" => {
+                let name = mistakes.name(argument(0));
+                let prefix = mistakes.prefix(argument(1));
+                check!();
+                let all = self.having(&prefix);
+                let found = all.iter().find(|(known, _)| *known == name);
+                let rank = found.map(|(_, value)| {
+                    let greater = all.iter().filter(|(_, other)| other > value);
+                    (greater.count() + 1).to_string()
+                });
+                Ok(Expected::Rows(vec![vec![rank]]))
+            }
             function @ ("counter_top" | "counter_bottom") => {
                 let limit = mistakes.rows(argument(0), 10);
                 let prefix = mistakes.prefix(argument(1));
+                let at_value = match argument(2) {
+                    Some(Value::Number(number)) => Some(i128::from(*number)),
+                    _ => None,
+                };
+                let at_name = argument(3).and_then(Value::text);
                 check!();
+                let at_value = at_value.or_else(|| at_name.as_ref().map(|name| self.value(name)));
+                let bottom = function == "counter_bottom";
+                let comes_after = |name: &str, value: i128| {
+                    let Some(at_value) = at_value else {
+                        return true;
+                    };
+                    let beyond = if bottom {
+                        value > at_value
+                    } else {
+                        value < at_value
+                    };
+                    let level = at_name.as_deref().is_some_and(|at_name| {
+                        if bottom {
+                            name < at_name
+                        } else {
+                            name > at_name
+                        }
+                    });
+                    beyond || (value == at_value && level)
+                };
                 let mut all = self.having(&prefix);
                 all.sort_by_key(|&(name, value)| (std::cmp::Reverse(value), name));
-                if function == "counter_bottom" {
+                if bottom {
                     all.reverse();
                 }
                 let mut rows = Vec::new();
                 let mut rank = 0;
-                for (index, &(name, value)) in all.iter().take(limit).enumerate() {
+                for (index, &(name, value)) in all.iter().enumerate() {
                     if index == 0 || all[index - 1].1 != value {
                         rank = index + 1;
+                    }
+                    if rows.len() == limit || !comes_after(name, value) {
+                        continue;
                     }
                     rows.push(vec![
                         Some(rank.to_string()),
