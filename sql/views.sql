@@ -199,9 +199,9 @@ FROM PUBLIC;
 
 -- What the planner may expect. (The support function of unnest() looks at the length of the array.)
 ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
-ALTER FUNCTION counter_list(text, text, integer) ROWS 100;
-ALTER FUNCTION counter_top(integer, text) ROWS 10;
-ALTER FUNCTION counter_bottom(integer, text) ROWS 10;
+ALTER FUNCTION counter_list(text, text, bigint) ROWS 100;
+ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
+ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
 ALTER FUNCTION counterx.fold_status() ROWS 8;
 
@@ -215,10 +215,11 @@ COMMENT ON FUNCTION counter_incr_once(text, text, bigint) IS 'adds to a counter 
 COMMENT ON FUNCTION counter_incr_once_get(text, text, bigint) IS 'adds to a counter once for each token; returns the value seen then, also when that was done before';
 COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
 COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
-COMMENT ON FUNCTION counter_list(text, text, integer) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
+COMMENT ON FUNCTION counter_list(text, text, bigint) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
 COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
-COMMENT ON FUNCTION counter_top(integer, text) IS 'the counters of the greatest values among those with a prefix; equal values share a rank';
-COMMENT ON FUNCTION counter_bottom(integer, text) IS 'the counters of the least values among those with a prefix; equal values share a rank';
+COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
+COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
@@ -242,6 +243,7 @@ COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
 COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
+COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';

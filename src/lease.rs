@@ -32,7 +32,7 @@
 use crate::catalog::{self, LaneRels};
 use crate::pg::cell;
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
-use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::relation::{ACCESS_SHARE, ROW_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::shape;
 use counterx_core::gate::Gate;
 use pgrx::pg_sys;
@@ -76,6 +76,15 @@ pub fn open(lane: usize) -> Relation {
 pub fn enter(lane: usize) {
     let gate = catalog::lane(lane).gate;
     if Relation::open_until_commit(gate, ACCESS_SHARE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
+}
+
+/// Locks the first lane's gate to the end of the transaction, for those who change a counter by its value:
+/// who drops all counters waits for them, and they for him. Nobody else does, folders and writers neither.
+/// It is the same gate for all of them, and the first that the other one locks, so the two do not deadlock.
+pub fn enter_to_change() {
+    if Relation::open_until_commit(catalog::lane(0).gate, ROW_SHARE).is_none() {
         catalog::Unusable::NotInstalled.raise()
     }
 }

@@ -36,8 +36,9 @@ pub fn note_change_by_value(name: &[u8]) {
 /// once, ascending.
 pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
     BY_VALUE.with_borrow(|all| {
-        let since = all.iter().filter(|change| change.command >= command);
-        let mut names: Vec<Box<[u8]>> = since.map(|change| change.name.clone()).collect();
+        let mut names: Vec<Box<[u8]>> = since(all, command)
+            .map(|change| change.name.clone())
+            .collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -46,10 +47,14 @@ pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
 
 /// Is this counter one of them?
 pub fn was_changed_by_value_since(name: &[u8], command: pg_sys::CommandId) -> bool {
-    BY_VALUE.with_borrow(|all| {
-        let mut since = all.iter().filter(|change| change.command >= command);
-        since.any(|change| *change.name == *name)
-    })
+    BY_VALUE.with_borrow(|all| since(all, command).any(|change| *change.name == *name))
+}
+
+/// Noted last is changed last: there can be very many of earlier commands.
+fn since(all: &[ByValue], command: pg_sys::CommandId) -> impl Iterator<Item = &ByValue> {
+    all.iter()
+        .rev()
+        .take_while(move |change| change.command >= command)
 }
 
 /// The subtransaction at this level was released.

@@ -13,15 +13,23 @@
 //! read that way; for a large one the index is the quicker way, unless counters of other prefixes
 //! fill its head. As nobody knows beforehand, each way is tried for a bounded number of rows, the
 //! index first: a good part of all counters fills the ranks in a few of its rows.
+//!
+//! # After a place
+//! Pages, and the rank of one counter, need the number of those that come before. A btree has no
+//! counts, so they are counted: in one pass over the totals of the prefix, or down the value index to
+//! the place, which is the quicker way for the upper part of a board. Those with something pending are
+//! looked up by name, and left out when the index comes to them.
 
+use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
-use crate::read::{Lanes, Reader, column};
+use crate::read::{self, Lanes, Reader, column};
 use crate::totals::{self, Order};
 use crate::value_index;
+use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
-use counterx_core::rank::{Best, End, Ranked};
+use counterx_core::rank::{Best, End, Mark, Ranked};
 use counterx_core::sums::{Sums, ToTake};
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
@@ -35,6 +43,10 @@ const FIRST_INDEX_ROWS: usize = 16;
 
 /// The index is given up for a prefix that did not fill the ranks in so many rows.
 const MAX_INDEX_ROWS: usize = 20_000;
+
+/// To count down to a place, the index is given up after this part of all totals: a row by the index
+/// takes several times as long as one of a pass.
+const PART_BY_INDEX: usize = 8;
 
 /// The sum of all counters of a range.
 pub fn sum(range: &NameRange) -> i128 {
@@ -53,17 +65,42 @@ pub fn sum(range: &NameRange) -> i128 {
     sum
 }
 
-/// The first `n` counters of a range, from one end.
-pub fn rank(end: End, n: usize, range: &NameRange) -> Vec<Ranked> {
+/// Where a page of ranks begins.
+pub enum From<'a> {
+    /// At the end that is ranked from.
+    End,
+    /// After a place that is known.
+    Mark(Mark),
+    /// After a counter, wherever it is. One that does not exist is at 0, as for all reads.
+    Counter(&'a [u8]),
+}
+
+/// The first `n` counters of a range, from one end or after a place.
+pub fn rank(end: End, n: usize, range: &NameRange, from: From) -> Vec<Ranked> {
     if n == 0 {
         return Vec::new();
     }
     let latest = snapshot::active_or_latest();
+    let after = match from {
+        From::End => None,
+        From::Mark(mark) => Some(mark),
+        From::Counter(name) => {
+            let can_exist = (1..=MAX_NAME_BYTES).contains(&name.len());
+            Some(Mark {
+                value: match can_exist {
+                    true => read::tally_at(name, latest.as_ptr()).value,
+                    false => 0,
+                },
+                name: Some(name.into()),
+            })
+        }
+    };
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let query = Query {
         end,
         n,
         range,
+        after,
         pending: reader.pending_in(range),
         reader: &reader,
         snapshot: latest.as_ptr(),
@@ -74,10 +111,36 @@ pub fn rank(end: End, n: usize, range: &NameRange) -> Vec<Ranked> {
     best.into_ranked()
 }
 
+/// The rank of one counter of a range, from the top. None: it is not in there.
+pub fn rank_of(name: &[u8], range: &NameRange) -> Option<i64> {
+    if !range.contains(name) {
+        return None;
+    }
+    let latest = snapshot::active_or_latest();
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
+    let pending = reader.pending_in(range);
+    let tally = reader.totals().get(name) + pending.get(name);
+    let above = tally.exists().then(|| {
+        let query = Query {
+            end: End::Top,
+            n: 0,
+            range,
+            after: Some(Mark::before_all_of(tally.value)),
+            pending,
+            reader: &reader,
+            snapshot: latest.as_ptr(),
+        };
+        query.run().above()
+    });
+    reader.finish();
+    above.map(|above| above + 1)
+}
+
 struct Query<'a> {
     end: End,
     n: usize,
     range: &'a NameRange,
+    after: Option<Mark>,
     pending: Sums,
     reader: &'a Reader,
     snapshot: pg_sys::Snapshot,
@@ -89,6 +152,9 @@ impl Query<'_> {
         let Some((table, index)) = value_index::find() else {
             return self.by_name(usize::MAX).expect("there is no limit");
         };
+        if self.after.is_some() {
+            return self.run_after(&table, &index);
+        }
         let mut by_value = ByValue::start(self, &table, &index);
         let first = match self.range.is_all() {
             true => usize::MAX,
@@ -107,9 +173,59 @@ impl Query<'_> {
         self.by_name(usize::MAX).expect("there is no limit")
     }
 
+    fn run_after(&self, table: &Relation, index: &Relation) -> Best {
+        if !self.range.is_all()
+            && let Some(best) = self.by_name(SMALL_RANGE)
+        {
+            return best;
+        }
+        let part = table.live_rows().unwrap_or_default() as usize / PART_BY_INDEX;
+        match self.by_value_after(table, index, part.max(MAX_INDEX_ROWS)) {
+            Some(best) => best,
+            None => self.by_name(usize::MAX).expect("there is no limit"),
+        }
+    }
+
+    /// Goes down the value index to the mark, and on until the ranks are filled. None: it takes more
+    /// than `limit` rows.
+    fn by_value_after(&self, table: &Relation, index: &Relation, limit: usize) -> Option<Best> {
+        let mut best = Best::after(self.end, self.n, self.after.clone());
+        let mut totals = self.reader.totals();
+        for (name, pending) in self.pending.iter() {
+            pgrx::check_for_interrupts!();
+            offer(&mut best, name, totals.get(name) + pending);
+        }
+        drop(totals);
+        // SAFETY: the query's snapshot outlives it.
+        let mut walk = unsafe { value_index::walk(table, index, self.snapshot) };
+        for _ in 0..limit {
+            pgrx::check_for_interrupts!();
+            if !walk.advance(direction(self.end)) {
+                return Some(best);
+            }
+            // SAFETY: the columns of the value index.
+            let (name, value) = unsafe {
+                let value = walk.get(value_index::column::VALUE);
+                let name = walk.text(value_index::column::NAME);
+                (name, number::total(value))
+            };
+            if !self.range.contains(name) || self.pending.contains(name) {
+                continue;
+            }
+            // Whatever follows comes after this one.
+            if best.is_after_mark(name, value) && !best.takes(name, value) {
+                return Some(best);
+            }
+            // It has uses, which are not in the index: nothing is pending of it, and then there is no
+            // total without.
+            best.offer(name, value);
+        }
+        None
+    }
+
     /// Visits all totals of the range. None: there are more than `limit`.
     fn by_name(&self, limit: usize) -> Option<Best> {
-        let mut best = Best::new(self.end, self.n);
+        let mut best = Best::after(self.end, self.n, self.after.clone());
         let mut pending = self.pending.to_take();
         let mut visited = 0;
         // SAFETY: the query's snapshot outlives it.
@@ -168,10 +284,7 @@ impl<'a> ByValue<'a> {
 
     /// Visits up to so many more totals. True: the best are known.
     fn advance(&mut self, rows: usize) -> bool {
-        let direction = match self.query.end {
-            End::Top => Direction::Forward,
-            End::Bottom => Direction::Backward,
-        };
+        let direction = direction(self.query.end);
         for _ in 0..rows {
             pgrx::check_for_interrupts!();
             let Some(row) = self.scan.next(direction) else {
@@ -224,6 +337,14 @@ impl<'a> ByValue<'a> {
                 offer(&mut self.best, name, totals.get(name) + pending);
             }
         }
+    }
+}
+
+/// Which way through the value index.
+fn direction(end: End) -> Direction {
+    match end {
+        End::Top => Direction::Forward,
+        End::Bottom => Direction::Backward,
     }
 }
 

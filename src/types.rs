@@ -45,6 +45,8 @@ thread_local! {
     static CHANGES: Cell<u64> = const { Cell::new(0) };
     /// That number when the running transaction first changed a counter.
     static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The running transaction has dropped all counters.
+    static BOUNDED_GONE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Definitions of types have changed: what each session has in memory of them is outdated.
@@ -63,7 +65,27 @@ pub fn limits_of(name: &[u8]) -> Option<Limits> {
     if CHANGES_AT_START.get().is_none() {
         CHANGES_AT_START.set(Some(changes));
     }
-    if NONE.get() { None } else { find(name) }
+    if NONE.get() {
+        return None;
+    }
+    let limits = find(name);
+    if limits.is_some() && BOUNDED_GONE.get() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "cannot change bounded counters in a transaction that has dropped all counters",
+            )
+            .set_hint("Commit first."),
+        );
+    }
+    limits
+}
+
+/// The running transaction has dropped all bounded counters without reserving anything. Nobody else knows
+/// of that before it has committed, so it must not change any further: what is granted is granted by what
+/// others see. (After a rollback to a savepoint neither, to keep it simple.)
+pub fn bounded_counters_are_gone() {
+    BOUNDED_GONE.set(true);
 }
 
 fn find(name: &[u8]) -> Option<Limits> {
@@ -82,6 +104,7 @@ pub fn forget() {
 /// The transaction has ended.
 pub fn after_end() {
     CHANGES_AT_START.set(None);
+    BOUNDED_GONE.set(false);
 }
 
 /// Reads the types, and says of which number of changes they are.

@@ -7,16 +7,38 @@
 
 use crate::catalog::{self, Unusable};
 use crate::pg::error::{raise, report};
+use crate::pg::index_only::IndexOnlyScan;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE};
-use crate::read::{self, column};
-use pgrx::{PgSqlErrorCode, Spi};
+use crate::read;
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 
 /// The table of totals and its value index, if there is one that the running transaction may use:
 /// a btree (value DESC, name).
 pub fn find() -> Option<(Relation, Relation)> {
     let table = read::open(catalog::shared().total);
-    let index = table.open_index(&column::total::BY_VALUE)?;
+    let index = table.open_index(&read::column::total::BY_VALUE)?;
     index.is_usable_now().then_some((table, index))
+}
+
+/// The columns of the index.
+pub mod column {
+    pub const VALUE: usize = 0;
+    pub const NAME: usize = 1;
+    pub const COLUMNS: usize = 2;
+}
+
+/// A walk along the index, which looks at as few totals as it can.
+///
+/// # Safety
+/// The relations are those of [`find`]. The snapshot is an MVCC one and lives as long as the walk.
+pub unsafe fn walk(
+    table: &Relation,
+    index: &Relation,
+    snapshot: pg_sys::Snapshot,
+) -> IndexOnlyScan<{ column::COLUMNS }> {
+    // SAFETY: the caller's promise. Names are at most 255 bytes long, and numerics of whole numbers are
+    // short: never compressed, never out of line.
+    unsafe { IndexOnlyScan::start(table, index, snapshot) }
 }
 
 const NAME: &str = "total_value_name";
@@ -78,7 +100,7 @@ fn drop_ours() {
 
 fn exists() -> bool {
     let table = read::open(catalog::shared().total);
-    table.open_index(&column::total::BY_VALUE).is_some()
+    table.open_index(&read::column::total::BY_VALUE).is_some()
 }
 
 fn run(command: &str) {

@@ -147,6 +147,15 @@ pub fn drop_counter(name: &[u8], written: Tally) {
             raise_shortage(name, delta, limits.bounds, &shortage)
         }
     }
+    drop_unchecked(name, written);
+}
+
+/// The same without a look at its bounds: for who has made sure that nobody goes by what it was.
+///
+/// # Errors
+/// As of [`drop_counter`], but for the bounds.
+pub fn drop_unchecked(name: &[u8], written: Tally) {
+    let hash = NameHash::of(name);
     change(name, |level, pending| {
         pending.drop_counter(level, hash, name, written)
     });
@@ -221,6 +230,11 @@ fn wake_worker() {
     if WAKE.take() {
         worker::request();
     }
+}
+
+/// Writes what is pending now: for who has to write more of a counter than one delta can hold.
+pub fn write_early() {
+    flush_early(ports::xact_nest_level());
 }
 
 fn flush_early(level: u32) {

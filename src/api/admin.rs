@@ -1,6 +1,7 @@
 //! Functions of the schema `counterx`, for operators.
 
 use super::args::NameOut;
+use super::drop_all;
 use crate::compaction::{self, Due};
 use crate::fold;
 use crate::holds;
@@ -132,6 +133,14 @@ pub mod counterx {
                 })
                 .collect::<Vec<_>>(),
         )
+    }
+
+    /// SECURITY DEFINER, as the tables of tokens and holds belong to the extension's owner.
+    #[pg_extern(volatile, parallel_unsafe, security_definer, cost = 10000)]
+    #[search_path(pg_catalog, pg_temp)]
+    fn drop_all_counters() -> i64 {
+        xact::check_may_write(c"counterx.drop_all_counters()");
+        drop_all::drop_all()
     }
 
     /// SECURITY DEFINER, as the table belongs to the extension's owner.

@@ -280,7 +280,7 @@ pub fn not_negative(what: &str, number: i64) {
 ///
 /// # Errors
 /// Raises 22004 for NULL, 2201W for a negative number.
-pub fn row_count(what: &str, count: Option<i32>) -> usize {
+pub fn row_count(what: &str, count: Option<i64>) -> usize {
     let count = required(what, count);
     usize::try_from(count).unwrap_or_else(|_| {
         raise(

@@ -8,8 +8,13 @@
 //!
 //! In a REPEATABLE READ or SERIALIZABLE transaction the value must not have changed since its
 //! snapshot, as the transaction goes on to see that. Else it is 40001, as of an UPDATE of a row.
+//!
+//! A delta is a bigint, and a value need not be: anybody who may count can take one there. So a change
+//! is made by as many deltas as it takes, each written before the next one: at most as many as have
+//! made the value.
 
 use super::args::{self, Text};
+use crate::lease;
 use crate::notes;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
@@ -31,6 +36,7 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
+        lease::enter_to_change();
         NameLock::take(NameHash::of(name));
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
@@ -67,22 +73,62 @@ impl<'a> Held<'a> {
     }
 
     fn tally(&self) -> Tally {
-        let own = xact::pending_tally(NameHash::of(self.name), self.name);
-        self.written + own.unwrap_or_default()
+        self.written + self.own().unwrap_or_default()
     }
 
-    fn set(&self, value: i64) -> i64 {
+    fn own(&self) -> Option<Tally> {
+        xact::pending_tally(NameHash::of(self.name), self.name)
+    }
+
+    /// Returns the old value; None for one that does not fit.
+    fn set(&mut self, value: i64) -> Option<i64> {
         let old = self.tally();
-        let delta = i128::from(value) - old.value;
-        if delta != 0 || !old.exists() {
-            xact::add(self.name, in_range(self.name, delta));
+        let change = i128::from(value) - old.value;
+        if change != 0 || !old.exists() {
+            self.add(change);
         }
-        in_range(self.name, old.value)
+        i64::try_from(old.value).ok()
     }
 
-    fn drop_counter(&self) {
+    fn add(&mut self, change: i128) {
+        let own = self.own().unwrap_or_default();
+        match (i64::try_from(change), i64::try_from(own.value + change)) {
+            (Ok(delta), Ok(_)) => xact::add(self.name, delta),
+            _ => self.add_in_parts(change),
+        }
+    }
+
+    fn add_in_parts(&mut self, change: i128) {
+        let mut rest = change;
+        while rest != 0 {
+            pgrx::check_for_interrupts!();
+            self.write_pending();
+            let part = i64::try_from(rest).unwrap_or(match rest < 0 {
+                true => -i64::MAX,
+                false => i64::MAX,
+            });
+            xact::add(self.name, part);
+            if self.own().is_none() {
+                // In the last moments of a transaction all is written at once.
+                self.written += Tally::of(part, 1);
+            }
+            rest -= i128::from(part);
+        }
+        self.write_pending();
+    }
+
+    /// Writes what is pending, and makes it part of what is known to be written.
+    fn write_pending(&mut self) {
+        let own = self.own().unwrap_or_default();
+        xact::write_early();
+        self.written += own;
+    }
+
+    fn drop_counter(&mut self) {
         // The change is a delta, and so has to be one.
-        in_range(self.name, -self.written.value);
+        if i64::try_from(-self.written.value).is_err() {
+            self.add_in_parts(-self.tally().value);
+        }
         xact::drop_counter(self.name, self.written);
     }
 
@@ -99,22 +145,6 @@ impl<'a> Held<'a> {
     }
 }
 
-/// What one delta can change.
-fn in_range(name: &[u8], change: i128) -> i64 {
-    i64::try_from(change).unwrap_or_else(|_| {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-                format!(
-                    "change of counter {} is out of range for type bigint",
-                    quoted(name)
-                ),
-            )
-            .set_hint("Bring its value nearer to zero first, with counter_incr() or counter_decr() in transactions of their own."),
-        )
-    })
-}
-
 fn must_differ(a: &[u8], b: &[u8], what: &str) {
     if a == b {
         raise(
@@ -128,7 +158,7 @@ fn must_differ(a: &[u8], b: &[u8], what: &str) {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_set(name: Option<Text>, value: Option<i64>) -> i64 {
+fn counter_set(name: Option<Text>, value: Option<i64>) -> Option<i64> {
     xact::check_may_write(c"counter_set()");
     let name = args::name(name);
     let value = args::required("counter value", value);
@@ -136,21 +166,21 @@ fn counter_set(name: Option<Text>, value: Option<i64>) -> i64 {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_reset(name: Option<Text>) -> i64 {
+fn counter_reset(name: Option<Text>) -> Option<i64> {
     xact::check_may_write(c"counter_reset()");
-    let held = Held::lock(args::name(name));
+    let mut held = Held::lock(args::name(name));
     // A counter that does not exist is not made to.
     if held.tally().exists() {
         held.set(0)
     } else {
-        0
+        Some(0)
     }
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_drop(name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_drop()");
-    let held = Held::lock(args::name(name));
+    let mut held = Held::lock(args::name(name));
     let existed = held.tally().exists();
     if existed {
         held.drop_counter();
@@ -163,7 +193,7 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_rename()");
     let (old, new) = (args::name(old_name), args::name(new_name));
     must_differ(old, new, "rename a counter to");
-    let (old, new) = Held::lock_both(old, new);
+    let (mut old, mut new) = Held::lock_both(old, new);
     old.must_exist();
     if new.tally().exists() {
         raise(
@@ -174,7 +204,7 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
             .set_hint("counter_merge() adds one counter to another."),
         );
     }
-    move_value(&old, &new);
+    move_value(&mut old, &mut new);
     true
 }
 
@@ -183,14 +213,14 @@ fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_merge()");
     let (into, from) = (args::name(into_name), args::name(from_name));
     must_differ(into, from, "merge a counter into");
-    let (into, from) = Held::lock_both(into, from);
+    let (mut into, mut from) = Held::lock_both(into, from);
     from.must_exist();
-    move_value(&from, &into);
+    move_value(&mut from, &mut into);
     true
 }
 
-fn move_value(from: &Held, to: &Held) {
-    let value = in_range(from.name, from.tally().value);
+fn move_value(from: &mut Held, to: &mut Held) {
+    let value = from.tally().value;
     from.drop_counter();
-    xact::add(to.name, value);
+    to.add(value);
 }

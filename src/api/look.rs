@@ -2,9 +2,9 @@
 
 use super::args::{self, NameOut, Text, TextArray};
 use crate::paging;
-use crate::ranking;
+use crate::ranking::{self, From};
 use crate::read;
-use counterx_core::rank::End;
+use counterx_core::rank::{End, Mark};
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 
@@ -17,7 +17,7 @@ fn counter_value(name: Option<Text>) -> i64 {
 #[pg_extern(stable, parallel_restricted, cost = 1000)]
 fn counter_values(
     names: Option<TextArray>,
-) -> TableIterator<'static, (name!(name, NameOut), name!(value, i64))> {
+) -> TableIterator<'static, (name!(name, NameOut), name!(value, Option<i64>))> {
     rows(paging::values(&args::names(names)))
 }
 
@@ -25,8 +25,8 @@ fn counter_values(
 fn counter_list(
     prefix: default!(Option<Text>, "''"),
     after: default!(Option<Text>, "NULL"),
-    max_rows: default!(Option<i32>, 100),
-) -> TableIterator<'static, (name!(name, NameOut), name!(value, i64))> {
+    max_rows: default!(Option<i64>, 100),
+) -> TableIterator<'static, (name!(name, NameOut), name!(value, Option<i64>))> {
     let mut range = args::prefix(prefix);
     let limit = args::row_count("max_rows", max_rows);
     if let Some(Text(after)) = after {
@@ -41,41 +41,90 @@ fn counter_sum(prefix: default!(Option<Text>, "''")) -> AnyNumeric {
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 10000)]
-fn counter_top(
-    n: default!(Option<i32>, 10),
-    prefix: default!(Option<Text>, "''"),
-) -> TableIterator<'static, (name!(rank, i64), name!(name, NameOut), name!(value, i64))> {
-    ranked(End::Top, n, prefix)
+fn counter_rank(name: Option<Text>, prefix: default!(Option<Text>, "''")) -> Option<i64> {
+    ranking::rank_of(args::name(name), &args::prefix(prefix))
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 10000)]
-fn counter_bottom(
-    n: default!(Option<i32>, 10),
+#[allow(clippy::type_complexity, reason = "the columns of a table function")]
+fn counter_top(
+    n: default!(Option<i64>, 10),
     prefix: default!(Option<Text>, "''"),
-) -> TableIterator<'static, (name!(rank, i64), name!(name, NameOut), name!(value, i64))> {
-    ranked(End::Bottom, n, prefix)
+    after_value: default!(Option<i64>, "NULL"),
+    after_name: default!(Option<Text>, "NULL"),
+) -> TableIterator<
+    'static,
+    (
+        name!(rank, i64),
+        name!(name, NameOut),
+        name!(value, Option<i64>),
+    ),
+> {
+    ranked(End::Top, n, prefix, from(after_value, after_name))
+}
+
+#[pg_extern(stable, parallel_restricted, cost = 10000)]
+#[allow(clippy::type_complexity, reason = "the columns of a table function")]
+fn counter_bottom(
+    n: default!(Option<i64>, 10),
+    prefix: default!(Option<Text>, "''"),
+    after_value: default!(Option<i64>, "NULL"),
+    after_name: default!(Option<Text>, "NULL"),
+) -> TableIterator<
+    'static,
+    (
+        name!(rank, i64),
+        name!(name, NameOut),
+        name!(value, Option<i64>),
+    ),
+> {
+    ranked(End::Bottom, n, prefix, from(after_value, after_name))
+}
+
+fn from<'a>(value: Option<i64>, name: Option<Text<'a>>) -> From<'a> {
+    match (value, name) {
+        (None, None) => From::End,
+        (None, Some(Text(name))) => From::Counter(name),
+        (Some(value), name) => From::Mark(Mark {
+            value: value.into(),
+            name: name.map(|Text(name)| name.into()),
+        }),
+    }
 }
 
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn ranked(
     end: End,
-    n: Option<i32>,
+    n: Option<i64>,
     prefix: Option<Text>,
-) -> TableIterator<'static, (name!(rank, i64), name!(name, NameOut), name!(value, i64))> {
+    from: From,
+) -> TableIterator<
+    'static,
+    (
+        name!(rank, i64),
+        name!(name, NameOut),
+        name!(value, Option<i64>),
+    ),
+> {
     let n = args::row_count("n", n);
-    let ranked = ranking::rank(end, n, &args::prefix(prefix));
-    TableIterator::new(ranked.into_iter().map(|row| {
-        let value = args::bigint(&row.name, row.value);
-        (row.rank, NameOut(row.name), value)
-    }))
+    let ranked = ranking::rank(end, n, &args::prefix(prefix), from);
+    TableIterator::new(
+        (ranked.into_iter()).map(|row| (row.rank, NameOut(row.name), value_in_list(row.value))),
+    )
 }
 
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn rows(
     rows: Vec<(Box<[u8]>, i128)>,
-) -> TableIterator<'static, (name!(name, NameOut), name!(value, i64))> {
-    TableIterator::new(rows.into_iter().map(|(name, value)| {
-        let value = args::bigint(&name, value);
-        (NameOut(name), value)
-    }))
+) -> TableIterator<'static, (name!(name, NameOut), name!(value, Option<i64>))> {
+    TableIterator::new(
+        rows.into_iter()
+            .map(|(name, value)| (NameOut(name), value_in_list(value))),
+    )
+}
+
+/// A value among others. One that does not fit is null, as whoever may count can take a counter there:
+/// an error would keep all others of the list from everybody.
+fn value_in_list(value: i128) -> Option<i64> {
+    i64::try_from(value).ok()
 }

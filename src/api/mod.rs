@@ -6,6 +6,7 @@
 //! | [`call`] | `CALL counter_add(...)`, for clients that take a SELECT for a read |
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
+//! | [`drop_all`] | all counters dropped at once |
 //! | [`once`] | increments with a token |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
@@ -21,6 +22,7 @@ mod args;
 mod bounded;
 mod call;
 mod change;
+mod drop_all;
 mod holds;
 mod increment;
 mod look;

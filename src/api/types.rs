@@ -283,7 +283,7 @@ fn valid(bounds: Bounds) -> Bounds {
 }
 
 /// Definitions change one at a time.
-fn lock_types() {
+pub fn lock_types() {
     lease::enter(0);
     match Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE) {
         Some(table) => shape::check(&table),
@@ -291,7 +291,7 @@ fn lock_types() {
     }
 }
 
-fn new_generation() -> i64 {
+pub fn new_generation() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
@@ -329,7 +329,8 @@ fn must_exist(name: &str) -> Bounds {
     })
 }
 
-fn run(command: &str, arguments: &[pgrx::datum::DatumWithOid]) {
+/// Runs a command of our own on our own tables.
+pub fn run(command: &str, arguments: &[pgrx::datum::DatumWithOid]) {
     let _at_work = AtWork::begin();
     if let Err(error) = Spi::run_with_args(command, arguments) {
         internal(&error)

@@ -7,6 +7,7 @@ pub mod compat;
 pub mod error;
 pub mod firing;
 pub mod function;
+pub mod index_only;
 pub mod insert;
 pub mod json;
 pub mod lock;

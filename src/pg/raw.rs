@@ -82,6 +82,21 @@ unsafe extern "C-unwind" {
     pub fn index_fetch_heap(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot)
     -> bool;
 
+    // access/itup.h
+    pub fn index_deform_tuple(
+        tuple: pg_sys::IndexTuple,
+        columns: pg_sys::TupleDesc,
+        values: *mut pg_sys::Datum,
+        nulls: *mut bool,
+    );
+
+    // access/visibilitymap.h
+    pub fn visibilitymap_get_status(
+        relation: pg_sys::Relation,
+        block: pg_sys::BlockNumber,
+        map: *mut pg_sys::Buffer,
+    ) -> u8;
+
     // access/generic_xlog.h
     pub fn GenericXLogStart(relation: pg_sys::Relation) -> *mut pg_sys::GenericXLogState;
     pub fn GenericXLogRegisterBuffer(
@@ -94,3 +109,6 @@ unsafe extern "C-unwind" {
     // executor/tuptable.h
     pub fn ExecDropSingleTupleTableSlot(slot: *mut pg_sys::TupleTableSlot);
 }
+
+/// `access/visibilitymapdefs.h`
+pub const VISIBILITYMAP_ALL_VISIBLE: u8 = 0x01;

@@ -14,10 +14,14 @@ pub type LockMode = pg_sys::LOCKMODE;
 pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
 /// Writing.
 pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
+/// Changing a counter by its value, when taken on a gate.
+pub const ROW_SHARE: LockMode = pg_sys::RowShareLock as LockMode;
 /// The lease on a lane, when taken on its gate.
 pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;
 /// Keeping writers out; making an index, one at a time.
 pub const SHARE_ROW_EXCLUSIVE: LockMode = pg_sys::ShareRowExclusiveLock as LockMode;
+/// Keeping out all but those who read.
+pub const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 /// Truncating, dropping.
 pub const ACCESS_EXCLUSIVE: LockMode = pg_sys::AccessExclusiveLock as LockMode;
 

@@ -209,7 +209,8 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn raw(self) -> pg_sys::ScanDirection::Type {
+    /// For the server.
+    pub fn raw(self) -> pg_sys::ScanDirection::Type {
         match self {
             Direction::Forward => pg_sys::ScanDirection::ForwardScanDirection,
             Direction::Backward => pg_sys::ScanDirection::BackwardScanDirection,

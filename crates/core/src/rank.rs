@@ -23,6 +23,26 @@ impl End {
     }
 }
 
+/// A place in the order of all counters: just after a counter, or after all of a value. No counter need
+/// be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The value.
+    pub value: i128,
+    /// The name; without one, after all of this value.
+    pub name: Option<Box<[u8]>>,
+}
+
+impl Mark {
+    /// Just before all of a value: no name is empty. As seen from the top.
+    pub fn before_all_of(value: i128) -> Self {
+        Self {
+            value,
+            name: Some(Box::default()),
+        }
+    }
+}
+
 /// A counter among the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranked {
@@ -63,10 +83,15 @@ impl Ord for Candidate {
     }
 }
 
-/// The first `wanted` of all counters that were offered.
+/// The first `wanted` of all counters that were offered, or of those after a mark.
 pub struct Best {
     end: End,
     wanted: usize,
+    after: Option<Mark>,
+    /// Counters that were offered and come before all of the mark's value.
+    above: i64,
+    /// Those of the mark's value that do not come after the mark.
+    level: i64,
     /// The last one on top.
     heap: BinaryHeap<Candidate>,
 }
@@ -74,11 +99,32 @@ pub struct Best {
 impl Best {
     /// None so far.
     pub fn new(end: End, wanted: usize) -> Self {
+        Self::after(end, wanted, None)
+    }
+
+    /// None so far, of those after a mark.
+    pub fn after(end: End, wanted: usize, after: Option<Mark>) -> Self {
         Self {
             end,
             wanted,
+            after,
+            above: 0,
+            level: 0,
             heap: BinaryHeap::new(),
         }
+    }
+
+    /// How many were offered that come before all of the mark's value.
+    pub fn above(&self) -> i64 {
+        self.above
+    }
+
+    /// Does a counter come after the mark, if there is one?
+    pub fn is_after_mark(&self, name: &[u8], value: i128) -> bool {
+        self.after.as_ref().is_none_or(|mark| match &mark.name {
+            Some(at) => self.end.order((value, name), (mark.value, at)).is_gt(),
+            None => value != mark.value && self.end.order((value, b""), (mark.value, b"")).is_gt(),
+        })
     }
 
     /// Would a counter with this name and value be among the first so far?
@@ -103,8 +149,17 @@ impl Best {
         })
     }
 
-    /// Takes a counter in if it is among the first. Each name may be offered once.
+    /// Takes a counter in if it is among the first, or counts it if it is not after the mark. Each name
+    /// may be offered once.
     pub fn offer(&mut self, name: &[u8], value: i128) {
+        if !self.is_after_mark(name, value) {
+            if self.is_of_marks_value(value) {
+                self.level += 1;
+            } else {
+                self.above += 1;
+            }
+            return;
+        }
         if !self.takes(name, value) {
             return;
         }
@@ -118,11 +173,19 @@ impl Best {
         }
     }
 
-    /// The first, in order.
+    fn is_of_marks_value(&self, value: i128) -> bool {
+        self.after.as_ref().is_some_and(|mark| mark.value == value)
+    }
+
+    /// The first, in order. After a mark, all that come before have to have been offered.
     pub fn into_ranked(self) -> Vec<Ranked> {
-        let mut rank = 0;
-        let mut before = None;
-        let in_order = self.heap.into_sorted_vec().into_iter().zip(1..);
+        let mut rank = self.above + 1;
+        let mut before = self.after.as_ref().map(|mark| mark.value);
+        let in_order = self
+            .heap
+            .into_sorted_vec()
+            .into_iter()
+            .zip(rank + self.level..);
         in_order
             .map(|(candidate, place)| {
                 if before.replace(candidate.value) != Some(candidate.value) {
@@ -158,6 +221,49 @@ mod tests {
             }
             prop_assert_eq!(best.into_ranked(), naive(&counters, wanted, bottom));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn after_a_mark_it_goes_on_as_if_all_before_were_there(
+            counters in proptest::collection::btree_map("[a-c]{1,3}", -4i128..4, 0..40),
+            wanted in 0usize..12,
+            bottom: bool,
+            value in -5i128..5,
+            name in proptest::option::of("[a-c]{0,3}"),
+        ) {
+            let end = if bottom { End::Bottom } else { End::Top };
+            let mark = Mark { value, name: name.clone().map(|name| name.into_bytes().into()) };
+            let mut best = Best::after(end, wanted, Some(mark));
+            for (name, &value) in &counters {
+                best.offer(name.as_bytes(), value);
+            }
+            let above = counters.values().filter(|&&v| if bottom { v < value } else { v > value });
+            prop_assert_eq!(best.above(), above.count() as i64);
+            let is_after = |row: &Ranked| {
+                let (row_name, mark) = (&*row.name, name.as_deref().map(str::as_bytes));
+                match (bottom, row.value.cmp(&value), mark) {
+                    (_, Ordering::Equal, None) => false,
+                    (false, Ordering::Equal, Some(mark)) => row_name > mark,
+                    (true, Ordering::Equal, Some(mark)) => row_name < mark,
+                    (false, order, _) => order.is_lt(),
+                    (true, order, _) => order.is_gt(),
+                }
+            };
+            let mut all = naive(&counters, usize::MAX, bottom);
+            all.retain(is_after);
+            all.truncate(wanted);
+            prop_assert_eq!(best.into_ranked(), all);
+        }
+    }
+
+    #[test]
+    fn before_all_of_a_value_counts_those_above_it() {
+        let mut best = Best::after(End::Top, 0, Some(Mark::before_all_of(5)));
+        for (name, value) in [("a", 5), ("b", 6), ("c", 7), ("d", 4), ("e", 5)] {
+            best.offer(name.as_bytes(), value);
+        }
+        assert_eq!(best.above(), 2);
     }
 
     fn naive(counters: &BTreeMap<String, i128>, wanted: usize, bottom: bool) -> Vec<Ranked> {

@@ -43,6 +43,11 @@ impl Sums {
         self.0.get(name).copied().unwrap_or_default()
     }
 
+    /// Is there one of this name?
+    pub fn contains(&self, name: &[u8]) -> bool {
+        !self.0.is_empty() && self.0.contains_key(name)
+    }
+
     /// Takes one out; nothing for an unknown name.
     pub fn take(&mut self, name: &[u8]) -> Tally {
         if self.0.is_empty() {

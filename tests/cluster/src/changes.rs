@@ -296,13 +296,13 @@ fn agree_on_prefix(
     );
 
     let small = if counters.len() > 100 { 99 } else { 3 };
-    for size in [small, 1000_i32] {
+    for size in [small, 1000_i64] {
         let mut listed = Vec::new();
         let mut after: Option<String> = None;
         loop {
             let sql = "SELECT * FROM counter_list($1, $2, $3)";
             let page = pairs(client, sql, &[&prefix, &after, &size])?;
-            let full = i32::try_from(page.len())? == size;
+            let full = i64::try_from(page.len())? == size;
             after = page.last().map(|(name, _)| name.clone());
             listed.extend(page);
             if !full {
@@ -318,15 +318,23 @@ fn agree_on_prefix(
     let mut sorted = counters.to_vec();
     sorted.sort_by_key(|(_, value)| -value);
     for function in ["counter_top", "counter_bottom"] {
-        for n in [1_i32, 4, 1000] {
-            let sql = format!("SELECT rank, name, value FROM {function}($1, $2)");
+        // From the end, and after a counter in the middle.
+        let middle = sorted.get(sorted.len() / 2);
+        for (n, after) in [1_i64, 4, 1000]
+            .map(|n| (n, None))
+            .into_iter()
+            .chain([(4, middle)])
+        {
+            let sql = format!("SELECT rank, name, value FROM {function}($1, $2, $3, $4)");
+            let (value, name) = (after.map(|at| at.1), after.map(|at| &at.0));
             let ranked: Vec<(i64, String, i64)> = client
-                .query(&sql, &[&n, &prefix])?
+                .query(&sql, &[&n, &prefix, &value, &name])?
                 .iter()
                 .map(|row| (row.get(0), row.get(1), row.get(2)))
                 .collect();
             let expected: Vec<(i64, String, i64)> = sorted
                 .iter()
+                .skip(after.map_or(0, |_| sorted.len() / 2 + 1))
                 .take(usize::try_from(n)?)
                 .map(|(name, value)| {
                     let before = sorted.iter().position(|(_, other)| other == value);
@@ -336,7 +344,18 @@ fn agree_on_prefix(
                 .collect();
             ensure!(
                 ranked == expected,
-                "{function}({n}): {ranked:?}, counters {expected:?}"
+                "{function}({n}, after {after:?}): {ranked:?}, counters {expected:?}"
+            );
+        }
+        if function == "counter_top"
+            && let Some((name, value)) = middle
+        {
+            let sql = "SELECT counter_rank($1, $2)";
+            let rank: Option<i64> = client.query_one(sql, &[name, &prefix])?.get(0);
+            let greater = sorted.iter().filter(|(_, other)| other > value).count();
+            ensure!(
+                rank == Some(greater as i64 + 1),
+                "counter_rank({name}): {rank:?}, counters {sorted:?}"
             );
         }
         sorted.reverse();

@@ -15,11 +15,11 @@ WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND d.refobjid = (SELE
 ORDER BY open DESC, p.oid::regprocedure::text COLLATE "C";
 
 -- The example of the manual: closed to PUBLIC, then given to a reader and a writer.
-REVOKE EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_top, counter_bottom,
+REVOKE EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_rank, counter_top, counter_bottom,
     counter_incr, counter_decr, counter_incr_get, counter_incr_many(text[], bigint[]), counter_incr_many(jsonb),
     counter_incr_once, counter_incr_once_get FROM PUBLIC;
 REVOKE SELECT ON counters FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_top, counter_bottom TO regress_counterx_reader, regress_counterx_writer;
+GRANT EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_rank, counter_top, counter_bottom TO regress_counterx_reader, regress_counterx_writer;
 GRANT SELECT ON counters TO regress_counterx_reader;
 GRANT EXECUTE ON FUNCTION counter_incr, counter_decr, counter_incr_get, counter_incr_many(text[], bigint[]), counter_incr_many(jsonb),
     counter_incr_once, counter_incr_once_get TO regress_counterx_writer;

@@ -32,7 +32,25 @@ SELECT * FROM counter_bottom(4);
 SELECT counter_sum(), (SELECT sum(value) FROM counters);
 ROLLBACK;
 SELECT * FROM counter_top(2);
--- A sum has no limit; a rank returns bigints.
+-- After a place: the ranks go on, ties too; what stands at the place is left out.
+SELECT * FROM counter_top(2, after_value => 7, after_name => 'c');
+SELECT * FROM counter_top(3, after_value => 7);
+SELECT * FROM counter_top(2, 'other:', 8, 'other:h');
+SELECT * FROM counter_bottom(3, after_value => -3, after_name => 'g');
+SELECT * FROM counter_bottom(2, after_value => -3);
+SELECT * FROM counter_top(10, after_value => -1000), counter_bottom(10, after_value => 1000);
+-- After a counter, wherever it is; one that does not exist is at 0.
+SELECT * FROM counter_top(2, after_name => 'other:h');
+SELECT * FROM counter_bottom(2, after_name => 'other:h');
+SELECT * FROM counter_top(1, after_name => 'nobody');
+SELECT * FROM counter_top(1, after_name => repeat('x', 300));
+SELECT * FROM counter_top(1, 'other:', after_name => 'f');
+SELECT * FROM counter_top(1, after_value => 8, after_name => '');
+-- Ranks of single counters; of those that are not there, none.
+SELECT name, counter_rank(name), counter_rank(name, 'other:') FROM counters ORDER BY value DESC, name;
+SELECT counter_rank('nobody'), counter_rank('nobody', 'no'), counter_rank('a', 'a'), counter_rank('a', repeat('x', 300));
+-- A sum has no limit. A value beyond a bigint is null where there are others: it keeps its place, and
+-- theirs are shown.
 BEGIN;
 SELECT counter_incr_many(ARRAY['huge:1', 'huge:2'], ARRAY[9223372036854775807, 9223372036854775807]);
 SELECT counter_sum('huge:'), counter_sum();
@@ -40,9 +58,13 @@ SELECT * FROM counter_top(2);
 COMMIT;
 SELECT counter_incr('huge:2');
 SELECT * FROM counter_bottom(3);
-SELECT * FROM counter_top(2);
-\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM counter_top(3);
 SELECT * FROM counter_top(1, 'huge:1');
+SELECT * FROM counter_top(2, after_name => 'huge:2');
+SELECT * FROM counter_list('huge:'), counter_values('{huge:2,huge:1}') v;
+SELECT counter_rank('huge:2'), counter_rank('huge:1');
+SELECT counter_value('huge:2');
+\echo :LAST_ERROR_SQLSTATE
 SELECT counter_sum('huge:');
 -- Errors.
 SELECT * FROM counter_top(NULL);
@@ -53,6 +75,10 @@ SELECT * FROM counter_bottom(10, NULL);
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM counter_bottom(-2147483648);
 \echo :LAST_ERROR_SQLSTATE
+SELECT counter_rank(NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_rank('a', NULL);
+\echo :LAST_ERROR_SQLSTATE
 SELECT counter_sum(NULL);
 \echo :LAST_ERROR_SQLSTATE
 SELECT counter_decr('huge:2', 9223372036854775800);
@@ -62,6 +88,41 @@ SELECT counterx.compact() > 0 AS folded;
 SELECT * FROM counter_bottom();
 
 -- Against plain SQL, for many n and prefixes, without the value index and with it.
+CREATE FUNCTION after_differences(ns int[]) RETURNS TABLE (ends text, n int, p text, place text) LANGUAGE sql VOLATILE AS $$
+    WITH c AS MATERIALIZED (SELECT name, value::bigint FROM counters),
+    places (v, m) AS (
+        SELECT value, name FROM c WHERE hashtext(name) % 211 = 0
+        UNION ALL SELECT value, NULL FROM c WHERE hashtext(name) % 397 = 0
+        UNION ALL SELECT value, 'r:5x' FROM c WHERE hashtext(name) % 599 = 0
+        UNION ALL SELECT NULL, name FROM c WHERE hashtext(name) % 397 = 1
+        UNION ALL VALUES (0, NULL), (-7, 'r:1'), (100000, 'zz'), (-100000, ''), (NULL, 'r:77'), (NULL, 'nobody')
+    ), plain AS MATERIALIZED (
+        SELECT e AS of_end, p AS of_prefix, name, value, rank() OVER w AS rank
+        FROM unnest(ARRAY['top', 'bottom']) e, unnest(ARRAY['', 'r:', 'r:1', 's']) p, c
+        WHERE starts_with(c.name, p)
+        WINDOW w AS (PARTITION BY e, p ORDER BY CASE e WHEN 'top' THEN -value ELSE value END)
+    )
+    SELECT e, n, p, (v, m)::text
+    FROM places, unnest(ARRAY['top', 'bottom']) e, unnest(ns) n, unnest(ARRAY['', 'r:', 'r:1', 's']) p
+    CROSS JOIN LATERAL (
+        SELECT array_agg((t.rank, t.name, t.value)::text) AS rows
+        FROM (SELECT * FROM counter_top(CASE e WHEN 'top' THEN n ELSE 0 END, p, v, m)
+              UNION ALL SELECT * FROM counter_bottom(CASE e WHEN 'top' THEN 0 ELSE n END, p, v, m)) t
+    ) ranked
+    CROSS JOIN LATERAL (
+        SELECT array_agg((s.rank, s.name, s.value)::text ORDER BY s.place) AS rows
+        FROM (SELECT a.rank, a.name, a.value, row_number() OVER (ORDER BY a.rank, CASE e WHEN 'top' THEN a.name END, a.name DESC) AS place
+              FROM plain a, (SELECT COALESCE(v, (SELECT value FROM c WHERE c.name = m), 0) AS v) at
+              WHERE (of_end, of_prefix) = (e, p)
+                AND CASE e WHEN 'top' THEN a.value < at.v OR a.value = at.v AND a.name > m COLLATE "C"
+                           ELSE a.value > at.v OR a.value = at.v AND a.name < m COLLATE "C" END) s
+        WHERE s.place <= n
+    ) expected
+    WHERE ranked.rows IS DISTINCT FROM expected.rows
+    UNION ALL
+    SELECT 'rank', NULL, of_prefix, name FROM plain
+    WHERE of_end = 'top' AND hashtext(name) % 97 = 0 AND counter_rank(name, of_prefix) IS DISTINCT FROM rank
+$$;
 CREATE FUNCTION differences() RETURNS TABLE (ends text, n int, prefix text) LANGUAGE sql VOLATILE AS $$
     SELECT e, n, p
     FROM unnest(ARRAY['top', 'bottom']) e,
@@ -81,6 +142,8 @@ CREATE FUNCTION differences() RETURNS TABLE (ends text, n int, prefix text) LANG
         WHERE s.place <= n
     ) plain
     WHERE ranked.rows IS DISTINCT FROM plain.rows
+    UNION ALL
+    SELECT 'after', n, p FROM after_differences(ARRAY[1, 3, 500])
     UNION ALL
     SELECT 'sum', 0, p FROM unnest(ARRAY['', 'r', 'r:1', 's', 'nothing']) p
     WHERE counter_sum(p) <> (SELECT coalesce(sum(c.value), 0) FROM counters c WHERE starts_with(c.name, p))
@@ -160,12 +223,16 @@ SELECT counterx.compact() > 0 AS folded;
 SELECT count(counter_incr('r:' || i, i * 2)) FROM generate_series(1, 2000) i;
 SELECT counterx.compact() > 0 AS folded;
 SELECT counter_incr('r:1700', 1), counter_incr('r:new', 1), counter_drop('r:2000');
-CREATE FUNCTION agree(prefix text, n int) RETURNS TABLE (top boolean, bottom boolean) LANGUAGE sql STABLE AS $$
+CREATE FUNCTION agree(prefix text, n int) RETURNS TABLE (top boolean, bottom boolean, page boolean, rank boolean) LANGUAGE sql STABLE AS $$
     WITH c AS MATERIALIZED (SELECT name, value FROM counters WHERE starts_with(name, prefix))
     SELECT (SELECT array_agg((t.rank, t.name, t.value)::text) FROM counter_top(n, prefix) t)
             = (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value DESC) AS r, name, value FROM c ORDER BY value DESC, name LIMIT n) s),
         (SELECT array_agg((t.rank, t.name, t.value)::text) FROM counter_bottom(n, prefix) t)
-            = (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value) AS r, name, value FROM c ORDER BY value, name DESC LIMIT n) s)
+            = (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value) AS r, name, value FROM c ORDER BY value, name DESC LIMIT n) s),
+        (SELECT array_agg((t.rank, t.name, t.value)::text) FROM counter_top(n, prefix, after_name => m.name) t)
+            IS NOT DISTINCT FROM (SELECT array_agg((s.r, s.name, s.value)::text) FROM (SELECT rank() OVER (ORDER BY value DESC) AS r, row_number() OVER (ORDER BY value DESC, name) AS place, name, value FROM c ORDER BY value DESC, name OFFSET m.place LIMIT n) s),
+        counter_rank(m.name, prefix) = m.rank
+    FROM (SELECT name, row_number() OVER (ORDER BY value DESC, name) AS place, rank() OVER (ORDER BY value DESC) AS rank FROM c ORDER BY value DESC, name OFFSET (SELECT count(*) FROM c) * 2 / 3 LIMIT 1) m
 $$;
 SELECT prefix, n, b.* FROM unnest(ARRAY['', 'a:', 'b:', 'r:', 'r:1', 'r:19', 'a:2', 'b:24']) prefix, unnest(ARRAY[1, 10, 3000]) n, agree(prefix, n) b ORDER BY prefix, n;
 

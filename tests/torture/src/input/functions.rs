@@ -42,7 +42,7 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
            FROM pg_depend d
            JOIN pg_proc p ON p.oid = d.objid
            JOIN pg_namespace n ON n.oid = p.pronamespace
-          WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
+          WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.prokind = 'f'
             AND d.refclassid = 'pg_extension'::regclass
             AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'counterx')
           ORDER BY 4",

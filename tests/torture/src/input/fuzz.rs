@@ -349,7 +349,17 @@ impl<'a> Fuzz<'a> {
                 let name = &call.function.name;
                 let changes_counters = name.starts_with("counter_hold_confirm")
                     || self.simple.iter().any(|function| function.name == *name);
-                if !changes_counters || name == "counter_available" {
+                if name == "drop_all_counters" {
+                    let left = (
+                        &found.model.counters,
+                        &found.model.tokens,
+                        &found.model.held,
+                    );
+                    ensure!(
+                        left.0.is_empty() && left.1.is_empty() && left.2.is_empty(),
+                        "something is left: {left:?}"
+                    );
+                } else if !changes_counters || name == "counter_available" {
                     ensure!(
                         found.model.counters == self.state.model.counters,
                         "counters have changed: {:?}, {:?}",

@@ -150,6 +150,10 @@ fn row(value: impl ToString) -> Expected {
     Expected::Rows(vec![vec![Some(value.to_string())]])
 }
 
+fn row_or_null(value: Option<i64>) -> Expected {
+    Expected::Rows(vec![vec![value.map(|value| value.to_string())]])
+}
+
 fn boolean(value: bool) -> Expected {
     row(if value { "t" } else { "f" })
 }
@@ -229,26 +233,48 @@ impl Model {
             let taken = i64::try_from(-self.value(name)).map_err(|_| Mistakes::of(RANGE))?;
             self.add(name, taken)?;
         }
-        // The difference to what is there already.
-        if i64::try_from(-self.written(name)).is_err() {
-            return Err(Mistakes::of(RANGE));
-        }
+        self.settle_beyond(name, 0);
         self.counters.remove(name);
         Ok(())
     }
 
-    fn set(&mut self, name: &str, value: i64) -> Change<i64> {
+    /// Changes by the value may be of more than one delta, which are then written, as all else is that
+    /// the transaction has: what it may add begins anew.
+    fn settle_beyond(&mut self, name: &str, value: i128) {
+        if i64::try_from(value - self.written(name)).is_err()
+            && let Some(before) = &mut self.before
+        {
+            *before = self.counters.clone();
+            before.insert(name.to_owned(), value);
+        }
+    }
+
+    fn change(&mut self, name: &str, change: i128) -> Change<()> {
+        if self.bounds(name).is_some() {
+            let change = i64::try_from(change).map_err(|_| Mistakes::of(RANGE))?;
+            return self.add(name, change);
+        }
+        let value = self.value(name) + change;
+        self.settle_beyond(name, value);
+        self.counters.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: i64) -> Change<Option<i64>> {
         let old = self.value(name);
-        let change = i64::try_from(i128::from(value) - old).map_err(|_| Mistakes::of(RANGE))?;
-        let old = i64::try_from(old).map_err(|_| Mistakes::of(RANGE))?;
-        self.add(name, change)?;
-        Ok(old)
+        self.change(name, i128::from(value) - old)?;
+        Ok(i64::try_from(old).ok())
     }
 
     fn move_value(&mut self, from: &str, to: &str) -> Change<()> {
-        let value = i64::try_from(self.value(from)).map_err(|_| Mistakes::of(RANGE))?;
+        let value = self.value(from);
         self.remove(from)?;
-        self.add(to, value)
+        self.change(to, value)
+    }
+
+    /// In a list. What does not fit is null.
+    fn listed(value: i128) -> Option<String> {
+        i64::try_from(value).ok().map(|value| value.to_string())
     }
 
     fn small(value: i128) -> Change<i64> {
@@ -300,6 +326,7 @@ impl Model {
                 | "counter_values"
                 | "counter_list"
                 | "counter_sum"
+                | "counter_rank"
                 | "counter_top"
                 | "counter_bottom"
         );
@@ -406,7 +433,7 @@ impl Model {
                 let name = mistakes.name(argument(0));
                 let value = mistakes.number(argument(1), None);
                 check!();
-                self.set(&name, value).map(row)
+                self.set(&name, value).map(row_or_null)
             }
             "counter_reset" => {
                 let name = mistakes.name(argument(0));
@@ -414,7 +441,7 @@ impl Model {
                 if !self.counters.contains_key(&name) {
                     return Ok(row(0));
                 }
-                self.set(&name, 0).map(row)
+                self.set(&name, 0).map(row_or_null)
             }
             "counter_drop" => {
                 let name = mistakes.name(argument(0));
@@ -454,14 +481,11 @@ impl Model {
             "counter_values" => {
                 let names = mistakes.names(argument(0));
                 check!();
-                let rows: Change<Vec<Row>> = names
-                    .into_iter()
-                    .map(|name| {
-                        let value = Self::small(self.value(&name))?;
-                        Ok(vec![Some(name), Some(value.to_string())])
-                    })
-                    .collect();
-                rows.map(Expected::Rows)
+                let rows = names.into_iter().map(|name| {
+                    let value = Self::listed(self.value(&name));
+                    vec![Some(name), value]
+                });
+                Ok(Expected::Rows(rows.collect()))
             }
             "counter_list" => {
                 let prefix = mistakes.prefix(argument(0));
@@ -471,14 +495,10 @@ impl Model {
                 let page = self.having(&prefix).into_iter();
                 let page =
                     page.filter(|(name, _)| after.as_deref().is_none_or(|after| *name > after));
-                let rows: Change<Vec<Row>> = page
+                let rows = page
                     .take(limit)
-                    .map(|(name, value)| {
-                        let value = Self::small(value)?;
-                        Ok(vec![Some(name.to_owned()), Some(value.to_string())])
-                    })
-                    .collect();
-                rows.map(Expected::Rows)
+                    .map(|(name, value)| vec![Some(name.to_owned()), Self::listed(value)]);
+                Ok(Expected::Rows(rows.collect()))
             }
             "counter_sum" => {
                 let prefix = mistakes.prefix(argument(0));
@@ -486,26 +506,68 @@ impl Model {
                 let sum: i128 = self.having(&prefix).iter().map(|(_, value)| value).sum();
                 Ok(row(sum))
             }
+            "counter_rank" => {
+                let name = mistakes.name(argument(0));
+                let prefix = mistakes.prefix(argument(1));
+                check!();
+                let all = self.having(&prefix);
+                let found = all.iter().find(|(known, _)| *known == name);
+                let rank = found.map(|(_, value)| {
+                    let greater = all.iter().filter(|(_, other)| other > value);
+                    (greater.count() + 1).to_string()
+                });
+                Ok(Expected::Rows(vec![vec![rank]]))
+            }
             function @ ("counter_top" | "counter_bottom") => {
                 let limit = mistakes.rows(argument(0), 10);
                 let prefix = mistakes.prefix(argument(1));
+                let at_value = match argument(2) {
+                    Some(Value::Number(number)) => Some(i128::from(*number)),
+                    _ => None,
+                };
+                let at_name = argument(3).and_then(Value::text);
                 check!();
+                let at_value = at_value.or_else(|| at_name.as_ref().map(|name| self.value(name)));
+                let bottom = function == "counter_bottom";
+                let comes_after = |name: &str, value: i128| {
+                    let Some(at_value) = at_value else {
+                        return true;
+                    };
+                    let beyond = if bottom {
+                        value > at_value
+                    } else {
+                        value < at_value
+                    };
+                    let level = at_name.as_deref().is_some_and(|at_name| {
+                        if bottom {
+                            name < at_name
+                        } else {
+                            name > at_name
+                        }
+                    });
+                    beyond || (value == at_value && level)
+                };
                 let mut all = self.having(&prefix);
                 all.sort_by_key(|&(name, value)| (std::cmp::Reverse(value), name));
-                if function == "counter_bottom" {
+                if bottom {
                     all.reverse();
                 }
                 let mut rows = Vec::new();
                 let mut rank = 0;
-                for (index, &(name, value)) in all.iter().take(limit).enumerate() {
+                for (index, &(name, value)) in all.iter().enumerate() {
                     if index == 0 || all[index - 1].1 != value {
                         rank = index + 1;
                     }
-                    let value = Self::small(value)?;
-                    rows.push([rank.to_string(), name.to_owned(), value.to_string()]);
+                    if rows.len() == limit || !comes_after(name, value) {
+                        continue;
+                    }
+                    rows.push(vec![
+                        Some(rank.to_string()),
+                        Some(name.to_owned()),
+                        Self::listed(value),
+                    ]);
                 }
-                let rows = rows.into_iter().map(|row| row.map(Some).to_vec());
-                Ok(Expected::Rows(rows.collect()))
+                Ok(Expected::Rows(rows))
             }
             _ => Err(Expected::Unknown),
         }
@@ -577,6 +639,15 @@ mod tests {
         assert_eq!(model.add("stock", -100), Ok(()));
         model.before = Some(model.counters.clone());
         assert_eq!(model.add("stock:a", 1), Err(Expected::Unknown));
+    }
+
+    #[test]
+    fn changes_by_the_value_have_no_limit() {
+        let mut model = model(&[("a", 3 * i128::from(i64::MAX))]);
+        model.before = Some(model.counters.clone());
+        assert_eq!(model.set("a", 5), Ok(None));
+        assert_eq!(model.set("a", 0), Ok(Some(5)));
+        assert_eq!(model.add("a", i64::MAX), Ok(()));
     }
 
     #[test]

@@ -23,6 +23,7 @@ const OPEN: &[&str] = &[
     "counter_values",
     "counter_list",
     "counter_sum",
+    "counter_rank",
     "counter_top",
     "counter_bottom",
     "counter_available",

@@ -1,0 +1,151 @@
+//! `counterx.drop_all_counters()`: an empty database for the next test, as TRUNCATE is for tables.
+//!
+//! # How it works
+//! Each counter that exists is dropped by a delta, as `counter_drop` does it; so all snapshots stay right,
+//! and a rollback takes it back. Tokens and holds are deleted. Types stay: they are definitions.
+//!
+//! A million locks on names are too many, so the gates are locked instead, in a mode that conflicts with
+//! those who write at their end, and with those who have changed a counter by its value and hold its
+//! name (`lease::enter_to_change`). Increments of transactions that are not over are not seen, and are
+//! not waited for: they count when they commit, as after `counter_drop`.
+//!
+//! What is on hold, and what others have reserved, would keep bounded counters from being dropped one by
+//! one. They go without asking: whoever has gone by what was before is told to retry, by a new generation
+//! of all types with bounds, as when a bound is tightened.
+
+use super::types::{lock_types, new_generation, run};
+use crate::catalog::{self, Unusable};
+use crate::escrow;
+use crate::notes;
+use crate::pg::error::{raise, report};
+use crate::pg::lock::conflicting_xacts;
+use crate::pg::ports;
+use crate::pg::relation::{
+    EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
+};
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::read::{Lanes, Reader};
+use crate::totals::{self, Order};
+use crate::types;
+use crate::xact;
+use counterx_core::lane::LANES;
+use counterx_core::names::NameRange;
+use counterx_core::tally::Tally;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+type Counters = BTreeMap<Box<[u8]>, Tally>;
+
+/// Drops all counters, deletes all tokens and holds. Returns how many counters there were.
+///
+/// # Errors
+/// Raises 25001 after changes of bounded counters, 40001 in a transaction of one snapshot that does not
+/// see all.
+pub fn drop_all() -> i64 {
+    if escrow::has_reservations() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "cannot drop all counters in a transaction that has changed bounded counters",
+            )
+            .set_hint("Call it in a transaction of its own."),
+        );
+    }
+    lock_all();
+    // So that all there is can be seen.
+    xact::write_early();
+    let seen = snapshot::active()
+        .filter(|_| ports::isolation_uses_xact_snapshot())
+        .map(existing);
+    let latest = LatestSnapshot::take();
+    let counters = existing(latest.as_ptr());
+    if seen.as_ref().is_some_and(|seen| *seen != counters) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                "could not serialize access due to concurrent changes of counters",
+            )
+            .set_hint("Retry the transaction. In READ COMMITTED the latest values are taken."),
+        );
+    }
+    for (name, tally) in &counters {
+        pgrx::check_for_interrupts!();
+        if seen.is_none() {
+            notes::note_change_by_value(name);
+        }
+        drop_one(name, *tally);
+    }
+    // Before the generations change: these rows are nobody's who has to retry.
+    xact::write_early();
+    drop(latest);
+    delete_rows();
+    types::bounded_counters_are_gone();
+    counters.len() as i64
+}
+
+/// Nobody commits increments, and nobody has changed a counter by its value or is about to make or end a
+/// hold, until the end of the transaction.
+fn lock_all() {
+    lock_types();
+    let shared = catalog::shared();
+    let hold = (shared.hold, SHARE_ROW_EXCLUSIVE);
+    let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, EXCLUSIVE));
+    let token = (shared.token, SHARE_UPDATE_EXCLUSIVE);
+    // Holds first, as in `types.rs`: who has changed some may need a gate.
+    let all: Vec<(pg_sys::Oid, LockMode)> = [hold].into_iter().chain(gates).collect();
+    // Those who may take long are waited for without holding up others.
+    for &(relation, mode) in &all {
+        for xact in conflicting_xacts(relation, mode) {
+            xact.wait();
+        }
+    }
+    // Tokens are removed by one at a time.
+    for (relation, mode) in all.into_iter().chain([token]) {
+        if Relation::open_until_commit(relation, mode).is_none() {
+            Unusable::NotInstalled.raise()
+        }
+    }
+}
+
+/// All counters that exist for a snapshot, which is active.
+fn existing(snapshot: pg_sys::Snapshot) -> Counters {
+    let range = NameRange::all();
+    let mut reader = Reader::open(Lanes::All, snapshot);
+    let mut counters: Counters = reader.pending_in(&range).into_iter().collect();
+    // SAFETY: the caller's snapshot is active.
+    let _all = unsafe {
+        totals::visit(&range, Order::Any, snapshot, |name, row| {
+            *counters.entry(name.into()).or_default() += totals::tally(row);
+            ControlFlow::Continue(())
+        })
+    };
+    reader.finish();
+    counters.retain(|_, tally| tally.exists());
+    counters
+}
+
+/// What is beyond a bigint takes several deltas: see `change.rs`.
+fn drop_one(name: &[u8], mut written: Tally) {
+    while i64::try_from(-written.value).is_err() {
+        pgrx::check_for_interrupts!();
+        let part = match written.value > 0 {
+            true => -i64::MAX,
+            false => i64::MAX,
+        };
+        xact::add_reserved(name, part);
+        xact::write_early();
+        written += Tally::of(part, 1);
+    }
+    xact::drop_unchecked(name, written);
+}
+
+fn delete_rows() {
+    run("DELETE FROM ONLY counterx.token", &[]);
+    run("DELETE FROM ONLY counterx.hold", &[]);
+    run(
+        "UPDATE ONLY counterx.type SET generation = $1 WHERE min IS NOT NULL OR max IS NOT NULL",
+        &[new_generation().into()],
+    );
+    types::changed();
+}
