@@ -130,6 +130,9 @@ fn find(id: i64) -> Option<Hold> {
 /// Removes a hold.
 pub fn remove(hold: &Hold) {
     lease::enter(NameHash::of(&hold.name).lane());
+    // A row that this very command has made can only be deleted by a later one.
+    // SAFETY: changes happen in no parallel operation.
+    unsafe { pg_sys::CommandCounterIncrement() };
     delete(hold);
 }
 
