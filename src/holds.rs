@@ -26,6 +26,7 @@ use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::varlena::NameText;
@@ -34,6 +35,7 @@ use crate::shape;
 use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
+use counterx_core::room::{NoMemory, keep_spare};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
@@ -87,6 +89,8 @@ pub fn held_in(
     while let Some(row) = scan.next() {
         let name = row.text(column::NAME);
         if range.contains(name) && row.int8(column::EXPIRES_AT) > clock {
+            room::granted(keep_spare());
+            room::granted(sums.try_reserve(1).map_err(NoMemory::from));
             *sums.entry(name.into()).or_default() += i128::from(row.int8(column::AMOUNT));
         }
     }

@@ -15,6 +15,7 @@
 //! index first: a good part of all counters fills the ranks in a few of its rows.
 
 use crate::pg::relation::Relation;
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
 use crate::read::{Lanes, Reader, column};
@@ -71,7 +72,7 @@ pub fn rank(end: End, n: usize, range: &NameRange) -> Vec<Ranked> {
     let best = query.run();
     drop(query);
     reader.finish();
-    best.into_ranked()
+    room::granted(best.into_ranked())
 }
 
 struct Query<'a> {
@@ -119,7 +120,7 @@ impl Query<'_> {
                     return ControlFlow::Break(());
                 }
                 visited += 1;
-                let pending = pending.take(name).unwrap_or_default();
+                let pending = room::granted(pending.take(name)).unwrap_or_default();
                 offer(&mut best, name, totals::tally(row) + pending);
                 ControlFlow::Continue(())
             })
@@ -151,7 +152,7 @@ impl<'a> ByValue<'a> {
         // SAFETY: the query's snapshot outlives it.
         let mut scan = unsafe { IndexScan::new(table, index, query.snapshot, 0) };
         scan.seek(&[]);
-        let mut furthest: Vec<i128> = query.pending.iter().map(|(_, sum)| sum.value).collect();
+        let mut furthest = room::collect(query.pending.iter().map(|(_, sum)| sum.value));
         furthest.sort_unstable();
         if query.end == End::Top {
             furthest.reverse();
@@ -185,7 +186,7 @@ impl<'a> ByValue<'a> {
                 continue;
             }
             let total = totals::tally(&row);
-            match self.pending.take(name) {
+            match room::granted(self.pending.take(name)) {
                 Some(pending) => offer(&mut self.best, name, total + pending),
                 None if self.best.takes(name, total.value) => offer(&mut self.best, name, total),
                 None if self.is_all_but(total.value) => {
@@ -229,6 +230,6 @@ impl<'a> ByValue<'a> {
 
 fn offer(best: &mut Best, name: &[u8], tally: Tally) {
     if tally.exists() {
-        best.offer(name, tally.value);
+        room::granted(best.offer(name, tally.value));
     }
 }

@@ -16,6 +16,7 @@ pub mod owner;
 pub mod ports;
 pub mod raw;
 pub mod relation;
+pub mod room;
 pub mod scan;
 pub mod snapshot;
 pub mod spot;

@@ -1,5 +1,6 @@
 //! The first of many counters by value: a bounded heap of candidates.
 
+use crate::room::{self, NoMemory};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -104,37 +105,43 @@ impl Best {
     }
 
     /// Takes a counter in if it is among the first. Each name may be offered once.
-    pub fn offer(&mut self, name: &[u8], value: i128) {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn offer(&mut self, name: &[u8], value: i128) -> Result<(), NoMemory> {
         if !self.takes(name, value) {
-            return;
+            return Ok(());
         }
-        self.heap.push(Candidate {
+        let candidate = Candidate {
             end: self.end,
             value,
             name: name.into(),
-        });
+        };
+        room::push_heap(&mut self.heap, candidate)?;
         if self.heap.len() > self.wanted {
             self.heap.pop();
         }
+        Ok(())
     }
 
     /// The first, in order.
-    pub fn into_ranked(self) -> Vec<Ranked> {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn into_ranked(self) -> Result<Vec<Ranked>, NoMemory> {
         let mut rank = 0;
         let mut before = None;
         let in_order = self.heap.into_sorted_vec().into_iter().zip(1..);
-        in_order
-            .map(|(candidate, place)| {
-                if before.replace(candidate.value) != Some(candidate.value) {
-                    rank = place;
-                }
-                Ranked {
-                    rank,
-                    name: candidate.name,
-                    value: candidate.value,
-                }
-            })
-            .collect()
+        room::collect(in_order.map(|(candidate, place)| {
+            if before.replace(candidate.value) != Some(candidate.value) {
+                rank = place;
+            }
+            Ranked {
+                rank,
+                name: candidate.name,
+                value: candidate.value,
+            }
+        }))
     }
 }
 
@@ -154,9 +161,9 @@ mod tests {
             let end = if bottom { End::Bottom } else { End::Top };
             let mut best = Best::new(end, wanted);
             for (name, &value) in &counters {
-                best.offer(name.as_bytes(), value);
+                best.offer(name.as_bytes(), value).unwrap();
             }
-            prop_assert_eq!(best.into_ranked(), naive(&counters, wanted, bottom));
+            prop_assert_eq!(best.into_ranked().unwrap(), naive(&counters, wanted, bottom));
         }
     }
 
@@ -187,10 +194,10 @@ mod tests {
     #[test]
     fn what_takes_a_value_takes_some_name_with_it() {
         let mut best = Best::new(End::Top, 1);
-        best.offer(b"b", 5);
+        best.offer(b"b", 5).unwrap();
         assert!(best.takes_value(5) && best.takes(b"a", 5) && !best.takes(b"c", 5));
         assert!(!best.takes_value(4));
-        best.offer(b"a", 5);
-        assert_eq!(&*best.into_ranked()[0].name, b"a");
+        best.offer(b"a", 5).unwrap();
+        assert_eq!(&*best.into_ranked().unwrap()[0].name, b"a");
     }
 }
