@@ -332,7 +332,7 @@ pub fn reserve_held(name: &[u8], amount: i64, expires_at: i64, generation: i64) 
             call.reserve(partition, Bounds::default());
         }
         None => {
-            BoundLock::take(call.hash);
+            BoundLock::take(name);
             call.note();
         }
     }
@@ -418,7 +418,7 @@ impl<'a> Call<'a> {
     }
 
     fn request_alone(&self, bounds: Bounds) -> Result<(), Shortage> {
-        let lock = BoundLock::take(self.hash);
+        let lock = BoundLock::take(self.name);
         let seen = read::seen_by_others(self.name, clock());
         let noted = Noted::NOBODY;
         if escrow::check(bounds, seen, self.own, self.wanted, noted) == Verdict::Granted {

@@ -1,6 +1,6 @@
 //! Functions of the schema `counterx`, for operators.
 
-use super::args::NameOut;
+use super::args::{NameOut, Text};
 use crate::compaction::{self, Due};
 use crate::fold;
 use crate::holds;
@@ -10,7 +10,7 @@ use crate::read;
 use crate::token::{self, Batch};
 use crate::value_index;
 use crate::xact;
-use counterx_core::lane::LANES;
+use counterx_core::lane::{LANES, NameHash};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
@@ -132,6 +132,12 @@ pub mod counterx {
                 })
                 .collect::<Vec<_>>(),
         )
+    }
+
+    /// What `pg_locks` shows of a lock on a counter's name, as one number.
+    #[pg_extern(immutable, strict, parallel_safe)]
+    fn lock_key(name: Text) -> i64 {
+        NameHash::of(name.0).get().cast_signed()
     }
 
     /// SECURITY DEFINER, as the table belongs to the extension's owner.

@@ -31,7 +31,7 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
-        NameLock::take(NameHash::of(name));
+        NameLock::take(name);
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
             .map(|snapshot| read::written_at(name, snapshot));

@@ -21,3 +21,4 @@ pub mod scan;
 pub mod snapshot;
 pub mod spot;
 pub mod varlena;
+pub mod waiting;
