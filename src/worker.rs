@@ -16,6 +16,7 @@ use crate::compaction::{self, LaneMemory, Tick};
 use crate::fold;
 use crate::holds;
 use crate::launcher;
+use crate::mend;
 use crate::pg::compat;
 use crate::pg::error::{log, sqlstate};
 use crate::pg::lock::{self, WorkerMark};
@@ -198,7 +199,7 @@ fn own_settings() {
 
 /// Runs `body` in a transaction of its own, READ COMMITTED and writable. An error aborts the
 /// transaction and comes back as its message.
-fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
     let body = Cell::new(Some(body));
     let run = || {
         // SAFETY: outside of any transaction, in a background worker.
@@ -321,6 +322,7 @@ impl Worker {
                     continue;
                 }
             };
+            mend::triggers_now_and_then();
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let clock = &self.clocks[lane];
