@@ -149,7 +149,7 @@ fn increments_without_end_are_refused_whenever_memory_ends() -> Result<()> {
             .batch_execute("ROLLBACK TO s; SELECT counter_incr('kept', 2); COMMIT")?;
         server_is_up(&mut others)?;
         session.unlimit()?;
-        more = more * 2;
+        more *= 2;
     }
     let kept = value(&mut session.client, "kept")?;
     ensure!((kept - 5) % 3 == 0 && kept > 8, "kept is {kept}");

@@ -33,7 +33,9 @@ fn odd(client: &mut Client) -> Result<i64> {
 }
 
 fn wait_until_mended(client: &mut Client) -> Result<()> {
-    poll_until("the triggers to be mended", DEADLINE, || Ok(odd(client)? == 0))
+    poll_until("the triggers to be mended", DEADLINE, || {
+        Ok(odd(client)? == 0)
+    })
 }
 
 /// A data-only dump of a database with a type, a hold, a token and counters.
@@ -54,9 +56,14 @@ fn dump(db: &str) -> Result<String> {
 }
 
 fn restore(db: &str, file: &str) -> Result<()> {
-    run(cluster()
-        .tool("pg_restore")
-        .args(["--data-only", "--disable-triggers", "--exit-on-error", "-d", db, file]))?;
+    run(cluster().tool("pg_restore").args([
+        "--data-only",
+        "--disable-triggers",
+        "--exit-on-error",
+        "-d",
+        db,
+        file,
+    ]))?;
     Ok(())
 }
 
@@ -73,11 +80,17 @@ fn triggers_are_always_on_again_after_a_restore() -> Result<()> {
     wait_until_mended(&mut client)?;
     let said = cluster().log_since(log);
     ensure!(said.contains("counterx: triggers on "), "{said}");
-    ensure!(said.contains("counterx.late") && said.contains("counterx.type"), "{said}");
+    ensure!(
+        said.contains("counterx.late") && said.contains("counterx.type"),
+        "{said}"
+    );
     ensure!(said.contains("were not ENABLE ALWAYS"), "{said}");
     let values = "SELECT string_agg(name || '=' || value, ' ' ORDER BY name) FROM counters";
     let values: String = client.query_one(values, &[])?.get(0);
-    ensure!(values == "after=1 before=1 once=1 plain=7 stock:a=5", "{values}");
+    ensure!(
+        values == "after=1 before=1 once=1 plain=7 stock:a=5",
+        "{values}"
+    );
 
     // All sessions hear of types, whatever the role of the one that changes them.
     let take = "SELECT counter_try_incr('quota:x', -1)";
@@ -85,7 +98,9 @@ fn triggers_are_always_on_again_after_a_restore() -> Result<()> {
     let mut other = cluster().connect_db("copy")?;
     other.batch_execute("SELECT counter_set('quota:x', 0)")?;
     other.batch_execute("SET session_replication_role = replica")?;
-    other.batch_execute("INSERT INTO counterx.type (name, min, generation) VALUES ('quota', 0, 1)")?;
+    other.batch_execute(
+        "INSERT INTO counterx.type (name, min, generation) VALUES ('quota', 0, 1)",
+    )?;
     ensure!(!client.query_one(take, &[])?.get::<_, bool>(0));
     Ok(())
 }
@@ -112,8 +127,11 @@ fn what_is_locked_or_disabled_is_left_alone() -> Result<()> {
     let before: i64 = client.query_one(disabled, &[])?.get(0);
     ensure!(before > 0 && odd(&mut client)? > before);
     locker.batch_execute("COMMIT")?;
-    poll_until("the rest to be mended", DEADLINE, || Ok(odd(&mut client)? == before))?;
+    poll_until("the rest to be mended", DEADLINE, || {
+        Ok(odd(&mut client)? == before)
+    })?;
     ensure!(client.query_one(disabled, &[])?.get::<_, i64>(0) == before);
-    client.batch_execute("ALTER TABLE counterx.late ENABLE TRIGGER ALL; SELECT counter_incr('a')")?;
+    client
+        .batch_execute("ALTER TABLE counterx.late ENABLE TRIGGER ALL; SELECT counter_incr('a')")?;
     wait_until_mended(&mut client)
 }

@@ -31,7 +31,9 @@ fn database(name: &str) -> Result<Client> {
 /// The context of an error with this code.
 fn context(client: &mut Client, sql: &str, code: &SqlState) -> Result<String> {
     let error = client.batch_execute(sql).err().context("no error")?;
-    let error = error.as_db_error().context("not an error of the server's")?;
+    let error = error
+        .as_db_error()
+        .context("not an error of the server's")?;
     ensure!(error.code() == code, "{error:?}");
     Ok(error.where_().unwrap_or_default().to_owned())
 }
@@ -50,25 +52,49 @@ fn errors_say_what_was_waited_for() -> Result<()> {
     let timeout = &SqlState::LOCK_NOT_AVAILABLE;
     let line = "while locking counter \"a\"";
     ensure!(context(&mut two, "SELECT counter_reset('a')", timeout)? == line);
-    let said = context(&mut two, &format!("SELECT counter_hold_confirm({hold})"), timeout)?;
+    let said = context(
+        &mut two,
+        &format!("SELECT counter_hold_confirm({hold})"),
+        timeout,
+    )?;
     ensure!(said == format!("while locking hold {hold}"), "{said}");
     // Beside what others say, and not any longer than it is true.
-    let said = context(&mut two, "DO $$ BEGIN PERFORM counter_drop('a'); END $$", timeout)?;
-    ensure!(said.starts_with(line) && said.contains("PL/pgSQL"), "{said}");
+    let said = context(
+        &mut two,
+        "DO $$ BEGIN PERFORM counter_drop('a'); END $$",
+        timeout,
+    )?;
+    ensure!(
+        said.starts_with(line) && said.contains("PL/pgSQL"),
+        "{said}"
+    );
     let caught = "DO $$ BEGIN PERFORM counter_drop('a'); EXCEPTION WHEN lock_not_available THEN PERFORM 1 / 0; END $$";
     let said = context(&mut two, caught, &SqlState::DIVISION_BY_ZERO)?;
     ensure!(!said.contains("while locking"), "{said}");
     ensure!(context(&mut two, "SELECT 1 / 0", &SqlState::DIVISION_BY_ZERO)?.is_empty());
-    ensure!(context(&mut two, "SELECT counter_incr('')", &SqlState::INVALID_PARAMETER_VALUE)?.is_empty());
+    ensure!(
+        context(
+            &mut two,
+            "SELECT counter_incr('')",
+            &SqlState::INVALID_PARAMETER_VALUE
+        )?
+        .is_empty()
+    );
 
     // A deadlock, and a wait that the server logs.
     two.batch_execute("SET lock_timeout = 0; BEGIN; SELECT counter_set('b', 1)")?;
     let waiter = std::thread::spawn(move || {
-        let said = context(&mut two, "SELECT counter_set('a', 1)", &SqlState::T_R_DEADLOCK_DETECTED);
+        let said = context(
+            &mut two,
+            "SELECT counter_set('a', 1)",
+            &SqlState::T_R_DEADLOCK_DETECTED,
+        );
         (two, said)
     });
     poll_until("the other one to wait", DEADLINE, || {
-        Ok(cluster().log().contains("still waiting for ExclusiveLock on user lock"))
+        Ok(cluster()
+            .log()
+            .contains("still waiting for ExclusiveLock on user lock"))
     })?;
     let ours = one.batch_execute("SELECT counter_set('b', 1)").err();
     let (_two, theirs) = waiter.join().expect("it ends");
