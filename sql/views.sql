@@ -79,6 +79,37 @@ COMMENT ON COLUMN counterx.workers.last_fold_duration IS 'duration of the last f
 COMMENT ON COLUMN counterx.workers.last_error IS 'SQLSTATE and message of the last fold that failed';
 COMMENT ON COLUMN counterx.workers.last_error_at IS 'when it failed';
 
+CREATE VIEW counterx.locks AS
+WITH ours AS (
+    SELECT l.pid, l.granted, l.waitstart, l.objsubid AS class,
+           (l.classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) l.objid::pg_catalog.int8 AS key
+    FROM pg_catalog.pg_locks l
+    JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
+    WHERE l.locktype OPERATOR(pg_catalog.=) 'userlock'
+      AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+      AND l.objsubid OPERATOR(pg_catalog.>=) 1::smallint
+      AND l.objsubid OPERATOR(pg_catalog.<=) 4::smallint
+)
+SELECT o.pid, o.granted,
+       (ARRAY['counter', 'token', 'bounded counter', 'hold'])[o.class] AS kind,
+       CASE o.class WHEN 4 THEN h.name ELSE n.name END AS name,
+       CASE o.class WHEN 4 THEN o.key END AS hold,
+       pg_catalog.pg_blocking_pids(o.pid) AS blocked_by,
+       o.waitstart AS waiting_since
+FROM ours o
+LEFT JOIN (SELECT l.name, counterx.lock_key(l.name) AS key FROM counterx.listing l) n
+    ON n.key OPERATOR(pg_catalog.=) o.key AND o.class OPERATOR(pg_catalog.=) ANY (ARRAY[1, 3]::smallint[])
+LEFT JOIN ONLY counterx.hold h
+    ON h.id OPERATOR(pg_catalog.=) o.key AND o.class OPERATOR(pg_catalog.=) 4::smallint;
+COMMENT ON VIEW counterx.locks IS 'locks of this database on counters, tokens and holds, with the names of counters that exist';
+COMMENT ON COLUMN counterx.locks.pid IS 'process id of the session that has or wants the lock';
+COMMENT ON COLUMN counterx.locks.granted IS 'it has it; false: it waits';
+COMMENT ON COLUMN counterx.locks.kind IS 'counter (it is set, reset, dropped, renamed or merged), token, bounded counter (only without shared_preload_libraries), or hold';
+COMMENT ON COLUMN counterx.locks.name IS 'name of the counter; null for one that does not exist yet, and for tokens';
+COMMENT ON COLUMN counterx.locks.hold IS 'id of the hold';
+COMMENT ON COLUMN counterx.locks.blocked_by IS 'process ids of the sessions that it waits for';
+COMMENT ON COLUMN counterx.locks.waiting_since IS 'since when it waits';
+
 CREATE FUNCTION counterx.type_changed() RETURNS trigger
     LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_type_changed';
@@ -95,13 +126,14 @@ CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
 
-REVOKE ALL ON counterx.lanes, counterx.workers FROM PUBLIC;
+REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 
--- Who may monitor the server may see how folding goes. They see no counter by that.
+-- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
+-- but the names of those that are locked.
 GRANT USAGE ON SCHEMA counterx TO pg_monitor;
-GRANT SELECT ON counterx.lanes, counterx.workers TO pg_monitor;
-GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status() TO pg_monitor;
+GRANT SELECT ON counterx.lanes, counterx.workers, counterx.locks TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counterx.lock_key(text) TO pg_monitor;
 
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
@@ -246,5 +278,6 @@ COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; retur
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
+COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

@@ -298,7 +298,7 @@ pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
             call.reserve(partition, Bounds::default());
         }
         None => {
-            BoundLock::take(call.hash);
+            BoundLock::take(name);
             call.note();
         }
     }
@@ -438,7 +438,7 @@ impl<'a> Call<'a> {
     }
 
     fn request_alone(&self, bounds: Bounds) -> Result<Noted, Shortage> {
-        let lock = BoundLock::take(self.hash);
+        let lock = BoundLock::take(self.name);
         let clock = clock();
         let seen = read::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;

@@ -10,11 +10,13 @@ use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
+use crate::pg::room;
 use crate::pg::varlena::NameText;
 use crate::shape;
 use crate::types;
 use counterx_core::gate::Side;
 use counterx_core::pending::{PendingMap, Row};
+use counterx_core::room::give_spare;
 use pgrx::pg_sys;
 
 /// Writes all pending rows to the active logs of their lanes. The caller clears the map.
@@ -65,9 +67,16 @@ pub fn to_late(pending: &PendingMap) {
     anchor.check_writes(&rows);
 }
 
+/// So many take as much as the spare at least.
+const MANY: usize = 4096;
+
 /// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
 fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
-    let mut rows: Vec<Row> = pending.rows().collect();
+    let mut rows: Vec<Row> = room::collect(pending.rows());
+    if rows.len() > MANY {
+        // What the server needs to insert them, it cannot ask for: an error there must find some memory.
+        give_spare();
+    }
     rows.sort_unstable_by(|a, b| (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name)));
     rows
 }

@@ -30,6 +30,7 @@ use crate::pg::lock::HoldLock;
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::varlena::NameText;
@@ -39,6 +40,7 @@ use crate::token::Batch;
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
 use counterx_core::path::Change;
+use counterx_core::room::{NoMemory, keep_spare};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
@@ -134,6 +136,8 @@ pub fn held_in(
     while let Some(row) = scan.next() {
         let name = row.text(column::NAME);
         if range.contains(name) && row.int8(column::EXPIRES_AT) > clock {
+            room::granted(keep_spare());
+            room::granted(sums.try_reserve(1).map_err(NoMemory::from));
             *sums.entry(name.into()).or_default() += i128::from(row.int8(column::AMOUNT));
         }
     }
@@ -230,6 +234,9 @@ unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
 /// Removes a hold.
 pub fn remove(hold: &Hold) {
     lease::enter(NameHash::of(&hold.name).lane());
+    // A row that this very command has made can only be deleted by a later one.
+    // SAFETY: changes happen in no parallel operation.
+    unsafe { pg_sys::CommandCounterIncrement() };
     delete(hold);
 }
 

@@ -16,6 +16,7 @@
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
+//! | [`mend`] | what restores leave behind |
 //! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
 //! | [`catalog`] | where our relations are |
 //! | [`shape`] | what others have done to them by DDL |
@@ -41,6 +42,7 @@ mod holds;
 mod launcher;
 mod lease;
 mod listing;
+mod mend;
 mod notes;
 mod ours;
 mod paging;

@@ -15,6 +15,7 @@ use crate::catalog;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::Relation;
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::{NameText, text_datum};
 use crate::read::{self, Lanes, Reader, column};
@@ -155,7 +156,7 @@ fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
             (reader, sums)
         }
         Wanted::Names(names) => {
-            let hashes: Vec<NameHash> = names.iter().map(|name| NameHash::of(name)).collect();
+            let hashes = room::collect(names.iter().map(|name| NameHash::of(name)));
             let mut reader = Reader::open(Lanes::Of(&hashes), snapshot);
             let sums = reader.pending_of(names);
             (reader, sums)

@@ -5,6 +5,7 @@
 //! transaction or on the way back from a subtransaction neither allocates nor fails.
 
 use crate::pg::ports;
+use crate::pg::room;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -29,16 +30,16 @@ pub fn note_change_by_value(name: &[u8]) {
         command: unsafe { pg_sys::GetCurrentCommandId(true) },
         name: name.into(),
     };
-    BY_VALUE.with_borrow_mut(|all| all.push(noted));
+    let room = BY_VALUE.with_borrow_mut(|all| counterx_core::room::push(all, noted));
+    room::granted(room);
 }
 
 /// The counters that were changed by their value since a snapshot of this command was taken, each
 /// once, ascending.
 pub fn changed_by_value_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
     BY_VALUE.with_borrow(|all| {
-        let mut names: Vec<Box<[u8]>> = since(all, command)
-            .map(|change| change.name.clone())
-            .collect();
+        let mut names: Vec<Box<[u8]>> =
+            room::collect(since(all, command).map(|change| change.name.clone()));
         names.sort_unstable();
         names.dedup();
         names

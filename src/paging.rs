@@ -1,5 +1,6 @@
 //! Many counters at once: of given names, or the next ones in the order of their names.
 
+use crate::pg::room;
 use crate::pg::snapshot;
 use crate::read::{Lanes, Reader};
 use crate::totals::{self, Order};
@@ -10,30 +11,26 @@ use std::ops::ControlFlow;
 
 /// The values of these names, in this order; 0 for counters that do not exist.
 pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
-    let mut sorted: Vec<Vec<u8>> = names.iter().map(|name| name.to_vec()).collect();
+    let mut sorted: Vec<Vec<u8>> = room::collect(names.iter().map(|name| name.to_vec()));
     sorted.sort_unstable();
     sorted.dedup();
-    let hashes: Vec<NameHash> = sorted.iter().map(|name| NameHash::of(name)).collect();
+    let hashes = room::collect(sorted.iter().map(|name| NameHash::of(name)));
     let latest = snapshot::active_or_latest();
     let mut reader = Reader::open(Lanes::Of(&hashes), latest.as_ptr());
     let pending = reader.pending_of(&sorted);
     let mut totals = reader.totals();
     // In the order of the names: neighbours share pages of the index.
-    let found: Vec<Tally> = sorted
-        .iter()
-        .map(|name| {
-            pgrx::check_for_interrupts!();
-            totals.get(name) + pending.get(name)
-        })
-        .collect();
+    let found: Vec<Tally> = room::collect(sorted.iter().map(|name| {
+        pgrx::check_for_interrupts!();
+        totals.get(name) + pending.get(name)
+    }));
     drop(totals);
     reader.finish();
     let value_of = |name: &[u8]| {
         let at = sorted.binary_search_by(|known| (**known).cmp(name));
         at.map_or(0, |at| found[at].value)
     };
-    let in_order = names.iter().map(|&name| (name.into(), value_of(name)));
-    in_order.collect()
+    room::collect(names.iter().map(|&name| (name.into(), value_of(name))))
 }
 
 /// The first counters of a range, at most `limit`.
@@ -51,7 +48,7 @@ pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
         // SAFETY: the snapshot is active or registered as long as `latest` lives.
         let end = unsafe {
             totals::visit(&range, Order::ByName, latest.as_ptr(), |name, row| {
-                counters.push((name.into(), totals::tally(row)));
+                room::push(&mut counters, (name.into(), totals::tally(row)));
                 if counters.len() < wanted {
                     ControlFlow::Continue(())
                 } else {
@@ -72,16 +69,16 @@ pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
             *tally += pending.take(name);
         }
         let folded = counters.len();
-        counters.extend(pending);
+        for counter in pending {
+            room::push(&mut counters, counter);
+        }
         if counters.len() > folded {
             counters.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         }
         let existing = counters.into_iter().filter(|(_, tally)| tally.exists());
-        page.extend(
-            existing
-                .map(|(name, tally)| (name, tally.value))
-                .take(wanted),
-        );
+        for (name, tally) in existing.take(wanted) {
+            room::push(&mut page, (name, tally.value));
+        }
         match last {
             Some(last) => range.more_than(&last),
             None => break,

@@ -22,6 +22,7 @@
 
 use crate::pg::number;
 use crate::pg::relation::Relation;
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
 use crate::read::{self, Lanes, Reader, column};
@@ -108,7 +109,7 @@ pub fn rank(end: End, n: usize, range: &NameRange, from: From) -> Vec<Ranked> {
     let best = query.run();
     drop(query);
     reader.finish();
-    best.into_ranked()
+    room::granted(best.into_ranked())
 }
 
 /// The rank of one counter of a range, from the top. None: it is not in there.
@@ -218,7 +219,7 @@ impl Query<'_> {
             }
             // It has uses, which are not in the index: nothing is pending of it, and then there is no
             // total without.
-            best.offer(name, value);
+            room::granted(best.offer(name, value));
         }
         None
     }
@@ -235,7 +236,7 @@ impl Query<'_> {
                     return ControlFlow::Break(());
                 }
                 visited += 1;
-                let pending = pending.take(name).unwrap_or_default();
+                let pending = room::granted(pending.take(name)).unwrap_or_default();
                 offer(&mut best, name, totals::tally(row) + pending);
                 ControlFlow::Continue(())
             })
@@ -267,7 +268,7 @@ impl<'a> ByValue<'a> {
         // SAFETY: the query's snapshot outlives it.
         let mut scan = unsafe { IndexScan::new(table, index, query.snapshot, 0) };
         scan.seek(&[]);
-        let mut furthest: Vec<i128> = query.pending.iter().map(|(_, sum)| sum.value).collect();
+        let mut furthest = room::collect(query.pending.iter().map(|(_, sum)| sum.value));
         furthest.sort_unstable();
         if query.end == End::Top {
             furthest.reverse();
@@ -298,7 +299,7 @@ impl<'a> ByValue<'a> {
                 continue;
             }
             let total = totals::tally(&row);
-            match self.pending.take(name) {
+            match room::granted(self.pending.take(name)) {
                 Some(pending) => offer(&mut self.best, name, total + pending),
                 None if self.best.takes(name, total.value) => offer(&mut self.best, name, total),
                 None if self.is_all_but(total.value) => {
@@ -350,6 +351,6 @@ fn direction(end: End) -> Direction {
 
 fn offer(best: &mut Best, name: &[u8], tally: Tally) {
     if tally.exists() {
-        best.offer(name, tally.value);
+        room::granted(best.offer(name, tally.value));
     }
 }

@@ -28,6 +28,7 @@ use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::relation::{Relation, Replaying};
+use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::spot::Spot;
@@ -325,7 +326,7 @@ impl Reader {
     /// All that is pending of the names in a range: logs, late deltas and the own transaction's.
     pub fn pending_in(&mut self, range: &NameRange) -> Sums {
         let mut sums = Sums::default();
-        self.for_each_pending(range, |name, tally| sums.add(name, tally));
+        self.for_each_pending(range, |name, tally| room::granted(sums.add(name, tally)));
         sums
     }
 
@@ -366,7 +367,7 @@ impl Reader {
         let mut sums = Sums::default();
         let mut of_lane: [Vec<&[u8]>; LANES] = Default::default();
         for name in names {
-            of_lane[NameHash::of(name).lane()].push(name);
+            room::push(&mut of_lane[NameHash::of(name).lane()], &**name);
         }
         let snapshot = self.logs_snapshot.as_ptr();
         for lane in &self.lanes {
@@ -376,17 +377,17 @@ impl Reader {
         self.for_each_late(|row| {
             let name = row.text(column::late::NAME);
             if wanted(name) {
-                sums.add(name, late_tally(row));
+                room::granted(sums.add(name, late_tally(row)));
             }
         });
         xact::for_each_pending(|name, tally| {
             if wanted(name) {
-                sums.add(name, tally);
+                room::granted(sums.add(name, tally));
             }
         });
         for name in self.changed_by_value() {
             if wanted(&name) {
-                sums.add(&name, since(&name, self.snapshot));
+                room::granted(sums.add(&name, since(&name, self.snapshot)));
             }
         }
         sums
@@ -838,7 +839,7 @@ impl LaneReader {
         let complete = self.try_for_each(&NameRange::all(), snapshot, |row| {
             let name = row.text(column::log::NAME);
             if names.binary_search(&name).is_ok() {
-                found.push((name.to_vec(), log_tally(row)));
+                room::push(&mut found, (name.to_vec(), log_tally(row)));
             }
             match budget.checked_sub(1) {
                 Some(rest) => {
@@ -850,14 +851,14 @@ impl LaneReader {
         });
         if complete.is_continue() {
             for (name, tally) in found {
-                sums.add(&name, tally);
+                room::granted(sums.add(&name, tally));
             }
             return;
         }
         for name in names {
             let sum = self.sum_of(&NameText::new(name), snapshot);
             if !sum.is_zero() {
-                sums.add(name, sum);
+                room::granted(sums.add(name, sum));
             }
         }
     }

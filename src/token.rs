@@ -71,7 +71,7 @@ impl Use<'_> {
 pub fn claim(token: &[u8], wanted: Use, act: impl FnOnce() -> Option<i64>) -> Claim {
     lease::enter(NameHash::of(wanted.name).lane());
     loop {
-        let lock = TokenLock::take(NameHash::of(token));
+        let lock = TokenLock::take(token);
         failpoint!("token.locked");
         let busy = match find(token) {
             Found::Nothing => {

@@ -18,12 +18,14 @@
 use crate::catalog;
 use crate::escrow::{self, Limits};
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::room;
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::read;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
 use counterx_core::pending::Row;
+use counterx_core::room::{NoMemory, keep_spare};
 use hashbrown::HashTable;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -134,6 +136,8 @@ impl Types {
 
     fn insert(&mut self, name: &[u8], limits: Limits) {
         let hash = |(name, _): &(Box<[u8]>, Limits)| Self::hash(name);
+        room::granted(keep_spare());
+        room::granted(self.0.try_reserve(1, hash).map_err(NoMemory::from));
         self.0
             .insert_unique(Self::hash(name), (name.into(), limits), hash);
     }

@@ -26,6 +26,7 @@ use crate::compaction::{self, LaneMemory, Tick};
 use crate::fold;
 use crate::holds;
 use crate::launcher;
+use crate::mend;
 use crate::pg::compat;
 use crate::pg::error::{log, raise, report, sqlstate};
 use crate::pg::lock::{self, WorkerMark};
@@ -427,7 +428,7 @@ fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
 ///
 /// The session's user may be anybody: `ALTER DATABASE ... SET role` makes it so, and the bootstrap
 /// superuser need not be a superuser any more. The owner may write to what is the extension's.
-fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
     let body = Cell::new(Some(body));
     let run = || {
         heed_cancels();
@@ -602,6 +603,7 @@ impl Worker {
                 }
             };
             self.look_for_others();
+            mend::triggers_now_and_then();
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let clock = &self.clocks[lane];

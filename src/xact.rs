@@ -15,12 +15,13 @@ use crate::flush;
 use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
+use crate::pg::room;
 use crate::settings;
 use crate::types;
 use crate::worker;
 use counterx_core::escrow::{Bounds, End};
 use counterx_core::lane::NameHash;
-use counterx_core::pending::{Overflow, PendingMap, TOP_LEVEL};
+use counterx_core::pending::{PendingMap, Refused, TOP_LEVEL};
 use counterx_core::tally::Tally;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -56,7 +57,8 @@ pub fn register_callbacks() {
 /// Adds to a counter on behalf of the running (sub)transaction.
 ///
 /// # Errors
-/// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint.
+/// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
+/// there is no memory for one more.
 pub fn add(name: &[u8], delta: i64) {
     if let Some(limits) = types::limits_of(name)
         && let Err(shortage) = escrow::request(name, delta, limits)
@@ -161,7 +163,7 @@ pub fn drop_unchecked(name: &[u8], written: Tally) {
     });
 }
 
-fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Overflow>) {
+fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
     let level = ports::xact_nest_level();
     let full = PENDING.with_borrow_mut(|pending| {
         how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
@@ -169,7 +171,8 @@ fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Over
     match full {
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => flush_early(level),
-        Err(Overflow) => raise(
+        Err(Refused::NoMemory) => room::raise_no_memory(),
+        Err(Refused::Overflow) => raise(
             report(
                 PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
                 format!(
@@ -211,7 +214,8 @@ fn flush(level: u32) {
         Phase::Preparing => flush::to_late(pending),
         Phase::Running | Phase::Committing => flush::to_logs(pending),
     });
-    PENDING.with_borrow_mut(|pending| pending.clear_written(level));
+    let cleared = PENDING.with_borrow_mut(|pending| pending.clear_written(level));
+    room::granted(cleared);
     worker::request();
 }
 

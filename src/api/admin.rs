@@ -1,6 +1,6 @@
 //! Functions of the schema `counterx`, for operators.
 
-use super::args::NameOut;
+use super::args::{NameOut, Text};
 use super::drop_all;
 use crate::compaction::{self, Due};
 use crate::fold;
@@ -11,7 +11,7 @@ use crate::read;
 use crate::token::{self, Batch};
 use crate::value_index;
 use crate::xact;
-use counterx_core::lane::LANES;
+use counterx_core::lane::{LANES, NameHash};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
@@ -141,6 +141,12 @@ pub mod counterx {
     fn drop_all_counters() -> i64 {
         xact::check_may_write(c"counterx.drop_all_counters()");
         drop_all::drop_all()
+    }
+
+    /// What `pg_locks` shows of a lock on a counter's name, as one number.
+    #[pg_extern(immutable, strict, parallel_safe)]
+    fn lock_key(name: Text) -> i64 {
+        NameHash::of(name.0).get().cast_signed()
     }
 
     /// SECURITY DEFINER, as the table belongs to the extension's owner.

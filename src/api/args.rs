@@ -3,6 +3,7 @@
 use crate::pg::array;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::{self, Member};
+use crate::pg::room;
 use crate::pg::varlena::text_datum;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
@@ -303,11 +304,9 @@ pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
     };
     // SAFETY: a text[] argument.
     let elements = unsafe { array::texts::<'a>(array.0) };
-    elements
-        .unwrap_or_else(|dimensions| raise_dimensions("counter names", dimensions))
-        .into_iter()
-        .map(|element| name(element.map(Text)))
-        .collect()
+    let elements =
+        elements.unwrap_or_else(|dimensions| raise_dimensions("counter names", dimensions));
+    room::collect(elements.into_iter().map(|element| name(element.map(Text))))
 }
 
 /// Deltas, in the order given; likewise.
@@ -320,11 +319,9 @@ pub fn deltas(array: Option<BigintArray>) -> Vec<i64> {
     };
     // SAFETY: a bigint[] argument.
     let elements = unsafe { array::bigints(array.0) };
-    elements
-        .unwrap_or_else(|dimensions| raise_dimensions("counter deltas", dimensions))
-        .into_iter()
-        .map(delta)
-        .collect()
+    let elements =
+        elements.unwrap_or_else(|dimensions| raise_dimensions("counter deltas", dimensions));
+    room::collect(elements.into_iter().map(delta))
 }
 
 /// The members of an object of names and deltas; none of a missing one, which is what
@@ -357,7 +354,7 @@ pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
                 .set_hint("Give an object of names and numbers, such as {\"a\": 1, \"b\": -2}."),
             ),
         };
-        members.push((name(Some(Text(key))).to_vec(), delta));
+        room::push(&mut members, (name(Some(Text(key))).to_vec(), delta));
     };
     let Some(object) = object else {
         return members;

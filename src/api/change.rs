@@ -37,7 +37,7 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
         lease::enter_to_change();
-        NameLock::take(NameHash::of(name));
+        NameLock::take(name);
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
             .map(|snapshot| read::written_at(name, snapshot));

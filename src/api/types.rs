@@ -9,6 +9,7 @@ use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
 use crate::read::{Lanes, Reader};
@@ -24,7 +25,6 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// What can be said of a type. Missing: as it is. `Some(None)`: without.
@@ -73,7 +73,7 @@ impl Options {
         }
         all.min = all.min.or(min.map(Some));
         all.max = all.max.or(max.map(Some));
-        let description = description.map(|Text(description)| Some(description.to_vec()));
+        let description = description.map(|Text(description)| Some(room::copy(description)));
         all.description = all.description.or(description);
         all
     }
@@ -97,7 +97,7 @@ impl Options {
             b"max" => self.max = Some(bound()),
             b"description" => {
                 self.description = Some(match member {
-                    Member::Text(description) => Some(description.to_vec()),
+                    Member::Text(description) => Some(room::copy(description)),
                     Member::Null => None,
                     other => invalid(format!(
                         "{} must be a string or null, and is {}.",
@@ -449,25 +449,26 @@ fn check_counters(name: &str, bounds: Bounds) {
     lock_counters();
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
-    let mut counters: BTreeMap<Box<[u8]>, Tally> = reader.pending_in(&range).into_iter().collect();
+    let mut counters = reader.pending_in(&range);
     let held = crate::holds::held_in(&range, clock(), latest.as_ptr());
     let mut outside = Vec::new();
     let mut look = |name: &[u8], tally: Tally| {
         let free = tally.value - held.get(name).copied().unwrap_or(0);
         if tally.exists() && !(bounds.contain(tally.value) && bounds.contain(free.min(tally.value)))
         {
-            outside.push((name.to_vec(), free));
+            room::push(&mut outside, (name.to_vec(), free));
         }
     };
     // SAFETY: the snapshot is active as long as `latest` lives.
     let _all = unsafe {
         totals::visit(&range, Order::ByName, latest.as_ptr(), |name, row| {
-            let pending = counters.remove(name).unwrap_or_default();
-            look(name, totals::tally(row) + pending);
+            look(name, totals::tally(row) + counters.take(name));
             ControlFlow::Continue(())
         })
     };
-    for (name, tally) in counters {
+    let mut never_folded = room::collect(counters);
+    never_folded.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, tally) in never_folded {
         look(&name, tally);
     }
     reader.finish();

@@ -12,7 +12,9 @@ use crate::listing::{Entry, Listing, Wanted};
 use crate::pg::compat;
 use crate::pg::error::{raise, report};
 use crate::pg::memory::MemoryArena;
+use crate::pg::room;
 use crate::pg::varlena::text_bytes;
+use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::{PgList, PgMemoryContexts, PgSqlErrorCode, pg_guard, pg_sys};
 use std::ffi::CString;
@@ -204,10 +206,12 @@ unsafe fn names_of_array(datum: pg_sys::Datum) -> Vec<Vec<u8>> {
             &mut nulls,
             &mut count,
         );
-        (0..count as usize)
+        let texts = (0..count as usize)
             .filter(|&i| !*nulls.add(i))
-            .map(|i| name_of_text(*elements.add(i)).to_vec())
-            .collect()
+            .map(|i| name_of_text(*elements.add(i)));
+        // Nothing longer is a name.
+        let names = texts.filter(|text| text.len() <= MAX_NAME_BYTES);
+        room::collect(names.map(<[u8]>::to_vec))
     }
 }
 

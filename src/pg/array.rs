@@ -1,5 +1,6 @@
 //! Arguments that are arrays.
 
+use super::room;
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
 
@@ -18,7 +19,7 @@ pub unsafe fn texts<'a>(array: pg_sys::Datum) -> Result<Vec<Option<&'a [u8]>>, i
             text_bytes(pg_sys::Datum::from(plain))
         })
     });
-    Ok(bytes.collect())
+    Ok(room::collect(bytes))
 }
 
 /// The elements of a `bigint[]`, likewise.
@@ -29,9 +30,9 @@ pub unsafe fn bigints(array: pg_sys::Datum) -> Result<Vec<Option<i64>>, i32> {
     // SAFETY: the caller's promise; typlen, typbyval and typalign are those of int8.
     let elements = unsafe { elements(array, pg_sys::INT8OID, 8, true, b'd') }?;
     let numbers = elements.into_iter();
-    Ok(numbers
-        .map(|element| element.map(|datum| datum.value() as i64))
-        .collect())
+    Ok(room::collect(
+        numbers.map(|element| element.map(|datum| datum.value() as i64)),
+    ))
 }
 
 /// # Safety
@@ -60,8 +61,8 @@ unsafe fn elements(
             &mut nulls,
             &mut count,
         );
-        Ok((0..count as usize)
-            .map(|i| (!*nulls.add(i)).then(|| *datums.add(i)))
-            .collect())
+        Ok(room::collect(
+            (0..count as usize).map(|i| (!*nulls.add(i)).then(|| *datums.add(i))),
+        ))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::owner::XactOwned;
 use super::relation::LockMode;
+use super::waiting::{Locked, Waiting};
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
 
@@ -93,15 +94,16 @@ impl UserLock {
     }
 
     /// Waits for it. Whoever releases it does so under the same resource owner.
-    fn acquire(self) {
+    fn acquire(self, locked: Locked) {
+        let _waiting = Waiting::enter(locked);
         // SAFETY: takes any tag; interruptible, and seen by the deadlock detector.
         unsafe { pg_sys::LockAcquire(&self.tag(), EXCLUSIVE, false, false) };
     }
 
     /// Waits for it, and keeps it to the end of the (sub)transaction.
-    fn acquire_until_commit(self) {
+    fn acquire_until_commit(self, locked: Locked) {
         let _owner = XactOwned::enter();
-        self.acquire();
+        self.acquire(locked);
     }
 }
 
@@ -110,8 +112,8 @@ pub struct NameLock;
 
 impl NameLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
-    pub fn take(name: NameHash) {
-        UserLock::Name(name).acquire_until_commit();
+    pub fn take(name: &[u8]) {
+        UserLock::Name(NameHash::of(name)).acquire_until_commit(Locked::Counter(name));
     }
 }
 
@@ -120,9 +122,10 @@ pub struct BoundLock(NameHash);
 
 impl BoundLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
-    pub fn take(name: NameHash) -> Self {
-        UserLock::Bound(name).acquire_until_commit();
-        Self(name)
+    pub fn take(name: &[u8]) -> Self {
+        let hash = NameHash::of(name);
+        UserLock::Bound(hash).acquire_until_commit(Locked::Counter(name));
+        Self(hash)
     }
 
     /// Gives it back, as far as this call has taken it.
@@ -139,7 +142,7 @@ pub struct HoldLock;
 impl HoldLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(id: i64) {
-        UserLock::Hold(id).acquire_until_commit();
+        UserLock::Hold(id).acquire_until_commit(Locked::Hold(id));
     }
 
     /// The same without waiting. False: somebody has it.
@@ -158,9 +161,10 @@ pub struct TokenLock(NameHash);
 
 impl TokenLock {
     /// Waits for it.
-    pub fn take(token: NameHash) -> Self {
-        UserLock::Token(token).acquire();
-        Self(token)
+    pub fn take(token: &[u8]) -> Self {
+        let hash = NameHash::of(token);
+        UserLock::Token(hash).acquire(Locked::Token(token));
+        Self(hash)
     }
 
     /// Gives it back.

@@ -1,5 +1,6 @@
 //! Snapshots.
 
+use super::ports;
 use pgrx::pg_sys;
 
 /// The snapshot of the running query.
@@ -49,10 +50,18 @@ pub struct LatestSnapshot(pg_sys::Snapshot);
 
 impl LatestSnapshot {
     /// Takes it now. A transaction that is bound to one snapshot sees others' later work by it.
+    ///
+    /// In the leader of a parallel plan the server takes no such snapshot, as its workers could not have
+    /// it. What we read there, workers never read. So it is taken as those are that catalogs are read
+    /// with, parallel or not: for a relation that is no catalog, that is a new one each time.
     pub fn take() -> Self {
-        // SAFETY: we are in a transaction; the active stack holds a reference until the drop.
+        // SAFETY: we are in a transaction; the active stack holds a copy until the drop.
         unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            pg_sys::PushActiveSnapshot(if ports::in_parallel_mode() {
+                pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid)
+            } else {
+                pg_sys::GetLatestSnapshot()
+            });
             Self(pg_sys::GetActiveSnapshot())
         }
     }

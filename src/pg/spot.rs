@@ -8,6 +8,7 @@ use super::compat;
 use super::raw;
 use super::relation::Relation;
 use super::snapshot::is_quiet;
+use counterx_core::room;
 use pgrx::pg_sys;
 
 /// Where a row was found: the address that its index entry has, at which its chain of versions begins,
@@ -170,10 +171,14 @@ impl Spots {
         Self(vec![Spot::NONE; room])
     }
 
-    /// Makes more room, if there is less. What was known is forgotten then.
+    /// Makes more room, if there is less, and memory for it. What was known is forgotten then.
     pub fn grow_to(&mut self, room: usize) {
-        if self.0.len() < room {
-            *self = Self::with_room(room);
+        debug_assert!(room.is_power_of_two());
+        if self.0.len() < room
+            && let Ok(mut spots) = room::vector(room)
+        {
+            spots.resize(room, Spot::NONE);
+            self.0 = spots;
         }
     }
 

@@ -2,7 +2,8 @@
 //! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), what of a
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
-//! which epochs a reader visits ([`probe`]) and when a fold is due ([`schedule`]).
+//! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), and what to do where there
+//! is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
@@ -14,6 +15,7 @@ pub mod path;
 pub mod pending;
 pub mod probe;
 pub mod rank;
+pub mod room;
 pub mod schedule;
 pub mod sums;
 pub mod tally;

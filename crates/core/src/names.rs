@@ -1,6 +1,11 @@
 //! Ranges of names, in the order of their bytes.
 
+use crate::lane::MAX_NAME_BYTES;
+
 /// A half-open interval of names.
+///
+/// Its ends can be any texts, of which only so much is kept as makes a difference to a name: one byte more
+/// than the longest has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameRange {
     from: Option<Vec<u8>>,
@@ -22,7 +27,7 @@ impl NameRange {
     /// Keeps the names that are `name` or greater.
     pub fn at_least(&mut self, name: &[u8]) {
         if self.from.as_deref().is_none_or(|from| from < name) {
-            self.from = Some(name.to_vec());
+            self.from = Some(clipped(name).to_vec());
         }
     }
 
@@ -34,7 +39,7 @@ impl NameRange {
     /// Keeps the names that are less than `name`.
     pub fn less_than(&mut self, name: &[u8]) {
         if self.before.as_deref().is_none_or(|before| name < before) {
-            self.before = Some(name.to_vec());
+            self.before = Some(clipped(name).to_vec());
         }
     }
 
@@ -45,6 +50,7 @@ impl NameRange {
 
     /// Keeps the names that begin with `prefix`.
     pub fn starting_with(&mut self, prefix: &[u8]) {
+        let prefix = clipped(prefix);
         self.at_least(prefix);
         // The least string above all that have the prefix: the last byte that can grow does.
         let end = prefix.iter().rposition(|&byte| byte < u8::MAX);
@@ -84,14 +90,23 @@ impl NameRange {
 
 /// The least string that is greater. (A zero byte cannot be part of a name: nothing lies between.)
 fn successor(name: &[u8]) -> Vec<u8> {
-    [name, &[0]].concat()
+    [clipped(name), &[0]].concat()
+}
+
+/// Compares with any name as the whole does.
+fn clipped(text: &[u8]) -> &[u8] {
+    &text[..text.len().min(MAX_NAME_BYTES + 1)]
 }
 
 /// The text that every match of a LIKE pattern begins with, and whether the pattern is that text.
 pub fn like_prefix(pattern: &[u8]) -> (Vec<u8>, bool) {
-    let mut prefix = Vec::with_capacity(pattern.len());
+    let mut prefix = Vec::new();
     let mut bytes = pattern.iter();
     while let Some(&byte) = bytes.next() {
+        if prefix.len() > MAX_NAME_BYTES {
+            // No name has such a beginning.
+            return (prefix, false);
+        }
         match byte {
             b'%' | b'_' => return (prefix, false),
             b'\\' => match bytes.next() {
@@ -116,8 +131,35 @@ mod tests {
         )
     }
 
+    /// About as long as the longest name, and alike up to the last bytes.
+    fn long() -> impl Strategy<Value = Vec<u8>> {
+        (MAX_NAME_BYTES - 2..MAX_NAME_BYTES + 4, short()).prop_map(|(length, end)| {
+            let mut text = vec![b'a'; length];
+            text[length - end.len()..].copy_from_slice(&end);
+            text
+        })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(5000))]
+        #[test]
+        fn texts_that_are_too_long_for_a_name_are_compared_right(a in long(), name in long()) {
+            let name = &name[..name.len().min(MAX_NAME_BYTES)];
+            let with = |set: &dyn Fn(&mut NameRange)| {
+                let mut range = NameRange::all();
+                set(&mut range);
+                range.contains(name)
+            };
+            prop_assert_eq!(with(&|r| r.equal_to(&a)), name == a);
+            prop_assert_eq!(with(&|r| r.at_least(&a)), name >= &a[..]);
+            prop_assert_eq!(with(&|r| r.more_than(&a)), name > &a[..]);
+            prop_assert_eq!(with(&|r| r.less_than(&a)), name < &a[..]);
+            prop_assert_eq!(with(&|r| r.at_most(&a)), name <= &a[..]);
+            prop_assert_eq!(with(&|r| r.starting_with(&a)), name.starts_with(&a));
+            let like = like_prefix(&a).0;
+            prop_assert_eq!(with(&|r| r.starting_with(&like)), name.starts_with(&a));
+        }
+
         #[test]
         fn every_condition_means_what_it_says(a in short(), b in short(), name in short()) {
             let with = |set: &dyn Fn(&mut NameRange)| {

@@ -15,12 +15,24 @@
 //!   error would be fatal to the server.
 
 use crate::lane::NameHash;
+use crate::room::{self, NoMemory};
 use crate::tally::Tally;
 use hashbrown::HashTable;
 
-/// The net delta of a counter would leave the range of a bigint.
+/// Why a change is refused. Then nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overflow;
+pub enum Refused {
+    /// The net delta of the counter would leave the range of a bigint.
+    Overflow,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl From<NoMemory> for Refused {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Content {
@@ -115,45 +127,43 @@ impl PendingMap {
     /// Adds `delta` to a counter on behalf of the subtransaction at nesting level `level`.
     ///
     /// # Errors
-    /// [`Overflow`] when the counter's net delta would not fit; then nothing has changed.
+    /// [`Refused::Overflow`] when the counter's net delta would not fit, or [`Refused::NoMemory`].
     pub fn add(
         &mut self,
         level: u32,
         hash: NameHash,
         name: &[u8],
         delta: i64,
-    ) -> Result<(), Overflow> {
+    ) -> Result<(), Refused> {
         let at = self.find(hash, name);
         let before = at.map_or_else(Content::default, |at| self.entries[at].content);
         let after = Content {
-            delta: before.delta.checked_add(delta).ok_or(Overflow)?,
+            delta: before.delta.checked_add(delta).ok_or(Refused::Overflow)?,
             used: true,
             ..before
         };
-        self.put(level, hash, name, at, after);
-        Ok(())
+        Ok(self.put(level, hash, name, at, after)?)
     }
 
     /// Drops a counter on behalf of the subtransaction at nesting level `level`: forgets what is
     /// pending of it, and takes back `written`, which is all that stands elsewhere.
     ///
     /// # Errors
-    /// [`Overflow`] when that is more than one delta can take back; then nothing has changed.
+    /// [`Refused::Overflow`] when that is more than one delta can take back, or [`Refused::NoMemory`].
     pub fn drop_counter(
         &mut self,
         level: u32,
         hash: NameHash,
         name: &[u8],
         written: Tally,
-    ) -> Result<(), Overflow> {
+    ) -> Result<(), Refused> {
         let after = Content {
-            delta: i64::try_from(-written.value).map_err(|_| Overflow)?,
+            delta: i64::try_from(-written.value).map_err(|_| Refused::Overflow)?,
             used: false,
             dropped: written.uses,
         };
         let at = self.find(hash, name);
-        self.put(level, hash, name, at, after);
-        Ok(())
+        Ok(self.put(level, hash, name, at, after)?)
     }
 
     fn put(
@@ -163,11 +173,17 @@ impl PendingMap {
         name: &[u8],
         at: Option<usize>,
         content: Content,
-    ) {
-        self.mark(level);
-        let at = at.unwrap_or_else(|| self.push_entry(hash, name));
+    ) -> Result<(), NoMemory> {
+        self.mark(level)?;
+        // One that is new, and is not noted for want of memory, is absent.
+        let at = match at {
+            Some(at) => at,
+            None => self.push_entry(hash, name)?,
+        };
+        self.ask_for_notes(1)?;
         self.note(at);
         self.set_content(at, content);
+        Ok(())
     }
 
     fn set_content(&mut self, at: usize, content: Content) {
@@ -210,12 +226,18 @@ impl PendingMap {
     /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any
     /// more, until that subtransaction is rolled back, which takes the written rows with it and
     /// brings back what its parents had added.
-    pub fn clear_written(&mut self, level: u32) {
+    ///
+    /// # Errors
+    /// [`NoMemory`]; then all is pending still.
+    pub fn clear_written(&mut self, level: u32) -> Result<(), NoMemory> {
         if level == TOP_LEVEL {
             self.reset();
-            return;
+            return Ok(());
         }
-        self.mark(level);
+        self.mark(level)?;
+        let keep = room::vector(self.entries.len())?;
+        let moved_to = room::vector(self.entries.len())?;
+        self.ask_for_notes(self.present)?;
         for at in 0..self.entries.len() {
             if self.entries[at].content.is_present() {
                 self.note(at);
@@ -224,7 +246,8 @@ impl PendingMap {
         }
         self.present = 0;
         self.bytes = 0;
-        self.forget_entries_without_past();
+        self.forget_entries_without_past(keep, moved_to);
+        Ok(())
     }
 
     /// The subtransaction at `level` was released into its parent.
@@ -315,34 +338,52 @@ impl PendingMap {
             .map(|&at| at as usize)
     }
 
-    fn push_entry(&mut self, hash: NameHash, name: &[u8]) -> usize {
+    fn push_entry(&mut self, hash: NameHash, name: &[u8]) -> Result<usize, NoMemory> {
         let at = self.entries.len();
         let key = u32::try_from(at).expect("the memory limit is far below 4 billion entries");
-        self.entries.push(Entry {
-            hash,
-            name: name.into(),
-            content: Content::default(),
-            saved_at: 0,
-        });
         let entries = &self.entries;
-        self.index
-            .insert_unique(hash.get(), key, |&at| entries[at as usize].hash.get());
-        at
+        let hash_of = |&at: &u32| entries[at as usize].hash.get();
+        self.index.try_reserve(1, hash_of)?;
+        room::push(
+            &mut self.entries,
+            Entry {
+                hash,
+                name: name.into(),
+                content: Content::default(),
+                saved_at: 0,
+            },
+        )?;
+        let entries = &self.entries;
+        let hash_of = |&at: &u32| entries[at as usize].hash.get();
+        self.index.insert_unique(hash.get(), key, hash_of);
+        Ok(at)
     }
 
     /// Makes sure that changes from now on are noted for the subtransaction at `level`.
-    fn mark(&mut self, level: u32) {
+    fn mark(&mut self, level: u32) -> Result<(), NoMemory> {
         let top = self.markers.last().map_or(TOP_LEVEL, |marker| marker.level);
         if level > top {
-            self.last_serial += 1;
-            self.markers.push(Marker {
+            let marker = Marker {
                 level,
-                serial: self.last_serial,
+                serial: self.last_serial + 1,
                 notes_from: self.notes.len(),
-            });
+            };
+            room::push(&mut self.markers, marker)?;
+            self.last_serial += 1;
         }
+        Ok(())
     }
 
+    /// Room for so many more notes, where any are taken.
+    fn ask_for_notes(&mut self, count: usize) -> Result<(), NoMemory> {
+        if !self.markers.is_empty() {
+            room::keep_spare()?;
+            self.notes.try_reserve(count)?;
+        }
+        Ok(())
+    }
+
+    /// Notes what an entry was. There is room.
     fn note(&mut self, at: usize) {
         let Some(top) = self.markers.last() else {
             return;
@@ -359,13 +400,12 @@ impl PendingMap {
     }
 
     /// After a write inside a subtransaction: an entry that is absent now and in every note needs
-    /// no memory.
-    fn forget_entries_without_past(&mut self) {
-        let mut keep = vec![false; self.entries.len()];
+    /// no memory. Both vectors have room for all entries.
+    fn forget_entries_without_past(&mut self, mut keep: Vec<bool>, mut moved_to: Vec<u32>) {
+        keep.resize(self.entries.len(), false);
         for note in &self.notes {
             keep[note.entry as usize] |= note.content.is_present();
         }
-        let mut moved_to = Vec::with_capacity(self.entries.len());
         let mut next = 0u32;
         for &kept in &keep {
             moved_to.push(next);
@@ -580,7 +620,7 @@ mod tests {
                         for (name, tally) in rows(&map) {
                             *log.last_mut().unwrap().entry(name).or_default() += tally;
                         }
-                        map.clear_written(level);
+                        map.clear_written(level).unwrap();
                         model.write();
                     }
                     Step::Release | Step::Abort => {}
@@ -637,7 +677,7 @@ mod tests {
         let mut map = PendingMap::default();
         let hash = NameHash::of(b"n");
         map.add(1, hash, b"n", i64::MAX).unwrap();
-        assert_eq!(map.add(2, hash, b"n", 1), Err(Overflow));
+        assert_eq!(map.add(2, hash, b"n", 1), Err(Refused::Overflow));
         assert_eq!(map.get(hash, b"n"), Some(Tally::of(i64::MAX, 1)));
     }
 
@@ -664,7 +704,7 @@ mod tests {
                 map.add(2, NameHash::of(name.as_bytes()), name.as_bytes(), 1)
                     .unwrap();
             }
-            map.clear_written(2);
+            map.clear_written(2).unwrap();
         }
         assert_eq!(map.entries.len(), 1);
         map.abort_subxact(2);

@@ -1,5 +1,6 @@
 //! The first of many counters by value: a bounded heap of candidates.
 
+use crate::room::{self, NoMemory};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -151,26 +152,31 @@ impl Best {
 
     /// Takes a counter in if it is among the first, or counts it if it is not after the mark. Each name
     /// may be offered once.
-    pub fn offer(&mut self, name: &[u8], value: i128) {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn offer(&mut self, name: &[u8], value: i128) -> Result<(), NoMemory> {
         if !self.is_after_mark(name, value) {
             if self.is_of_marks_value(value) {
                 self.level += 1;
             } else {
                 self.above += 1;
             }
-            return;
+            return Ok(());
         }
         if !self.takes(name, value) {
-            return;
+            return Ok(());
         }
-        self.heap.push(Candidate {
+        let candidate = Candidate {
             end: self.end,
             value,
             name: name.into(),
-        });
+        };
+        room::push_heap(&mut self.heap, candidate)?;
         if self.heap.len() > self.wanted {
             self.heap.pop();
         }
+        Ok(())
     }
 
     fn is_of_marks_value(&self, value: i128) -> bool {
@@ -178,7 +184,10 @@ impl Best {
     }
 
     /// The first, in order. After a mark, all that come before have to have been offered.
-    pub fn into_ranked(self) -> Vec<Ranked> {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn into_ranked(self) -> Result<Vec<Ranked>, NoMemory> {
         let mut rank = self.above + 1;
         let mut before = self.after.as_ref().map(|mark| mark.value);
         let in_order = self
@@ -186,18 +195,16 @@ impl Best {
             .into_sorted_vec()
             .into_iter()
             .zip(rank + self.level..);
-        in_order
-            .map(|(candidate, place)| {
-                if before.replace(candidate.value) != Some(candidate.value) {
-                    rank = place;
-                }
-                Ranked {
-                    rank,
-                    name: candidate.name,
-                    value: candidate.value,
-                }
-            })
-            .collect()
+        room::collect(in_order.map(|(candidate, place)| {
+            if before.replace(candidate.value) != Some(candidate.value) {
+                rank = place;
+            }
+            Ranked {
+                rank,
+                name: candidate.name,
+                value: candidate.value,
+            }
+        }))
     }
 }
 
@@ -217,9 +224,9 @@ mod tests {
             let end = if bottom { End::Bottom } else { End::Top };
             let mut best = Best::new(end, wanted);
             for (name, &value) in &counters {
-                best.offer(name.as_bytes(), value);
+                best.offer(name.as_bytes(), value).unwrap();
             }
-            prop_assert_eq!(best.into_ranked(), naive(&counters, wanted, bottom));
+            prop_assert_eq!(best.into_ranked().unwrap(), naive(&counters, wanted, bottom));
         }
     }
 
@@ -236,7 +243,7 @@ mod tests {
             let mark = Mark { value, name: name.clone().map(|name| name.into_bytes().into()) };
             let mut best = Best::after(end, wanted, Some(mark));
             for (name, &value) in &counters {
-                best.offer(name.as_bytes(), value);
+                best.offer(name.as_bytes(), value).unwrap();
             }
             let above = counters.values().filter(|&&v| if bottom { v < value } else { v > value });
             prop_assert_eq!(best.above(), above.count() as i64);
@@ -253,7 +260,7 @@ mod tests {
             let mut all = naive(&counters, usize::MAX, bottom);
             all.retain(is_after);
             all.truncate(wanted);
-            prop_assert_eq!(best.into_ranked(), all);
+            prop_assert_eq!(best.into_ranked().unwrap(), all);
         }
     }
 
@@ -261,7 +268,7 @@ mod tests {
     fn before_all_of_a_value_counts_those_above_it() {
         let mut best = Best::after(End::Top, 0, Some(Mark::before_all_of(5)));
         for (name, value) in [("a", 5), ("b", 6), ("c", 7), ("d", 4), ("e", 5)] {
-            best.offer(name.as_bytes(), value);
+            best.offer(name.as_bytes(), value).unwrap();
         }
         assert_eq!(best.above(), 2);
     }
@@ -293,10 +300,10 @@ mod tests {
     #[test]
     fn what_takes_a_value_takes_some_name_with_it() {
         let mut best = Best::new(End::Top, 1);
-        best.offer(b"b", 5);
+        best.offer(b"b", 5).unwrap();
         assert!(best.takes_value(5) && best.takes(b"a", 5) && !best.takes(b"c", 5));
         assert!(!best.takes_value(4));
-        best.offer(b"a", 5);
-        assert_eq!(&*best.into_ranked()[0].name, b"a");
+        best.offer(b"a", 5).unwrap();
+        assert_eq!(&*best.into_ranked().unwrap()[0].name, b"a");
     }
 }

@@ -1,6 +1,7 @@
 //! Sums of what is pending, by name.
 
 use crate::lane::NameHash;
+use crate::room::{self, NoMemory};
 use crate::tally::Tally;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -29,13 +30,19 @@ pub struct Sums(HashMap<Box<[u8]>, Tally, ByHash>);
 
 impl Sums {
     /// Adds to one of them.
-    pub fn add(&mut self, name: &[u8], tally: Tally) {
+    ///
+    /// # Errors
+    /// [`NoMemory`]; then nothing has changed.
+    pub fn add(&mut self, name: &[u8], tally: Tally) -> Result<(), NoMemory> {
         match self.0.get_mut(name) {
             Some(sum) => *sum += tally,
             None => {
+                room::keep_spare()?;
+                self.0.try_reserve(1)?;
                 self.0.insert(name.into(), tally);
             }
         }
+        Ok(())
     }
 
     /// One of them; nothing for an unknown name.
@@ -86,10 +93,17 @@ pub struct ToTake<'a> {
 
 impl<'a> ToTake<'a> {
     /// The sum of a name that is asked for the first time, if there is one.
-    pub fn take(&mut self, name: &[u8]) -> Option<Tally> {
-        let (name, &tally) = self.sums.0.get_key_value(name)?;
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn take(&mut self, name: &[u8]) -> Result<Option<Tally>, NoMemory> {
+        let Some((name, &tally)) = self.sums.0.get_key_value(name) else {
+            return Ok(None);
+        };
+        room::keep_spare()?;
+        self.taken.try_reserve(1)?;
         self.taken.insert(name);
-        Some(tally)
+        Ok(Some(tally))
     }
 
     /// What was not taken.
@@ -106,15 +120,15 @@ mod tests {
     #[test]
     fn sums_are_added_up_and_taken_once() {
         let mut sums = Sums::default();
-        sums.add(b"a", Tally::of(1, 1));
-        sums.add(b"b", Tally::of(5, 1));
-        sums.add(b"a", Tally::of(2, 1));
+        sums.add(b"a", Tally::of(1, 1)).unwrap();
+        sums.add(b"b", Tally::of(5, 1)).unwrap();
+        sums.add(b"a", Tally::of(2, 1)).unwrap();
         assert_eq!(sums.get(b"a"), Tally::of(3, 2));
         assert_eq!(sums.get(b"c"), Tally::default());
 
         let mut to_take = sums.to_take();
-        assert_eq!(to_take.take(b"c"), None);
-        assert_eq!(to_take.take(b"b"), Some(Tally::of(5, 1)));
+        assert_eq!(to_take.take(b"c"), Ok(None));
+        assert_eq!(to_take.take(b"b"), Ok(Some(Tally::of(5, 1))));
         let rest: Vec<_> = to_take.rest().collect();
         assert_eq!(rest, [(&b"a"[..], Tally::of(3, 2))]);
 
