@@ -41,6 +41,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 use std::time::Instant;
 
+pub use levels::note_reads;
 pub use memory::register;
 
 /// A place for an account.
@@ -114,6 +115,10 @@ struct Own {
     generation: Option<i64>,
     /// What the transaction's snapshot shows, once that was looked at.
     base: Option<levels::Base>,
+    /// What was granted at most by what one snapshot shows, rolled back or not.
+    granted: Amounts,
+    /// The command that has changed it last. Snapshots of later ones were taken after that.
+    command: pg_sys::CommandId,
 }
 
 /// This transaction's reservations.
@@ -149,6 +154,8 @@ impl Reservations {
             slot: None,
             generation: (!unchecked).then_some(generation),
             base: None,
+            granted: Amounts::NONE,
+            command: pg_sys::FirstCommandId,
         });
         let at = self.paths.push();
         let owns = &self.owns;
@@ -177,6 +184,10 @@ impl Reservations {
 }
 
 impl Own {
+    fn was_changed_since(&self, command: pg_sys::CommandId) -> bool {
+        self.command >= command && !ports::isolation_uses_xact_snapshot()
+    }
+
     fn give_back(&self, amounts: Amounts, end: End, leave: bool) {
         let (Some(partition), Some(slot)) = (Partition::of(self.hash.get()), self.slot) else {
             return;
@@ -204,6 +215,26 @@ fn own_path(hash: NameHash, name: &[u8]) -> Path {
     RESERVATIONS.with_borrow(|all| {
         let known = all.find(hash, name);
         known.map_or(Path::NEW, |at| all.paths.get(at))
+    })
+}
+
+/// The bounded counters that the running transaction has changed since a snapshot of this command was
+/// taken. That may not show what they were changed on top of: see `read.rs`.
+///
+/// None in a transaction that goes by one snapshot, as that bears what is granted: see `levels`.
+pub fn changed_since(command: pg_sys::CommandId) -> Vec<Box<[u8]>> {
+    RESERVATIONS.with_borrow(|all| {
+        let since = all.owns.iter().filter(|own| own.was_changed_since(command));
+        since.map(|own| own.name.clone()).collect()
+    })
+}
+
+/// Is this counter one of them?
+pub fn was_changed_since(name: &[u8], command: pg_sys::CommandId) -> bool {
+    RESERVATIONS.with_borrow(|all| {
+        !all.owns.is_empty()
+            && (all.find(NameHash::of(name), name))
+                .is_some_and(|at| all.owns[at].was_changed_since(command))
     })
 }
 
@@ -248,7 +279,15 @@ pub fn release_subxact(level: u32) {
 /// [`Shortage`] when a bound could be broken. Raises 22003 for numbers out of range, 53400 when
 /// there is no free account.
 pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> {
-    request_change(name, Change::delta(delta), limits)
+    request_changes(name, &[Change::delta(delta)], limits)
+}
+
+/// The same for deltas that come one after the other, and may be out of range in all.
+///
+/// # Errors
+/// As of [`request`].
+pub fn request_both(name: &[u8], deltas: [i64; 2], limits: Limits) -> Result<(), Shortage> {
+    request_changes(name, &deltas.map(Change::delta), limits)
 }
 
 /// The same for a hold, which is to be inserted then.
@@ -256,11 +295,11 @@ pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> 
 /// # Errors
 /// As of [`request`].
 pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shortage> {
-    request_change(name, Change::hold(amount), limits)
+    request_changes(name, &[Change::hold(amount)], limits)
 }
 
-fn request_change(name: &[u8], change: Change, limits: Limits) -> Result<(), Shortage> {
-    let call = Call::new(name, &[change], limits.generation);
+fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {
+    let call = Call::new(name, changes, limits.generation);
     let bounds = limits.bounds;
     let partition = Partition::of(call.hash.get());
     if call.step.wanted().is_zero() {
@@ -410,7 +449,12 @@ impl<'a> Call<'a> {
 
     fn set(&self, path: Path) {
         let level = ports::xact_nest_level();
-        RESERVATIONS.with_borrow_mut(|all| all.paths.set(level, self.at, path));
+        // SAFETY: marks the command as one that writes, so that the next one has another number.
+        let command = unsafe { pg_sys::GetCurrentCommandId(true) };
+        RESERVATIONS.with_borrow_mut(|all| {
+            all.owns[self.at].command = command;
+            all.paths.set(level, self.at, path);
+        });
     }
 
     /// To be looked up after the reservation, by those who lean on a hold.

@@ -17,11 +17,13 @@
 //! - What the own transaction has changed by a counter's latest value (set, reset, drop) goes with
 //!   that value alone. A snapshot taken before, such as that of the same statement or of an open
 //!   cursor in READ COMMITTED, may see an older one: such a counter is read by its latest value.
+//!   So is a bounded one whose changes such a snapshot does not bear: it would be beyond its bounds.
 //! - Whoever reads in a SERIALIZABLE transaction locks the counter's page in the anchor
 //!   relation *before* reading the gate. A writer inserts and then checks for that lock. So either
 //!   the writer meets the lock, or the reader visits the writer's row.
 
 use crate::catalog::{self, LaneRels, SharedRels, Unusable};
+use crate::escrow;
 use crate::holds;
 use crate::lease;
 use crate::notes;
@@ -35,6 +37,7 @@ use crate::pg::spot::Spot;
 use crate::pg::varlena::NameText;
 use crate::shape;
 use crate::totals::{self, TotalsByName};
+use crate::types;
 use crate::xact;
 use counterx_core::escrow::Seen;
 use counterx_core::gate::{Gate, Side};
@@ -124,11 +127,22 @@ pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     let own = xact::pending_tally(NameHash::of(name), name).unwrap_or_default();
     // SAFETY: the caller's snapshot is a live one.
     let command = unsafe { (*snapshot).curcid };
-    if notes::was_changed_by_value_since(name, command) {
+    let latest = || {
         let latest = LatestSnapshot::take();
-        return written_at(name, latest.as_ptr()) + own;
+        written_at(name, latest.as_ptr()) + own
+    };
+    if notes::was_changed_by_value_since(name, command) {
+        return latest();
     }
-    written_at(name, snapshot) + own
+    let tally = written_at(name, snapshot) + own;
+    if escrow::was_changed_since(name, command) && is_out_of_bounds(name, tally) {
+        return latest();
+    }
+    tally
+}
+
+fn is_out_of_bounds(name: &[u8], tally: Tally) -> bool {
+    types::limits_of(name).is_some_and(|limits| !limits.bounds.contain(tally.value))
 }
 
 /// What the latest value of a counter has on that of this snapshot.
@@ -349,17 +363,28 @@ impl Reader {
                 visit(name, tally);
             }
         });
-        for name in self.changed_by_value() {
+        for name in self.outrun() {
             if range.contains(&name) {
                 visit(&name, since(&name, self.snapshot));
             }
         }
     }
 
-    /// Counters of which this snapshot may be too old for what the transaction has done.
-    fn changed_by_value(&self) -> Vec<Box<[u8]>> {
+    /// Counters of which this snapshot is too old for what the transaction has done.
+    fn outrun(&self) -> Vec<Box<[u8]>> {
         // SAFETY: whoever opened the reader keeps the snapshot.
-        notes::changed_by_value_since(unsafe { (*self.snapshot).curcid })
+        let command = unsafe { (*self.snapshot).curcid };
+        let mut names = notes::changed_by_value_since(command);
+        let noted = names.len();
+        for name in escrow::changed_since(command) {
+            let own = xact::pending_tally(NameHash::of(&name), &name).unwrap_or_default();
+            if names[..noted].binary_search(&name).is_err()
+                && is_out_of_bounds(&name, written_at(&name, self.snapshot) + own)
+            {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// All that is pending of these names, which are in ascending order, each once.
@@ -385,7 +410,7 @@ impl Reader {
                 room::granted(sums.add(name, tally));
             }
         });
-        for name in self.changed_by_value() {
+        for name in self.outrun() {
             if wanted(&name) {
                 room::granted(sums.add(&name, since(&name, self.snapshot)));
             }

@@ -63,7 +63,7 @@ pub fn add(name: &[u8], delta: i64) {
     if let Some(limits) = types::limits_of(name)
         && let Err(shortage) = escrow::request(name, delta, limits)
     {
-        raise_shortage(name, delta, limits.bounds, &shortage)
+        raise_shortage(name, delta.into(), limits.bounds, &shortage)
     }
     add_reserved(name, delta);
 }
@@ -93,7 +93,7 @@ pub fn add_reserved(name: &[u8], delta: i64) {
 ///
 /// # Errors
 /// Raises 23514.
-pub fn raise_shortage(name: &[u8], delta: i64, bounds: Bounds, shortage: &Shortage) -> ! {
+pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Shortage) -> ! {
     let name = crate::pg::error::quoted(name);
     let (message, hint) = match bounds {
         Bounds { min: Some(min), .. } if delta < 0 => (
@@ -141,11 +141,13 @@ pub fn drop_counter(name: &[u8], written: Tally) {
     let hash = NameHash::of(name);
     // What is pending here goes with it.
     if let Some(limits) = types::limits_of(name) {
-        let pending = pending_tally(hash, name).unwrap_or_default().value;
-        // What is out of range is refused below.
-        if let Ok(delta) = i64::try_from(-written.value - pending)
-            && let Err(shortage) = escrow::request(name, delta, limits)
-        {
+        let changes = [pending_tally(hash, name).unwrap_or_default(), written];
+        let [Ok(pending), Ok(rest)] = changes.map(|tally| i64::try_from(-tally.value)) else {
+            raise_out_of_range(name)
+        };
+        let delta = i128::from(pending) + i128::from(rest);
+        let deltas = i64::try_from(delta).map_or([pending, rest], |delta| [delta, 0]);
+        if let Err(shortage) = escrow::request_both(name, deltas, limits) {
             raise_shortage(name, delta, limits.bounds, &shortage)
         }
     }
@@ -172,17 +174,23 @@ fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refu
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => flush_early(level),
         Err(Refused::NoMemory) => room::raise_no_memory(),
-        Err(Refused::Overflow) => raise(
-            report(
-                PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-                format!(
-                    "the increments of counter {} in this transaction are out of range for type bigint",
-                    crate::pg::error::quoted(name)
-                ),
-            )
-            .set_hint("Commit, and go on in a new transaction: a counter's value itself has no such limit."),
-        ),
+        Err(Refused::Overflow) => raise_out_of_range(name),
     }
+}
+
+fn raise_out_of_range(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!(
+                "the increments of counter {} in this transaction are out of range for type bigint",
+                crate::pg::error::quoted(name)
+            ),
+        )
+        .set_hint(
+            "Commit, and go on in a new transaction: a counter's value itself has no such limit.",
+        ),
+    )
 }
 
 /// What the running transaction has changed of a counter and not written yet.
@@ -279,6 +287,7 @@ fn before_prepare() {
             .set_hint("Call counterx.compact() in a transaction of its own."),
         );
     }
+    escrow::note_reads();
     PHASE.set(Phase::Preparing);
     flush(TOP_LEVEL);
     wake_worker();
@@ -309,6 +318,7 @@ unsafe extern "C-unwind" fn on_xact_event(
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT => {
+            escrow::note_reads();
             PHASE.set(Phase::Committing);
             flush(TOP_LEVEL);
             wake_worker();

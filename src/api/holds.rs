@@ -55,7 +55,7 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
         )
     };
     if let Err(shortage) = escrow::request_hold(name, amount, limits) {
-        xact::raise_shortage(name, -amount, limits.bounds, &shortage)
+        xact::raise_shortage(name, (-amount).into(), limits.bounds, &shortage)
     }
     let now = escrow::clock();
     let expires_at = end_of(&ttl, now);

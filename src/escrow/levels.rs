@@ -19,6 +19,11 @@
 //! as added comes before it in every order, as it was committed before the transaction began. So takes
 //! commute, and none of them notes that it has looked at the counter.
 //!
+//! Others find what has committed in the logs: what a transaction has come to. That may be less than what
+//! it was granted on the way, where it has given something back, or has rolled it back to a savepoint. Such a
+//! transaction notes, before it commits, that it has read the counter. So it has its place before all whose
+//! changes it does not see.
+//!
 //! *Refused*, if the snapshot refuses it, whoever else there is: that is to read the counter, and noted as
 //! such, with all that the answer says. If the snapshot would grant it, it is 40001.
 
@@ -26,9 +31,9 @@ use super::{Call, RESERVATIONS, Shortage, clock};
 use crate::holds;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
-use crate::pg::snapshot;
+use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::read;
-use counterx_core::escrow::{self, Amounts, Bounds, Noted, Seen, Verdict};
+use counterx_core::escrow::{self, Bounds, Noted, Seen, Sums, Verdict};
 use counterx_core::path::{Path, Step};
 use pgrx::PgSqlErrorCode;
 
@@ -40,7 +45,7 @@ pub struct Base {
     /// Taken and added in transactions that had committed.
     unseen: (i128, i128),
     /// What the account had known of as committed before.
-    committed: Amounts,
+    committed: Sums,
 }
 
 impl Base {
@@ -63,11 +68,9 @@ impl Base {
 
     /// The same for a transaction that finds others as noted.
     fn unseen(&self, clock: i64, noted: Noted) -> Noted {
-        let since = |now: i64, then: i64| i128::from(now.wrapping_sub(then));
-        let committed = noted.committed();
-        let takes = since(committed.takes, self.committed.takes) + noted.others.takes_at(clock);
-        let adds =
-            since(committed.adds, self.committed.adds) + i128::from(noted.others.amounts.adds);
+        let since = noted.committed().since(self.committed);
+        let takes = since.takes + noted.others.takes_at(clock);
+        let adds = since.adds + i128::from(noted.others.amounts.adds);
         let small = |sum: i128| i64::try_from(sum).unwrap_or(i64::MAX);
         Noted::unseen(small(self.unseen.0 + takes), small(self.unseen.1 + adds))
     }
@@ -91,6 +94,18 @@ impl Call<'_> {
         };
         if bounds == Bounds::default() {
             return;
+        }
+        if serializable {
+            let after = self.step.after.amounts();
+            RESERVATIONS.with_borrow_mut(|all| {
+                let granted = &mut all.owns[self.at].granted;
+                if bounds.min.is_some() {
+                    granted.takes = granted.takes.max(after.takes);
+                }
+                if bounds.max.is_some() {
+                    granted.adds = granted.adds.max(after.adds);
+                }
+            });
         }
         let clock = clock();
         let all = Step {
@@ -141,6 +156,30 @@ impl Call<'_> {
             contradiction(self.name);
         }
         self.shortage(bounds, seen, clock, Noted::NOBODY)
+    }
+}
+
+/// A serializable transaction is about to end, and its snapshot is not the active one any more: notes
+/// what it has read, in effect. See the module's documentation.
+///
+/// # Errors
+/// Raises 40001 when there is no order with that.
+pub fn note_reads() {
+    if !ports::isolation_is_serializable() {
+        return;
+    }
+    let names: Vec<Box<[u8]>> = RESERVATIONS.with_borrow(|all| {
+        let owns = all.owns.iter().enumerate();
+        let read = owns.filter(|(at, own)| !all.paths.get(*at).tells_of(own.granted));
+        read.map(|(_, own)| own.name.clone()).collect()
+    });
+    if names.is_empty() {
+        return;
+    }
+    let clock = clock();
+    let _snapshot = LatestSnapshot::of_transaction();
+    for name in names {
+        read_as_seen(&name, clock);
     }
 }
 

@@ -75,6 +75,16 @@ impl LatestSnapshot {
         }
     }
 
+    /// That of the transaction, for one that goes by one snapshot. For callbacks at its end, where none is
+    /// active any more.
+    pub fn of_transaction() -> Self {
+        // SAFETY: as above. What the transaction has taken is kept until after the callbacks.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            Self(pg_sys::GetActiveSnapshot())
+        }
+    }
+
     /// For scans.
     pub fn as_ptr(&self) -> pg_sys::Snapshot {
         self.0

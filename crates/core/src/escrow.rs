@@ -140,13 +140,35 @@ pub enum End {
     Aborted,
 }
 
+/// What has committed since an account was opened. Wide enough to hold all that can ever come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// All that was subtracted.
+    pub takes: i128,
+    /// All that was added.
+    pub adds: i128,
+}
+
+impl Sums {
+    /// Nothing.
+    pub const NONE: Self = Self { takes: 0, adds: 0 };
+
+    /// What has come since it was so much.
+    pub fn since(self, then: Self) -> Self {
+        Self {
+            takes: self.takes - then.takes,
+            adds: self.adds - then.adds,
+        }
+    }
+}
+
 /// What was in flight when a reservation was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     /// All others' reservations.
     pub others: Standing,
     /// What had committed before.
-    committed: Amounts,
+    committed: Sums,
     /// How often the account had forgotten what it knew.
     forgotten: u32,
 }
@@ -167,15 +189,15 @@ impl Noted {
         }
     }
 
-    /// What had committed since the account was opened; wraps around.
-    pub fn committed(&self) -> Amounts {
+    /// What had committed since the account was opened.
+    pub fn committed(&self) -> Sums {
         self.committed
     }
 
     /// Nobody else is there.
     pub const NOBODY: Self = Self {
         others: Standing::NONE,
-        committed: Amounts::NONE,
+        committed: Sums::NONE,
         forgotten: 0,
     };
 }
@@ -203,8 +225,8 @@ impl Seen {
 #[repr(C)]
 pub struct Account {
     in_flight: Amounts,
-    /// What has committed since the account was opened; wraps around.
-    committed: Amounts,
+    /// What has committed since the account was opened.
+    committed: Sums,
     floor: Option<i64>,
     ceiling: Option<i64>,
     forgotten: u32,
@@ -216,7 +238,7 @@ impl Account {
     /// Nothing is in flight, and nothing is known.
     pub const NEW: Self = Self {
         in_flight: Amounts::NONE,
-        committed: Amounts::NONE,
+        committed: Sums::NONE,
         floor: None,
         ceiling: None,
         forgotten: 0,
@@ -273,8 +295,8 @@ impl Account {
             self.backed_until = i64::MAX;
         }
         if end == End::Committed {
-            self.committed.takes = self.committed.takes.wrapping_add(amounts.takes);
-            self.committed.adds = self.committed.adds.wrapping_add(amounts.adds);
+            self.committed.takes += i128::from(amounts.takes);
+            self.committed.adds += i128::from(amounts.adds);
             self.floor = self
                 .floor
                 .and_then(|floor| floor.checked_sub(amounts.takes));
@@ -312,14 +334,10 @@ impl Account {
         if noted.forgotten != self.forgotten {
             return;
         }
-        let since = Amounts {
-            takes: self.committed.takes.wrapping_sub(noted.committed.takes),
-            adds: self.committed.adds.wrapping_sub(noted.committed.adds),
-            backed: 0,
-        };
+        let since = self.committed.since(noted.committed);
         let others = noted.others.amounts;
-        let floor = seen.free() - i128::from(others.takes) - i128::from(since.takes);
-        let ceiling = seen.value + i128::from(others.adds) + i128::from(since.adds);
+        let floor = seen.free() - i128::from(others.takes) - since.takes;
+        let ceiling = seen.value + i128::from(others.adds) + since.adds;
         // Rounded to the safe side where it is beyond a bigint; what is not representable is unknown.
         let floor = i64::try_from(floor.min(i64::MAX.into())).ok();
         let ceiling = i64::try_from(ceiling.max(i64::MIN.into())).ok();
@@ -1109,5 +1127,37 @@ mod tests {
             check(bounds, seen(1, 0), &other, 0, noted),
             Verdict::Granted
         );
+    }
+
+    #[test]
+    fn what_commits_meanwhile_may_be_more_than_a_bigint() {
+        const HALF: i64 = 1 << 62;
+        let takes = Amounts {
+            takes: HALF,
+            ..Amounts::NONE
+        };
+        let mut account = Account::NEW;
+        let noted = account.note(Amounts::NONE);
+        let seen = Seen {
+            value: HALF.into(),
+            held: 0,
+            clock: 0,
+        };
+        // Taken, put back and taken again, by others.
+        for _ in 0..2 {
+            account.reserve(Amounts::NONE, takes).unwrap();
+            account.release(takes, End::Committed);
+        }
+        account.learn(noted, seen);
+        let bounds = Bounds {
+            min: Some(0),
+            max: None,
+        };
+        let one = Amounts {
+            takes: 1,
+            ..Amounts::NONE
+        };
+        account.reserve(Amounts::NONE, one).unwrap();
+        assert!(!account.is_covered(bounds, one));
     }
 }

@@ -152,6 +152,12 @@ impl Path {
         self.backed_until
     }
 
+    /// Does what it has come to tell of all that was granted? Not where the path has been lower, or higher,
+    /// than it is now, or where a part of it was rolled back.
+    pub fn tells_of(&self, granted: Amounts) -> bool {
+        granted.takes <= self.free.saturating_neg().max(0) && granted.adds <= self.value.max(0)
+    }
+
     fn needed(&self) -> i64 {
         self.amounts.takes - self.amounts.backed
     }
@@ -432,6 +438,22 @@ mod tests {
         let and_released = extended.then(Change::release_own(5)).unwrap();
         assert_eq!(and_released.amounts(), amounts(5, 0, 5));
         assert_eq!((and_released.free_at(9), and_released.free_at(10)), (5, 0));
+    }
+
+    #[test]
+    fn what_it_has_come_to_tells_of_its_extremes_or_not() {
+        let tells = |changes: &[Change]| path(changes).tells_of(path(changes).amounts());
+        let delta = Change::delta;
+        assert!(tells(&[]));
+        assert!(tells(&[delta(-3), Change::hold(2), delta(-1)]));
+        assert!(tells(&[delta(2), delta(3)]));
+        assert!(tells(&[Change::release(5, 10), delta(-5)]));
+        assert!(!tells(&[delta(-3), delta(1)]));
+        assert!(!tells(&[delta(3), delta(-1)]));
+        assert!(!tells(&[Change::hold(2), Change::release_own(2)]));
+        // Rolled back.
+        assert!(!path(&[delta(-1)]).tells_of(amounts(2, 0, 0)));
+        assert!(!Path::NEW.tells_of(amounts(0, 1, 0)));
     }
 
     #[test]

@@ -241,3 +241,19 @@ SELECT counter_hold_extend(:hold, '2 hours') > now() AS extended, counter_hold_r
 SELECT * FROM see('stock:h');
 SELECT counter_type_create('stock', min => 0);
 SELECT * FROM see('stock:h');
+
+-- A drop of more than a bigint: written and pending together. What is on hold stays.
+SELECT counter_incr('stock:x', 9223372036854775807);
+SELECT counter_hold('stock:x', 5, '1 hour') AS hold \gset
+BEGIN;
+SELECT counter_incr('stock:x', 2);
+SELECT counter_drop('stock:x');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+SELECT * FROM see('stock:x');
+SELECT counter_hold_confirm(:hold);
+BEGIN;
+SELECT counter_incr('stock:x', 9);
+SELECT counter_drop('stock:x');
+COMMIT;
+SELECT * FROM see('stock:x');

@@ -18,23 +18,11 @@ pub(super) struct State {
     pub(super) tokens: Vec<Option<String>>,
 }
 
-/// What another transaction in flight kept from others, of one counter, when a call was answered.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reserved {
-    pub(super) client: usize,
-    /// Takes: so many for certain, and at most so many.
-    pub(super) takes: (i64, i64),
-    /// The same of adds.
-    pub(super) adds: (i64, i64),
-}
-
 /// A call that was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) call: Call,
     pub(super) answer: String,
-    /// By other transactions, of the call's counter.
-    pub(super) reserved: Vec<Reserved>,
 }
 
 /// What a guarded call answers when it meets a bound.
@@ -107,18 +95,38 @@ fn replay(get: bool, value: i64) -> String {
     }
 }
 
+/// What a transaction has done to a counter: sums, and how far they went. What it has added, or set free,
+/// counts for what it takes then, and not for what it has taken before.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Done {
+    value: i64,
+    /// Of what others see as free.
+    free: i64,
+    /// How low that was.
+    lowest: i64,
+    /// How high the value was.
+    highest: i64,
+}
+
+impl Done {
+    fn then(self, value: i64, free: i64) -> Self {
+        let (value, free) = (self.value + value, self.free + free);
+        Self {
+            value,
+            free,
+            lowest: self.lowest.min(free),
+            highest: self.highest.max(value),
+        }
+    }
+}
+
 /// A transaction that has the database to itself.
 pub(super) struct Alone<'p> {
     plan: &'p Plan,
-    /// What was committed when it began: what it adds, it cannot take before it commits.
+    /// What was committed when it began.
     base: State,
     pub(super) state: State,
-    takes: Vec<i64>,
-    adds: Vec<i64>,
-    /// What it has set aside: takes that change no value.
-    held: Vec<i64>,
-    /// What it has confirmed: changes that are no takes.
-    confirmed: Vec<i64>,
+    done: Vec<Done>,
 }
 
 impl<'p> Alone<'p> {
@@ -126,10 +134,7 @@ impl<'p> Alone<'p> {
         Self {
             plan,
             base: state.clone(),
-            takes: vec![0; state.counters.len()],
-            adds: vec![0; state.counters.len()],
-            held: vec![0; state.counters.len()],
-            confirmed: vec![0; state.counters.len()],
+            done: vec![Done::default(); state.counters.len()],
             state,
         }
     }
@@ -138,58 +143,47 @@ impl<'p> Alone<'p> {
         self.plan.counters[counter].kind
     }
 
-    /// What can be taken for certain; None: any amount.
-    fn available(&self, counter: usize) -> Option<i64> {
+    /// How low it may go; None: as low as it likes.
+    fn down(&self, counter: usize) -> Option<i64> {
         let min = self.kind(counter).min()?;
-        let held = self.base.held(self.plan, counter);
-        Some(self.base.value(counter) - held - min - self.takes[counter])
+        Some(min - self.base.value(counter) + self.base.held(self.plan, counter))
     }
 
-    /// What can be added for certain; None: any amount.
-    fn room(&self, counter: usize) -> Option<i64> {
-        let max = self.kind(counter).max()?;
-        Some(max - self.base.value(counter) - self.adds[counter])
+    /// What can be taken; None: any amount.
+    fn available(&self, counter: usize) -> Option<i64> {
+        let done = self.done[counter];
+        // As low as it was once, it may be again.
+        let down = self.down(counter)?.min(done.lowest);
+        Some((done.free - down).max(0))
     }
 
-    /// May a change be granted?
-    fn fits(&self, counter: usize, delta: i64) -> bool {
-        if delta < 0 {
-            self.available(counter).is_none_or(|there| there >= -delta)
-        } else {
-            delta == 0 || self.room(counter).is_none_or(|room| room >= delta)
-        }
-    }
-
-    /// May it be refused, when others keep so much of it to themselves?
-    fn lacks(&self, counter: usize, delta: i64, others: Others) -> bool {
-        if delta < 0 {
-            let there = self.available(counter);
-            there.is_some_and(|there| there - others.takes.1 < -delta)
-        } else {
-            let room = self.room(counter);
-            delta > 0 && room.is_some_and(|room| room - others.adds.1 < delta)
-        }
-    }
-
-    fn change(&mut self, counter: usize, delta: i64) {
-        self.state.counters[counter] = Some(self.state.value(counter) + delta);
-        self.takes[counter] += (-delta).max(0);
-        self.adds[counter] += delta.max(0);
+    /// May it go so far? Only what goes further than it was is looked at.
+    fn fits(&self, counter: usize, after: Done) -> bool {
+        let before = self.done[counter];
+        let up = self.kind(counter).max();
+        let up = up.map(|max| max - self.base.value(counter));
+        (after.lowest == before.lowest
+            || self.down(counter).is_none_or(|down| after.lowest >= down))
+            && (after.highest == before.highest || up.is_none_or(|up| after.highest <= up))
     }
 
     /// A change that was granted, or refused: could that be?
-    fn decided(&mut self, counter: usize, delta: i64, granted: bool, others: Others) -> bool {
-        if !granted {
-            return self.lacks(counter, delta, others);
+    fn decided(&mut self, counter: usize, delta: i64, granted: bool) -> bool {
+        let after = self.done[counter].then(delta, delta);
+        let fits = self.fits(counter, after);
+        if granted {
+            self.change(counter, delta);
         }
-        let fits = self.fits(counter, delta);
-        self.change(counter, delta);
-        fits
+        fits == granted
     }
 
-    /// Could it be told this, when the transactions before it are those?
-    pub(super) fn explains(&mut self, told: &Told, before: &[usize]) -> bool {
-        let others = Others::of(told, before);
+    fn change(&mut self, counter: usize, delta: i64) {
+        self.done[counter] = self.done[counter].then(delta, delta);
+        self.state.counters[counter] = Some(self.state.value(counter) + delta);
+    }
+
+    /// Could it be told this?
+    pub(super) fn explains(&mut self, told: &Told) -> bool {
         let answer = told.answer.as_str();
         let is = |value: i64| answer == value.to_string();
         let refused = answer == REFUSED;
@@ -224,44 +218,34 @@ impl<'p> Alone<'p> {
                 self.state.rows[row] += delta;
                 is(self.state.rows[row])
             }
-            Call::Incr(counter, delta) => self.decided(counter, delta, !refused, others),
-            Call::Try(counter, delta) => self.decided(counter, delta, answer == "true", others),
+            Call::Incr(counter, delta) => self.decided(counter, delta, !refused),
+            Call::Try(counter, delta) => self.decided(counter, delta, answer == "true"),
             Call::Get(counter, delta) => {
-                self.decided(counter, delta, !refused, others)
-                    && (refused || is(self.state.value(counter)))
+                self.decided(counter, delta, !refused) && (refused || is(self.state.value(counter)))
             }
             Call::Take(counter, n) => {
                 let Ok(got) = answer.parse::<i64>() else {
                     return false;
                 };
-                let available = self.available(counter);
+                let there = self.available(counter);
                 if got > 0 {
                     self.change(counter, -got);
                 }
-                match available {
-                    None => got == n,
-                    Some(there) if got == n => there >= n,
-                    // It has told what there was.
-                    Some(there) => {
-                        let least = (there - others.takes.1).clamp(0, n);
-                        let most = (there - others.takes.0).clamp(0, n);
-                        (least..=most).contains(&got)
-                    }
-                }
+                got == there.map_or(n, |there| there.min(n))
             }
-            Call::Set(counter, value) => self.set(counter, value, answer, others),
+            Call::Set(counter, value) => self.set(counter, value, answer),
             Call::Reset(counter) if self.state.counters[counter].is_none() => is(0),
-            Call::Reset(counter) => self.set(counter, 0, answer, others),
+            Call::Reset(counter) => self.set(counter, 0, answer),
             Call::Drop(counter) => match self.state.counters[counter] {
                 None => answer == "false",
-                Some(_) => self.drop_counter(counter, answer, others),
+                Some(_) => self.drop_counter(counter, answer),
             },
             Call::Once(place) => {
                 let token = self.plan.tokens[place];
                 if let Some(replayed) = &self.state.tokens[place] {
                     return answer == replayed;
                 }
-                if !self.decided(token.counter, token.delta, !refused, others) {
+                if !self.decided(token.counter, token.delta, !refused) {
                     return false;
                 }
                 if refused {
@@ -276,12 +260,12 @@ impl<'p> Alone<'p> {
                 }
             }
             Call::Hold(counter, amount) => {
+                let after = self.done[counter].then(0, -amount);
+                let fits = self.fits(counter, after);
                 if refused {
-                    return self.lacks(counter, -amount, others);
+                    return !fits;
                 }
-                let fits = self.fits(counter, -amount);
-                self.takes[counter] += amount;
-                self.held[counter] += amount;
+                self.done[counter] = after;
                 *self.state.fresh.entry((counter, amount)).or_insert(0) += 1;
                 fits
             }
@@ -292,67 +276,39 @@ impl<'p> Alone<'p> {
                 let (counter, amount) = self.plan.holds[hold];
                 self.state.known[hold] = false;
                 let part = part.unwrap_or(amount);
-                let value = self.state.value(counter) - part;
-                self.confirmed[counter] += part;
-                self.state.counters[counter] = Some(value);
+                // The hold has kept room for it.
+                self.done[counter] = self.done[counter].then(0, amount);
+                self.change(counter, -part);
                 answer.is_empty()
             }
             Call::Release(hold) => {
                 let there = std::mem::replace(&mut self.state.known[hold], false);
+                if there {
+                    let (counter, amount) = self.plan.holds[hold];
+                    self.done[counter] = self.done[counter].then(0, amount);
+                }
                 answer == there.to_string()
             }
         }
     }
 
     /// Set: the difference is a take or an add.
-    fn set(&mut self, counter: usize, value: i64, answer: &str, others: Others) -> bool {
+    fn set(&mut self, counter: usize, value: i64, answer: &str) -> bool {
         let old = self.state.value(counter);
         let refused = answer == REFUSED;
-        let explained = self.decided(counter, value - old, !refused, others);
+        let explained = self.decided(counter, value - old, !refused);
         explained && (refused || answer == old.to_string())
     }
 
-    /// Dropped: what the transaction has added is gone with it, and what others see is taken, as far as
-    /// it has not taken that already. What it has set aside it has to leave.
-    fn drop_counter(&mut self, counter: usize, answer: &str, others: Others) -> bool {
-        let value = self.base.value(counter);
-        let changed = self.takes[counter] - self.held[counter] + self.confirmed[counter];
-        let more = if value > 0 {
-            (changed - value).min(0)
-        } else {
-            (-value - self.adds[counter]).max(0)
-        };
-        if answer == REFUSED {
-            return self.lacks(counter, more, others);
+    /// Dropped: all of the value is taken. What is set aside has to stay.
+    fn drop_counter(&mut self, counter: usize, answer: &str) -> bool {
+        let refused = answer == REFUSED;
+        let explained = self.decided(counter, -self.state.value(counter), !refused);
+        if refused {
+            return explained;
         }
-        let fits = self.fits(counter, more);
-        self.change(counter, more);
         self.state.counters[counter] = None;
-        fits && answer == "true"
-    }
-}
-
-/// What transactions that do not come before had reserved.
-#[derive(Clone, Copy)]
-struct Others {
-    takes: (i64, i64),
-    adds: (i64, i64),
-}
-
-impl Others {
-    fn of(told: &Told, before: &[usize]) -> Self {
-        let mut others = Self {
-            takes: (0, 0),
-            adds: (0, 0),
-        };
-        let later = told.reserved.iter();
-        for reserved in later.filter(|reserved| !before.contains(&reserved.client)) {
-            others.takes.0 += reserved.takes.0;
-            others.takes.1 += reserved.takes.1;
-            others.adds.0 += reserved.adds.0;
-            others.adds.1 += reserved.adds.1;
-        }
-        others
+        explained && answer == "true"
     }
 }
 
@@ -389,7 +345,7 @@ fn search(
     for place in 0..left.len() {
         let (client, told) = left.remove(place);
         let mut alone = Alone::new(plan, state.clone());
-        if told.iter().all(|told| alone.explains(told, before)) {
+        if told.iter().all(|told| alone.explains(told)) {
             before.push(client);
             if search(plan, &alone.state, left, before, end, best) {
                 return true;
@@ -428,7 +384,6 @@ mod tests {
         Told {
             call,
             answer: answer.to_owned(),
-            reserved: Vec::new(),
         }
     }
 
@@ -458,44 +413,64 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_reserved_explains_a_refusal_before_them_alone() {
+    fn a_refusal_needs_an_order_of_its_own() {
         let plan = plan(3);
         let take = [told(Call::Try(0, -2), "true")];
-        let mut refused = [told(Call::Value(0), "3"), told(Call::Try(0, -2), "false")];
-        assert!(!holds(&plan, &refused, &take, 1, 0));
-        refused[1].reserved = vec![Reserved {
-            client: 1,
-            takes: (2, 2),
-            adds: (0, 0),
-        }];
-        assert!(holds(&plan, &refused, &take, 1, 0));
-        // It has seen the other one; so that one's take is no further reason.
-        refused[0].answer = "1".to_owned();
-        refused[1].call = Call::Try(0, -1);
-        assert!(!holds(&plan, &refused, &take, 1, 0));
+        let seen = |value| [told(Call::Value(0), value), told(Call::Try(0, -2), "false")];
+        assert!(holds(&plan, &seen("1"), &take, 1, 0));
+        // What others have in flight is no reason: a snapshot does not show it.
+        assert!(!holds(&plan, &seen("3"), &take, 1, 0));
+    }
+
+    /// Can one transaction be told this?
+    fn alone(plan: &Plan, calls: &[(Call, &str)]) -> bool {
+        let mut alone = Alone::new(plan, State::new(plan));
+        let mut calls = calls.iter();
+        calls.all(|&(call, answer)| alone.explains(&told(call, answer)))
     }
 
     #[test]
-    fn what_a_transaction_adds_it_cannot_take() {
-        let plan = plan(0);
-        let start = State::new(&plan);
-        let mut alone = Alone::new(&plan, start);
-        assert!(alone.explains(&told(Call::Incr(0, 2), ""), &[]));
-        assert!(alone.explains(&told(Call::Try(0, -1), "false"), &[]));
-        assert!(alone.explains(&told(Call::Available(0), "2|0|2"), &[]));
-        assert!(alone.explains(&told(Call::Take(0, 2), "0"), &[]));
-        assert!(!alone.explains(&told(Call::Reset(0), "2"), &[]));
+    fn what_a_transaction_adds_it_can_take_then() {
+        let incr = (Call::Incr(0, 2), "");
+        let take = (Call::Try(0, -2), "true");
+        let refused = (Call::Try(0, -1), "false");
+        assert!(alone(&plan(0), &[refused, incr, take, refused]));
+        assert!(alone(&plan(0), &[incr, (Call::Available(0), "2|0|2")]));
+        assert!(alone(&plan(0), &[incr, (Call::Take(0, 3), "2")]));
+        assert!(alone(&plan(0), &[incr, (Call::Reset(0), "2")]));
+        assert!(!alone(&plan(0), &[incr, refused]));
+        // An add of others may be taken back, one's own takes are there again.
+        assert!(alone(&plan(2), &[take, incr, take, refused]));
+    }
+
+    #[test]
+    fn what_is_released_can_be_taken_then() {
+        let mut plan = plan(3);
+        plan.holds = vec![(0, 2)];
+        let release = (Call::Release(0), "true");
+        let refused = (Call::Try(0, -2), "false");
+        assert!(alone(
+            &plan,
+            &[refused, release, (Call::Try(0, -3), "true")]
+        ));
+        assert!(alone(
+            &plan,
+            &[
+                (Call::Confirm(0, Some(1)), ""),
+                (Call::Try(0, -2), "true"),
+                refused
+            ]
+        ));
+        assert!(!alone(
+            &plan,
+            &[(Call::Confirm(0, None), ""), (Call::Try(0, -2), "true")]
+        ));
     }
 
     #[test]
     fn a_drop_takes_what_others_see_and_leaves_what_is_set_aside() {
         let plan = plan(3);
-        let after = |calls: &[(Call, &str)]| {
-            let mut alone = Alone::new(&plan, State::new(&plan));
-            calls
-                .iter()
-                .all(|&(call, answer)| alone.explains(&told(call, answer), &[]))
-        };
+        let after = |calls: &[(Call, &str)]| alone(&plan, calls);
         assert!(after(&[(Call::Incr(0, 2), ""), (Call::Drop(0), "true")]));
         assert!(after(&[
             (Call::Take(0, 2), "2"),

@@ -177,7 +177,6 @@ mod tests {
             .map(|&(call, answer)| Told {
                 call,
                 answer: answer.to_owned(),
-                reserved: vec![],
             })
             .collect();
         let start = State::new(&plan);

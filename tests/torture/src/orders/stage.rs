@@ -13,15 +13,12 @@ use counterx_cluster_tests::DEADLINE;
 use counterx_harness::Cluster;
 use postgres::{Client, NoTls, SimpleQueryMessage};
 
-use super::model::{MISSING, REFUSED, Reserved, State, Told, explain};
+use super::model::{REFUSED, State, Told, explain};
 use super::plan::{Call, Kind, Plan, Turn};
 use super::repeatable;
 
 /// More clients than a round has are of no use.
 const CLIENTS: usize = 4;
-
-/// What a statement that nobody has an answer to yet may reserve at most.
-const ANY: i64 = 1_000;
 
 /// Errors that end a transaction, and that a round may meet.
 const DUE: [&str; 5] = ["40001", "40P01", "23514", "42704", "55P03"];
@@ -95,16 +92,12 @@ struct Part {
     queue: VecDeque<Step>,
     pending: Option<Pending>,
     told: Vec<Told>,
-    /// What it keeps of each counter: takes and adds, for certain and at most.
-    reserved: Vec<((i64, i64), (i64, i64))>,
 }
 
 struct Pending {
     step: Step,
     sql: String,
     waited: bool,
-    /// By others, of the call's counter, when it was sent.
-    reserved: Vec<Reserved>,
     answer: Option<Answer>,
 }
 
@@ -214,7 +207,6 @@ impl<'s> Round<'s> {
                 queue: VecDeque::new(),
                 pending: None,
                 told: Vec::new(),
-                reserved: vec![((0, 0), (0, 0)); plan.counters.len()],
             })
             .collect();
         Ok(Self {
@@ -429,7 +421,6 @@ impl<'s> Round<'s> {
                 .send(sql.clone())
                 .context("a session is gone")?;
             self.parts[client].pending = Some(Pending {
-                reserved: self.reserved_by_others(client, step),
                 step,
                 sql,
                 waited: false,
@@ -523,35 +514,12 @@ impl<'s> Round<'s> {
                     Step::Call(..) => Stand::Failed,
                     Step::Commit | Step::Rollback => Stand::RolledBack,
                 };
-                self.nothing_reserved(client);
             }
             (Ok(answer), Step::Call(call, _)) => {
-                // Who waits may have been answered after another's end, and decided before it.
-                let mut reserved = pending.reserved;
-                for now in self.reserved_by_others(client, pending.step) {
-                    match reserved.iter_mut().find(|was| was.client == now.client) {
-                        None => reserved.push(Reserved {
-                            takes: (0, now.takes.1),
-                            adds: (0, now.adds.1),
-                            ..now
-                        }),
-                        Some(was) => {
-                            was.takes = either(was.takes, now.takes);
-                            was.adds = either(was.adds, now.adds);
-                        }
-                    }
-                }
-                if pending.waited {
-                    for was in &mut reserved {
-                        (was.takes.0, was.adds.0) = (0, 0);
-                    }
-                }
                 let told = Told {
                     call,
                     answer: answer.clone(),
-                    reserved,
                 };
-                self.reserve(client, &told);
                 self.parts[client].told.push(told);
             }
             (Ok(_), Step::Commit | Step::Rollback) => {
@@ -563,99 +531,9 @@ impl<'s> Round<'s> {
                 } else {
                     Stand::RolledBack
                 };
-                self.nothing_reserved(client);
             }
         }
         Ok(())
-    }
-
-    fn nothing_reserved(&mut self, client: usize) {
-        self.parts[client].reserved = vec![((0, 0), (0, 0)); self.plan.counters.len()];
-    }
-
-    /// The counter whose bounds a call may meet.
-    fn counter_of(&self, call: Call) -> Option<usize> {
-        match call {
-            Call::Incr(c, _)
-            | Call::Get(c, _)
-            | Call::Try(c, _)
-            | Call::Take(c, _)
-            | Call::Set(c, _)
-            | Call::Reset(c)
-            | Call::Drop(c)
-            | Call::Hold(c, _) => Some(c),
-            Call::Once(place) => Some(self.plan.tokens[place].counter),
-            _ => None,
-        }
-    }
-
-    fn reserved_by_others(&self, client: usize, step: Step) -> Vec<Reserved> {
-        let Step::Call(call, _) = step else {
-            return Vec::new();
-        };
-        let Some(counter) = self.counter_of(call) else {
-            return Vec::new();
-        };
-        let mut all = Vec::new();
-        for (other, part) in self.parts.iter().enumerate() {
-            let (mut takes, mut adds) = part.reserved[counter];
-            if let Some(Pending {
-                step: Step::Call(call, _),
-                ..
-            }) = part.pending
-                && self.counter_of(call) == Some(counter)
-            {
-                takes.1 += ANY;
-                adds.1 += ANY;
-            }
-            if other != client && (takes.1 > 0 || adds.1 > 0) {
-                all.push(Reserved {
-                    client: other,
-                    takes,
-                    adds,
-                });
-            }
-        }
-        all
-    }
-
-    /// Notes what a call that was answered keeps from others.
-    fn reserve(&mut self, client: usize, told: &Told) {
-        let answer = told.answer.as_str();
-        let Some(counter) = self.counter_of(told.call) else {
-            return;
-        };
-        if [REFUSED, MISSING].contains(&answer) {
-            return;
-        }
-        let number = || answer.parse::<i64>().unwrap_or(0);
-        let (delta, certain) = match told.call {
-            Call::Incr(_, delta) | Call::Get(_, delta) => (delta, true),
-            Call::Try(_, delta) if answer == "true" => (delta, true),
-            Call::Take(..) => (-number(), true),
-            Call::Set(_, value) => (value - number(), true),
-            Call::Reset(_) => (-number(), true),
-            Call::Hold(_, amount) => (-amount, true),
-            // Whether it was a replay the value does not say.
-            Call::Once(place) if answer != "false" => {
-                let token = self.plan.tokens[place];
-                (token.delta, !token.get)
-            }
-            // Whatever it was.
-            Call::Drop(_) if answer == "true" => {
-                let (takes, adds) = &mut self.parts[client].reserved[counter];
-                takes.1 += ANY;
-                adds.1 += ANY;
-                return;
-            }
-            _ => return,
-        };
-        let (takes, adds) = &mut self.parts[client].reserved[counter];
-        let side = if delta < 0 { takes } else { adds };
-        side.1 += delta.abs();
-        if certain {
-            side.0 += delta.abs();
-        }
     }
 
     fn all_wait(&mut self, pids: &[i32]) -> Result<bool> {
@@ -803,11 +681,6 @@ fn used(plan: &Plan, start: &State, committed: &[(usize, &[Told])]) -> Vec<Optio
         }
     }
     tokens
-}
-
-/// What is between the two.
-fn either(one: (i64, i64), other: (i64, i64)) -> (i64, i64) {
-    (one.0.min(other.0), one.1.max(other.1))
 }
 
 impl Actor {
