@@ -147,6 +147,9 @@ ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored;
 CREATE TRIGGER restored_all AFTER INSERT ON counterx.late
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
 ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored_all;
+CREATE TRIGGER restored BEFORE INSERT OR UPDATE ON counterx.hold
+    FOR EACH ROW EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored;
 CREATE TRIGGER restored_all AFTER INSERT OR UPDATE ON counterx.hold
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
 ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored_all;

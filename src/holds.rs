@@ -43,7 +43,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
 /// Columns of `counterx.hold`: id, name, amount, created_at, expires_at.
-mod column {
+pub mod column {
     pub const KEY: [i16; 1] = [1];
     pub const BY_NAME: [i16; 1] = [2];
     pub const BY_EXPIRY: [i16; 1] = [5];

@@ -8,6 +8,7 @@ use crate::ours::AtWork;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
+use crate::pg::ports;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
@@ -191,6 +192,7 @@ fn counter_type_alter(
     if tighter {
         check_counters(&name, new);
     }
+    must_be_visible(&name);
     // Whoever has gone by the old bounds need not retry, unless they have become tighter.
     let generation = tighter.then(new_generation);
     run(
@@ -216,6 +218,7 @@ fn counter_type_drop(name: Option<Text>) {
     let name = type_name(name);
     lock_types();
     must_exist(&name);
+    must_be_visible(&name);
     run(
         "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
         &[name.as_str().into()],
@@ -293,25 +296,32 @@ fn new_generation() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// As it is now that the types are locked: `select` would go by the snapshot of the calling query,
-/// which may be older, and miss the change that the lock was waited for.
+/// As it is now that the types are locked: a query would go by a snapshot that may be older, that of the
+/// whole transaction in REPEATABLE READ, and miss the change that the lock was waited for.
 fn find(name: &str) -> Option<Bounds> {
-    let found = Spi::connect_mut(|client| {
-        let rows = client.update(
-            "SELECT min, max FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
-            Some(1),
-            &[name.into()],
-        )?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let row = rows.first();
-        Ok::<_, pgrx::spi::SpiError>(Some(Bounds {
-            min: row.get(1)?,
-            max: row.get(2)?,
-        }))
-    });
-    found.unwrap_or_else(|error| internal(&error))
+    // SAFETY: what the transaction has done so far shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    types::latest_bounds(name.as_bytes())
+}
+
+/// A command that changes a type goes by the transaction's snapshot, and does nothing where that does not
+/// show the type yet.
+///
+/// # Errors
+/// Raises 40001 then.
+fn must_be_visible(name: &str) {
+    if !ports::isolation_uses_xact_snapshot() {
+        return;
+    }
+    let visible = Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1)",
+        &[name.into()],
+    );
+    match visible {
+        Ok(Some(true)) => {}
+        Ok(_) => types::raise_changed_type(name),
+        Err(error) => internal(&error),
+    }
 }
 
 fn must_exist(name: &str) -> Bounds {
@@ -371,16 +381,7 @@ fn lock_counters() {
 pub fn recheck_all() {
     // SAFETY: what the command has changed shall be seen.
     unsafe { pg_sys::CommandCounterIncrement() };
-    recheck(&all_names(), Recheck::Counters);
-}
-
-/// What [`recheck`] looks at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Recheck {
-    /// All counters have to be within the bounds.
-    Counters,
-    /// Nothing: they were as they may be, and what is on hold makes room for nobody.
-    Nothing,
+    recheck(&types::latest_names());
 }
 
 /// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.
@@ -388,7 +389,7 @@ pub enum Recheck {
 ///
 /// # Errors
 /// As of [`check_counters`].
-pub fn recheck(names: &[String], what: Recheck) {
+pub fn recheck(names: &[String]) {
     if names.is_empty() {
         return;
     }
@@ -398,25 +399,13 @@ pub fn recheck(names: &[String], what: Recheck) {
         if bounds == Bounds::default() {
             continue;
         }
-        match what {
-            Recheck::Counters => check_counters(name, bounds),
-            Recheck::Nothing => lock_counters(),
-        }
+        check_counters(name, bounds);
+        must_be_visible(name);
         run(
-            "UPDATE counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
+            "UPDATE ONLY counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
             &[name.as_str().into(), new_generation().into()],
         );
     }
-}
-
-/// The names of all types.
-pub fn all_names() -> Vec<String> {
-    let names = Spi::connect_mut(|client| {
-        let rows = client.update("SELECT name FROM counterx.type", None, &[])?;
-        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default))
-            .collect::<Result<Vec<String>, pgrx::spi::SpiError>>()
-    });
-    names.unwrap_or_else(|error| internal(&error))
 }
 
 /// Checks that all counters of a type are within bounds, now and until the end of the transaction:
