@@ -26,6 +26,7 @@ use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::snapshot;
 use crate::read;
+use crate::restored;
 use crate::types;
 use crate::xact;
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -145,6 +146,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
 
 /// The counters of this one's type are to be looked at.
 fn touch(name: &[u8]) {
+    restored::note(name);
     let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
     let type_name = String::from_utf8_lossy(type_name);
     TOUCHED.with_borrow_mut(|touched| {

@@ -115,6 +115,35 @@ INSERT INTO counterx.hold VALUES (1000, 'stock:b', 4, now(), now() + interval '1
 UPDATE counterx.hold SET amount = 5 WHERE id = 1000;
 SELECT counter_hold_confirm(:hold), counter_hold_confirm(1000);
 SELECT counter_value('stock:b');
+-- What the transaction has restored itself is hidden from its own requests. So there are none.
+BEGIN;
+SAVEPOINT s;
+INSERT INTO counterx.late VALUES ('quota:own', 8, now());
+ROLLBACK TO s;
+SELECT counter_try_incr('quota:other', 5);
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+INSERT INTO counterx.late VALUES ('quota:own', 8, now());
+RELEASE s;
+SAVEPOINT s;
+SELECT counter_try_incr('quota:own', 5);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_incr('stock:own');
+COMMIT;
+SELECT counter_try_incr('quota:own', 5), counter_try_incr('quota:own', 2);
+BEGIN;
+INSERT INTO counterx.hold VALUES (1001, 'stock:own', 1, now(), now() + interval '1 hour');
+SAVEPOINT s;
+SELECT counter_try_incr('stock:own', -1);
+ROLLBACK TO s;
+SELECT counter_hold('stock:own', 1, '1 hour');
+ROLLBACK TO s;
+SELECT counter_hold_confirm(1001);
+ROLLBACK TO s;
+SELECT counter_hold_release(1001);
+COMMIT;
 -- Of a counter that is restored after its hold.
 INSERT INTO counterx.hold VALUES (1002, 'stock:c', 3, now(), now() + interval '1 hour');
 INSERT INTO counterx.late VALUES ('stock:c', 4, now());
