@@ -159,7 +159,7 @@ pub extern "C-unwind" fn counterx_ignore_replicated(
 }
 
 /// On the engine's own tables, before each change that comes by SQL: we write to them by other means.
-/// What a subscription brings is left out; the rest is refused.
+/// What a subscription brings is left out; the rest is refused. On all tables, before a TRUNCATE.
 #[unsafe(no_mangle)]
 #[pg_guard]
 #[doc(hidden)]
@@ -174,6 +174,16 @@ pub extern "C-unwind" fn counterx_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_
     }
     if call.is_for_row() && is_replicated() {
         return pg_sys::Datum::null();
+    }
+    if matches!(&*call.table(), "token" | "hold" | "type") {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table counterx.{} cannot be truncated", call.table()),
+            )
+            .set_detail("A publication FOR ALL TABLES would have the tables of the subscribers emptied as well.")
+            .set_hint("DELETE removes rows here and nowhere else."),
+        )
     }
     raise(
         report(

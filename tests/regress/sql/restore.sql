@@ -17,6 +17,9 @@ DELETE FROM counterx.gate_0;
 TRUNCATE counterx.gate_0;
 TRUNCATE counterx.total, counterx.state;
 TRUNCATE counterx.late;
+TRUNCATE counterx.token, counterx.hold;
+\echo :LAST_ERROR_SQLSTATE
+TRUNCATE counterx.type;
 -- Whatever the session's role, as a restore may set it.
 SET session_replication_role = replica;
 INSERT INTO counterx.state VALUES (0, 0, 1000, 0, 0);
