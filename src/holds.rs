@@ -26,12 +26,13 @@ use crate::lease;
 use crate::pg::error::{raise, report};
 use crate::pg::firing;
 use crate::pg::insert::Inserter;
-use crate::pg::lock::HoldLock;
+use crate::pg::lock::{HoldLock, IdsLock};
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
+use crate::pg::user::ActingAs;
 use crate::pg::varlena::NameText;
 use crate::read;
 use crate::shape;
@@ -279,8 +280,31 @@ fn next_id(shared: &SharedRels) -> i64 {
         if id > highest {
             return id;
         }
+        if behind(id, highest) > NEAR {
+            catch_up(shared, highest);
+        }
         pgrx::check_for_interrupts!();
     }
+}
+
+/// So many ids are called for one by one.
+const NEAR: i128 = 1000;
+
+fn behind(id: i64, highest: i64) -> i128 {
+    i128::from(highest) - i128::from(id)
+}
+
+/// Sets the sequence of ids forward: there may be millions to go.
+///
+/// Nobody is given an id meanwhile, and then set back to it: one session at a time does this, and only where
+/// all others find that they have far to go as well, and wait for it.
+fn catch_up(shared: &SharedRels, highest: i64) {
+    let lock = IdsLock::take();
+    if behind(ports::next_value(shared.hold_id), highest) > 2 * NEAR {
+        let _owner = ActingAs::owner_of(&read::open(shared.hold));
+        ports::set_value(shared.hold_id, highest);
+    }
+    lock.release();
 }
 
 /// Makes a hold and returns its id.

@@ -118,6 +118,18 @@ INSERT INTO counterx.hold VALUES (1000, 'stock:b', 4, now(), now() + interval '1
 UPDATE counterx.hold SET amount = 5 WHERE id = 1000;
 SELECT counter_hold_confirm(:hold), counter_hold_confirm(1000);
 SELECT counter_value('stock:b');
+-- Ids go on above those of restored holds, however far the sequence is behind.
+INSERT INTO counterx.hold VALUES (1000000000000000, 'stock:c', 1, now(), now() + interval '1 hour');
+SELECT counter_incr('stock:d', 5);
+SET statement_timeout = '20s';
+SELECT counter_hold('stock:d', 1, '1 hour'), counter_hold('stock:d', 1, '1 hour');
+SELECT setval('counterx.hold_id', 1);
+CREATE ROLE regress_counterx_holder;
+SET ROLE regress_counterx_holder;
+SELECT counter_hold('stock:d', 1, '1 hour');
+RESET ROLE;
+DROP ROLE regress_counterx_holder;
+RESET statement_timeout;
 -- What the transaction has restored itself is hidden from its own requests. So there are none.
 BEGIN;
 SAVEPOINT s;
