@@ -118,6 +118,8 @@ INSERT INTO counterx.hold VALUES (1000, 'stock:b', 4, now(), now() + interval '1
 UPDATE counterx.hold SET amount = 5 WHERE id = 1000;
 SELECT counter_hold_confirm(:hold), counter_hold_confirm(1000);
 SELECT counter_value('stock:b');
+INSERT INTO counterx.token VALUES ('of no hold', 'stock:c', 1, NULL, '2026-01-01', true);
+\echo :LAST_ERROR_SQLSTATE
 -- Ids go on above those of restored holds, however far the sequence is behind.
 INSERT INTO counterx.hold VALUES (1000000000000000, 'stock:c', 1, now(), now() + interval '1 hour');
 SELECT counter_incr('stock:d', 5);
