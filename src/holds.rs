@@ -22,6 +22,7 @@
 
 use crate::catalog::{self, SharedRels, Unusable};
 use crate::escrow::clock;
+use crate::flush;
 use crate::lease;
 use crate::pg::error::{raise, report};
 use crate::pg::firing;
@@ -231,6 +232,7 @@ unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
 /// Removes a hold.
 pub fn remove(hold: &Hold) {
     lease::enter(NameHash::of(&hold.name).lane());
+    flush::keep_restorers_waiting();
     delete(hold);
 }
 
@@ -310,6 +312,7 @@ fn catch_up(shared: &SharedRels, highest: i64) {
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     lease::enter(NameHash::of(name).lane());
+    flush::keep_restorers_waiting();
     let id = next_id(&catalog::shared());
     insert_row(id, name, amount, now, expires_at);
     failpoint!("hold.inserted");

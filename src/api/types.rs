@@ -9,7 +9,9 @@ use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
 use crate::pg::ports;
-use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::relation::{
+    EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
+};
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
 use crate::read::{Lanes, Reader};
@@ -147,7 +149,7 @@ fn counter_type_create(
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     let bounds = changed(Bounds::default(), &options);
-    lock_types();
+    lock_types(Looker::Definer);
     if find(&name).is_some() {
         raise(
             report(
@@ -157,7 +159,7 @@ fn counter_type_create(
             .set_hint("Change it with counter_type_alter()."),
         );
     }
-    check_counters(&name, bounds);
+    check_counters(&name, bounds, Looker::Definer);
     run(
         "INSERT INTO counterx.type (name, min, max, description, generation) \
          VALUES ($1, $2, $3, $4, $5)",
@@ -184,13 +186,13 @@ fn counter_type_alter(
     xact::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
-    lock_types();
+    lock_types(Looker::Definer);
     let old = must_exist(&name);
     let new = changed(old, &options);
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
     if tighter {
-        check_counters(&name, new);
+        check_counters(&name, new, Looker::Definer);
     }
     must_be_visible(&name);
     // Whoever has gone by the old bounds need not retry, unless they have become tighter.
@@ -216,7 +218,7 @@ fn counter_type_alter(
 fn counter_type_drop(name: Option<Text>) {
     xact::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
-    lock_types();
+    lock_types(Looker::Definer);
     must_exist(&name);
     must_be_visible(&name);
     run(
@@ -282,10 +284,25 @@ fn valid(bounds: Bounds) -> Bounds {
     bounds
 }
 
+/// Who looks at all counters of a type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looker {
+    /// Who changes types. Nobody may be about to write by what they were.
+    Definer,
+    /// Who has restored values or holds. Others who restore some hold their table already, look at all
+    /// after this one, and are not waited for: two of them would wait for each other.
+    Restorer,
+}
+
 /// Definitions change one at a time.
-fn lock_types() {
+fn lock_types(looker: Looker) {
     lease::enter(0);
-    match Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE) {
+    let mode = match looker {
+        Looker::Definer => SHARE_ROW_EXCLUSIVE,
+        // One at a time as well, but beside a restore of types, which looks at all after this one.
+        Looker::Restorer => SHARE_UPDATE_EXCLUSIVE,
+    };
+    match Relation::open_until_commit(catalog::shared().types, mode) {
         Some(table) => shape::check(&table),
         None => catalog::Unusable::NotInstalled.raise(),
     }
@@ -351,24 +368,27 @@ fn internal(error: &dyn std::fmt::Display) -> ! {
 }
 
 /// Keeps everybody from changing counters until the end of the transaction: see the note in `types.rs`.
-fn lock_counters() {
-    // Holds first: who is about to commit one does not need it, and may need a gate.
+fn lock_counters(looker: Looker) {
     let shared = catalog::shared();
-    let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
-    let relations: Vec<pg_sys::Oid> = [shared.hold]
-        .into_iter()
-        .chain(gates)
-        .chain([shared.late])
-        .collect();
+    let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE));
+    let table = |table| Some((table, SHARE_ROW_EXCLUSIVE));
+    // Holds first: who is about to commit one does not need it, and may need a gate. Who writes holds or late
+    // deltas locks the anchor as well, unless by a restore.
+    let (first, last) = match looker {
+        Looker::Definer => (table(shared.hold), table(shared.late)),
+        Looker::Restorer => (Some((shared.anchor, EXCLUSIVE)), None),
+    };
+    let relations: Vec<(pg_sys::Oid, LockMode)> =
+        first.into_iter().chain(gates).chain(last).collect();
     // Transactions that were prepared, or have written early, may hold these for long. They are
     // waited for without holding up others; those that are just committing, with the locks below.
-    for &relation in &relations {
-        for xact in conflicting_xacts(relation, SHARE_ROW_EXCLUSIVE) {
+    for &(relation, mode) in &relations {
+        for xact in conflicting_xacts(relation, mode) {
             xact.wait();
         }
     }
-    for relation in relations {
-        if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
+    for (relation, mode) in relations {
+        if Relation::open_until_commit(relation, mode).is_none() {
             catalog::Unusable::NotInstalled.raise()
         }
     }
@@ -381,7 +401,7 @@ fn lock_counters() {
 pub fn recheck_all() {
     // SAFETY: what the command has changed shall be seen.
     unsafe { pg_sys::CommandCounterIncrement() };
-    recheck(&types::latest_names());
+    recheck_as(&types::latest_names(), Looker::Definer);
 }
 
 /// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.
@@ -390,16 +410,20 @@ pub fn recheck_all() {
 /// # Errors
 /// As of [`check_counters`].
 pub fn recheck(names: &[String]) {
+    recheck_as(names, Looker::Restorer);
+}
+
+fn recheck_as(names: &[String], looker: Looker) {
     if names.is_empty() {
         return;
     }
-    lock_types();
+    lock_types(looker);
     for name in names {
         let Some(bounds) = find(name) else { continue };
         if bounds == Bounds::default() {
             continue;
         }
-        check_counters(name, bounds);
+        check_counters(name, bounds, looker);
         must_be_visible(name);
         run(
             "UPDATE ONLY counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
@@ -413,7 +437,7 @@ pub fn recheck(names: &[String]) {
 ///
 /// # Errors
 /// Raises 23514 and names counters that are not, 25001 when this transaction has changed some.
-fn check_counters(name: &str, bounds: Bounds) {
+fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     if bounds == Bounds::default() {
         return;
     }
@@ -431,7 +455,7 @@ fn check_counters(name: &str, bounds: Bounds) {
             .set_hint("Define the type in a transaction of its own."),
         );
     }
-    lock_counters();
+    lock_counters(looker);
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut counters: BTreeMap<Box<[u8]>, Tally> = reader.pending_in(&range).into_iter().collect();

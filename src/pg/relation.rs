@@ -12,12 +12,16 @@ pub type LockMode = pg_sys::LOCKMODE;
 
 /// Reading.
 pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
+/// Being there, for those who want nobody to be.
+pub const ROW_SHARE: LockMode = pg_sys::RowShareLock as LockMode;
 /// Writing.
 pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
 /// The lease on a lane, when taken on its gate.
 pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;
 /// Keeping writers out; making an index, one at a time.
 pub const SHARE_ROW_EXCLUSIVE: LockMode = pg_sys::ShareRowExclusiveLock as LockMode;
+/// Keeping all out but readers.
+pub const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 /// Truncating, dropping.
 pub const ACCESS_EXCLUSIVE: LockMode = pg_sys::AccessExclusiveLock as LockMode;
 
