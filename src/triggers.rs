@@ -3,10 +3,10 @@
 //! Those that the bindings make raise an internal error when somebody calls them by hand.
 
 use crate::api;
+use crate::holds::column as hold;
 use crate::ours;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
-use crate::holds::column as hold;
 use crate::read::column::late;
 use crate::types;
 use pgrx::trigger_support::called_as_trigger;
@@ -96,7 +96,13 @@ impl Call {
     fn texts(&self, column: usize) -> [Option<Vec<u8>>; 2] {
         // SAFETY: what the trigger manager hands over lives as long as the call.
         let rows = unsafe { [(*self.data).tg_trigtuple, (*self.data).tg_newtuple] };
-        rows.map(|row| if row.is_null() { None } else { self.text_of(column, row) })
+        rows.map(|row| {
+            if row.is_null() {
+                None
+            } else {
+                self.text_of(column, row)
+            }
+        })
     }
 
     fn text_of(&self, column: usize, row: pg_sys::HeapTuple) -> Option<Vec<u8>> {
