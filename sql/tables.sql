@@ -93,7 +93,8 @@ CREATE TABLE counterx.token (
 CREATE UNIQUE INDEX token_key ON counterx.token (token);
 CREATE INDEX token_at ON counterx.token (at);
 ALTER TABLE counterx.token ADD CONSTRAINT token_length CHECK (pg_catalog.octet_length(token) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(token) OPERATOR(pg_catalog.<=) 255),
-    ADD CONSTRAINT token_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
+    ADD CONSTRAINT token_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT token_of_hold_has_id CHECK (hold IS NOT TRUE OR value IS NOT NULL);
 ALTER TABLE counterx.token REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE counterx.token IS 'tokens of counter_incr_once(), and what they were used for';
 

@@ -30,6 +30,7 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
 use crate::read;
+use crate::restored;
 use crate::settings;
 use crate::xact;
 use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
@@ -299,6 +300,7 @@ pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shor
 }
 
 fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {
+    restored::check(name);
     let call = Call::new(name, changes, limits.generation);
     let bounds = limits.bounds;
     let partition = Partition::of(call.hash.get());
@@ -330,6 +332,7 @@ pub fn note_release(name: &[u8], change: Change, generation: i64) {
 ///
 /// To be called before the caller looks whether the hold has expired: see `holds.rs`.
 pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
+    restored::check(name);
     let call = Call::new(name, changes, generation);
     match Partition::of(call.hash.get()) {
         _ if call.step.wanted().is_zero() => call.note(),

@@ -9,7 +9,7 @@ use crate::lease;
 use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
-use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
+use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, ROW_SHARE, Relation};
 use crate::pg::room;
 use crate::pg::varlena::NameText;
 use crate::shape;
@@ -51,6 +51,7 @@ pub fn to_late(pending: &PendingMap) {
     let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
     let mut late = inserter(catalog::shared().late);
+    keep_restorers_waiting();
     let now = now();
     for row in &rows {
         let name = NameText::new(row.name);
@@ -91,6 +92,14 @@ fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
         let scope = (rows > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
         // Dropped in this order.
         (scope, switch)
+    }
+}
+
+/// Who writes holds, or late deltas, is waited for by those who have restored bounded counters: see
+/// `lock_counters` in `api/types.rs`. Restores take no such lock, so they do not wait for each other.
+pub fn keep_restorers_waiting() {
+    if Relation::open_until_commit(catalog::shared().anchor, ROW_SHARE).is_none() {
+        not_installed()
     }
 }
 

@@ -22,17 +22,19 @@
 
 use crate::catalog::{self, SharedRels, Unusable};
 use crate::escrow::clock;
+use crate::flush;
 use crate::lease;
 use crate::pg::error::{raise, report};
 use crate::pg::firing;
 use crate::pg::insert::Inserter;
-use crate::pg::lock::HoldLock;
+use crate::pg::lock::{HoldLock, IdsLock};
 use crate::pg::memory::MemoryScope;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
+use crate::pg::user::ActingAs;
 use crate::pg::varlena::NameText;
 use crate::read;
 use crate::shape;
@@ -45,7 +47,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use std::collections::HashMap;
 
 /// Columns of `counterx.hold`: id, name, amount, created_at, expires_at.
-mod column {
+pub mod column {
     pub const KEY: [i16; 1] = [1];
     pub const BY_NAME: [i16; 1] = [2];
     pub const BY_EXPIRY: [i16; 1] = [5];
@@ -234,6 +236,7 @@ unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
 /// Removes a hold.
 pub fn remove(hold: &Hold) {
     lease::enter(NameHash::of(&hold.name).lane());
+    flush::keep_restorers_waiting();
     // A row that this very command has made can only be deleted by a later one.
     // SAFETY: changes happen in no parallel operation.
     unsafe { pg_sys::CommandCounterIncrement() };
@@ -286,13 +289,37 @@ fn next_id(shared: &SharedRels) -> i64 {
         if id > highest {
             return id;
         }
+        if behind(id, highest) > NEAR {
+            catch_up(shared, highest);
+        }
         pgrx::check_for_interrupts!();
     }
+}
+
+/// So many ids are called for one by one.
+const NEAR: i128 = 1000;
+
+fn behind(id: i64, highest: i64) -> i128 {
+    i128::from(highest) - i128::from(id)
+}
+
+/// Sets the sequence of ids forward: there may be millions to go.
+///
+/// Nobody is given an id meanwhile, and then set back to it: one session at a time does this, and only where
+/// all others find that they have far to go as well, and wait for it.
+fn catch_up(shared: &SharedRels, highest: i64) {
+    let lock = IdsLock::take();
+    if behind(ports::next_value(shared.hold_id), highest) > 2 * NEAR {
+        let _owner = ActingAs::owner_of(&read::open(shared.hold));
+        ports::set_value(shared.hold_id, highest);
+    }
+    lock.release();
 }
 
 /// Makes a hold and returns its id.
 pub fn insert(name: &[u8], amount: i64, now: i64, expires_at: i64) -> i64 {
     lease::enter(NameHash::of(name).lane());
+    flush::keep_restorers_waiting();
     let id = next_id(&catalog::shared());
     insert_row(id, name, amount, now, expires_at);
     failpoint!("hold.inserted");

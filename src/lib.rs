@@ -49,6 +49,7 @@ mod paging;
 mod pg;
 mod ranking;
 mod read;
+mod restored;
 mod rotation;
 mod settings;
 mod shape;

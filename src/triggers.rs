@@ -3,6 +3,7 @@
 //! Those that the bindings make raise an internal error when somebody calls them by hand.
 
 use crate::api;
+use crate::holds::column as hold;
 use crate::ours;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
@@ -87,11 +88,28 @@ impl Call {
 
     /// A text column of the row, from 1 on; None when it is null.
     fn text(&self, column: usize) -> Option<Vec<u8>> {
+        // SAFETY: as above.
+        self.text_of(column, unsafe { (*self.data).tg_trigtuple })
+    }
+
+    /// The same of the row as it is, and as it will be after an update.
+    fn texts(&self, column: usize) -> [Option<Vec<u8>>; 2] {
+        // SAFETY: what the trigger manager hands over lives as long as the call.
+        let rows = unsafe { [(*self.data).tg_trigtuple, (*self.data).tg_newtuple] };
+        rows.map(|row| {
+            if row.is_null() {
+                None
+            } else {
+                self.text_of(column, row)
+            }
+        })
+    }
+
+    fn text_of(&self, column: usize, row: pg_sys::HeapTuple) -> Option<Vec<u8>> {
         // SAFETY: the row and its columns; a detoasted copy lives in the current memory context.
         unsafe {
             let mut isnull = false;
             let columns = (*(*self.data).tg_relation).rd_att;
-            let row = (*self.data).tg_trigtuple;
             let datum = pg_sys::heap_getattr(row, column as i32, columns, &mut isnull);
             <&[u8]>::from_datum(datum, isnull).map(<[u8]>::to_vec)
         }
@@ -147,7 +165,7 @@ pub extern "C-unwind" fn counterx_ignore_replicated(
 }
 
 /// On the engine's own tables, before each change that comes by SQL: we write to them by other means.
-/// What a subscription brings is left out; the rest is refused.
+/// What a subscription brings is left out; the rest is refused. On all tables, before a TRUNCATE.
 #[unsafe(no_mangle)]
 #[pg_guard]
 #[doc(hidden)]
@@ -163,6 +181,16 @@ pub extern "C-unwind" fn counterx_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_
     if call.is_for_row() && is_replicated() {
         return pg_sys::Datum::null();
     }
+    if matches!(&*call.table(), "token" | "hold" | "type") {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table counterx.{} cannot be truncated", call.table()),
+            )
+            .set_detail("A publication FOR ALL TABLES would have the tables of the subscribers emptied as well.")
+            .set_hint("DELETE removes rows here and nowhere else."),
+        )
+    }
     raise(
         report(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -172,7 +200,7 @@ pub extern "C-unwind" fn counterx_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_
     )
 }
 
-/// On the tables that a restore fills: before each row of `late`, and after all rows of `late` and `hold`.
+/// On the tables that a restore fills: before each row of `late` and `hold`, and after all of them.
 #[unsafe(no_mangle)]
 #[pg_guard]
 #[doc(hidden)]
@@ -181,15 +209,19 @@ pub extern "C-unwind" fn counterx_restored(fcinfo: pg_sys::FunctionCallInfo) -> 
     if is_replicated() {
         return pg_sys::Datum::null();
     }
+    let is_hold = call.table() == "hold";
     if call.is_for_row() {
-        let (name, delta) = (call.text(late::NAME), call.int8(late::DELTA));
         // What is NOT NULL says so by itself.
-        if let (Some(name), Some(delta)) = (name, delta) {
-            api::restore::check_row(&name, delta);
+        if is_hold {
+            for name in call.texts(hold::NAME).into_iter().flatten() {
+                api::restore::check_hold(&name);
+            }
+        } else if let (Some(name), Some(delta)) = (call.text(late::NAME), call.int8(late::DELTA)) {
+            api::restore::check_row(&name, delta, call.int8(late::USES));
         }
         return call.row();
     }
-    if call.table() == "hold" {
+    if is_hold {
         api::restore::after_holds();
     } else {
         api::restore::after_rows();

@@ -175,6 +175,24 @@ fn read_all() -> Types {
     types
 }
 
+/// The bounds of a type as they are now; None: there is no such type.
+pub fn latest_bounds(type_name: &[u8]) -> Option<Bounds> {
+    read_all().find(type_name).map(|limits| limits.bounds)
+}
+
+/// The names of all types that there are now, ascending.
+pub fn latest_names() -> Vec<String> {
+    let types = read_all();
+    // ASCII, so they are the same in every encoding.
+    let names = types
+        .0
+        .iter()
+        .map(|(name, _)| String::from_utf8_lossy(name));
+    let mut names: Vec<String> = names.map(Into::into).collect();
+    names.sort_unstable();
+    names
+}
+
 /// Checks at the end of a transaction that the types are those by which its counters were changed.
 /// To be called with the gates of all rows locked.
 ///
@@ -216,6 +234,22 @@ fn raise_changed(name: &[u8]) -> ! {
             format!(
                 "could not serialize access due to a change of the type of counter {}",
                 quoted(name)
+            ),
+        )
+        .set_hint("Retry the transaction."),
+    )
+}
+
+/// A transaction that goes by one snapshot is about to change a type that the snapshot does not show.
+///
+/// # Errors
+/// Raises 40001.
+pub fn raise_changed_type(name: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!(
+                "could not serialize access due to a concurrent change of counter type \"{name}\""
             ),
         )
         .set_hint("Retry the transaction."),

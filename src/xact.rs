@@ -16,6 +16,7 @@ use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::room;
+use crate::restored;
 use crate::settings;
 use crate::types;
 use crate::worker;
@@ -298,6 +299,7 @@ fn after_end(end: End) {
     escrow::after_end(end);
     types::after_end();
     notes::after_end();
+    restored::after_end();
     compaction::after_end();
     WAKE.set(false);
     PENDING.with(|pending| {
@@ -358,11 +360,13 @@ unsafe extern "C-unwind" fn on_subxact_event(
             let level = ports::xact_nest_level();
             PENDING.with_borrow_mut(|pending| pending.release_subxact(level));
             notes::release_subxact(level);
+            restored::release_subxact(level);
             compaction::release_subxact(level);
             escrow::release_subxact(level);
         }
         SUBXACT_EVENT_ABORT_SUB => {
             notes::abort_subxact(ports::xact_nest_level());
+            restored::abort_subxact(ports::xact_nest_level());
             compaction::abort_subxact(ports::xact_nest_level());
             escrow::abort_subxact(ports::xact_nest_level());
             PENDING.with(|pending| {

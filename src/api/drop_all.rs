@@ -13,7 +13,7 @@
 //! one. They go without asking: whoever has gone by what was before is told to retry, by a new generation
 //! of all types with bounds, as when a bound is tightened.
 
-use super::types::{lock_types, new_generation, run};
+use super::types::{Looker, lock_types, new_generation, run};
 use crate::catalog::{self, Unusable};
 use crate::escrow;
 use crate::notes;
@@ -87,7 +87,7 @@ pub fn drop_all() -> i64 {
 /// Nobody commits increments, and nobody has changed a counter by its value or is about to make or end a
 /// hold, until the end of the transaction.
 fn lock_all() {
-    lock_types();
+    lock_types(Looker::Definer);
     let shared = catalog::shared();
     let hold = (shared.hold, SHARE_ROW_EXCLUSIVE);
     let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, EXCLUSIVE));

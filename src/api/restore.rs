@@ -12,9 +12,10 @@
 //!   twice. One restore at a time, so that the second of two sees the first.
 //! - Restored values go past the accounts of bounded counters. So where they could break a bound, all
 //!   counters of the type are looked at with everybody kept out, and who has gone by the values of before
-//!   is told to retry. The same where holds were restored.
+//!   is told to retry. The same where holds were restored: what others hold stays theirs. (Holds of
+//!   counters that do not exist pass, as the counters may be restored after them.)
 
-use crate::api::types::{self as definitions, Recheck};
+use crate::api::types as definitions;
 use crate::catalog;
 use crate::listing::{Entry, Listing, Wanted};
 use crate::pg::error::{quoted, raise, report};
@@ -25,6 +26,7 @@ use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::snapshot;
 use crate::read;
+use crate::restored;
 use crate::types;
 use crate::xact;
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -90,8 +92,8 @@ thread_local! {
 /// Looks at a row of `late` that comes by SQL.
 ///
 /// # Errors
-/// Raises 23505 when there is such a counter, 22023 for what is no name.
-pub fn check_row(name: &[u8], delta: i64) {
+/// Raises 23505 when there is such a counter, 22023 for what is no name and for what no dump has.
+pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
     if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
         raise(
             report(
@@ -99,6 +101,16 @@ pub fn check_row(name: &[u8], delta: i64) {
                 format!("a counter's name has {} bytes in this database's encoding", name.len()),
             )
             .set_hint(format!("It can have 1 to {MAX_NAME_BYTES}. Rename the counter with counter_rename() before the dump is made, or restore it into a database of the same encoding.")),
+        )
+    }
+    if let Some(uses) = uses.filter(|&uses| uses != 1) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("counter {} is restored with {uses} uses", quoted(name)),
+            )
+            .set_detail("Whether a counter exists is counted by its uses. A dump has none.")
+            .set_hint("Leave the column \"uses\" out, or null."),
         )
     }
     let shared = catalog::shared();
@@ -128,13 +140,26 @@ pub fn check_row(name: &[u8], delta: i64) {
     let could_break =
         (delta < 0 && limits.bounds.min.is_some()) || (delta > 0 && limits.bounds.max.is_some());
     if could_break {
-        let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
-        let type_name = String::from_utf8_lossy(type_name);
-        TOUCHED.with_borrow_mut(|touched| {
-            if !touched.contains(&*type_name) {
-                touched.insert(type_name.into_owned());
-            }
-        });
+        touch(name);
+    }
+}
+
+/// The counters of this one's type are to be looked at.
+fn touch(name: &[u8]) {
+    restored::note(name);
+    let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
+    let type_name = String::from_utf8_lossy(type_name);
+    TOUCHED.with_borrow_mut(|touched| {
+        if !touched.contains(&*type_name) {
+            touched.insert(type_name.into_owned());
+        }
+    });
+}
+
+/// Looks at a row of `hold` that comes by SQL.
+pub fn check_hold(name: &[u8]) {
+    if types::limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
+        touch(name);
     }
 }
 
@@ -154,11 +179,20 @@ pub fn after_rows() {
         // SAFETY: the relation is open.
         unsafe { ports::check_table_for_serializable_conflict_in(anchor.as_ptr()) };
     }
-    let touched: Vec<String> = TOUCHED.take().into_iter().collect();
-    definitions::recheck(&touched, Recheck::Counters);
+    recheck_touched();
 }
 
 /// All rows of `hold` of a command have come.
+///
+/// # Errors
+/// Raises 23514 when there is more on hold of a counter than there is.
 pub fn after_holds() {
-    definitions::recheck(&definitions::all_names(), Recheck::Nothing);
+    // SAFETY: as above.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    recheck_touched();
+}
+
+fn recheck_touched() {
+    let touched: Vec<String> = TOUCHED.take().into_iter().collect();
+    definitions::recheck(&touched);
 }

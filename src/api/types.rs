@@ -8,7 +8,10 @@ use crate::ours::AtWork;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
-use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::ports;
+use crate::pg::relation::{
+    EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
+};
 use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
@@ -146,7 +149,7 @@ fn counter_type_create(
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     let bounds = changed(Bounds::default(), &options);
-    lock_types();
+    lock_types(Looker::Definer);
     if find(&name).is_some() {
         raise(
             report(
@@ -156,7 +159,7 @@ fn counter_type_create(
             .set_hint("Change it with counter_type_alter()."),
         );
     }
-    check_counters(&name, bounds);
+    check_counters(&name, bounds, Looker::Definer);
     run(
         "INSERT INTO counterx.type (name, min, max, description, generation) \
          VALUES ($1, $2, $3, $4, $5)",
@@ -184,14 +187,15 @@ fn counter_type_alter(
     xact::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
-    lock_types();
+    lock_types(Looker::Definer);
     let old = must_exist(&name);
     let new = changed(old, &options);
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
     if tighter {
-        check_counters(&name, new);
+        check_counters(&name, new, Looker::Definer);
     }
+    must_be_visible(&name);
     // Whoever has gone by the old bounds need not retry, unless they have become tighter.
     let generation = tighter.then(new_generation);
     run(
@@ -216,8 +220,9 @@ fn counter_type_alter(
 fn counter_type_drop(name: Option<Text>) -> bool {
     xact::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
-    lock_types();
+    lock_types(Looker::Definer);
     must_exist(&name);
+    must_be_visible(&name);
     run(
         "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
         &[name.as_str().into()],
@@ -282,10 +287,25 @@ fn valid(bounds: Bounds) -> Bounds {
     bounds
 }
 
+/// Who looks at all counters of a type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Looker {
+    /// Who changes types. Nobody may be about to write by what they were.
+    Definer,
+    /// Who has restored values or holds. Others who restore some hold their table already, look at all
+    /// after this one, and are not waited for: two of them would wait for each other.
+    Restorer,
+}
+
 /// Definitions change one at a time.
-pub fn lock_types() {
+pub fn lock_types(looker: Looker) {
     lease::enter(0);
-    match Relation::open_until_commit(catalog::shared().types, SHARE_ROW_EXCLUSIVE) {
+    let mode = match looker {
+        Looker::Definer => SHARE_ROW_EXCLUSIVE,
+        // One at a time as well, but beside a restore of types, which looks at all after this one.
+        Looker::Restorer => SHARE_UPDATE_EXCLUSIVE,
+    };
+    match Relation::open_until_commit(catalog::shared().types, mode) {
         Some(table) => shape::check(&table),
         None => catalog::Unusable::NotInstalled.raise(),
     }
@@ -296,25 +316,32 @@ pub fn new_generation() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// As it is now that the types are locked: `select` would go by the snapshot of the calling query,
-/// which may be older, and miss the change that the lock was waited for.
+/// As it is now that the types are locked: a query would go by a snapshot that may be older, that of the
+/// whole transaction in REPEATABLE READ, and miss the change that the lock was waited for.
 fn find(name: &str) -> Option<Bounds> {
-    let found = Spi::connect_mut(|client| {
-        let rows = client.update(
-            "SELECT min, max FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
-            Some(1),
-            &[name.into()],
-        )?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let row = rows.first();
-        Ok::<_, pgrx::spi::SpiError>(Some(Bounds {
-            min: row.get(1)?,
-            max: row.get(2)?,
-        }))
-    });
-    found.unwrap_or_else(|error| internal(&error))
+    // SAFETY: what the transaction has done so far shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    types::latest_bounds(name.as_bytes())
+}
+
+/// A command that changes a type goes by the transaction's snapshot, and does nothing where that does not
+/// show the type yet.
+///
+/// # Errors
+/// Raises 40001 then.
+fn must_be_visible(name: &str) {
+    if !ports::isolation_uses_xact_snapshot() {
+        return;
+    }
+    let visible = Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1)",
+        &[name.into()],
+    );
+    match visible {
+        Ok(Some(true)) => {}
+        Ok(_) => types::raise_changed_type(name),
+        Err(error) => internal(&error),
+    }
 }
 
 fn must_exist(name: &str) -> Bounds {
@@ -345,24 +372,27 @@ fn internal(error: &dyn std::fmt::Display) -> ! {
 }
 
 /// Keeps everybody from changing counters until the end of the transaction: see the note in `types.rs`.
-fn lock_counters() {
-    // Holds first: who is about to commit one does not need it, and may need a gate.
+fn lock_counters(looker: Looker) {
     let shared = catalog::shared();
-    let gates = (0..LANES).map(|lane| catalog::lane(lane).gate);
-    let relations: Vec<pg_sys::Oid> = [shared.hold]
-        .into_iter()
-        .chain(gates)
-        .chain([shared.late])
-        .collect();
+    let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE));
+    let table = |table| Some((table, SHARE_ROW_EXCLUSIVE));
+    // Holds first: who is about to commit one does not need it, and may need a gate. Who writes holds or late
+    // deltas locks the anchor as well, unless by a restore.
+    let (first, last) = match looker {
+        Looker::Definer => (table(shared.hold), table(shared.late)),
+        Looker::Restorer => (Some((shared.anchor, EXCLUSIVE)), None),
+    };
+    let relations: Vec<(pg_sys::Oid, LockMode)> =
+        first.into_iter().chain(gates).chain(last).collect();
     // Transactions that were prepared, or have written early, may hold these for long. They are
     // waited for without holding up others; those that are just committing, with the locks below.
-    for &relation in &relations {
-        for xact in conflicting_xacts(relation, SHARE_ROW_EXCLUSIVE) {
+    for &(relation, mode) in &relations {
+        for xact in conflicting_xacts(relation, mode) {
             xact.wait();
         }
     }
-    for relation in relations {
-        if Relation::open_until_commit(relation, SHARE_ROW_EXCLUSIVE).is_none() {
+    for (relation, mode) in relations {
+        if Relation::open_until_commit(relation, mode).is_none() {
             catalog::Unusable::NotInstalled.raise()
         }
     }
@@ -375,16 +405,7 @@ fn lock_counters() {
 pub fn recheck_all() {
     // SAFETY: what the command has changed shall be seen.
     unsafe { pg_sys::CommandCounterIncrement() };
-    recheck(&all_names(), Recheck::Counters);
-}
-
-/// What [`recheck`] looks at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Recheck {
-    /// All counters have to be within the bounds.
-    Counters,
-    /// Nothing: they were as they may be, and what is on hold makes room for nobody.
-    Nothing,
+    recheck_as(&types::latest_names(), Looker::Definer);
 }
 
 /// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.
@@ -392,35 +413,27 @@ pub enum Recheck {
 ///
 /// # Errors
 /// As of [`check_counters`].
-pub fn recheck(names: &[String], what: Recheck) {
+pub fn recheck(names: &[String]) {
+    recheck_as(names, Looker::Restorer);
+}
+
+fn recheck_as(names: &[String], looker: Looker) {
     if names.is_empty() {
         return;
     }
-    lock_types();
+    lock_types(looker);
     for name in names {
         let Some(bounds) = find(name) else { continue };
         if bounds == Bounds::default() {
             continue;
         }
-        match what {
-            Recheck::Counters => check_counters(name, bounds),
-            Recheck::Nothing => lock_counters(),
-        }
+        check_counters(name, bounds, looker);
+        must_be_visible(name);
         run(
-            "UPDATE counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
+            "UPDATE ONLY counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
             &[name.as_str().into(), new_generation().into()],
         );
     }
-}
-
-/// The names of all types.
-pub fn all_names() -> Vec<String> {
-    let names = Spi::connect_mut(|client| {
-        let rows = client.update("SELECT name FROM counterx.type", None, &[])?;
-        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default))
-            .collect::<Result<Vec<String>, pgrx::spi::SpiError>>()
-    });
-    names.unwrap_or_else(|error| internal(&error))
 }
 
 /// Checks that all counters of a type are within bounds, now and until the end of the transaction:
@@ -428,7 +441,7 @@ pub fn all_names() -> Vec<String> {
 ///
 /// # Errors
 /// Raises 23514 and names counters that are not, 25001 when this transaction has changed some.
-fn check_counters(name: &str, bounds: Bounds) {
+fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     if bounds == Bounds::default() {
         return;
     }
@@ -446,7 +459,7 @@ fn check_counters(name: &str, bounds: Bounds) {
             .set_hint("Define the type in a transaction of its own."),
         );
     }
-    lock_counters();
+    lock_counters(looker);
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut counters = reader.pending_in(&range);

@@ -56,6 +56,7 @@ pub fn update<const N: usize>(table: &Relation, change: impl Fn([i64; N]) -> [i6
                 let page = raw::GenericXLogRegisterBuffer(state, buffer, 0);
                 if let Some(cell) = find::<N>(page) {
                     cell.write(new);
+                    freeze(page);
                 }
                 raw::GenericXLogFinish(state);
             }
@@ -72,23 +73,56 @@ pub fn update<const N: usize>(table: &Relation, change: impl Fn([i64; N]) -> [i6
 /// # Safety
 /// A page of a heap, locked or a copy.
 unsafe fn find<const N: usize>(page: pg_sys::Page) -> Option<*mut [i64; N]> {
-    // SAFETY: the caller's promise: items lie on the page, and a normal one is a row with its header.
+    // SAFETY: the caller's promise; a row has its header.
+    unsafe {
+        let (row, length) = last_row(page)?;
+        let columns = u32::from((*row).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
+        let has_nulls = u32::from((*row).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+        let header = usize::from((*row).t_hoff);
+        let whole = length >= header + size_of::<[i64; N]>();
+        (columns as usize >= N && !has_nulls && whole).then(|| row.cast::<u8>().add(header).cast())
+    }
+}
+
+/// The last row on a page, and its length.
+///
+/// # Safety
+/// As of [`find`].
+unsafe fn last_row(page: pg_sys::Page) -> Option<(*mut pg_sys::HeapTupleHeaderData, usize)> {
+    // SAFETY: the caller's promise: items lie on the page, and a normal one is a row.
     unsafe {
         let mut at = pg_sys::PageGetMaxOffsetNumber(page);
         while at > 0 {
             let item = pg_sys::PageGetItemId(page, at);
             if (*item).lp_flags() == pg_sys::LP_NORMAL {
-                let row = pg_sys::PageGetItem(page, item).cast::<pg_sys::HeapTupleHeaderData>();
-                let columns = u32::from((*row).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
-                let has_nulls = u32::from((*row).t_infomask) & pg_sys::HEAP_HASNULL != 0;
-                let header = usize::from((*row).t_hoff);
-                let whole = (*item).lp_len() as usize >= header + size_of::<[i64; N]>();
-                return (columns as usize >= N && !has_nulls && whole)
-                    .then(|| row.cast::<u8>().add(header).cast());
+                return Some((
+                    pg_sys::PageGetItem(page, item).cast(),
+                    (*item).lp_len() as usize,
+                ));
             }
             at -= 1;
         }
         None
+    }
+}
+
+/// A server that reads the row would note in its header that the inserting transaction has committed: on
+/// its own, so pages of a primary and a standby would differ, and `wal_consistency_checking` stop the
+/// standby (it leaves such notes out of account for records of the heap, not for generic ones). Of a frozen
+/// row there is nothing to be noted. Who sees the row is nothing that we go by.
+///
+/// # Safety
+/// As of [`find`], with a copy of the page.
+unsafe fn freeze(page: pg_sys::Page) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let Some((row, _)) = last_row(page) {
+            let flags = u32::from((*row).t_infomask);
+            // As the install script has made it, and nobody is changing it by hand.
+            if flags & pg_sys::HEAP_XMAX_INVALID != 0 && flags & pg_sys::HEAP_UPDATED == 0 {
+                (*row).t_infomask |= pg_sys::HEAP_XMIN_FROZEN as u16;
+            }
+        }
     }
 }
 

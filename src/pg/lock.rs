@@ -155,6 +155,25 @@ impl HoldLock {
     }
 }
 
+/// The lock of who sets the sequence of ids of holds forward: that of a hold that there is not.
+pub struct IdsLock;
+
+impl IdsLock {
+    const TAG: UserLock = UserLock::Hold(i64::MIN);
+
+    /// Waits for it.
+    pub fn take() -> Self {
+        Self::TAG.acquire(Locked::HoldIds);
+        Self
+    }
+
+    /// Gives it back.
+    pub fn release(self) {
+        // SAFETY: held.
+        unsafe { pg_sys::LockRelease(&Self::TAG.tag(), EXCLUSIVE, false) };
+    }
+}
+
 /// The lock of those who look for a token: for the length of a call, so it belongs to whatever runs the
 /// call. An error gives it back as well.
 pub struct TokenLock(NameHash);

@@ -298,6 +298,20 @@ pub fn next_value(sequence: pg_sys::Oid) -> i64 {
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false)) }
 }
 
+/// Sets a sequence. The current user has to be allowed to.
+pub fn set_value(sequence: pg_sys::Oid, value: i64) {
+    let function = pg_sys::Oid::from(pg_sys::F_SETVAL_REGCLASS_INT8);
+    // SAFETY: the server's own function, with its two arguments.
+    unsafe {
+        pg_sys::OidFunctionCall2Coll(
+            function,
+            pg_sys::InvalidOid,
+            pg_sys::Datum::from(sequence),
+            pg_sys::Datum::from(value),
+        )
+    };
+}
+
 /// Is it the xid of the running transaction, or of one of its subtransactions?
 pub fn is_own_xid(xid: pg_sys::TransactionId) -> bool {
     // SAFETY: takes any xid.

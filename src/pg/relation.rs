@@ -14,7 +14,7 @@ pub type LockMode = pg_sys::LOCKMODE;
 pub const ACCESS_SHARE: LockMode = pg_sys::AccessShareLock as LockMode;
 /// Writing.
 pub const ROW_EXCLUSIVE: LockMode = pg_sys::RowExclusiveLock as LockMode;
-/// Changing a counter by its value, when taken on a gate.
+/// Being there, for those who want nobody to be; changing a counter by its value, when taken on a gate.
 pub const ROW_SHARE: LockMode = pg_sys::RowShareLock as LockMode;
 /// The lease on a lane, when taken on its gate.
 pub const SHARE_UPDATE_EXCLUSIVE: LockMode = pg_sys::ShareUpdateExclusiveLock as LockMode;

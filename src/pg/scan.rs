@@ -165,9 +165,9 @@ impl Row {
         self.get(column).map_or(0, |datum| datum.value() as i64)
     }
 
-    /// A NOT NULL text column that is stored in line.
+    /// A NOT NULL text column.
     pub fn text(&self, column: usize) -> &[u8] {
-        // SAFETY: names are at most 255 bytes long: never compressed, never out of line.
+        // SAFETY: callers copy what they keep, before they reset a context that they work in.
         self.get(column)
             .map_or(&[], |datum| unsafe { text_bytes(datum) })
     }

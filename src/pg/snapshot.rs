@@ -66,17 +66,8 @@ impl LatestSnapshot {
         }
     }
 
-    /// That which a query would get now: the transaction's own where it is bound to one.
-    fn of_transaction() -> Self {
-        // SAFETY: as above.
-        unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            Self(pg_sys::GetActiveSnapshot())
-        }
-    }
-
-    /// That of the transaction, for one that goes by one snapshot. For callbacks at its end, where none is
-    /// active any more.
+    /// That which a query would get now: the transaction's own where it is bound to one, also in callbacks
+    /// at its end, where none is active any more.
     pub fn of_transaction() -> Self {
         // SAFETY: as above. What the transaction has taken is kept until after the callbacks.
         unsafe {

@@ -48,14 +48,18 @@ pub fn text_datum(bytes: &[u8]) -> pg_sys::Datum {
     unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) }.into()
 }
 
-/// The bytes of a text datum that is stored in line and uncompressed.
+/// The bytes of a text datum. Ours are stored in line and as they are. But who inserts a row by SQL, a name
+/// out of another table, hands on what that table had compressed, and the server stores it so.
 ///
 /// # Safety
-/// The datum is such a text, and lives as long as the result is used.
+/// The datum is a text, and lives as long as the result is used, as does the current memory context.
 pub unsafe fn text_bytes<'a>(datum: pg_sys::Datum) -> &'a [u8] {
     // SAFETY: the caller's promise.
     unsafe {
-        let ptr = datum.cast_mut_ptr::<pg_sys::varlena>();
+        let mut ptr = datum.cast_mut_ptr::<pg_sys::varlena>();
+        if pgrx::varatt_is_4b_c(ptr) || pgrx::varatt_is_1b_e(ptr) {
+            ptr = pg_sys::pg_detoast_datum_packed(ptr);
+        }
         std::slice::from_raw_parts(pgrx::vardata_any(ptr).cast(), pgrx::varsize_any_exhdr(ptr))
     }
 }

@@ -17,6 +17,8 @@ pub enum Locked<'a> {
     Token(&'a [u8]),
     /// A hold, by its id.
     Hold(i64),
+    /// The ids of holds, all together.
+    HoldIds,
 }
 
 /// Room for the longest name, and what is around it.
@@ -56,6 +58,7 @@ impl Waiting {
                 Locked::Counter(name) => write_quoted(&mut rest, "counter", name),
                 Locked::Token(token) => write_quoted(&mut rest, "token", token),
                 Locked::Hold(id) => write!(rest, "hold {id}"),
+                Locked::HoldIds => write!(rest, "the ids of holds"),
             };
             rest.fill(0);
             let callback = LINE.callback.get();

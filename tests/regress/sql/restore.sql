@@ -17,6 +17,9 @@ DELETE FROM counterx.gate_0;
 TRUNCATE counterx.gate_0;
 TRUNCATE counterx.total, counterx.state;
 TRUNCATE counterx.late;
+TRUNCATE counterx.token, counterx.hold;
+\echo :LAST_ERROR_SQLSTATE
+TRUNCATE counterx.type;
 -- Whatever the session's role, as a restore may set it.
 SET session_replication_role = replica;
 INSERT INTO counterx.state VALUES (0, 0, 1000, 0, 0);
@@ -67,6 +70,28 @@ INSERT INTO counterx.late VALUES ('', 1, now());
 INSERT INTO counterx.late VALUES (repeat('x', 256), 1, now());
 INSERT INTO counterx.late VALUES (NULL, 1, '2026-01-01');
 INSERT INTO counterx.late VALUES ('x', NULL, '2026-01-01');
+INSERT INTO counterx.late VALUES ('x', 1, now(), 9223372036854775807);
+\echo :LAST_ERROR_SQLSTATE
+INSERT INTO counterx.late VALUES ('x', 1, now(), -1);
+INSERT INTO counterx.late VALUES ('x', 1, now(), 1);
+-- Names out of a table that has compressed them.
+CREATE TABLE wide (name text, rest text);
+ALTER TABLE wide ALTER COLUMN rest SET STORAGE PLAIN;
+INSERT INTO wide SELECT repeat(name, 50), repeat('x', 7000) FROM (VALUES ('late'), ('type'), ('hold'), ('token')) names (name);
+SELECT count(*) FILTER (WHERE pg_column_size(name) < 50) AS compressed FROM wide;
+INSERT INTO counterx.late SELECT name, 3, now() FROM wide WHERE name LIKE 'late%';
+SELECT counter_value(repeat('late', 50)), counter_sum('late');
+SELECT counterx.compact() > 0 AS folded;
+SELECT name = repeat('late', 50) AS right_name, value, counter_value(name) FROM counters WHERE name LIKE 'late%';
+INSERT INTO counterx.type SELECT name, 0, 10, NULL, 1 FROM wide WHERE name LIKE 'type%';
+SELECT counter_try_incr(repeat('type', 50) || ':x', 11) AS granted;
+INSERT INTO counterx.hold SELECT 900, name, 1, now(), now() + interval '1 hour' FROM wide WHERE name LIKE 'hold%';
+SELECT held FROM counter_available(repeat('hold', 50));
+SELECT counter_hold_release(900);
+INSERT INTO counterx.token SELECT 'compressed', name, 1, NULL, now() FROM wide WHERE name LIKE 'token%';
+SELECT counter_incr_once('compressed', repeat('token', 50), 1) AS added;
+SELECT counter_drop(repeat('late', 50)), counter_type_drop(repeat('type', 50));
+DROP TABLE wide;
 
 -- Bounds hold for restored values, and for types that are restored after them.
 SELECT counter_type_create('quota', max => 10);
@@ -82,10 +107,64 @@ UPDATE counterx.type SET min = 0 WHERE name = 'stock';
 INSERT INTO counterx.type VALUES ('no:type', 0, NULL, NULL, 1);
 INSERT INTO counterx.type VALUES ('type', 1, NULL, NULL, 1);
 INSERT INTO counterx.type VALUES ('type', NULL, -1, NULL, 1);
--- A hold that is restored makes room for nobody.
+-- A hold that is restored makes room for nobody, and takes nobody's.
 SELECT counter_incr('stock:b', 5);
 SELECT counter_try_incr('stock:b', -1);
-INSERT INTO counterx.hold VALUES (1000, 'stock:b', 5, now(), now() + interval '1 hour');
+SELECT counter_hold('stock:b', 3, '1 hour') AS hold \gset
+INSERT INTO counterx.hold VALUES (1000, 'stock:b', 3, now(), now() + interval '1 hour');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hold_reduce(:hold, 2);
+INSERT INTO counterx.hold VALUES (1000, 'stock:b', 4, now(), now() + interval '1 hour');
+UPDATE counterx.hold SET amount = 5 WHERE id = 1000;
+SELECT counter_hold_confirm(:hold), counter_hold_confirm(1000);
+SELECT counter_value('stock:b');
+INSERT INTO counterx.token VALUES ('of no hold', 'stock:c', 1, NULL, '2026-01-01', true);
+\echo :LAST_ERROR_SQLSTATE
+-- Ids go on above those of restored holds, however far the sequence is behind.
+INSERT INTO counterx.hold VALUES (1000000000000000, 'stock:c', 1, now(), now() + interval '1 hour');
+SELECT counter_incr('stock:d', 5);
+SET statement_timeout = '20s';
+SELECT counter_hold('stock:d', 1, '1 hour'), counter_hold('stock:d', 1, '1 hour');
+SELECT setval('counterx.hold_id', 1);
+CREATE ROLE regress_counterx_holder;
+SET ROLE regress_counterx_holder;
+SELECT counter_hold('stock:d', 1, '1 hour');
+RESET ROLE;
+DROP ROLE regress_counterx_holder;
+RESET statement_timeout;
+-- What the transaction has restored itself is hidden from its own requests. So there are none.
+BEGIN;
+SAVEPOINT s;
+INSERT INTO counterx.late VALUES ('quota:own', 8, now());
+ROLLBACK TO s;
+SELECT counter_try_incr('quota:other', 5);
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+INSERT INTO counterx.late VALUES ('quota:own', 8, now());
+RELEASE s;
+SAVEPOINT s;
+SELECT counter_try_incr('quota:own', 5);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_incr('stock:own');
+COMMIT;
+SELECT counter_try_incr('quota:own', 5), counter_try_incr('quota:own', 2);
+BEGIN;
+INSERT INTO counterx.hold VALUES (1001, 'stock:own', 1, now(), now() + interval '1 hour');
+SAVEPOINT s;
+SELECT counter_try_incr('stock:own', -1);
+ROLLBACK TO s;
+SELECT counter_hold('stock:own', 1, '1 hour');
+ROLLBACK TO s;
+SELECT counter_hold_confirm(1001);
+ROLLBACK TO s;
+SELECT counter_hold_release(1001);
+COMMIT;
+-- Of a counter that is restored after its hold.
+INSERT INTO counterx.hold VALUES (1002, 'stock:c', 3, now(), now() + interval '1 hour');
+INSERT INTO counterx.late VALUES ('stock:c', 4, now());
+SELECT available FROM counter_available('stock:c');
 SELECT counter_try_incr('stock:b', -1), counter_try_incr('stock:b', -1);
 INSERT INTO counterx.hold VALUES (1001, 'stock:b', 0, '2026-01-01', '2026-01-02');
 
