@@ -5,11 +5,13 @@ use crate::catalog::{self, LaneRels};
 use crate::fold;
 use crate::lease::{self, Lease, Published};
 use crate::pg::ports;
+use crate::pg::standby;
 use crate::rotation::{self, Drained};
 use crate::shape::Refusal;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
+use pgrx::pg_sys;
 use std::cell::Cell;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
@@ -145,7 +147,12 @@ impl Due {
         let gate = fold::sound_gate(self.lane, &lease);
         // Before the fold, as a fold that is not committed says nothing of others' snapshots.
         if let Some(drained) = rotation::drained(self.lane, &rels, gate) {
-            truncate_at_commit(self.lane, gate.side, drained);
+            truncate_at_commit(Inactive {
+                lane: self.lane,
+                gate: rels.gate,
+                active: gate.side,
+                drained,
+            });
         }
         let Some(published) = self.published else {
             return 0;
@@ -169,6 +176,8 @@ impl Due {
 #[derive(Clone, Copy)]
 struct Inactive {
     lane: usize,
+    /// The lane's gate: the extension may be another one by then.
+    gate: pg_sys::Oid,
     /// The log that was active when it was found.
     active: Side,
     drained: Drained,
@@ -180,13 +189,9 @@ thread_local! {
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
 }
 
-fn truncate_at_commit(lane: usize, active: Side, drained: Drained) {
+fn truncate_at_commit(inactive: Inactive) {
     let mut all = INACTIVE.get();
-    all[lane] = Some(Inactive {
-        lane,
-        active,
-        drained,
-    });
+    all[inactive.lane] = Some(inactive);
     INACTIVE.set(all);
 }
 
@@ -205,11 +210,20 @@ pub fn has_folded() -> bool {
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
 /// for a moment. Nobody is waited for.
 pub fn before_commit() {
-    for inactive in INACTIVE.take().into_iter().flatten() {
+    let mut all = INACTIVE.take().into_iter().flatten().peekable();
+    // A commit that waits for a standby would have all wait who read or count. Another time: workers and
+    // `compact_in_steps()` do not wait.
+    if all.peek().is_none() || standby::commit_may_wait() {
+        return;
+    }
+    for inactive in all {
         // Those who have dropped the extension since have nothing to be truncated.
         let Ok(rels) = catalog::try_lane(inactive.lane) else {
             continue;
         };
+        if rels.gate != inactive.gate {
+            continue;
+        }
         let Some(lease) = Lease::try_take(rels) else {
             continue;
         };

@@ -19,6 +19,7 @@ pub mod relation;
 pub mod scan;
 pub mod snapshot;
 pub mod spot;
+pub mod standby;
 pub mod turns;
 pub mod user;
 pub mod varlena;
