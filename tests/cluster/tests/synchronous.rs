@@ -20,7 +20,8 @@ fn cluster(name: &str) -> Result<Cluster> {
 
 /// Each lane has changed its log, and the one that it left is folded.
 fn have_logs_to_be_emptied(client: &mut Client) -> Result<()> {
-    let fill = "SELECT counter_incr('many:' || i || repeat('.', 180)) FROM generate_series(1, 4000) i";
+    let fill =
+        "SELECT counter_incr('many:' || i || repeat('.', 180)) FROM generate_series(1, 4000) i";
     for command in [fill, "SELECT counterx.compact()", fill] {
         client.batch_execute(command)?;
     }
