@@ -18,12 +18,24 @@ use std::cell::Cell;
 /// right: the next one publishes anew and waits.
 #[derive(Default)]
 pub struct LaneMemory {
+    /// The lane's gate.
+    gate: pg_sys::Oid,
     published: Option<Published>,
     drained: Option<Drained>,
     folded: Folded,
 }
 
 impl LaneMemory {
+    /// What is known of a lane of another extension, which was dropped, says nothing of this one.
+    fn keep_to(&mut self, rels: &LaneRels) {
+        if self.gate != rels.gate {
+            *self = Self {
+                gate: rels.gate,
+                ..Self::default()
+            };
+        }
+    }
+
     /// So many pending deltas start a fold before its time, where the setting says `threshold`.
     pub fn early_at(&self, threshold: u64) -> u64 {
         self.folded.early_at(threshold)
@@ -57,17 +69,18 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     let Some(lease) = Lease::try_take(rels) else {
         return Ok(Tick::Busy);
     };
+    memory.keep_to(&rels);
     let gate = fold::sound_gate(lane, &lease);
     if !fold::has_pending(lane, &rels) {
         return Ok(Tick::Idle);
     }
-    // The list of writers belongs to the epoch that it was taken at: when the gate shows another
-    // one, somebody has published since, and the list says nothing.
-    let folded = match memory
-        .published
-        .as_mut()
-        .filter(|known| known.epoch == gate.epoch)
-    {
+    // The list of writers says who may write rows of the epochs before its own, whoever has published
+    // since: `compact()` does so without the lease, and may wait then for as long as it likes. Who has
+    // folded since has left nothing of them.
+    let left = |known: &&mut Published| {
+        known.epoch <= gate.epoch && known.epoch - 1 > fold::folded_epoch(lane)
+    };
+    let folded = match memory.published.as_mut().filter(left) {
         Some(published) => {
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
@@ -91,6 +104,7 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
     let Some(lease) = Lease::try_take(rels) else {
         return false;
     };
+    memory.keep_to(&rels);
     let gate = lease.gate();
     // The first fold that was seen to have drained the log stays the one to wait for: later ones
     // always are too young for some snapshot.
