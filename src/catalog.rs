@@ -275,6 +275,7 @@ pub fn register_callbacks() {
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
     shape::forget(oid);
+    types::relation_changed(oid);
     let all = oid == pg_sys::InvalidOid;
     let concerns_shared = SHARED.get().is_some_and(|rels| {
         let ours = [
@@ -290,7 +291,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
         all || ours.contains(&oid)
     });
     if concerns_shared {
-        forget();
+        forget_relations();
         return;
     }
     LANE.with(|lanes| {
@@ -309,6 +310,10 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
 /// Forgets all, so that the next use looks again.
 pub fn forget() {
     types::forget();
+    forget_relations();
+}
+
+fn forget_relations() {
     SHARED.set(None);
     LANE.with(|lanes| lanes.iter().for_each(|lane| lane.set(None)));
     GATE_SEEN.with(|seen| seen.iter().for_each(|seen| seen.set(false)));

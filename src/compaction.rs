@@ -5,23 +5,37 @@ use crate::catalog::{self, LaneRels};
 use crate::fold;
 use crate::lease::{self, Lease, Published};
 use crate::pg::ports;
+use crate::pg::standby;
 use crate::rotation::{self, Drained};
 use crate::shape::Refusal;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
+use pgrx::pg_sys;
 use std::cell::Cell;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
 /// right: the next one publishes anew and waits.
 #[derive(Default)]
 pub struct LaneMemory {
+    /// The lane's gate.
+    gate: pg_sys::Oid,
     published: Option<Published>,
     drained: Option<Drained>,
     folded: Folded,
 }
 
 impl LaneMemory {
+    /// What is known of a lane of another extension, which was dropped, says nothing of this one.
+    fn keep_to(&mut self, rels: &LaneRels) {
+        if self.gate != rels.gate {
+            *self = Self {
+                gate: rels.gate,
+                ..Self::default()
+            };
+        }
+    }
+
     /// So many pending deltas start a fold before its time, where the setting says `threshold`.
     pub fn early_at(&self, threshold: u64) -> u64 {
         self.folded.early_at(threshold)
@@ -55,17 +69,18 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     let Some(lease) = Lease::try_take(rels) else {
         return Ok(Tick::Busy);
     };
+    memory.keep_to(&rels);
     let gate = fold::sound_gate(lane, &lease);
     if !fold::has_pending(lane, &rels) {
         return Ok(Tick::Idle);
     }
-    // The list of writers belongs to the epoch that it was taken at: when the gate shows another
-    // one, somebody has published since, and the list says nothing.
-    let folded = match memory
-        .published
-        .as_mut()
-        .filter(|known| known.epoch == gate.epoch)
-    {
+    // The list of writers says who may write rows of the epochs before its own, whoever has published
+    // since: `compact()` does so without the lease, and may wait then for as long as it likes. Who has
+    // folded since has left nothing of them.
+    let left = |known: &&mut Published| {
+        known.epoch <= gate.epoch && known.epoch - 1 > fold::folded_epoch(lane)
+    };
+    let folded = match memory.published.as_mut().filter(left) {
         Some(published) => {
             if !published.is_settled() {
                 return Ok(Tick::Waiting);
@@ -89,6 +104,7 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
     let Some(lease) = Lease::try_take(rels) else {
         return false;
     };
+    memory.keep_to(&rels);
     let gate = lease.gate();
     // The first fold that was seen to have drained the log stays the one to wait for: later ones
     // always are too young for some snapshot.
@@ -145,7 +161,12 @@ impl Due {
         let gate = fold::sound_gate(self.lane, &lease);
         // Before the fold, as a fold that is not committed says nothing of others' snapshots.
         if let Some(drained) = rotation::drained(self.lane, &rels, gate) {
-            truncate_at_commit(self.lane, gate.side, drained);
+            truncate_at_commit(Inactive {
+                lane: self.lane,
+                gate: rels.gate,
+                active: gate.side,
+                drained,
+            });
         }
         let Some(published) = self.published else {
             return 0;
@@ -169,6 +190,8 @@ impl Due {
 #[derive(Clone, Copy)]
 struct Inactive {
     lane: usize,
+    /// The lane's gate: the extension may be another one by then.
+    gate: pg_sys::Oid,
     /// The log that was active when it was found.
     active: Side,
     drained: Drained,
@@ -180,13 +203,9 @@ thread_local! {
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
 }
 
-fn truncate_at_commit(lane: usize, active: Side, drained: Drained) {
+fn truncate_at_commit(inactive: Inactive) {
     let mut all = INACTIVE.get();
-    all[lane] = Some(Inactive {
-        lane,
-        active,
-        drained,
-    });
+    all[inactive.lane] = Some(inactive);
     INACTIVE.set(all);
 }
 
@@ -205,11 +224,20 @@ pub fn has_folded() -> bool {
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
 /// for a moment. Nobody is waited for.
 pub fn before_commit() {
-    for inactive in INACTIVE.take().into_iter().flatten() {
+    let mut all = INACTIVE.take().into_iter().flatten().peekable();
+    // A commit that waits for a standby would have all wait who read or count. Another time: workers and
+    // `compact_in_steps()` do not wait.
+    if all.peek().is_none() || standby::commit_may_wait() {
+        return;
+    }
+    for inactive in all {
         // Those who have dropped the extension since have nothing to be truncated.
         let Ok(rels) = catalog::try_lane(inactive.lane) else {
             continue;
         };
+        if rels.gate != inactive.gate {
+            continue;
+        }
         let Some(lease) = Lease::try_take(rels) else {
             continue;
         };

@@ -32,6 +32,7 @@ use crate::pg::ports;
 use crate::read;
 use crate::restored;
 use crate::settings;
+use crate::types;
 use crate::xact;
 use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
@@ -148,7 +149,9 @@ impl Reservations {
             own.generation = own.generation.filter(|&known| known == generation);
             return at;
         }
-        let unchecked = xact::pending_tally(hash, name).is_some() || xact::has_flushed_early();
+        // What was written early of it was checked as well, if it had these bounds then.
+        let unchecked = xact::pending_tally(hash, name).is_some()
+            || (xact::has_flushed_early() && types::have_changed());
         self.owns.push(Own {
             hash,
             name: name.into(),

@@ -45,6 +45,8 @@ thread_local! {
     static TYPES: RefCell<Types> = RefCell::default();
     /// How often the types have changed, as far as this backend has heard.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
+    /// The table that the types were read from last.
+    static TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
     /// That number when the running transaction first changed a counter.
     static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
     /// The running transaction has dropped all counters.
@@ -103,6 +105,22 @@ pub fn forget() {
     CHANGES.set(CHANGES.get().wrapping_add(1));
 }
 
+/// A relation has changed, or any of them. Others than the table of types say nothing about types, and are
+/// altered by whoever analyzes them. Neither allocates nor fails.
+pub fn relation_changed(oid: pg_sys::Oid) {
+    if oid == pg_sys::InvalidOid || oid == TABLE.get() {
+        forget();
+    }
+}
+
+/// Have the types changed, as far as this backend has heard, since the running transaction first changed a
+/// counter?
+pub fn have_changed() -> bool {
+    CHANGES_AT_START
+        .get()
+        .is_some_and(|at_start| at_start != CHANGES.get())
+}
+
 /// The transaction has ended.
 pub fn after_end() {
     CHANGES_AT_START.set(None);
@@ -152,6 +170,8 @@ impl Types {
 
 fn read_all() -> Types {
     let oid = catalog::shared().types;
+    // Before it is opened, so that no change of it is missed from here on.
+    TABLE.set(oid);
     let table = read::open(oid);
     let mut types = Types::default();
     if table.blocks() == 0 {
@@ -199,10 +219,7 @@ pub fn latest_names() -> Vec<String> {
 /// # Errors
 /// Raises 40001 when a counter has got other bounds meanwhile.
 pub fn check_unchanged(rows: &[Row]) {
-    if CHANGES_AT_START
-        .get()
-        .is_none_or(|at_start| at_start == CHANGES.get())
-    {
+    if !have_changed() {
         return;
     }
     load(read_all);

@@ -4,6 +4,7 @@ use super::admin;
 use crate::compaction::Due;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
+use crate::pg::standby;
 use counterx_core::lane::LANES;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
@@ -24,18 +25,27 @@ pub extern "C-unwind" fn counterx_compact_in_steps(
         pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32);
         for lane in 0..LANES {
             step(|| {
+                // The first transaction may have more to commit than this fold. Of the others, nothing is
+                // lost that could not be done again.
+                if lane > 0 {
+                    standby::do_not_wait();
+                }
                 let mut due = Due::now(lane);
                 due.wait();
                 due.fold();
             });
             // The fold is committed, so it may have drained a log that nobody needs any more.
             step(|| {
+                standby::do_not_wait();
                 Due::nothing(lane).fold();
             });
         }
         let mut more = true;
         while more {
-            step(|| more = admin::remove_expired());
+            step(|| {
+                standby::do_not_wait();
+                more = admin::remove_expired();
+            });
         }
         pg_sys::SPI_finish();
     }

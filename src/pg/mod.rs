@@ -21,6 +21,7 @@ pub mod room;
 pub mod scan;
 pub mod snapshot;
 pub mod spot;
+pub mod standby;
 pub mod turns;
 pub mod user;
 pub mod varlena;
