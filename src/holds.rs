@@ -237,9 +237,6 @@ unsafe fn find_at(id: i64, snapshot: pg_sys::Snapshot) -> Option<Hold> {
 pub fn remove(hold: &Hold) {
     lease::enter(NameHash::of(&hold.name).lane());
     flush::keep_restorers_waiting();
-    // A row that this very command has made can only be deleted by a later one.
-    // SAFETY: changes happen in no parallel operation.
-    unsafe { pg_sys::CommandCounterIncrement() };
     delete(hold);
 }
 

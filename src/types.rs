@@ -9,15 +9,18 @@
 //! # Invariant
 //! What is committed obeys the bounds of the type as it is when it commits. Increments are checked
 //! when they are called; a type may be created, or its bounds tightened, before they commit. So
-//! whoever does that locks all gates first, which waits for those who are committing and holds up
-//! others, and checks the counters then. A transaction that gets to its gates after that has heard
+//! whoever does that locks the table of types, which waits for those who have written early and keep
+//! gates for long; then all gates, which waits for those who are committing and holds up others; and
+//! checks the counters then. A transaction that gets to its gates after that has heard
 //! of the change, by the lock, and is told to retry if it has changed a counter by other bounds
 //! ([`check_unchanged`]). The table of holds is locked likewise: a hold is checked against the bounds
 //! as they are when it is there ([`check_same`]), and nobody tightens them before it is committed.
 
 use crate::catalog;
 use crate::escrow::{self, Limits};
+use crate::lease;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::LatestSnapshot;
@@ -211,6 +214,16 @@ pub fn latest_names() -> Vec<String> {
     let mut names: Vec<String> = names.map(Into::into).collect();
     names.sort_unstable();
     names
+}
+
+/// The running (sub)transaction is about to write before its end, and to keep gates locked until then. Who
+/// creates or tightens a type waits here for all such transactions, before keeping anybody else out; and
+/// those that come meanwhile wait for the type.
+pub fn announce_early_writing() {
+    lease::enter(0);
+    if Relation::open_until_commit(catalog::shared().types, ROW_EXCLUSIVE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
 }
 
 /// Checks at the end of a transaction that the types are those by which its counters were changed.

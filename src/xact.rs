@@ -31,7 +31,8 @@ use std::cell::{Cell, RefCell};
 thread_local! {
     static PENDING: RefCell<PendingMap> = RefCell::new(PendingMap::default());
     /// Rows were written before the end: the transaction holds its epochs until it ends.
-    static FLUSHED_EARLY: Cell<bool> = const { Cell::new(false) };
+    /// Where: the level of the outermost (sub)transaction that has done so; 0: none.
+    static FLUSHED_EARLY_AT: Cell<u32> = const { Cell::new(0) };
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Running) };
     /// There is something to fold that was not flushed.
     static WAKE: Cell<bool> = const { Cell::new(false) };
@@ -210,7 +211,7 @@ pub fn for_each_pending(mut visit: impl FnMut(&[u8], Tally)) {
 
 /// Has the running transaction written rows already, and so holds its epochs?
 pub fn has_flushed_early() -> bool {
-    FLUSHED_EARLY.get()
+    FLUSHED_EARLY_AT.get() != 0
 }
 
 /// Writes what is pending. The map is only borrowed for reading meanwhile: should the session be
@@ -252,7 +253,9 @@ pub fn write_early() {
 
 fn flush_early(level: u32) {
     if PHASE.get() == Phase::Running {
-        FLUSHED_EARLY.set(true);
+        types::announce_early_writing();
+        let known = FLUSHED_EARLY_AT.get();
+        FLUSHED_EARLY_AT.set(if known == 0 { level } else { known.min(level) });
     }
     flush(level);
 }
@@ -267,7 +270,7 @@ fn before_prepare() {
             .set_hint("Change them in a transaction that is not prepared, or hold an amount with counter_hold() before and confirm it after."),
         );
     }
-    if FLUSHED_EARLY.get() {
+    if has_flushed_early() {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -308,7 +311,7 @@ fn after_end(end: End) {
             pending.reset();
         }
     });
-    FLUSHED_EARLY.set(false);
+    FLUSHED_EARLY_AT.set(0);
     PHASE.set(Phase::Running);
 }
 
@@ -362,12 +365,19 @@ unsafe extern "C-unwind" fn on_subxact_event(
             notes::release_subxact(level);
             restored::release_subxact(level);
             compaction::release_subxact(level);
+            if FLUSHED_EARLY_AT.get() >= level {
+                FLUSHED_EARLY_AT.set(level - 1);
+            }
             escrow::release_subxact(level);
         }
         SUBXACT_EVENT_ABORT_SUB => {
             notes::abort_subxact(ports::xact_nest_level());
             restored::abort_subxact(ports::xact_nest_level());
             compaction::abort_subxact(ports::xact_nest_level());
+            // What was written is gone with it, and so are the gates' locks.
+            if FLUSHED_EARLY_AT.get() >= ports::xact_nest_level() {
+                FLUSHED_EARLY_AT.set(0);
+            }
             escrow::abort_subxact(ports::xact_nest_level());
             PENDING.with(|pending| {
                 // As in after_end().

@@ -86,3 +86,26 @@ SELECT count(*), sum(value) FROM counters WHERE name LIKE 'many:%';
 COMMIT PREPARED 'counterx_early';
 SELECT count(*), sum(value) FROM counters WHERE name LIKE 'many:%';
 SELECT counterx.compact();
+
+-- What was written early in a savepoint is gone with it: the transaction holds up nobody any more.
+SET counterx.pending_work_mem = '64kB';
+BEGIN;
+SAVEPOINT s;
+SELECT count(counter_incr('early:' || i)) FROM generate_series(1, 3000) i;
+ROLLBACK TO s;
+SELECT counterx.compact() >= 0 AS folded;
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+SELECT count(counter_incr('early:' || i)) FROM generate_series(1, 3000) i;
+RELEASE s;
+SELECT counterx.compact();
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+SELECT count(counter_incr('early:' || i)) FROM generate_series(1, 3000) i;
+ROLLBACK TO s;
+SELECT counter_incr('x');
+PREPARE TRANSACTION 'early';
+COMMIT PREPARED 'early';
+SELECT counter_value('x'), counter_sum('early:');
