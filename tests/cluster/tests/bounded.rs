@@ -1,6 +1,7 @@
 //! Bounded counters under load: no snapshot shows one beyond its bounds, nothing is sold twice,
 //! nothing is kept back when all have ended; whatever is killed, and however the library is loaded.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn start(name: &str, preload: bool) -> Result<Cluster> {
         .preload(preload)
         // Without shared memory, whoever takes from two counters may meet a deadlock.
         .conf("deadlock_timeout", "10ms")
-        .conf("max_connections", "60");
+        .conf("max_connections", "130");
     FOLD_HARD
         .iter()
         .fold(builder, |builder, (name, value)| builder.conf(name, value))
@@ -255,12 +256,14 @@ fn some_wait(db: &str, number: i64, end: &str) -> Result<usize> {
     )?;
     let mut holder = preloaded().connect_db(db)?;
     holder.batch_execute("BEGIN; SELECT counter_incr('stock:a', -2)")?;
+    let together = &Barrier::new(usize::try_from(number)?);
     std::thread::scope(|scope| {
         let waiters: Vec<_> = (0..number)
             .map(|_| {
                 scope.spawn(move || -> Result<bool> {
                     let mut client = preloaded().connect_db(db)?;
                     client.batch_execute("SET counterx.escrow_wait = '1h'")?;
+                    together.wait();
                     ask(&mut client, TAKE)
                 })
             })
@@ -302,7 +305,7 @@ fn all_who_wait_are_woken() -> Result<()> {
 /// Nobody keeps the others from sleeping, or from getting what there is.
 #[test]
 fn many_who_wait_are_not_in_each_others_way() -> Result<()> {
-    let got = some_wait("many", 40, "ROLLBACK")?;
+    let got = some_wait("many", 100, "ROLLBACK")?;
     ensure!(got == 2, "{got}");
     Ok(())
 }
