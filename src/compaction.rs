@@ -199,6 +199,8 @@ struct Inactive {
 
 thread_local! {
     static INACTIVE: Cell<[Option<Inactive>; LANES]> = const { Cell::new([None; LANES]) };
+    /// There are some: most transactions end with a look at this alone.
+    static ANY_INACTIVE: Cell<bool> = const { Cell::new(false) };
     /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
 }
@@ -207,6 +209,7 @@ fn truncate_at_commit(inactive: Inactive) {
     let mut all = INACTIVE.get();
     all[inactive.lane] = Some(inactive);
     INACTIVE.set(all);
+    ANY_INACTIVE.set(true);
 }
 
 /// The running (sub)transaction folds by hand.
@@ -224,13 +227,12 @@ pub fn has_folded() -> bool {
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
 /// for a moment. Nobody is waited for.
 pub fn before_commit() {
-    let mut all = INACTIVE.take().into_iter().flatten().peekable();
     // A commit that waits for a standby would have all wait who read or count. Another time: workers and
     // `compact_in_steps()` do not wait.
-    if all.peek().is_none() || standby::commit_may_wait() {
+    if !ANY_INACTIVE.get() || standby::commit_may_wait() {
         return;
     }
-    for inactive in all {
+    for inactive in INACTIVE.take().into_iter().flatten() {
         // Those who have dropped the extension since have nothing to be truncated.
         let Ok(rels) = catalog::try_lane(inactive.lane) else {
             continue;
@@ -266,7 +268,9 @@ pub fn abort_subxact(level: u32) {
 
 /// The transaction has ended. Neither allocates nor fails.
 pub fn after_end() {
-    INACTIVE.set([None; LANES]);
+    if ANY_INACTIVE.replace(false) {
+        INACTIVE.set([None; LANES]);
+    }
     FOLDED_AT.set(0);
 }
 

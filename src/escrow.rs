@@ -536,11 +536,47 @@ impl<'a> Call<'a> {
             if verdict == Verdict::Refused || left.is_zero() {
                 return Err(self.shortage(bounds, seen, now, reserved.noted));
             }
-            // Who ends after this wakes us; who has ended since we noted him is seen here.
-            let waiter = Waiter::new(partition);
-            let given_back = partition.lock().slots()[slot].given_back;
-            if given_back == reserved.given_back.wrapping_add(1) {
-                waiter.wait(left);
+            let known = reserved.given_back.wrapping_add(1);
+            self.wait_for_room(partition, bounds, slot, known, until);
+        }
+    }
+
+    /// Waits until others have ended so that it is worth another try, or until that time.
+    ///
+    /// Looks without reserving. Many who tried again at once would find what each of them has reserved, give
+    /// it back, wake the others by that, and go on so without anybody being granted what there is. Who
+    /// reserves while nobody else does, is granted it.
+    fn wait_for_room(
+        &self,
+        partition: Partition,
+        bounds: Bounds,
+        slot: usize,
+        mut known: u32,
+        until: Instant,
+    ) {
+        loop {
+            {
+                // Who ends after this wakes us; who has ended since we noted him is seen here.
+                let waiter = Waiter::new(partition);
+                while partition.lock().slots()[slot].given_back == known {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    waiter.wait(left);
+                }
+            }
+            let noted = {
+                let mut guard = partition.lock();
+                let slot = &guard.slots()[slot];
+                known = slot.given_back;
+                slot.account.note(self.step.before.amounts())
+            };
+            let clock = clock();
+            let seen = read::seen_by_others(self.name, clock);
+            let verdict = escrow::check(bounds, seen, &self.step, clock, noted);
+            if verdict != Verdict::Contended || until <= Instant::now() {
+                return;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Bounded counters under load: no snapshot shows one beyond its bounds, nothing is sold twice,
 //! nothing is kept back when all have ended; whatever is killed, and however the library is loaded.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn start(name: &str, preload: bool) -> Result<Cluster> {
         .preload(preload)
         // Without shared memory, whoever takes from two counters may meet a deadlock.
         .conf("deadlock_timeout", "10ms")
-        .conf("max_connections", "60");
+        .conf("max_connections", "130");
     FOLD_HARD
         .iter()
         .fold(builder, |builder, (name, value)| builder.conf(name, value))
@@ -247,28 +248,35 @@ fn ask(client: &mut Client, sql: &str) -> Result<bool> {
 
 const TAKE: &str = "SELECT counter_try_incr('stock:a', -1)";
 
-/// Two wait for a third, who has reserved all. How many get a unit after this?
-fn two_wait(db: &str, end: &str) -> Result<usize> {
+/// So many wait for one who has reserved both units. How many get one after this?
+fn some_wait(db: &str, number: i64, end: &str) -> Result<usize> {
     let mut client = create_database(preloaded(), db)?;
     client.batch_execute(
         "SELECT counter_type_create('stock', min => 0); SELECT bump('stock:a', 2);",
     )?;
     let mut holder = preloaded().connect_db(db)?;
     holder.batch_execute("BEGIN; SELECT counter_incr('stock:a', -2)")?;
+    let together = &Barrier::new(usize::try_from(number)?);
     std::thread::scope(|scope| {
-        let waiters: Vec<_> = (0..2)
+        let waiters: Vec<_> = (0..number)
             .map(|_| {
                 scope.spawn(move || -> Result<bool> {
                     let mut client = preloaded().connect_db(db)?;
                     client.batch_execute("SET counterx.escrow_wait = '1h'")?;
+                    together.wait();
                     ask(&mut client, TAKE)
                 })
             })
             .collect();
-        poll_until("two to wait", DEADLINE, || {
-            let sql = "SELECT count(*) = 2 FROM pg_stat_activity
-                        WHERE datname = current_database() AND wait_event_type = 'Extension'";
-            ask(&mut client, sql)
+        // Again and again: they sleep, and do not wake each other.
+        let mut in_a_row = 0;
+        poll_until("all to wait", DEADLINE, || {
+            let sql = "SELECT count(*) = $1 FROM pg_stat_activity
+                        WHERE datname = current_database() AND backend_type = 'client backend'
+                          AND wait_event_type = 'Extension'";
+            let all: bool = client.query_one(sql, &[&number])?.get(0);
+            in_a_row = if all { in_a_row + 1 } else { 0 };
+            Ok(in_a_row == 50)
         })?;
         if let Err(error) = holder.batch_execute(end) {
             ensure!(end.contains("terminate"), "{error:#}");
@@ -288,9 +296,17 @@ fn all_who_wait_are_woken() -> Result<()> {
         ("woken2", "COMMIT", 0),
         ("woken3", "SELECT pg_terminate_backend(pg_backend_pid())", 2),
     ] {
-        let got = two_wait(db, end)?;
+        let got = some_wait(db, 2, end)?;
         ensure!(got == due, "{got} after {end}");
     }
+    Ok(())
+}
+
+/// Nobody keeps the others from sleeping, or from getting what there is.
+#[test]
+fn many_who_wait_are_not_in_each_others_way() -> Result<()> {
+    let got = some_wait("many", 100, "ROLLBACK")?;
+    ensure!(got == 2, "{got}");
     Ok(())
 }
 
