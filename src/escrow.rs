@@ -29,6 +29,7 @@ mod memory;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
+use crate::pg::room;
 use crate::read;
 use crate::restored;
 use crate::settings;
@@ -37,6 +38,7 @@ use crate::xact;
 use counterx_core::escrow::{self, Account, Amounts, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::path::{Change, Path, Paths, Step};
+use counterx_core::room::{NoMemory, keep_spare};
 use hashbrown::HashTable;
 use memory::{Guard, Partition, Waiter};
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -142,13 +144,20 @@ impl Reservations {
     }
 
     /// The entry of a counter; and room for its next step, as noting a reservation must not fail.
-    fn prepare(&mut self, hash: NameHash, name: &[u8], generation: i64) -> usize {
-        self.paths.prepare();
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    fn prepare(&mut self, hash: NameHash, name: &[u8], generation: i64) -> Result<usize, NoMemory> {
+        keep_spare()?;
+        self.paths.prepare()?;
         if let Some(at) = self.find(hash, name) {
             let own = &mut self.owns[at];
             own.generation = own.generation.filter(|&known| known == generation);
-            return at;
+            return Ok(at);
         }
+        self.owns.try_reserve(1)?;
+        let owns = &self.owns;
+        self.index.try_reserve(1, |&at| owns[at].hash.get())?;
         // What was written early of it was checked as well, if it had these bounds then.
         let unchecked = xact::pending_tally(hash, name).is_some()
             || (xact::has_flushed_early() && types::have_changed());
@@ -165,7 +174,7 @@ impl Reservations {
         let owns = &self.owns;
         self.index
             .insert_unique(hash.get(), at, |&at| owns[at].hash.get());
-        at
+        Ok(at)
     }
 
     /// Does not allocate, and does not fail.
@@ -432,10 +441,11 @@ struct Reserved {
 impl<'a> Call<'a> {
     fn new(name: &'a [u8], changes: &[Change], generation: i64) -> Self {
         let hash = NameHash::of(name);
-        let (at, before) = RESERVATIONS.with_borrow_mut(|all| {
-            let at = all.prepare(hash, name, generation);
-            (at, all.paths.get(at))
+        let prepared = RESERVATIONS.with_borrow_mut(|all| {
+            let at = all.prepare(hash, name, generation)?;
+            Ok((at, all.paths.get(at)))
         });
+        let (at, before) = room::granted(prepared);
         let after = (changes.iter()).try_fold(before, |path, change| path.then(*change));
         Self {
             name,
@@ -477,7 +487,7 @@ impl<'a> Call<'a> {
         let others = if self.step.wanted().takes != 0 {
             noted.others.takes_at(seen.clock)
         } else {
-            noted.others.amounts.adds.into()
+            noted.others.amounts.adds
         };
         Shortage {
             value: seen.value + i128::from(own.value()),
@@ -595,10 +605,7 @@ impl<'a> Call<'a> {
             slot.account.forget();
             slot.generation = self.generation;
         }
-        let Some(noted) = slot.account.reserve_step(&self.step) else {
-            drop(guard);
-            out_of_range(self.name)
-        };
+        let noted = slot.account.reserve_step(&self.step);
         slot.users += u32::from(known.is_none());
         slot.reserved = slot.reserved.wrapping_add(1);
         let reserved = Reserved {
@@ -673,7 +680,7 @@ fn out_of_range(name: &[u8]) -> ! {
         report(
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
             format!(
-                "the increments of bounded counter {} in flight are out of range for type bigint",
+                "the changes of bounded counter {} in this transaction are out of range for type bigint",
                 quoted(name)
             ),
         )

@@ -504,6 +504,8 @@ struct Worker {
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
     tokens: LaneClock,
+    /// It has looked for expired tokens at least once.
+    looked_for_tokens: bool,
     tokens_removed: token::Progress,
 }
 
@@ -576,6 +578,7 @@ impl Worker {
             database_settings: None,
             glances: LaneClock::default(),
             tokens: LaneClock::default(),
+            looked_for_tokens: false,
             tokens_removed: token::Progress::default(),
         }
     }
@@ -618,8 +621,10 @@ impl Worker {
                     }
                     pgrx::check_for_interrupts!();
                 }
+                // At the start of a turn, too: it may be shorter than the pause.
                 let pause = TOKENS_EVERY.min(settings::token_ttl());
-                if self.tokens.due(self.now(), pause) {
+                if !self.looked_for_tokens || self.tokens.due(self.now(), pause) {
+                    self.looked_for_tokens = true;
                     self.remove_tokens();
                 }
             }

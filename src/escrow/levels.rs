@@ -68,9 +68,9 @@ impl Base {
 
     /// The same for a transaction that finds others as noted.
     fn unseen(&self, clock: i64, noted: Noted) -> Noted {
-        let since = noted.committed().since(self.committed);
+        let since = noted.committed().minus(self.committed);
         let takes = since.takes + noted.others.takes_at(clock);
-        let adds = since.adds + i128::from(noted.others.amounts.adds);
+        let adds = since.adds + noted.others.amounts.adds;
         let small = |sum: i128| i64::try_from(sum).unwrap_or(i64::MAX);
         Noted::unseen(small(self.unseen.0 + takes), small(self.unseen.1 + adds))
     }

@@ -22,6 +22,7 @@
 //! back as it was when it is rolled back.
 
 use crate::escrow::Amounts;
+use crate::room::NoMemory;
 
 /// One thing done to a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,8 +240,12 @@ impl Paths {
     }
 
     /// Makes room: the next [`Self::set`] does not allocate.
-    pub fn prepare(&mut self) {
-        self.notes.reserve(1);
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn prepare(&mut self) -> Result<(), NoMemory> {
+        self.entries.try_reserve(1)?;
+        Ok(self.notes.try_reserve(1)?)
     }
 
     /// The subtransaction at this level has gone on.
@@ -369,7 +374,7 @@ mod tests {
                         prop_assert!(wanted.takes >= 0 && wanted.adds >= 0 && wanted.backed >= 0);
                         prop_assert!(wanted.backed <= wanted.takes);
                         reserved[at] = reserved[at].plus(wanted);
-                        paths.prepare();
+                        paths.prepare().unwrap();
                         paths.set(level, at, step.after);
                         levels.last_mut().unwrap()[at].push(change);
                     }

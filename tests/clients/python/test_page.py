@@ -79,10 +79,11 @@ class Page(CounterTest):
             self.assertEqual(page.value(self.db, self.name("x")), 2)
             raise Rollback
         self.assertEqual((self.values(), page.value(self.db, self.stock)), ({}, 5))
-        # What it adds itself, it cannot take before its commit.
+        # What it adds itself, it can take.
         with self.db.transaction():
             page.count(self.db, self.stock, 5)
-            self.assertFalse(page.take(self.db, self.stock, 6))
+            self.assertTrue(page.take(self.db, self.stock, 10))
+            self.assertFalse(page.take(self.db, self.stock, 1))
             raise Rollback
         self.assertTrue(page.count_once(self.db, self.name("t"), self.name("x")))
 

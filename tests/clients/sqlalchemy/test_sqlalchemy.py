@@ -108,8 +108,9 @@ class Transactional(unittest.TestCase):
     def test_take_all_there_is(self):
         self.assertIs(page.take(self.session, "alchemy-stock:mug", 3), True)
         self.assertIs(page.take(self.session, "alchemy-stock:mug", 1), False)
-        # What the test has added, it cannot take.
+        # What the test has added, it can take.
         page.count(self.session, "alchemy-stock:mug", 5)
+        self.assertIs(page.take(self.session, "alchemy-stock:mug", 5), True)
         self.assertIs(page.take(self.session, "alchemy-stock:mug", 1), False)
 
     def test_take_again_what_the_other_test_took(self):

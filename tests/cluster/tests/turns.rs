@@ -21,6 +21,7 @@ fn small_server(name: &str) -> ClusterBuilder {
         .name(name)
         .conf("max_worker_processes", "8")
         .conf("counterx.worker_idle_timeout", "1s")
+        .conf("counterx.token_ttl", "4s")
 }
 
 /// Counts in a database, forty times a second, until it is told to stop. Returns how often.
@@ -56,7 +57,9 @@ fn twelve_databases(cluster: &Cluster) -> Result<()> {
     const FOLDS: i64 = 4;
     let names: Vec<String> = (0..12).map(|n| format!("busy{n}")).collect();
     for name in &names {
-        create_database(cluster, name)?;
+        create_database(cluster, name)?.batch_execute(
+            "SELECT counter_incr_once('token ' || n, 'once') FROM generate_series(1, 5) n",
+        )?;
     }
     let mut client = cluster.connect()?;
     client.batch_execute(
@@ -91,6 +94,16 @@ fn twelve_databases(cluster: &Cluster) -> Result<()> {
                     Ok(own.iter().all(|(_, _, seen)| *seen >= FOLDS))
                 },
             )?;
+            // A turn is shorter than the time between two looks for what has expired.
+            poll_until("expired tokens to be removed", DEADLINE, || {
+                for (own, ..) in &mut own {
+                    let sql = "SELECT count(*) FROM counterx.token";
+                    if own.query_one(sql, &[])?.get::<_, i64>(0) > 0 {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            })?;
             let mut with_both = 0;
             for _ in 0..20 {
                 let got = parallel_workers(&mut client)?;

@@ -74,8 +74,9 @@ class Counting(TestCase):
     def test_take_all_there_is(self):
         self.assertIs(page.take("stock:mug", 3), True)
         self.assertIs(page.take("stock:mug", 1), False)
-        # What the test has added, it cannot take.
+        # What the test has added, it can take.
         page.count("stock:mug", 5)
+        self.assertIs(page.take("stock:mug", 5), True)
         self.assertIs(page.take("stock:mug", 1), False)
 
     def test_take_again(self):
