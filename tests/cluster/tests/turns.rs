@@ -58,7 +58,8 @@ fn twelve_databases(cluster: &Cluster) -> Result<()> {
     let names: Vec<String> = (0..12).map(|n| format!("busy{n}")).collect();
     for name in &names {
         create_database(cluster, name)?.batch_execute(
-            "SELECT counter_incr_once('token ' || n, 'once') FROM generate_series(1, 5) n",
+            "SELECT counter_incr_once('token ' || n, 'once') FROM generate_series(1, 5) n;
+             INSERT INTO oracle VALUES ('once', 5)",
         )?;
     }
     let mut client = cluster.connect()?;
