@@ -252,12 +252,16 @@ fn delete(hold: &Hold) {
     let fires = shape::fires_triggers(&table);
     // Looked for again, now that the table is locked: VACUUM FULL or a tool may have moved the row.
     let Some(Hold { mut tid, .. }) = find(hold.id) else {
+        // All were dropped meanwhile (`counterx.drop_all_counters()`), or somebody has deleted the row.
         raise(
             report(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("the row of hold {} has been removed by hand", hold.id),
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                format!(
+                    "could not end hold {}: it was deleted concurrently",
+                    hold.id
+                ),
             )
-            .set_hint("Holds end with counter_hold_confirm() and counter_hold_release()."),
+            .set_hint("Retry the transaction."),
         )
     };
     // SAFETY: a visible row, which nobody else removes without its lock.

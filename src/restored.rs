@@ -10,10 +10,14 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
 use pgrx::PgSqlErrorCode;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::mem;
 
 struct Restored {
     level: u32,
     type_name: Box<[u8]>,
+    /// The running command has brought rows of it, and has not been checked.
+    unchecked: bool,
 }
 
 thread_local! {
@@ -30,14 +34,32 @@ fn type_of(name: &[u8]) -> &[u8] {
 pub fn note(name: &[u8]) {
     let type_name = type_of(name);
     RESTORED.with_borrow_mut(|all| {
-        if !all.iter().any(|restored| *restored.type_name == *type_name) {
-            all.push(Restored {
-                level: ports::xact_nest_level(),
+        let level = ports::xact_nest_level();
+        // One of an outer level stays when this one is rolled back; the mark on it would stay as well.
+        let own =
+            |restored: &&mut Restored| restored.level == level && *restored.type_name == *type_name;
+        match all.iter_mut().rev().find(own) {
+            Some(restored) => restored.unchecked = true,
+            None => all.push(Restored {
+                level,
                 type_name: type_name.into(),
-            });
+                unchecked: true,
+            }),
         }
     });
     ANY.set(true);
+}
+
+/// The types of which a command has brought rows, to be checked now.
+pub fn take_unchecked() -> BTreeSet<String> {
+    RESTORED.with_borrow_mut(|all| {
+        all.iter_mut()
+            .filter_map(|restored| {
+                mem::take(&mut restored.unchecked)
+                    .then(|| String::from_utf8_lossy(&restored.type_name).into_owned())
+            })
+            .collect()
+    })
 }
 
 /// Refuses to change a bounded counter of which the transaction may have restored rows.

@@ -20,6 +20,7 @@ use crate::catalog;
 use crate::escrow::{self, Limits};
 use crate::lease;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::lock::is_locked;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
 use crate::pg::scan::TableScan;
@@ -219,9 +220,15 @@ pub fn latest_names() -> Vec<String> {
 /// The running (sub)transaction is about to write before its end, and to keep gates locked until then. Who
 /// creates or tightens a type waits here for all such transactions, before keeping anybody else out; and
 /// those that come meanwhile wait for the type.
+///
+/// Who has made or ended a hold already does not: the one who defines types has them locked, and waits for
+/// him, with no gate locked yet.
 pub fn announce_early_writing() {
     lease::enter(0);
-    if Relation::open_until_commit(catalog::shared().types, ROW_EXCLUSIVE).is_none() {
+    let shared = catalog::shared();
+    if is_locked(shared.hold, ROW_EXCLUSIVE) {
+        let _announced = Relation::open_if_free(shared.types, ROW_EXCLUSIVE);
+    } else if Relation::open_until_commit(shared.types, ROW_EXCLUSIVE).is_none() {
         catalog::Unusable::NotInstalled.raise()
     }
 }

@@ -23,7 +23,8 @@ use crate::pg::ports;
 use crate::pg::relation::{
     EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::room;
+use crate::pg::snapshot::LatestSnapshot;
 use crate::read::{Lanes, Reader};
 use crate::totals::{self, Order};
 use crate::types;
@@ -32,17 +33,23 @@ use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-
-type Counters = BTreeMap<Box<[u8]>, Tally>;
 
 /// Drops all counters, deletes all tokens and holds. Returns how many counters there were.
 ///
 /// # Errors
-/// Raises 25001 after changes of bounded counters, 40001 in a transaction of one snapshot that does not
-/// see all.
+/// Raises 25001 after changes of bounded counters, and in a transaction of one snapshot: `DELETE` and
+/// `UPDATE` of tokens, holds and types go by it, and what it does not see would be left.
 pub fn drop_all() -> i64 {
+    if ports::isolation_uses_xact_snapshot() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "counterx.drop_all_counters() cannot run in a REPEATABLE READ or SERIALIZABLE transaction",
+            )
+            .set_hint("Run it in a READ COMMITTED transaction: it drops what is there now, not what the first snapshot has."),
+        );
+    }
     if escrow::has_reservations() {
         raise(
             report(
@@ -55,25 +62,11 @@ pub fn drop_all() -> i64 {
     lock_all();
     // So that all there is can be seen.
     xact::write_early();
-    let seen = snapshot::active()
-        .filter(|_| ports::isolation_uses_xact_snapshot())
-        .map(existing);
     let latest = LatestSnapshot::take();
     let counters = existing(latest.as_ptr());
-    if seen.as_ref().is_some_and(|seen| *seen != counters) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                "could not serialize access due to concurrent changes of counters",
-            )
-            .set_hint("Retry the transaction. In READ COMMITTED the latest values are taken."),
-        );
-    }
     for (name, tally) in &counters {
         pgrx::check_for_interrupts!();
-        if seen.is_none() {
-            notes::note_change_by_value(name);
-        }
+        notes::note_change_by_value(name);
         drop_one(name, *tally);
     }
     // Before the generations change: these rows are nobody's who has to retry.
@@ -109,19 +102,27 @@ fn lock_all() {
 }
 
 /// All counters that exist for a snapshot, which is active.
-fn existing(snapshot: pg_sys::Snapshot) -> Counters {
+fn existing(snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
     let range = NameRange::all();
     let mut reader = Reader::open(Lanes::All, snapshot);
-    let mut counters: Counters = reader.pending_in(&range).into_iter().collect();
+    let mut pending = reader.pending_in(&range);
+    let mut counters = Vec::new();
+    let mut keep = |name: &[u8], tally: Tally| {
+        if tally.exists() {
+            room::push(&mut counters, (name.to_vec(), tally));
+        }
+    };
     // SAFETY: the caller's snapshot is active.
     let _all = unsafe {
         totals::visit(&range, Order::Any, snapshot, |name, row| {
-            *counters.entry(name.into()).or_default() += totals::tally(row);
+            keep(name, totals::tally(row) + pending.take(name));
             ControlFlow::Continue(())
         })
     };
+    for (name, tally) in pending {
+        keep(&name, tally);
+    }
     reader.finish();
-    counters.retain(|_, tally| tally.exists());
     counters
 }
 

@@ -32,8 +32,7 @@ use crate::xact;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::cell::Cell;
 
 version_1!(pg_finfo_counterx_dump_rows);
 
@@ -83,8 +82,6 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
 }
 
 thread_local! {
-    /// Types of which a restored value could break a bound.
-    static TOUCHED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
     /// The (sub)transaction that has locked `late` against other restores.
     static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
 }
@@ -140,26 +137,14 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
     let could_break =
         (delta < 0 && limits.bounds.min.is_some()) || (delta > 0 && limits.bounds.max.is_some());
     if could_break {
-        touch(name);
+        restored::note(name);
     }
-}
-
-/// The counters of this one's type are to be looked at.
-fn touch(name: &[u8]) {
-    restored::note(name);
-    let type_name = name.split(|&byte| byte == b':').next().unwrap_or_default();
-    let type_name = String::from_utf8_lossy(type_name);
-    TOUCHED.with_borrow_mut(|touched| {
-        if !touched.contains(&*type_name) {
-            touched.insert(type_name.into_owned());
-        }
-    });
 }
 
 /// Looks at a row of `hold` that comes by SQL.
 pub fn check_hold(name: &[u8]) {
     if types::limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
-        touch(name);
+        restored::note(name);
     }
 }
 
@@ -193,6 +178,6 @@ pub fn after_holds() {
 }
 
 fn recheck_touched() {
-    let touched: Vec<String> = TOUCHED.take().into_iter().collect();
+    let touched: Vec<String> = restored::take_unchecked().into_iter().collect();
     definitions::recheck(&touched);
 }

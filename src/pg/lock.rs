@@ -1,5 +1,6 @@
 //! Heavyweight locks other than those that come with opening a relation.
 
+use super::compat;
 use super::owner::XactOwned;
 use super::relation::LockMode;
 use super::waiting::{Locked, Waiting};
@@ -35,6 +36,11 @@ fn relation_tag(oid: pg_sys::Oid) -> pg_sys::LOCKTAG {
         locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
         locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
     }
+}
+
+/// The running transaction has a relation locked in just this mode.
+pub fn is_locked(relation: pg_sys::Oid, mode: LockMode) -> bool {
+    compat::holds_lock(&relation_tag(relation), mode)
 }
 
 /// All transactions that hold a lock on the relation that conflicts with `mode`. The lock itself

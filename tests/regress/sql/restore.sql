@@ -107,6 +107,17 @@ UPDATE counterx.type SET min = 0 WHERE name = 'stock';
 INSERT INTO counterx.type VALUES ('no:type', 0, NULL, NULL, 1);
 INSERT INTO counterx.type VALUES ('type', 1, NULL, NULL, 1);
 INSERT INTO counterx.type VALUES ('type', NULL, -1, NULL, 1);
+-- What a failed restore has brought is not looked at by the next one: it locks nobody out.
+CREATE VIEW locked_out AS SELECT count(*) FROM pg_locks
+    WHERE relation = 'counterx.anchor'::regclass AND mode = 'ExclusiveLock' AND pid = pg_backend_pid();
+INSERT INTO counterx.late VALUES ('quota:failed', 1, now()), ('x', NULL, '2026-01-01');
+BEGIN;
+INSERT INTO counterx.late VALUES ('plain:after', 1, now());
+TABLE locked_out;
+INSERT INTO counterx.late VALUES ('quota:after', 1, now());
+TABLE locked_out;
+ROLLBACK;
+DROP VIEW locked_out;
 -- A hold that is restored makes room for nobody, and takes nobody's.
 SELECT counter_incr('stock:b', 5);
 SELECT counter_try_incr('stock:b', -1);
