@@ -109,7 +109,7 @@ unsafe fn last_row(page: pg_sys::Page) -> Option<(*mut pg_sys::HeapTupleHeaderDa
 /// A server that reads the row would note in its header that the inserting transaction has committed: on
 /// its own, so pages of a primary and a standby would differ, and `wal_consistency_checking` stop the
 /// standby (it leaves such notes out of account for records of the heap, not for generic ones). Of a frozen
-/// row there is nothing to be noted. Who sees the row is nothing that we go by.
+/// row there is nothing to be noted. The same goes for the number of the command that inserted it. Who sees the row is nothing that we go by.
 ///
 /// # Safety
 /// As of [`find`], with a copy of the page.
@@ -121,6 +121,9 @@ unsafe fn freeze(page: pg_sys::Page) {
             // As the install script has made it, and nobody is changing it by hand.
             if flags & pg_sys::HEAP_XMAX_INVALID != 0 && flags & pg_sys::HEAP_UPDATED == 0 {
                 (*row).t_infomask |= pg_sys::HEAP_XMIN_FROZEN as u16;
+                // Not in the WAL of the insertion, whose replay makes it the first one. Of no meaning for a
+                // frozen row.
+                (*row).t_choice.t_heap.t_field3.t_cid = pg_sys::FirstCommandId;
             }
         }
     }

@@ -22,6 +22,8 @@ pub(super) struct Function {
     pub(super) public: bool,
     pub(super) returns: String,
     pub(super) security_definer: bool,
+    /// Null for a null argument, and not called then.
+    pub(super) strict: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +40,8 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
                 has_function_privilege('public', p.oid, 'EXECUTE'),
                 p.prorettype::regtype::text, p.prosecdef,
                 ARRAY(SELECT coalesce(p.proargnames[i + 1], '') FROM generate_series(0, p.pronargs - 1) i),
-                ARRAY(SELECT p.proargtypes[i]::regtype::text FROM generate_series(0, p.pronargs - 1) i)
+                ARRAY(SELECT p.proargtypes[i]::regtype::text FROM generate_series(0, p.pronargs - 1) i),
+                p.proisstrict
            FROM pg_depend d
            JOIN pg_proc p ON p.oid = d.objid
            JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -60,6 +63,7 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
             public: row.get(4),
             returns: row.get(5),
             security_definer: row.get(6),
+            strict: row.get(9),
             arguments: arguments
                 .map(|(name, type_name)| Argument { name, type_name })
                 .collect(),

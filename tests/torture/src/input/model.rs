@@ -158,9 +158,9 @@ fn boolean(value: bool) -> Expected {
     row(if value { "t" } else { "f" })
 }
 
-/// A function that returns void has one empty text to show.
-fn void() -> Expected {
-    row("")
+/// A function that has nothing else to tell.
+fn done() -> Expected {
+    boolean(true)
 }
 
 /// A change that was made, or why it was not.
@@ -361,7 +361,7 @@ impl Model {
                     (_, Err(refusal)) => Err(refusal),
                     ("counter_try_incr", Ok(())) => Ok(boolean(true)),
                     ("counter_incr_get", Ok(())) => Self::small(self.value(&name)).map(row),
-                    (_, Ok(())) => Ok(void()),
+                    (_, Ok(())) => Ok(done()),
                 }
             }
             "counter_incr_many" if call.function.arguments.len() == 2 => {
@@ -471,7 +471,7 @@ impl Model {
                     return Err(Mistakes::of(EXISTS));
                 }
                 self.move_value(&from, &to)?;
-                Ok(void())
+                Ok(done())
             }
             "counter_value" => {
                 let name = mistakes.name(argument(0));
@@ -606,7 +606,7 @@ impl Model {
                 (Ok(()), Ok(())) => Ok(()),
             };
         }
-        result.map(|()| void())
+        result.map(|()| done())
     }
 }
 

@@ -279,7 +279,7 @@ impl<'p> Alone<'p> {
                 // The hold has kept room for it.
                 self.done[counter] = self.done[counter].then(0, amount);
                 self.change(counter, -part);
-                answer.is_empty()
+                answer == "true"
             }
             Call::Release(hold) => {
                 let there = std::mem::replace(&mut self.state.known[hold], false);
@@ -456,14 +456,14 @@ mod tests {
         assert!(alone(
             &plan,
             &[
-                (Call::Confirm(0, Some(1)), ""),
+                (Call::Confirm(0, Some(1)), "true"),
                 (Call::Try(0, -2), "true"),
                 refused
             ]
         ));
         assert!(!alone(
             &plan,
-            &[(Call::Confirm(0, None), ""), (Call::Try(0, -2), "true")]
+            &[(Call::Confirm(0, None), "true"), (Call::Try(0, -2), "true")]
         ));
     }
 
