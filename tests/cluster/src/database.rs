@@ -108,9 +108,25 @@ pub fn footprint(client: &mut impl GenericClient) -> Result<Footprint> {
 pub fn settle(client: &mut Client) -> Result<()> {
     let sql = "SELECT (SELECT coalesce(sum(pending_deltas), 0) FROM counterx.lanes) = 0
                   AND NOT EXISTS (SELECT FROM counterx.late)";
-    poll_until("everything to be folded", DEADLINE, || {
+    let folded = poll_until("everything to be folded", DEADLINE, || {
         Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
-    })
+    });
+    if folded.is_ok() {
+        return folded;
+    }
+    // What there is to say about why.
+    let state: String = client
+        .query_one(
+            "SELECT concat_ws(E'\n', pg_catalog.current_database(),
+                (SELECT string_agg(w::text, E'\n') FROM counterx.workers w),
+                (SELECT string_agg(l::text, E'\n') FROM counterx.lanes l),
+                (SELECT count(*) FROM counterx.late) || ' late',
+                (SELECT string_agg(concat_ws(' ', a.pid, a.datname, a.backend_type, a.state, a.wait_event,
+                        a.xact_start, pg_blocking_pids(a.pid)), E'\n') FROM pg_stat_activity a))",
+            &[],
+        )?
+        .get(0);
+    folded.context(state)
 }
 
 /// How many workers run in a database; all databases with `None`.
