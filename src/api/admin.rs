@@ -18,28 +18,39 @@ use pgrx::prelude::*;
 /// Raises an error where folds cannot be made.
 pub fn check_may_fold(function: &'static core::ffi::CStr) {
     xact::check_may_write(function);
-    let refused = |message: &str, hint: &str| -> ! {
-        let function = function.to_string_lossy();
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                format!("{function} cannot run in a {message}"),
-            )
-            .set_hint(hint.to_owned()),
-        )
-    };
-    if ports::isolation_uses_xact_snapshot() {
-        refused(
-            "REPEATABLE READ or SERIALIZABLE transaction",
-            "Run it in a READ COMMITTED transaction: it needs newer snapshots than the first one.",
-        );
-    }
+    check_not_one_snapshot(
+        function,
+        "Run it in a READ COMMITTED transaction: it needs newer snapshots than the first one.",
+    );
     if xact::has_flushed_early() {
-        refused(
+        refuse(
+            function,
             "transaction that has already written increments",
             "Run it in a transaction of its own.",
         );
     }
+}
+
+/// Raises an error in a transaction that sees what its first snapshot has.
+fn check_not_one_snapshot(function: &core::ffi::CStr, hint: &str) {
+    if ports::isolation_uses_xact_snapshot() {
+        refuse(
+            function,
+            "REPEATABLE READ or SERIALIZABLE transaction",
+            hint,
+        );
+    }
+}
+
+fn refuse(function: &core::ffi::CStr, transaction: &str, hint: &str) -> ! {
+    let function = function.to_string_lossy();
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            format!("{function} cannot run in a {transaction}"),
+        )
+        .set_hint(hint.to_owned()),
+    )
 }
 
 /// Where no worker may run, regular calls keep the tables of tokens and holds small as well. True: there
@@ -139,7 +150,13 @@ pub mod counterx {
     #[pg_extern(volatile, parallel_unsafe, security_definer, cost = 10000)]
     #[search_path(pg_catalog, pg_temp)]
     fn drop_all_counters() -> i64 {
-        xact::check_may_write(c"counterx.drop_all_counters()");
+        let function = c"counterx.drop_all_counters()";
+        xact::check_may_write(function);
+        // `DELETE` and `UPDATE` of tokens, holds and types go by it, and would leave what it does not show.
+        check_not_one_snapshot(
+            function,
+            "Run it in a READ COMMITTED transaction: it drops what is there now, not what the first snapshot has.",
+        );
         drop_all::drop_all()
     }
 

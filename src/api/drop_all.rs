@@ -19,7 +19,6 @@ use crate::escrow;
 use crate::notes;
 use crate::pg::error::{raise, report};
 use crate::pg::lock::conflicting_xacts;
-use crate::pg::ports;
 use crate::pg::relation::{
     EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
@@ -38,18 +37,8 @@ use std::ops::ControlFlow;
 /// Drops all counters, deletes all tokens and holds. Returns how many counters there were.
 ///
 /// # Errors
-/// Raises 25001 after changes of bounded counters, and in a transaction of one snapshot: `DELETE` and
-/// `UPDATE` of tokens, holds and types go by it, and what it does not see would be left.
+/// Raises 25001 after changes of bounded counters. The caller has refused transactions of one snapshot.
 pub fn drop_all() -> i64 {
-    if ports::isolation_uses_xact_snapshot() {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                "counterx.drop_all_counters() cannot run in a REPEATABLE READ or SERIALIZABLE transaction",
-            )
-            .set_hint("Run it in a READ COMMITTED transaction: it drops what is there now, not what the first snapshot has."),
-        );
-    }
     if escrow::has_reservations() {
         raise(
             report(

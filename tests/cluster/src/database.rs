@@ -41,12 +41,21 @@ pub fn oracle_schema() -> &'static str {
 /// # Errors
 /// Those of the server.
 pub fn create_database(cluster: &Cluster, name: &str) -> Result<Client> {
+    let mut client = create_bare_database(cluster, name)?;
+    client.batch_execute(oracle_schema())?;
+    Ok(client)
+}
+
+/// Makes a database with the extension and nothing else, and connects to it.
+///
+/// # Errors
+/// Those of the server.
+pub fn create_bare_database(cluster: &Cluster, name: &str) -> Result<Client> {
     cluster
         .connect()?
         .batch_execute(&format!("CREATE DATABASE {name}"))?;
     let mut client = cluster.connect_db(name)?;
     client.batch_execute("CREATE EXTENSION counterx")?;
-    client.batch_execute(oracle_schema())?;
     Ok(client)
 }
 

@@ -34,8 +34,8 @@ pub use check::{
     CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch, watch_by,
 };
 pub use database::{
-    Footprint, bad_lines, compact, count_workers, create_database, footprint, names_in_lanes,
-    oracle_schema, pages, settle, turn_over, wait_for_no_worker, wait_for_worker,
+    Footprint, bad_lines, compact, count_workers, create_bare_database, create_database, footprint,
+    names_in_lanes, oracle_schema, pages, settle, turn_over, wait_for_no_worker, wait_for_worker,
 };
 pub use load::{
     Control, Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed,

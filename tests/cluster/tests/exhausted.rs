@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::{settle, shared};
+use counterx_cluster_tests::{create_bare_database, settle, shared};
 use counterx_harness::{Cluster, run};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -24,11 +24,8 @@ fn cluster() -> &'static Cluster {
 
 /// A database with a few counters, and a session of it.
 fn database(name: &str) -> Result<Client> {
-    cluster()
-        .connect()?
-        .batch_execute(&format!("CREATE DATABASE {name}"))?;
-    let mut client = cluster().connect_db(name)?;
-    client.batch_execute("CREATE EXTENSION counterx; SELECT counter_incr('kept', 5)")?;
+    let mut client = create_bare_database(cluster(), name)?;
+    client.batch_execute("SELECT counter_incr('kept', 5)")?;
     Ok(client)
 }
 

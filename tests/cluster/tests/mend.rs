@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use counterx_cluster_tests::{DEADLINE, settle, shared};
+use counterx_cluster_tests::{DEADLINE, create_bare_database, settle, shared};
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::Client;
 
@@ -17,12 +17,7 @@ fn cluster() -> &'static Cluster {
 }
 
 fn database(name: &str) -> Result<Client> {
-    cluster()
-        .connect()?
-        .batch_execute(&format!("CREATE DATABASE {name}"))?;
-    let mut client = cluster().connect_db(name)?;
-    client.batch_execute("CREATE EXTENSION counterx")?;
-    Ok(client)
+    create_bare_database(cluster(), name)
 }
 
 /// Triggers that are not as the install script has made them.

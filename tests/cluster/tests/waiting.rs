@@ -1,7 +1,7 @@
 //! Whoever waits for a lock of ours is told for which, and so is who looks after the server.
 
 use anyhow::{Context, Result, ensure};
-use counterx_cluster_tests::{DEADLINE, shared};
+use counterx_cluster_tests::{DEADLINE, create_bare_database, shared};
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
@@ -17,12 +17,9 @@ fn cluster() -> &'static Cluster {
 }
 
 fn database(name: &str) -> Result<Client> {
-    cluster()
-        .connect()?
-        .batch_execute(&format!("CREATE DATABASE {name}"))?;
-    let mut client = cluster().connect_db(name)?;
+    let mut client = create_bare_database(cluster(), name)?;
     client.batch_execute(
-        "CREATE EXTENSION counterx; SELECT counter_incr('a'), counter_incr('b'); \
+        "SELECT counter_incr('a'), counter_incr('b'); \
          SELECT counter_type_create('stock', min => 0); SELECT counter_incr('stock:x', 5)",
     )?;
     Ok(client)
