@@ -232,9 +232,15 @@ pub fn wait(pause: Duration) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();
-    // SAFETY: flags that signal handlers set; the reload runs outside of any transaction.
+    // SAFETY: a flag that a signal handler sets.
+    unsafe { pg_sys::QueryCancelPending = 0 };
+    reload_if_asked();
+}
+
+/// Reads the configuration again if the postmaster has said so. Outside of any transaction.
+fn reload_if_asked() {
+    // SAFETY: a flag that a signal handler sets; the caller is in no transaction.
     unsafe {
-        pg_sys::QueryCancelPending = 0;
         if pg_sys::ConfigReloadPending != 0 {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
@@ -260,6 +266,8 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
     own_settings();
+    // Before it waits for anything: from now on it notices that they were changed.
+    let known = transaction(c"reading settings", || database_settings(database));
     if !take_mark() {
         return;
     }
@@ -273,7 +281,7 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     }
     failpoint!("worker.ready");
     IN_WORKER.set(true);
-    let mut worker = Worker::new(database, purpose);
+    let mut worker = Worker::new(database, purpose, known.unwrap_or_default());
     if purpose == Purpose::Visit {
         set_working(database, true);
         worker.look_in();
@@ -500,7 +508,8 @@ struct Worker {
     memories: [LaneMemory; LANES],
     /// Why all lanes are left alone, as the log has it.
     refused: Option<String>,
-    database_settings: Option<Option<i64>>,
+    /// Those that its session began with.
+    database_settings: Option<i64>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
     tokens: LaneClock,
@@ -546,6 +555,15 @@ struct Left {
     pending: bool,
     /// There is a log to be truncated later.
     inactive: bool,
+    /// The settings of the database were changed: those that this session has do not count.
+    new_settings: bool,
+}
+
+impl Left {
+    /// Is there something that a worker would fold?
+    fn is_work(self) -> bool {
+        self.pending && (settings::compaction() || self.new_settings)
+    }
 }
 
 /// What a worker found when it looked around.
@@ -559,7 +577,7 @@ enum Outlook {
 }
 
 impl Worker {
-    fn new(database: pg_sys::Oid, purpose: Purpose) -> Self {
+    fn new(database: pg_sys::Oid, purpose: Purpose, database_settings: Option<i64>) -> Self {
         Self {
             database,
             purpose,
@@ -575,7 +593,7 @@ impl Worker {
             counts: Default::default(),
             memories: Default::default(),
             refused: None,
-            database_settings: None,
+            database_settings,
             glances: LaneClock::default(),
             tokens: LaneClock::default(),
             looked_for_tokens: false,
@@ -718,7 +736,7 @@ impl Worker {
         self.give_up();
         failpoint!("worker.given_up");
         let left = self.left();
-        if settings::compaction() && left.pending {
+        if left.is_work() {
             launcher::request_always(self.database);
         }
         self.visit_later(left);
@@ -732,10 +750,17 @@ impl Worker {
             return true;
         }
         // What was committed since the last folds would have to wait for the next commit.
-        if !self.last_round && settings::compaction() && self.left().pending {
-            self.last_round = true;
-            self.turn = Turn::default();
-            return false;
+        if !self.last_round {
+            let left = self.left();
+            if left.new_settings {
+                self.start_anew();
+                return true;
+            }
+            if left.is_work() {
+                self.last_round = true;
+                self.turn = Turn::default();
+                return false;
+            }
         }
         if !turns::try_hand_over() {
             return false;
@@ -759,6 +784,10 @@ impl Worker {
     /// A new session has to be started to get new settings.
     fn start_anew(&self) {
         self.give_up();
+        self.start_successor();
+    }
+
+    fn start_successor(&self) {
         if launcher::is_loaded() {
             launcher::request_always(self.database);
         } else {
@@ -798,9 +827,15 @@ impl Worker {
         }
     }
 
+    /// Whoever has changed a setting and counted then may have relied on this worker, which does not
+    /// know the setting yet.
     fn left(&self) -> Left {
+        reload_if_asked();
         let left = transaction(c"looking for pending deltas", || {
-            let mut left = Left::default();
+            let mut left = Left {
+                new_settings: self.has_new_settings(),
+                ..Left::default()
+            };
             for lane in 0..LANES {
                 if let Ok(rels) = catalog::try_lane(lane) {
                     left.pending |= fold::has_pending(lane, &rels);
@@ -812,8 +847,12 @@ impl Worker {
         // Who cannot look goes on, and looks again.
         left.unwrap_or(Left {
             pending: true,
-            inactive: false,
+            ..Left::default()
         })
+    }
+
+    fn has_new_settings(&self) -> bool {
+        database_settings(self.database) != self.database_settings
     }
 
     fn look(&mut self) -> Outlook {
@@ -834,9 +873,8 @@ impl Worker {
                 return Outlook::Unusable;
             }
         };
-        if self.database_settings.is_none() || self.glances.due(self.now(), GLANCE_EVERY) {
-            let settings_now = database_settings(self.database);
-            if *self.database_settings.get_or_insert(settings_now) != settings_now {
+        if self.glances.due(self.now(), GLANCE_EVERY) {
+            if self.has_new_settings() {
                 return Outlook::NewSettings;
             }
             self.glances.succeeded(self.now());
@@ -983,7 +1021,11 @@ impl Worker {
         self.give_up();
         failpoint!("worker.given_up");
         let left = self.left();
-        if !settings::compaction() || !left.pending || !take_mark() {
+        if left.new_settings && left.is_work() {
+            self.start_successor();
+            return true;
+        }
+        if !left.is_work() || !take_mark() {
             self.visit_later(left);
             return true;
         }

@@ -204,6 +204,52 @@ fn a_few_databases_keep_their_workers() -> Result<()> {
     Ok(())
 }
 
+/// A worker that is paused by a setting of its database makes room before it has seen that the setting
+/// has changed. Who has counted since then has relied on it.
+fn setting_changes_as_the_turn_ends(name: &str, preload: bool) -> Result<()> {
+    let cluster = small_server(name)
+        .preload(preload)
+        .conf("counterx.max_workers", "1")
+        .conf("counterx.compaction_interval", "20ms")
+        .conf("counterx.worker_idle_timeout", "1h")
+        .start()?;
+    let mut other = create_database(&cluster, "other")?;
+    let mut client = create_database(&cluster, "paused")?;
+    for round in 0..2 {
+        client.batch_execute("ALTER DATABASE paused SET counterx.compaction = off")?;
+        poll_until("the worker to pause", DEADLINE, || {
+            client.batch_execute("SELECT bump('x', 1)")?;
+            let sql = "SELECT state = 'paused' FROM counterx.workers";
+            Ok(client.query_one(sql, &[])?.get(0))
+        })?;
+        // All before the worker looks at the settings again, but for one time in ten.
+        client.batch_execute("ALTER DATABASE paused RESET counterx.compaction")?;
+        client.batch_execute("SELECT bump('x', 1)")?;
+        if preload {
+            other.batch_execute("SELECT bump('x', 1)")?;
+        } else {
+            // Without a launcher, those that count find a free turn, or wait for one.
+            poll_until("the worker to make room", DEADLINE, || {
+                other.batch_execute("SELECT bump('x', 1)")?;
+                Ok(count_workers(&mut other, Some("other"))? > 0)
+            })?;
+        }
+        settle(&mut client).with_context(|| format!("round {round}"))?;
+        check(&mut client)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_database_is_folded_whose_setting_changes_as_the_turn_ends() -> Result<()> {
+    setting_changes_as_the_turn_ends("changes", true)
+}
+
+#[test]
+fn a_database_is_folded_whose_setting_changes_as_the_turn_ends_without_preload() -> Result<()> {
+    setting_changes_as_the_turn_ends("changesnopreload", false)
+}
+
 #[test]
 fn a_server_without_free_slots_says_so_once() -> Result<()> {
     // The launcher takes one, logical replication's the other.

@@ -38,7 +38,10 @@ pub(super) fn run(options: &Options, report: &mut PartReport) {
 
 fn subscribe(options: &Options, report: &mut PartReport) -> Result<()> {
     let publisher = folding("publisher").conf("wal_level", "logical").start()?;
-    let subscriber = folding("subscriber").start()?;
+    // Of each table that has just been copied, the server keeps an origin for a moment.
+    let subscriber = folding("subscriber")
+        .conf("max_replication_slots", "64")
+        .start()?;
     let mut there = create_database(&publisher, DB)?;
     prepare_mixed(&mut there)?;
     let mut here = create_database(&subscriber, DB)?;

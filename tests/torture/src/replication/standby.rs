@@ -279,8 +279,9 @@ fn old_snapshot(
         "SELECT bump('old', {round} + 1);
          SELECT count(counter_incr('q:{round}:' || n)) FROM generate_series(1, 8000) n"
     ))?;
+    // The database itself may not have arrived yet.
+    catch_up(&pair.primary, &mut pair.standby.connect()?)?;
     let mut other = pair.standby.connect_db("old")?;
-    catch_up(&pair.primary, &mut other)?;
     let mut reader = pair.standby.connect_db("old")?;
     // The session knows the relations: to look them up later may wait for the replay.
     reader.batch_execute("SELECT counter_value('warm')")?;
