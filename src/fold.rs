@@ -18,6 +18,7 @@ use crate::pg::error::{in_server_encoding, log};
 use crate::pg::insert::form_row;
 use crate::pg::memory::{MemoryArena, MemoryScope, MemorySwitch};
 use crate::pg::number;
+use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
@@ -27,7 +28,7 @@ use crate::read::{self, column};
 use crate::shape::{self, Refusal};
 use crate::totals;
 use crate::worker;
-use counterx_core::gate::{Gate, Side, gen_of};
+use counterx_core::gate::{Gate, Origin, Side};
 use counterx_core::lane::NameHash;
 use counterx_core::schedule::Folded;
 use counterx_core::tally::Tally;
@@ -156,7 +157,8 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let mut totals = Totals::open(&shared, gen_of(through));
+    let origin = origin(lane, &shared);
+    let mut totals = Totals::open(&shared, origin.gen_of(through));
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
     for side in Side::BOTH {
         deltas += fold_log(lease.rels(), side, (folded, through), &latest, &mut totals);
@@ -165,6 +167,7 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
     drop(totals);
     failpoint!("fold.totals_written");
     save_state(lane, &shared, |state| {
+        state.origin = origin;
         state.folded_epoch = state.folded_epoch.max(through);
         state.folds += 1;
         state.deltas_folded += deltas;
@@ -421,8 +424,8 @@ unsafe fn write_row<const N: usize>(
 }
 
 /// A row of `state`.
-#[derive(Default)]
 struct State {
+    origin: Origin,
     folded_epoch: i64,
     folds: i64,
     deltas_folded: i64,
@@ -431,6 +434,17 @@ struct State {
     /// A text.
     last_error: Option<pg_sys::Datum>,
     last_error_at: Option<i64>,
+}
+
+/// The one that the lane's rows have, or a new one for those that come.
+fn origin(lane: usize, shared: &SharedRels) -> Origin {
+    let table = read::open(shared.state);
+    let index = read::index_of(&table, &column::state::KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    scan.next(Direction::Backward)
+        .map_or_else(|| State::first().origin, |row| State::read(&row).origin)
 }
 
 fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State)) {
@@ -442,13 +456,13 @@ fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State))
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);
     let old = scan.next(Direction::Backward);
-    let mut state = old.as_ref().map(State::read).unwrap_or_default();
+    let mut state = old.as_ref().map_or_else(State::first, State::read);
     change(&mut state);
     let old_gen = old.as_ref().map_or(0, |row| row.int8(column::state::GEN));
     let tid = old.map(|row| row.tid());
     let values = [
         Some((lane as i32).into()),
-        Some(gen_of(state.folded_epoch).max(old_gen).into()),
+        Some(state.origin.gen_of(state.folded_epoch).max(old_gen).into()),
         Some(state.folded_epoch.into()),
         Some(state.folds.into()),
         Some(state.deltas_folded.into()),
@@ -466,9 +480,24 @@ fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State))
 }
 
 impl State {
+    /// Of a lane that was never folded.
+    fn first() -> Self {
+        Self {
+            origin: Origin::of_random(ports::random()),
+            folded_epoch: 0,
+            folds: 0,
+            deltas_folded: 0,
+            last_fold_at: None,
+            last_fold_us: None,
+            last_error: None,
+            last_error_at: None,
+        }
+    }
+
     fn read(row: &Row) -> Self {
         let number = |column| row.get(column).map(|datum| datum.value() as i64);
         Self {
+            origin: Origin::of_gen(row.int8(column::state::GEN)),
             folded_epoch: row.int8(column::state::FOLDED_EPOCH),
             folds: row.int8(4),
             deltas_folded: row.int8(5),
@@ -513,7 +542,7 @@ pub fn status(lane: usize) -> Option<Status> {
     if row.is_none() && unnoted.is_none() {
         return None;
     }
-    let mut state = row.as_ref().map(State::read).unwrap_or_default();
+    let mut state = row.as_ref().map_or_else(State::first, State::read);
     if let Some(refusal) = unnoted {
         let message = refusal.message();
         state.last_error = Some(text_datum(in_server_encoding(&message).as_bytes()));

@@ -41,6 +41,12 @@ unsafe extern "C-unwind" {
     fn RecoveryInProgress() -> bool;
 }
 
+/// Random bits, not for secrets.
+pub fn random() -> u64 {
+    // SAFETY: the generator is the process's own, and seeded when it starts.
+    unsafe { pg_sys::pg_prng_uint64(&raw mut pg_sys::pg_global_prng_state) }
+}
+
 /// The nesting level of the current transaction: 1 outside of any subtransaction.
 pub fn xact_nest_level() -> u32 {
     // SAFETY: reads a static of xact.c; it cannot raise an error.

@@ -66,9 +66,30 @@ impl Gate {
 /// `gen`. Dead versions that an old snapshot keeps are left behind under the lower ones.
 pub const EPOCHS_PER_GEN: i64 = 64;
 
-/// The `gen` of a row that is written in this epoch.
-pub fn gen_of(epoch: i64) -> i64 {
-    epoch / EPOCHS_PER_GEN
+/// Below the number of the installation, a `gen` has so many bits for its steps: enough for folds without
+/// a pause in some thousand years.
+const STEP_BITS: u32 = 40;
+
+/// What all `gen` of a lane begin with: a number of its own, drawn before the first fold. Rows that
+/// logical replication brings from another server have another one, so they are never found to be ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin(i64);
+
+impl Origin {
+    /// Of 64 random bits.
+    pub fn of_random(bits: u64) -> Self {
+        Self((bits >> (STEP_BITS + 1)) as i64)
+    }
+
+    /// The one that this `gen` begins with.
+    pub fn of_gen(generation: i64) -> Self {
+        Self(generation >> STEP_BITS)
+    }
+
+    /// The `gen` of a row that is written in this epoch.
+    pub fn gen_of(self, epoch: i64) -> i64 {
+        (self.0 << STEP_BITS) + epoch / EPOCHS_PER_GEN
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +104,24 @@ mod tests {
         }
 
         #[test]
+        fn a_gen_knows_its_origin_and_grows_with_epochs(
+            bits: u64,
+            epoch in 0..EPOCHS_PER_GEN << STEP_BITS,
+            other: u64,
+        ) {
+            let origin = Origin::of_random(bits);
+            let generation = origin.gen_of(epoch);
+            prop_assert!(generation >= 0);
+            prop_assert_eq!(Origin::of_gen(generation), origin);
+            let later = origin.gen_of((epoch / 2).max(epoch - 1));
+            prop_assert!(later <= generation);
+            prop_assert_eq!(origin.gen_of(0) + epoch / EPOCHS_PER_GEN, generation);
+            if Origin::of_random(other) != origin {
+                prop_assert_ne!(Origin::of_random(other).gen_of(epoch), generation);
+            }
+        }
+
+        #[test]
         fn next_epoch_is_one_higher_and_value_grows(value in 2i64..i64::MAX / 4, switch: bool) {
             let gate = Gate::decode(value);
             let next = gate.next(switch);
@@ -90,6 +129,12 @@ mod tests {
             prop_assert_eq!(next.side == gate.side, !switch);
             prop_assert!(next.encode() > gate.encode());
         }
+    }
+
+    #[test]
+    fn an_origin_has_many_values() {
+        assert_eq!(Origin::of_random(u64::MAX).0, (1 << 23) - 1);
+        assert_eq!(Origin::of_random(0).gen_of(129), 2);
     }
 
     #[test]
