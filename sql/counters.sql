@@ -1,4 +1,4 @@
--- The view that lists counters. Behind it is a foreign table of our own wrapper (src/fdw.rs), so
+-- The view that lists counters. Behind it is a foreign table of our own wrapper (src/query/fdw/mod.rs), so
 -- that conditions on the name become look-ups. The view is what users may read; nobody may use
 -- the wrapper or the server for tables of their own.
 

@@ -1,5 +1,5 @@
--- The engine's own relations. src/catalog.rs finds them by name, src/flush.rs, src/read.rs,
--- src/fold.rs and src/token.rs know their columns by number, and src/shape.rs checks them: a change here
+-- The engine's own relations. src/store/catalog.rs finds them by name,
+-- src/store/columns.rs has their columns by number, and src/store/shape.rs checks them: a change here
 -- is a change there.
 --
 -- The gates come first, after the view: see sql/schema.sql.

@@ -3,14 +3,14 @@
 
 #[pgrx::pg_schema]
 mod tests {
-    use crate::listing::Wanted;
+    use crate::query::listing::Wanted;
     use counterx_core::lane::MAX_NAME_BYTES;
     use counterx_core::names::NameRange;
     use pgrx::prelude::*;
 
     /// Nothing in a test commits, so that totals are written by hand.
     fn write_tables(sql: &str) -> Result<(), pgrx::spi::SpiError> {
-        let _at_work = crate::ours::AtWork::begin();
+        let _at_work = crate::store::ours::AtWork::begin();
         Spi::run(sql)
     }
 
@@ -410,7 +410,7 @@ mod tests {
              SELECT count(counter_incr('early:' || i % 1000 || repeat('.', 180), i)) FROM generate_series(1, 3000) i",
         )
         .unwrap();
-        assert!(crate::xact::has_flushed_early());
+        assert!(crate::transaction::pending::has_flushed_early());
         let sum = 3000 * 3001 / 2;
         assert_eq!(
             rows(

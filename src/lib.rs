@@ -2,27 +2,22 @@
 //!
 //! Where to find what:
 //!
-//! | module | what it does |
-//! |---|---|
-//! | [`api`] | the SQL functions |
-//! | [`xact`], [`notes`] | the running transaction's increments and its callbacks; what else it remembers |
-//! | [`flush`] | from memory to the logs, at commit |
-//! | [`read`], [`totals`] | the exact value for a snapshot |
-//! | [`paging`], [`ranking`], [`value_index`] | many counters at once, by name and by value |
-//! | [`listing`], [`fdw`] | the view `counters` |
-//! | [`lease`] | gates: epochs, who may still write, who may fold |
-//! | [`token`] | what makes an increment happen once |
-//! | [`types`], [`escrow`], [`holds`] | bounded counters: their bounds, what is reserved, what is set aside |
-//! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
-//! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
-//! | [`worker`], [`launcher`] | the background processes |
-//! | [`mend`] | what restores leave behind |
-//! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
-//! | [`catalog`] | where our relations are |
-//! | [`shape`] | what others have done to them by DDL |
-//! | [`settings`] | settings |
-//! | [`failpoint`] | where tests make a process crash, in debug builds |
-//! | [`pg`] | wrappers of the server's own resources |
+//! | floor | folder | what lives there |
+//! |---|---|---|
+//! | 6 | [`api`] | the SQL functions, and the trigger functions |
+//! | 6 | [`process`] | the background processes: worker, launcher, what they share |
+//! | 5 | [`write`](mod@write) | from a call to the log: the map of a transaction, its callbacks, flush, tokens |
+//! | 4 | [`fold`] | from the logs to the totals; getting space back |
+//! | 4 | [`query`] | many counters at once, by name and by value; the view `counters` |
+//! | 4 | [`bounds`] | bounded counters: types, what is reserved, what is set aside |
+//! | 3 | [`read`], [`settings`] | the exact value for a snapshot; the settings |
+//! | 2 | [`store`] | what is on disk: tables, gates, totals, states |
+//! | 2 | [`transaction`] | what the running transaction remembers |
+//! | 2 | [`failpoint`] | where tests make a process crash, in debug builds |
+//! | 1 | [`pg`] | all contact with the server |
+//!
+//! A folder imports what lies below it and nothing else, and no two files import each other: the tests of
+//! `crates/floors` hold that.
 //!
 //! Pure logic lives in the crate `counterx-core`; SQL objects are in `sql/`.
 
@@ -32,34 +27,16 @@ use pgrx::prelude::*;
 mod failpoint;
 
 mod api;
-mod catalog;
-mod compaction;
-mod escrow;
-mod fdw;
-mod flush;
+mod bounds;
 mod fold;
-mod holds;
-mod launcher;
-mod lease;
-mod listing;
-mod mend;
-mod notes;
-mod ours;
-mod paging;
 mod pg;
-mod ranking;
+mod process;
+mod query;
 mod read;
-mod restored;
-mod rotation;
 mod settings;
-mod shape;
-mod token;
-mod totals;
-mod triggers;
-mod types;
-mod value_index;
-mod worker;
-mod xact;
+mod store;
+mod transaction;
+mod write;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -81,13 +58,26 @@ extension_sql_file!("../sql/views.sql", name = "views", finalize);
 pub extern "C-unwind" fn _PG_init() {
     without_backtraces();
     settings::define();
-    xact::register_callbacks();
-    catalog::register_callbacks();
+    tell_floors_below();
+    write::callbacks::register();
     // SAFETY: a plain read of a variable of the server's.
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
-        launcher::register();
-        escrow::register();
+        process::directory::register();
+        process::launcher::register();
+        bounds::accounts::register();
     }
+}
+
+/// What a floor has to hear from above, it offers a place for.
+fn tell_floors_below() {
+    use bounds::{reservations, types};
+    store::catalog::register_callbacks(types::relation_changed);
+    read::outrun::register(read::outrun::Bounded {
+        changed_since: reservations::changed_since,
+        was_changed_since: reservations::was_changed_since,
+        is_out_of_bounds: types::is_out_of_bounds,
+    });
+    write::writing::register(process::start::request);
 }
 
 /// The bindings put a backtrace of theirs into each error's DETAIL where the server's environment has

@@ -49,7 +49,7 @@ mod tests {
     #[pg_test]
     fn ranks_are_those_of_all_counters_sorted() {
         {
-            let _at_work = crate::ours::AtWork::begin();
+            let _at_work = crate::store::ours::AtWork::begin();
             Spi::run(TOTALS).unwrap();
         }
         check_all("no value index");
@@ -65,7 +65,7 @@ mod tests {
     #[pg_test]
     fn ranks_are_right_when_every_other_counter_has_moved_a_little() {
         {
-            let _at_work = crate::ours::AtWork::begin();
+            let _at_work = crate::store::ours::AtWork::begin();
             Spi::run(TOTALS).unwrap();
         }
         Spi::run("SELECT counterx.create_value_index()").unwrap();

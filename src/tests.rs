@@ -5,13 +5,14 @@
 
 #[pgrx::pg_schema]
 mod tests {
-    use crate::catalog;
-    use crate::lease;
+    use crate::bounds::types;
     use crate::pg::number;
     use crate::pg::varlena::NameText;
-    use crate::read;
-    use crate::types;
-    use crate::xact;
+    use crate::read::reader;
+    use crate::store::catalog;
+    use crate::store::gate;
+    use crate::store::tables;
+    use crate::transaction::pending;
     use counterx_core::lane::{LANES, MAX_NAME_BYTES, NameHash};
     use pgrx::prelude::*;
     use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ mod tests {
     /// What the running transaction holds in memory.
     fn pending() -> BTreeMap<String, i64> {
         let mut pending = BTreeMap::new();
-        xact::for_each_pending(|name, tally| {
+        pending::for_each_pending(|name, tally| {
             let delta = i64::try_from(tally.value).unwrap();
             pending.insert(String::from_utf8_lossy(name).into_owned(), delta);
         });
@@ -27,7 +28,7 @@ mod tests {
     }
 
     fn pending_of(name: &str) -> Option<i64> {
-        let tally = xact::pending_tally(NameHash::of(name.as_bytes()), name.as_bytes())?;
+        let tally = pending::pending_tally(NameHash::of(name.as_bytes()), name.as_bytes())?;
         i64::try_from(tally.value).ok()
     }
 
@@ -68,7 +69,7 @@ mod tests {
             pending(),
             expected.map(|(name, sum)| (name.to_owned(), sum)).into()
         );
-        assert!(!xact::has_flushed_early());
+        assert!(!pending::has_flushed_early());
     }
 
     #[pg_test]
@@ -106,10 +107,10 @@ mod tests {
         .unwrap();
         for name in ["zero", "back"] {
             assert_eq!(pending_of(name), Some(0));
-            let tally = read::tally(name.as_bytes());
+            let tally = reader::tally(name.as_bytes());
             assert!(tally.exists() && tally.value == 0);
         }
-        assert!(!read::tally(b"unknown").exists());
+        assert!(!reader::tally(b"unknown").exists());
         assert_eq!(value_of("unknown"), Some(0));
     }
 
@@ -117,10 +118,10 @@ mod tests {
     #[pg_test]
     fn rows_lie_in_the_lane_of_their_name() {
         Spi::run(FLUSH_EARLY).unwrap();
-        assert!(xact::has_flushed_early());
+        assert!(pending::has_flushed_early());
         let mut rows = 0;
         for lane in 0..LANES {
-            let epoch = lease::read_gate(&read::open(catalog::lane(lane).gate)).epoch;
+            let epoch = gate::read_gate(&tables::open(catalog::lane(lane).gate)).epoch;
             Spi::connect(|client| {
                 let table = client
                     .select(

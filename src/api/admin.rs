@@ -1,28 +1,31 @@
 //! Functions of the schema `counterx`, for operators.
 
-use super::args::{NameOut, Text};
+use super::args::NameOut;
+use super::args::Text;
 use super::drop_all;
-use crate::compaction::{self, Due};
-use crate::fold;
-use crate::holds;
+use crate::bounds::holds;
+use crate::fold::compaction::{self, Due};
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
-use crate::read;
-use crate::token::{self, Batch};
-use crate::value_index;
-use crate::xact;
+use crate::query::value_index;
+use crate::read::lane;
+use crate::store::expired::Batch;
+use crate::store::state;
+use crate::transaction::pending;
+use crate::write::change;
+use crate::write::token;
 use counterx_core::lane::{LANES, NameHash};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 /// Raises an error where folds cannot be made.
 pub fn check_may_fold(function: &'static core::ffi::CStr) {
-    xact::check_may_write(function);
+    change::check_may_write(function);
     check_not_one_snapshot(
         function,
         "Run it in a READ COMMITTED transaction: it needs newer snapshots than the first one.",
     );
-    if xact::has_flushed_early() {
+    if pending::has_flushed_early() {
         refuse(
             function,
             "transaction that has already written increments",
@@ -97,7 +100,7 @@ pub mod counterx {
         TableIterator::new(
             (0..LANES)
                 .map(|lane| {
-                    let status = read::lane_status(lane);
+                    let status = lane::lane_status(lane);
                     (
                         lane as i32,
                         status.epoch,
@@ -131,7 +134,7 @@ pub mod counterx {
         TableIterator::new(
             (0..LANES)
                 .filter_map(|lane| {
-                    let status = fold::status(lane)?;
+                    let status = state::status(lane)?;
                     Some((
                         lane as i32,
                         status.folds,
@@ -151,7 +154,7 @@ pub mod counterx {
     #[search_path(pg_catalog, pg_temp)]
     fn drop_all_counters() -> i64 {
         let function = c"counterx.drop_all_counters()";
-        xact::check_may_write(function);
+        change::check_may_write(function);
         // `DELETE` and `UPDATE` of tokens, holds and types go by it, and would leave what it does not show.
         check_not_one_snapshot(
             function,
@@ -170,7 +173,7 @@ pub mod counterx {
     #[pg_extern(volatile, parallel_unsafe, security_definer)]
     #[search_path(pg_catalog, pg_temp)]
     fn create_value_index() -> bool {
-        xact::check_may_write(c"counterx.create_value_index()");
+        change::check_may_write(c"counterx.create_value_index()");
         value_index::create()
     }
 
@@ -178,7 +181,7 @@ pub mod counterx {
     #[pg_extern(volatile, parallel_unsafe, security_definer)]
     #[search_path(pg_catalog, pg_temp)]
     fn drop_value_index() -> bool {
-        xact::check_may_write(c"counterx.drop_value_index()");
+        change::check_may_write(c"counterx.drop_value_index()");
         value_index::remove()
     }
 }

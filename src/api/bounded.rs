@@ -1,26 +1,27 @@
 //! Increments of bounded counters that may be refused.
 
-use super::args::{self, Text};
-use crate::escrow;
-use crate::types;
-use crate::xact;
+use super::args;
+use super::args::Text;
+use crate::bounds::escrow;
+use crate::bounds::types;
+use crate::write::change;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_try_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
-    xact::check_may_write(c"counter_try_incr()");
-    xact::try_add(args::name(name), args::delta(delta)).is_ok()
+    change::check_may_write(c"counter_try_incr()");
+    change::try_add(args::name(name), args::delta(delta)).is_ok()
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_take_up_to(name: Option<Text>, n: Option<i64>) -> i64 {
-    xact::check_may_write(c"counter_take_up_to()");
+    change::check_may_write(c"counter_take_up_to()");
     let (name, n) = (args::name(name), args::required("amount", n));
     args::not_negative("amount", n);
     // What is certain now may be gone in a moment; but each time, somebody gets something.
     let mut wanted = reasonable(name, n);
     while wanted > 0 {
-        match xact::try_add(name, -wanted) {
+        match change::try_add(name, -wanted) {
             Ok(()) => break,
             Err(shortage) => wanted = shortage.available.unwrap_or(0).min(wanted - 1),
         }

@@ -4,9 +4,10 @@
 //! a standby, answer it from a cache, or refuse its result. A CALL has no result and is in no query, so it
 //! is evaluated once each time that it is sent.
 
-use super::args::{self, Text};
+use super::args;
+use super::args::Text;
 use crate::pg::snapshot;
-use crate::xact;
+use crate::write::change;
 use pgrx::prelude::*;
 
 #[pg_extern(sql = "
@@ -15,9 +16,9 @@ CREATE PROCEDURE counter_add(name text, delta bigint DEFAULT 1)
     AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 ")]
 fn counter_add(name: Option<Text>, delta: Option<i64>) {
-    xact::check_may_write(c"counter_add()");
+    change::check_may_write(c"counter_add()");
     // The server may have none set here, as a procedure could end the transaction. Bounded counters are
     // compared with it in SERIALIZABLE.
     let _snapshot = snapshot::active_or_transactions();
-    xact::add(args::name(name), args::delta(delta));
+    change::add(args::name(name), args::delta(delta));
 }

@@ -13,15 +13,18 @@
 //! is made by as many deltas as it takes, each written before the next one: at most as many as have
 //! made the value.
 
-use super::args::{self, Text};
-use crate::lease;
-use crate::notes;
+use super::args;
+use super::args::Text;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
 use crate::pg::ports;
 use crate::pg::snapshot::{self, LatestSnapshot};
-use crate::read;
-use crate::xact;
+use crate::read::reader;
+use crate::store::gate;
+use crate::transaction::notes;
+use crate::transaction::pending;
+use crate::write::change;
+use crate::write::writing;
 use counterx_core::lane::NameHash;
 use counterx_core::tally::Tally;
 use pgrx::PgSqlErrorCode;
@@ -36,16 +39,16 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
-        lease::enter_to_change();
+        gate::enter_to_change();
         NameLock::take(name);
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
-            .map(|snapshot| read::written_at(name, snapshot));
+            .map(|snapshot| reader::written_at(name, snapshot));
         if seen.is_none() {
             notes::note_change_by_value(name);
         }
         let latest = LatestSnapshot::take();
-        let written = read::written_at(name, latest.as_ptr());
+        let written = reader::written_at(name, latest.as_ptr());
         if seen.is_some_and(|seen| seen != written) {
             raise(
                 report(
@@ -77,7 +80,7 @@ impl<'a> Held<'a> {
     }
 
     fn own(&self) -> Option<Tally> {
-        xact::pending_tally(NameHash::of(self.name), self.name)
+        pending::pending_tally(NameHash::of(self.name), self.name)
     }
 
     /// Returns the old value; None for one that does not fit.
@@ -93,7 +96,7 @@ impl<'a> Held<'a> {
     fn add(&mut self, change: i128) {
         let own = self.own().unwrap_or_default();
         match (i64::try_from(change), i64::try_from(own.value + change)) {
-            (Ok(delta), Ok(_)) => xact::add(self.name, delta),
+            (Ok(delta), Ok(_)) => change::add(self.name, delta),
             _ => self.add_in_parts(change),
         }
     }
@@ -107,7 +110,7 @@ impl<'a> Held<'a> {
                 true => -i64::MAX,
                 false => i64::MAX,
             });
-            xact::add(self.name, part);
+            change::add(self.name, part);
             if self.own().is_none() {
                 // In the last moments of a transaction all is written at once.
                 self.written += Tally::of(part, 1);
@@ -120,7 +123,7 @@ impl<'a> Held<'a> {
     /// Writes what is pending, and makes it part of what is known to be written.
     fn write_pending(&mut self) {
         let own = self.own().unwrap_or_default();
-        xact::write_early();
+        writing::write_early();
         self.written += own;
     }
 
@@ -129,7 +132,7 @@ impl<'a> Held<'a> {
         if i64::try_from(-self.written.value).is_err() {
             self.add_in_parts(-self.tally().value);
         }
-        xact::drop_counter(self.name, self.written);
+        change::drop_counter(self.name, self.written);
     }
 
     fn must_exist(&self) {
@@ -159,7 +162,7 @@ fn must_differ(a: &[u8], b: &[u8], what: &str) {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_set(name: Option<Text>, value: Option<i64>) -> Option<i64> {
-    xact::check_may_write(c"counter_set()");
+    change::check_may_write(c"counter_set()");
     let name = args::name(name);
     let value = args::required("counter value", value);
     Held::lock(name).set(value)
@@ -167,7 +170,7 @@ fn counter_set(name: Option<Text>, value: Option<i64>) -> Option<i64> {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_reset(name: Option<Text>) -> Option<i64> {
-    xact::check_may_write(c"counter_reset()");
+    change::check_may_write(c"counter_reset()");
     let mut held = Held::lock(args::name(name));
     // A counter that does not exist is not made to.
     if held.tally().exists() {
@@ -179,7 +182,7 @@ fn counter_reset(name: Option<Text>) -> Option<i64> {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_drop(name: Option<Text>) -> bool {
-    xact::check_may_write(c"counter_drop()");
+    change::check_may_write(c"counter_drop()");
     let mut held = Held::lock(args::name(name));
     let existed = held.tally().exists();
     if existed {
@@ -190,7 +193,7 @@ fn counter_drop(name: Option<Text>) -> bool {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 400)]
 fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
-    xact::check_may_write(c"counter_rename()");
+    change::check_may_write(c"counter_rename()");
     let (old, new) = (args::name(old_name), args::name(new_name));
     must_differ(old, new, "rename a counter to");
     let (mut old, mut new) = Held::lock_both(old, new);
@@ -210,7 +213,7 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 400)]
 fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) -> bool {
-    xact::check_may_write(c"counter_merge()");
+    change::check_may_write(c"counter_merge()");
     let (into, from) = (args::name(into_name), args::name(from_name));
     must_differ(into, from, "merge a counter into");
     let (mut into, mut from) = Held::lock_both(into, from);

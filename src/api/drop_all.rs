@@ -13,10 +13,12 @@
 //! one. They go without asking: whoever has gone by what was before is told to retry, by a new generation
 //! of all types with bounds, as when a bound is tightened.
 
-use super::types::{Looker, lock_types, new_generation, run};
-use crate::catalog::{self, Unusable};
-use crate::escrow;
-use crate::notes;
+use super::types::Looker;
+use super::types::lock_types;
+use super::types::new_generation;
+use super::types::run;
+use crate::bounds::reservations;
+use crate::bounds::types;
 use crate::pg::error::{raise, report};
 use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{
@@ -24,10 +26,12 @@ use crate::pg::relation::{
 };
 use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
-use crate::read::{Lanes, Reader};
-use crate::totals::{self, Order};
-use crate::types;
-use crate::xact;
+use crate::read::reader::{Lanes, Reader};
+use crate::store::catalog::{self, Unusable};
+use crate::store::totals::{self, Order};
+use crate::transaction::notes;
+use crate::write::change;
+use crate::write::writing;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
@@ -39,7 +43,7 @@ use std::ops::ControlFlow;
 /// # Errors
 /// Raises 25001 after changes of bounded counters. The caller has refused transactions of one snapshot.
 pub fn drop_all() -> i64 {
-    if escrow::has_reservations() {
+    if reservations::has_reservations() {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
@@ -50,7 +54,7 @@ pub fn drop_all() -> i64 {
     }
     lock_all();
     // So that all there is can be seen.
-    xact::write_early();
+    writing::write_early();
     let latest = LatestSnapshot::take();
     let counters = existing(latest.as_ptr());
     for (name, tally) in &counters {
@@ -59,7 +63,7 @@ pub fn drop_all() -> i64 {
         drop_one(name, *tally);
     }
     // Before the generations change: these rows are nobody's who has to retry.
-    xact::write_early();
+    writing::write_early();
     drop(latest);
     delete_rows();
     types::bounded_counters_are_gone();
@@ -123,11 +127,11 @@ fn drop_one(name: &[u8], mut written: Tally) {
             true => -i64::MAX,
             false => i64::MAX,
         };
-        xact::add_reserved(name, part);
-        xact::write_early();
+        change::add_reserved(name, part);
+        writing::write_early();
         written += Tally::of(part, 1);
     }
-    xact::drop_unchecked(name, written);
+    change::drop_unchecked(name, written);
 }
 
 fn delete_rows() {

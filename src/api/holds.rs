@@ -1,14 +1,18 @@
 //! Holds.
 
-use super::args::{self, Interval, NameOut, Text};
-use crate::escrow;
-use crate::holds::{self, Hold};
+use super::args;
+use super::args::Interval;
+use super::args::NameOut;
+use super::args::Text;
+use crate::bounds::accounts;
+use crate::bounds::escrow;
+use crate::bounds::holds::{self, Hold};
+use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::snapshot;
-use crate::read;
-use crate::token::{self, Claim, Use};
-use crate::types;
-use crate::xact;
+use crate::read::reader;
+use crate::write::change;
+use crate::write::token::{self, Claim, Use};
 use counterx_core::path::Change;
 use pgrx::PgSqlErrorCode;
 use pgrx::iter::TableIterator;
@@ -21,7 +25,7 @@ fn counter_hold(
     ttl: Option<Interval>,
     token: default!(Option<Text>, "NULL"),
 ) -> i64 {
-    xact::check_may_write(c"counter_hold()");
+    change::check_may_write(c"counter_hold()");
     let (name, amount) = (args::name(name), args::required("amount", amount));
     args::positive("amount", amount);
     let ttl = args::required("ttl", ttl);
@@ -55,9 +59,9 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
         )
     };
     if let Err(shortage) = escrow::request_hold(name, amount, limits) {
-        xact::raise_shortage(name, (-amount).into(), limits.bounds, &shortage)
+        change::raise_shortage(name, (-amount).into(), limits.bounds, &shortage)
     }
-    let now = escrow::clock();
+    let now = accounts::clock();
     let expires_at = end_of(&ttl, now);
     let id = holds::insert(name, amount, now, expires_at);
     // The table is locked from here on, so that the bounds stay as they are until the hold is seen.
@@ -92,7 +96,7 @@ fn too_much(verb: &str, id: i64, hold: &Hold, amount: i64, hint: &str) -> ! {
 }
 
 fn must_not_have_expired(id: i64, hold: &Hold) {
-    if hold.has_expired(escrow::clock()) {
+    if hold.has_expired(accounts::clock()) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -104,7 +108,7 @@ fn must_not_have_expired(id: i64, hold: &Hold) {
 }
 
 /// Reserves the end of a hold and what comes instead, which it keeps room for; and then looks whether
-/// it does: see holds.rs.
+/// it does: see `bounds/holds.rs`.
 fn go_on_from(id: i64, hold: &Hold, instead: Change, amount: i64) {
     let limits = types::limits_of(&hold.name);
     if let Some(limits) = limits {
@@ -127,7 +131,7 @@ fn go_on_from(id: i64, hold: &Hold, instead: Change, amount: i64) {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) -> bool {
-    xact::check_may_write(c"counter_hold_confirm()");
+    change::check_may_write(c"counter_hold_confirm()");
     let id = args::required("id", id);
     let hold = must_lock(id);
     let amount = amount.unwrap_or(hold.amount);
@@ -139,13 +143,13 @@ fn counter_hold_confirm(id: Option<i64>, amount: default!(Option<i64>, "NULL")) 
     go_on_from(id, &hold, Change::delta(-amount), amount);
     holds::remove(&hold);
     failpoint!("hold.deleted");
-    xact::add_reserved(&hold.name, -amount);
+    change::add_reserved(&hold.name, -amount);
     true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_hold_release(id: Option<i64>) -> bool {
-    xact::check_may_write(c"counter_hold_release()");
+    change::check_may_write(c"counter_hold_release()");
     let hold = holds::lock(args::required("id", id));
     if let Some(hold) = &hold {
         release(hold);
@@ -155,7 +159,7 @@ fn counter_hold_release(id: Option<i64>) -> bool {
 
 fn release(hold: &Hold) {
     let limits = types::limits_of(&hold.name);
-    if let (Some(limits), Some(change)) = (limits, hold.given_back(escrow::clock())) {
+    if let (Some(limits), Some(change)) = (limits, hold.given_back(accounts::clock())) {
         escrow::note_release(&hold.name, change, limits.generation);
     }
     holds::remove(hold);
@@ -163,15 +167,15 @@ fn release(hold: &Hold) {
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_hold_extend(id: Option<i64>, ttl: Option<Interval>) -> TimestampWithTimeZone {
-    xact::check_may_write(c"counter_hold_extend()");
+    change::check_may_write(c"counter_hold_extend()");
     let id = args::required("id", id);
     let ttl = args::required("ttl", ttl);
     let hold = must_lock(id);
     must_not_have_expired(id, &hold);
-    let mut expires_at = end_of(&ttl, escrow::clock());
+    let mut expires_at = end_of(&ttl, accounts::clock());
     if expires_at > hold.expires_at {
         go_on_from(id, &hold, Change::hold(hold.amount), hold.amount);
-        expires_at = end_of(&ttl, escrow::clock()).max(expires_at);
+        expires_at = end_of(&ttl, accounts::clock()).max(expires_at);
         replace(&hold, hold.amount, expires_at);
     } else {
         expires_at = hold.expires_at;
@@ -181,7 +185,7 @@ fn counter_hold_extend(id: Option<i64>, ttl: Option<Interval>) -> TimestampWithT
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
 fn counter_hold_reduce(id: Option<i64>, amount: Option<i64>) -> i64 {
-    xact::check_may_write(c"counter_hold_reduce()");
+    change::check_may_write(c"counter_hold_reduce()");
     let id = args::required("id", id);
     let amount = args::required("amount", amount);
     args::positive("amount", amount);
@@ -240,12 +244,12 @@ fn counter_available(
         name!(available, Option<i64>),
     ),
 > {
-    xact::check_not_parallel(c"counter_available()");
+    change::check_not_parallel(c"counter_available()");
     let name = args::name(name);
     let current = snapshot::active_or_latest();
-    let value = read::tally_at(name, current.as_ptr()).value;
+    let value = reader::tally_at(name, current.as_ptr()).value;
     // SAFETY: the snapshot is active as long as `current` lives.
-    let held = unsafe { holds::held(name, escrow::clock(), current.as_ptr()) };
+    let held = unsafe { holds::held(name, accounts::clock(), current.as_ptr()) };
     let limits = types::limits_of(name);
     TableIterator::once((
         NameOut(name.into()),

@@ -3,23 +3,27 @@
 //! Functions that have nothing to say return true: a result of type void is an error in some clients,
 //! raised when the work is done. See docs/design.md.
 
-use super::args::{self, BigintArray, Jsonb, Text, TextArray};
+use super::args;
+use super::args::BigintArray;
+use super::args::Jsonb;
+use super::args::Text;
+use super::args::TextArray;
 use crate::pg::error::{raise, report};
-use crate::read;
-use crate::xact;
+use crate::read::reader;
+use crate::write::change;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 10)]
 fn counter_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
-    xact::check_may_write(c"counter_incr()");
-    xact::add(args::name(name), args::delta(delta));
+    change::check_may_write(c"counter_incr()");
+    change::add(args::name(name), args::delta(delta));
     true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 10)]
 fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
-    xact::check_may_write(c"counter_decr()");
+    change::check_may_write(c"counter_decr()");
     let delta = args::delta(delta).checked_neg().unwrap_or_else(|| {
         raise(
             report(
@@ -29,21 +33,21 @@ fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
             .set_hint("The least delta that can be negated is -9223372036854775807."),
         )
     });
-    xact::add(args::name(name), delta);
+    change::add(args::name(name), delta);
     true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_incr_get(name: Option<Text>, delta: default!(Option<i64>, 1)) -> i64 {
-    xact::check_may_write(c"counter_incr_get()");
+    change::check_may_write(c"counter_incr_get()");
     let name = args::name(name);
-    xact::add(name, args::delta(delta));
-    args::bigint(name, read::tally(name).value)
+    change::add(name, args::delta(delta));
+    args::bigint(name, reader::tally(name).value)
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) -> bool {
-    xact::check_may_write(c"counter_incr_many()");
+    change::check_may_write(c"counter_incr_many()");
     let names = args::names(names);
     let deltas = args::deltas(deltas);
     if names.len() != deltas.len() {
@@ -57,16 +61,16 @@ fn counter_incr_many(names: Option<TextArray>, deltas: Option<BigintArray>) -> b
         );
     }
     for (name, delta) in names.into_iter().zip(deltas) {
-        xact::add(name, delta);
+        change::add(name, delta);
     }
     true
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100, name = "counter_incr_many")]
 fn counter_incr_many_jsonb(deltas: Option<Jsonb>) -> bool {
-    xact::check_may_write(c"counter_incr_many()");
+    change::check_may_write(c"counter_incr_many()");
     for (name, delta) in args::members(deltas) {
-        xact::add(&name, delta);
+        change::add(&name, delta);
     }
     true
 }

@@ -1,9 +1,12 @@
 //! Reads: all of them with the running query's snapshot.
 
-use super::args::{self, NameOut, Text, TextArray};
-use crate::paging;
-use crate::ranking::{self, From};
-use crate::read;
+use super::args;
+use super::args::NameOut;
+use super::args::Text;
+use super::args::TextArray;
+use crate::query::paging;
+use crate::query::ranking::{self, From};
+use crate::read::reader;
 use counterx_core::rank::{End, Mark};
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
@@ -11,7 +14,7 @@ use pgrx::prelude::*;
 #[pg_extern(stable, parallel_restricted, cost = 100)]
 fn counter_value(name: Option<Text>) -> i64 {
     let name = args::name(name);
-    args::bigint(name, read::tally(name).value)
+    args::bigint(name, reader::tally(name).value)
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 1000)]

@@ -1,4 +1,7 @@
-//! What users call: the SQL functions, by what they are for.
+//! Floor 6: what users call. The SQL functions, by what they are for.
+//!
+//! May use all that lies below, and nothing of [`crate::process`]. Invariant: a user's mistake is an error
+//! with a hint, and leaves nothing behind.
 //!
 //! | module | functions |
 //! |---|---|
@@ -12,6 +15,7 @@
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`steps`] | the procedure that folds lane by lane |
 //! | [`restore`] | what a dump has, and what is done with it |
+//! | [`triggers`] | trigger functions of our tables |
 //! | [`args`] | what they take: names, arrays, limits |
 //!
 //! No function is STRICT: a NULL that reaches one is a mistake, and says so. (A NULL array is what an
@@ -29,4 +33,5 @@ mod look;
 mod once;
 pub mod restore;
 mod steps;
+pub mod triggers;
 pub mod types;

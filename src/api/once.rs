@@ -1,10 +1,11 @@
 //! Idempotent increments.
 
-use super::args::{self, Text};
+use super::args;
+use super::args::Text;
 use crate::pg::error::{quoted, raise, report};
-use crate::read;
-use crate::token::{self, Claim, Use};
-use crate::xact;
+use crate::read::reader;
+use crate::write::change;
+use crate::write::token::{self, Claim, Use};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
@@ -14,10 +15,10 @@ fn counter_incr_once(
     name: Option<Text>,
     delta: default!(Option<i64>, 1),
 ) -> bool {
-    xact::check_may_write(c"counter_incr_once()");
+    change::check_may_write(c"counter_incr_once()");
     let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
     let claim = token::claim(token, increment(name, delta), || {
-        xact::add(name, delta);
+        change::add(name, delta);
         None
     });
     matches!(claim, Claim::Taken(_))
@@ -29,11 +30,11 @@ fn counter_incr_once_get(
     name: Option<Text>,
     delta: default!(Option<i64>, 1),
 ) -> i64 {
-    xact::check_may_write(c"counter_incr_once_get()");
+    change::check_may_write(c"counter_incr_once_get()");
     let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
     let claim = token::claim(token, increment(name, delta), || {
-        xact::add(name, delta);
-        Some(args::bigint(name, read::tally(name).value))
+        change::add(name, delta);
+        Some(args::bigint(name, reader::tally(name).value))
     });
     let (Claim::Taken(value) | Claim::Replay(value)) = claim;
     value.unwrap_or_else(|| {

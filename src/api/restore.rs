@@ -16,8 +16,7 @@
 //!   counters that do not exist pass, as the counters may be restored after them.)
 
 use crate::api::types as definitions;
-use crate::catalog;
-use crate::listing::{Entry, Listing, Wanted};
+use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
@@ -25,10 +24,11 @@ use crate::pg::number;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::snapshot;
-use crate::read;
-use crate::restored;
-use crate::types;
-use crate::xact;
+use crate::query::listing::{Entry, Listing, Wanted};
+use crate::read::reader;
+use crate::store::catalog;
+use crate::transaction::restored;
+use crate::write::writing;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
@@ -114,14 +114,14 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
     // Not at each row: a lock that is held already still takes a look-up.
     // SAFETY: reads a variable of the backend.
     let subxact = unsafe { pg_sys::GetCurrentSubTransactionId() };
-    if LOCKED_BY.get() != subxact || !xact::wakes_worker_at_commit() {
+    if LOCKED_BY.get() != subxact || !writing::wakes_worker_at_commit() {
         if Relation::open_until_commit(shared.late, SHARE_UPDATE_EXCLUSIVE).is_none() {
             catalog::Unusable::NotInstalled.raise()
         }
         LOCKED_BY.set(subxact);
-        xact::wake_worker_at_commit();
+        writing::wake_worker_at_commit();
     }
-    if read::exists_for_others(name) {
+    if reader::exists_for_others(name) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,

@@ -1,7 +1,7 @@
 //! `CALL counterx.compact_in_steps()`: what `compact()` does, each step in a transaction of its own.
 
 use super::admin;
-use crate::compaction::Due;
+use crate::fold::compaction::Due;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
 use crate::pg::standby;

@@ -1,10 +1,10 @@
 //! Counter types.
 
-use super::args::{self, Jsonb, Text};
-use crate::catalog;
-use crate::escrow::clock;
-use crate::lease;
-use crate::ours::AtWork;
+use super::args;
+use super::args::Jsonb;
+use super::args::Text;
+use crate::bounds::accounts::clock;
+use crate::bounds::types;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
@@ -15,11 +15,14 @@ use crate::pg::relation::{
 use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::text_datum;
-use crate::read::{Lanes, Reader};
-use crate::shape;
-use crate::totals::{self, Order};
-use crate::types;
-use crate::xact;
+use crate::read::reader::{Lanes, Reader};
+use crate::store::catalog;
+use crate::store::gate;
+use crate::store::ours::AtWork;
+use crate::store::shape;
+use crate::store::totals::{self, Order};
+use crate::transaction::pending;
+use crate::write::change;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
@@ -145,7 +148,7 @@ fn counter_type_create(
     description: default!(Option<Text>, "NULL"),
     options: default!(Option<Jsonb>, "NULL"),
 ) -> bool {
-    xact::check_may_write(c"counter_type_create()");
+    change::check_may_write(c"counter_type_create()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     let bounds = changed(Bounds::default(), &options);
@@ -184,7 +187,7 @@ fn counter_type_alter(
     description: default!(Option<Text>, "NULL"),
     options: default!(Option<Jsonb>, "NULL"),
 ) -> bool {
-    xact::check_may_write(c"counter_type_alter()");
+    change::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     lock_types(Looker::Definer);
@@ -218,7 +221,7 @@ fn counter_type_alter(
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn counter_type_drop(name: Option<Text>) -> bool {
-    xact::check_may_write(c"counter_type_drop()");
+    change::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
     lock_types(Looker::Definer);
     must_exist(&name);
@@ -299,7 +302,7 @@ pub enum Looker {
 
 /// Definitions change one at a time.
 pub fn lock_types(looker: Looker) {
-    lease::enter(0);
+    gate::enter(0);
     let mode = match looker {
         Looker::Definer => SHARE_ROW_EXCLUSIVE,
         // One at a time as well, but beside a restore of types, which looks at all after this one.
@@ -311,6 +314,7 @@ pub fn lock_types(looker: Looker) {
     }
 }
 
+/// A number that no definition of a type has had.
 pub fn new_generation() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
@@ -371,7 +375,7 @@ fn internal(error: &dyn std::fmt::Display) -> ! {
     ))
 }
 
-/// Keeps everybody from changing counters until the end of the transaction: see the note in `types.rs`.
+/// Keeps everybody from changing counters until the end of the transaction: see the note in `bounds/types.rs`.
 fn lock_counters(looker: Looker) {
     let shared = catalog::shared();
     let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE));
@@ -437,7 +441,7 @@ fn recheck_as(names: &[String], looker: Looker) {
 }
 
 /// Checks that all counters of a type are within bounds, now and until the end of the transaction:
-/// see the note in `types.rs`.
+/// see the note in `bounds/types.rs`.
 ///
 /// # Errors
 /// Raises 23514 and names counters that are not, 25001 when this transaction has changed some.
@@ -448,8 +452,8 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     const SHOWN: usize = 5;
     let mut range = NameRange::all();
     range.starting_with(format!("{name}:").as_bytes());
-    let mut own = xact::has_flushed_early();
-    xact::for_each_pending(|name, _| own |= range.contains(name));
+    let mut own = pending::has_flushed_early();
+    pending::for_each_pending(|name, _| own |= range.contains(name));
     if own {
         raise(
             report(
@@ -463,7 +467,7 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut counters = reader.pending_in(&range);
-    let held = crate::holds::held_in(&range, clock(), latest.as_ptr());
+    let held = crate::bounds::holds::held_in(&range, clock(), latest.as_ptr());
     let mut outside = Vec::new();
     let mut look = |name: &[u8], tally: Tally| {
         let free = tally.value - held.get(name).copied().unwrap_or(0);

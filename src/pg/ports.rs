@@ -2,8 +2,6 @@
 //! C names, and functions that cannot raise an error, declared without the guard that costs each
 //! call of the bindings' own a `sigsetjmp`.
 
-use super::raw;
-use super::spot::Spot;
 use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
@@ -157,52 +155,6 @@ pub unsafe fn predicate_lock_relation(relation: pg_sys::Relation, snapshot: pg_s
 pub unsafe fn relation_blocks(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
-}
-
-/// What [`index_getnext_visible`] came to.
-#[derive(Clone, Copy)]
-pub enum Next {
-    /// The slot holds the next visible row, and this is where.
-    Row(Spot),
-    /// So many index entries in a row led to nothing visible; the scan stands on the last of them.
-    Invisible,
-    /// There are no more.
-    End,
-}
-
-/// `index_getnext_slot()` that gives up after `patience` index entries in a row without a visible
-/// row, or at each one that follows. The scan's snapshot is an MVCC one, which sees one version of
-/// each row at most; or the scan is sent elsewhere when a row was found.
-///
-/// # Safety
-/// The scan was started, and the slot fits its table.
-pub unsafe fn index_getnext_visible(
-    scan: pg_sys::IndexScanDesc,
-    direction: pg_sys::ScanDirection::Type,
-    slot: *mut pg_sys::TupleTableSlot,
-    patience: &mut u32,
-) -> Next {
-    // SAFETY: the caller's promise. One guard for all: nothing here has to be dropped.
-    unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            loop {
-                let address = raw::index_getnext_tid(scan, direction);
-                if address.is_null() {
-                    return Next::End;
-                }
-                // Fetching replaces it by the version's own.
-                let address = *address;
-                if raw::index_fetch_heap(scan, slot) {
-                    let slot = slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
-                    return Next::Row(Spot::new(address, (*slot).buffer));
-                }
-                match patience.checked_sub(1) {
-                    Some(rest) => *patience = rest,
-                    None => return Next::Invisible,
-                }
-            }
-        })
-    }
 }
 
 /// Puts the row version at this address into the slot, whatever became of it:

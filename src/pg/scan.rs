@@ -2,11 +2,12 @@
 
 use super::compat;
 use super::memory::MemorySwitch;
-use super::ports::{self, Next};
+use super::ports;
 use super::raw;
 use super::relation::Relation;
-use super::snapshot::{any_snapshot, is_quiet};
-use super::spot::Spot;
+use super::snapshot::any_snapshot;
+use super::snapshot::is_quiet;
+use super::spot::{self, Next, Spot};
 use super::varlena::text_bytes;
 use pgrx::pg_sys;
 
@@ -309,7 +310,7 @@ impl IndexScan {
         loop {
             // SAFETY: the scan was started; the slot fits the table.
             let next = unsafe {
-                ports::index_getnext_visible(self.scan, direction.raw(), self.slot, &mut patience)
+                spot::index_getnext_visible(self.scan, direction.raw(), self.slot, &mut patience)
             };
             match next {
                 Next::Row(spot) => return Some((Row(self.slot), spot)),
@@ -328,7 +329,7 @@ impl IndexScan {
         loop {
             // SAFETY: the scan was started; the slot fits the table, which the scan keeps open.
             unsafe {
-                match ports::index_getnext_visible(
+                match spot::index_getnext_visible(
                     self.scan,
                     direction.raw(),
                     self.slot,

@@ -11,6 +11,52 @@ use super::snapshot::is_quiet;
 use counterx_core::room;
 use pgrx::pg_sys;
 
+/// What [`index_getnext_visible`] came to.
+#[derive(Clone, Copy)]
+pub enum Next {
+    /// The slot holds the next visible row, and this is where.
+    Row(Spot),
+    /// So many index entries in a row led to nothing visible; the scan stands on the last of them.
+    Invisible,
+    /// There are no more.
+    End,
+}
+
+/// `index_getnext_slot()` that gives up after `patience` index entries in a row without a visible
+/// row, or at each one that follows. The scan's snapshot is an MVCC one, which sees one version of
+/// each row at most; or the scan is sent elsewhere when a row was found.
+///
+/// # Safety
+/// The scan was started, and the slot fits its table.
+pub unsafe fn index_getnext_visible(
+    scan: pg_sys::IndexScanDesc,
+    direction: pg_sys::ScanDirection::Type,
+    slot: *mut pg_sys::TupleTableSlot,
+    patience: &mut u32,
+) -> Next {
+    // SAFETY: the caller's promise. One guard for all: nothing here has to be dropped.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            loop {
+                let address = raw::index_getnext_tid(scan, direction);
+                if address.is_null() {
+                    return Next::End;
+                }
+                // Fetching replaces it by the version's own.
+                let address = *address;
+                if raw::index_fetch_heap(scan, slot) {
+                    let slot = slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
+                    return Next::Row(Spot::new(address, (*slot).buffer));
+                }
+                match patience.checked_sub(1) {
+                    Some(rest) => *patience = rest,
+                    None => return Next::Invisible,
+                }
+            }
+        })
+    }
+}
+
 /// Where a row was found: the address that its index entry has, at which its chain of versions begins,
 /// and the buffer that its page was in.
 #[derive(Clone, Copy, Debug)]

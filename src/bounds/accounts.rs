@@ -1,0 +1,369 @@
+//! The shared memory of the accounts, and what guards it. See the note in `escrow.rs`.
+//!
+//! # Layout
+//! A header with the clock; then the partitions, each with its condition variable; then, partition
+//! by partition, the hashes of the slots' counters and the slots themselves. Look-ups go through the
+//! hashes, which lie close together.
+
+use crate::settings;
+use counterx_core::escrow::{Account, Amounts, End};
+use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+/// A place for an account.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Slot {
+    /// What is known and reserved.
+    pub account: Account,
+    /// Of the type whose bounds the account was used with last.
+    pub generation: i64,
+    /// The database of the counter.
+    pub database: u32,
+    /// Transactions that use the account; 0: it may be given to another counter.
+    pub users: u32,
+    /// How often somebody has reserved, and has given back; both wrap around.
+    pub reserved: u32,
+    /// See `reserved`.
+    pub given_back: u32,
+    /// Of the name, in bytes.
+    pub name_length: u16,
+    /// The counter.
+    pub name: [u8; MAX_NAME_BYTES],
+}
+
+impl Slot {
+    const FREE: Self = Self {
+        account: Account::NEW,
+        generation: 0,
+        database: 0,
+        users: 0,
+        reserved: 0,
+        given_back: 0,
+        name_length: 0,
+        name: [0; MAX_NAME_BYTES],
+    };
+
+    fn is_of(&self, database: u32, name: &[u8]) -> bool {
+        self.database == database && self.name[..usize::from(self.name_length)] == *name
+    }
+
+    /// A transaction gives back what it had reserved.
+    pub fn release(&mut self, amounts: Amounts, end: End) {
+        self.account.release(amounts, end);
+        self.given_back = self.given_back.wrapping_add(1);
+    }
+}
+
+/// The time by which holds expire: it never goes back.
+pub fn clock() -> i64 {
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    Partition::of(0).map_or(now, |partition| partition.clock(now))
+}
+
+fn my_database() -> u32 {
+    // SAFETY: set once when the backend connected.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The counter's slot, if it has one.
+pub fn find_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    let database = my_database();
+    let mut from = 0;
+    while let Some(found) = guard.hashes()[from..]
+        .iter()
+        .position(|&known| known == hash.get())
+    {
+        let at = from + found;
+        if guard.slots()[at].is_of(database, name) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// The counter's slot, or a free one made its own.
+pub fn take_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize> {
+    if let Some(known) = find_slot(guard, hash, name) {
+        return Some(known);
+    }
+    let at = guard.slots().iter().position(|slot| slot.users == 0)?;
+    guard.hashes()[at] = hash.get();
+    let slot = &mut guard.slots()[at];
+    *slot = Slot {
+        database: my_database(),
+        name_length: name.len() as u16,
+        ..Slot::FREE
+    };
+    slot.name[..name.len()].copy_from_slice(name);
+    Some(at)
+}
+
+const NAME: &CStr = c"counterx escrow";
+
+/// More partitions than this would not be noticed.
+const MAX_PARTITIONS: usize = 32;
+
+/// Fewer slots a partition, and some partitions would be full long before others.
+const MIN_SLOTS: usize = 128;
+
+#[repr(C)]
+struct Header {
+    /// The latest time that somebody has gone by.
+    clock: AtomicI64,
+}
+
+#[repr(C)]
+struct Shared {
+    changed: pg_sys::ConditionVariable,
+}
+
+/// How the memory is divided. The same in all processes: the setting changes at server start only.
+#[derive(Clone, Copy)]
+struct Geometry {
+    partitions: usize,
+    slots: usize,
+}
+
+impl Geometry {
+    fn new() -> Self {
+        let entries = settings::escrow_entries();
+        let partitions = (entries / MIN_SLOTS).clamp(1, MAX_PARTITIONS);
+        // Names spread by chance: with half as much again, all are full when one is, nearly.
+        let slots = match partitions {
+            1 => entries,
+            _ => entries.div_ceil(partitions) * 3 / 2,
+        };
+        Self { partitions, slots }
+    }
+
+    fn shared_at(self) -> usize {
+        size_of::<Header>().next_multiple_of(align_of::<Shared>())
+    }
+
+    fn hashes_at(self) -> usize {
+        let end = self.shared_at() + self.partitions * size_of::<Shared>();
+        end.next_multiple_of(align_of::<u64>())
+    }
+
+    fn slots_at(self) -> usize {
+        let end = self.hashes_at() + self.partitions * self.slots * size_of::<u64>();
+        end.next_multiple_of(align_of::<Slot>())
+    }
+
+    fn bytes(self) -> usize {
+        self.slots_at() + self.partitions * self.slots * size_of::<Slot>()
+    }
+}
+
+/// What is known of the memory once it is there.
+#[derive(Clone, Copy)]
+struct Attached {
+    base: NonNull<u8>,
+    locks: NonNull<pg_sys::LWLockPadded>,
+    geometry: Geometry,
+}
+
+thread_local! {
+    static ATTACHED: Cell<Option<Attached>> = const { Cell::new(None) };
+    static BEFORE: Cell<(pg_sys::shmem_request_hook_type, pg_sys::shmem_startup_hook_type)> =
+        const { Cell::new((None, None)) };
+}
+
+/// Asks for the memory. Called from `_PG_init`, when the postmaster loads the library.
+pub fn register() {
+    // SAFETY: the postmaster, before it makes its shared memory; the hooks live for ever.
+    unsafe {
+        BEFORE.set((pg_sys::shmem_request_hook, pg_sys::shmem_startup_hook));
+        pg_sys::shmem_request_hook = Some(on_request);
+        pg_sys::shmem_startup_hook = Some(on_startup);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_request() {
+    let geometry = Geometry::new();
+    // SAFETY: the one moment at which this is allowed.
+    unsafe {
+        if let Some(before) = BEFORE.get().0 {
+            before();
+        }
+        pg_sys::RequestAddinShmemSpace(geometry.bytes());
+        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), geometry.partitions as i32);
+    }
+}
+
+/// Runs when the postmaster has made its shared memory, also when it makes it anew after a crash.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_startup() {
+    let geometry = Geometry::new();
+    // SAFETY: the memory is as large as the layout says; nobody else is there yet.
+    unsafe {
+        if let Some(before) = BEFORE.get().1 {
+            before();
+        }
+        let mut found = false;
+        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), geometry.bytes(), &mut found);
+        let base = NonNull::new_unchecked(base.cast::<u8>());
+        if !found {
+            base.cast::<Header>().write(Header {
+                clock: AtomicI64::new(i64::MIN),
+            });
+            for i in 0..geometry.partitions {
+                let shared = base.add(geometry.shared_at()).cast::<Shared>().add(i);
+                pg_sys::ConditionVariableInit(&raw mut (*shared.as_ptr()).changed);
+            }
+            for i in 0..geometry.partitions * geometry.slots {
+                base.add(geometry.hashes_at()).cast::<u64>().add(i).write(0);
+                let slot = base.add(geometry.slots_at()).cast::<Slot>().add(i);
+                slot.write(Slot::FREE);
+            }
+        }
+        let locks = NonNull::new_unchecked(pg_sys::GetNamedLWLockTranche(NAME.as_ptr()));
+        ATTACHED.set(Some(Attached {
+            base,
+            locks,
+            geometry,
+        }));
+    }
+}
+
+/// A partition of the accounts.
+#[derive(Clone, Copy)]
+pub struct Partition {
+    attached: Attached,
+    number: usize,
+}
+
+impl Partition {
+    /// The one that accounts of this hash are in. None: there is no shared memory.
+    pub fn of(hash: u64) -> Option<Self> {
+        let attached = ATTACHED.get()?;
+        // The lane is made of the lowest bits, and the anchor of others.
+        let number = (hash >> 8) as usize % attached.geometry.partitions;
+        Some(Self { attached, number })
+    }
+
+    fn shared(&self) -> *mut Shared {
+        // SAFETY: inside of the memory.
+        unsafe {
+            let all = self
+                .attached
+                .base
+                .add(self.attached.geometry.shared_at())
+                .cast::<Shared>();
+            all.add(self.number).as_ptr()
+        }
+    }
+
+    /// The time, which never goes back, whatever the system's clock does: at least `now`.
+    pub fn clock(&self, now: i64) -> i64 {
+        // SAFETY: inside of the memory; atomic.
+        let header = unsafe { self.attached.base.cast::<Header>().as_ref() };
+        header.clock.fetch_max(now, Ordering::SeqCst).max(now)
+    }
+
+    /// Locks the partition.
+    pub fn lock(self) -> Guard {
+        // SAFETY: one lock of the tranche for each partition. Released by the guard, or by the
+        // server should an error come in between.
+        unsafe {
+            let lock = &raw mut (*self.attached.locks.add(self.number).as_ptr()).lock;
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+            Guard {
+                partition: self,
+                lock,
+            }
+        }
+    }
+
+    /// Wakes all who wait for somebody to end.
+    pub fn wake(self) {
+        // SAFETY: initialized at startup; neither allocates nor fails.
+        unsafe { pg_sys::ConditionVariableBroadcast(&raw mut (*self.shared()).changed) };
+    }
+}
+
+/// Whoever is about to wait for a change of a partition. From the making on, none is missed.
+pub struct Waiter(Partition);
+
+impl Waiter {
+    /// Listens from now on.
+    pub fn new(partition: Partition) -> Self {
+        // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
+        unsafe {
+            pg_sys::ConditionVariablePrepareToSleep(&raw mut (*partition.shared()).changed);
+        }
+        Self(partition)
+    }
+
+    /// Sleeps until something has changed or the time is over. Interruptible.
+    pub fn wait(&self, timeout: Duration) {
+        let milliseconds = timeout.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::ConditionVariableTimedSleep(
+                &raw mut (*self.0.shared()).changed,
+                milliseconds,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: takes this process off the list; does nothing when it is not on one.
+            unsafe { pg_sys::ConditionVariableCancelSleep() };
+        }
+    }
+}
+
+/// A locked partition.
+pub struct Guard {
+    partition: Partition,
+    lock: *mut pg_sys::LWLock,
+}
+
+impl Guard {
+    /// The hashes of the slots.
+    pub fn hashes(&mut self) -> &mut [u64] {
+        let Geometry { slots, .. } = self.partition.attached.geometry;
+        // SAFETY: the part of this partition, which is locked exclusively.
+        unsafe {
+            let base = self.partition.attached.base;
+            let all = base.add(self.partition.attached.geometry.hashes_at());
+            let ours = all.cast::<u64>().add(self.partition.number * slots);
+            std::slice::from_raw_parts_mut(ours.as_ptr(), slots)
+        }
+    }
+
+    /// The slots.
+    pub fn slots(&mut self) -> &mut [Slot] {
+        let Geometry { slots, .. } = self.partition.attached.geometry;
+        // SAFETY: likewise.
+        unsafe {
+            let base = self.partition.attached.base;
+            let all = base.add(self.partition.attached.geometry.slots_at());
+            let ours = all.cast::<Slot>().add(self.partition.number * slots);
+            std::slice::from_raw_parts_mut(ours.as_ptr(), slots)
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: held.
+            unsafe { pg_sys::LWLockRelease(self.lock) };
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! One request: reserve, look, be granted or give back. See `escrow.rs`.
+
+use crate::bounds::accounts::{self, Partition, Waiter};
+use crate::bounds::limits::Shortage;
+use crate::bounds::reservations::RESERVATIONS;
+use crate::bounds::seen;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::lock::BoundLock;
+use crate::pg::ports;
+use crate::pg::room;
+use crate::settings;
+use counterx_core::escrow::{self, Bounds, End, Noted, Seen, Verdict};
+use counterx_core::lane::NameHash;
+use counterx_core::path::{Change, Path, Step};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::time::Instant;
+
+/// One request.
+pub struct Call<'a> {
+    /// The counter.
+    pub name: &'a [u8],
+    /// Of the name.
+    pub hash: NameHash,
+    /// Its entry in the transaction's reservations.
+    pub at: usize,
+    /// Of the counter's type.
+    pub generation: i64,
+    /// From what the transaction has done to what it wants to have done.
+    pub step: Step,
+}
+
+/// What was found when it was reserved.
+pub struct Reserved {
+    /// The place of the account.
+    pub slot: usize,
+    /// What others had reserved.
+    pub noted: Noted,
+    /// How often somebody had reserved, with this one.
+    pub reserved: u32,
+    /// How often somebody had given back.
+    pub given_back: u32,
+    /// Is it granted by what the account knows?
+    pub covered: bool,
+}
+
+impl<'a> Call<'a> {
+    /// Prepares one. Nothing can fail for want of memory after this.
+    ///
+    /// # Errors
+    /// Raises 53200 where there is none, 22003 for numbers out of range.
+    pub fn new(name: &'a [u8], changes: &[Change], generation: i64) -> Self {
+        let hash = NameHash::of(name);
+        let prepared = RESERVATIONS.with_borrow_mut(|all| {
+            let at = all.prepare(hash, name, generation)?;
+            Ok((at, all.paths.get(at)))
+        });
+        let (at, before) = room::granted(prepared);
+        let after = (changes.iter()).try_fold(before, |path, change| path.then(*change));
+        Self {
+            name,
+            hash,
+            at,
+            generation,
+            step: Step {
+                before,
+                after: after.unwrap_or_else(|| out_of_range(name)),
+            },
+        }
+    }
+
+    /// Notes it as done.
+    pub fn note(&self) {
+        self.set(self.step.after);
+    }
+
+    fn set(&self, path: Path) {
+        let level = ports::xact_nest_level();
+        // SAFETY: marks the command as one that writes, so that the next one has another number.
+        let command = unsafe { pg_sys::GetCurrentCommandId(true) };
+        RESERVATIONS.with_borrow_mut(|all| {
+            all.owns[self.at].command = command;
+            all.paths.set(level, self.at, path);
+        });
+    }
+
+    /// To be looked up after the reservation, by those who lean on a hold.
+    fn now(&self, clock_before: i64) -> i64 {
+        if self.step.after.backed_until() == i64::MAX {
+            clock_before
+        } else {
+            accounts::clock()
+        }
+    }
+
+    /// Why it is not granted.
+    pub fn shortage(&self, bounds: Bounds, seen: Seen, now: i64, noted: Noted) -> Shortage {
+        let own = &self.step.before;
+        let others = if self.step.wanted().takes != 0 {
+            noted.others.takes_at(seen.clock)
+        } else {
+            noted.others.amounts.adds
+        };
+        Shortage {
+            value: seen.value + i128::from(own.value()),
+            available: escrow::available(bounds, seen, own, now, noted),
+            others: others != 0,
+            held: seen.held > own.released_at(now).into(),
+        }
+    }
+
+    /// Without accounts: alone with the counter.
+    ///
+    /// # Errors
+    /// [`Shortage`].
+    pub fn request_alone(&self, bounds: Bounds) -> Result<Noted, Shortage> {
+        let lock = BoundLock::take(self.name);
+        let clock = accounts::clock();
+        let seen = seen::seen_by_others(self.name, clock);
+        let noted = Noted::NOBODY;
+        if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
+            self.note();
+            Ok(noted)
+        } else {
+            // Who has reserved nothing holds nobody up, least of all when he is prepared.
+            lock.release();
+            Err(self.shortage(bounds, seen, clock, noted))
+        }
+    }
+
+    /// With an account.
+    ///
+    /// # Errors
+    /// [`Shortage`]; raises 53400 when there is no free account.
+    pub fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Shortage> {
+        let mut deadline = None;
+        loop {
+            // Before the reservation: who confirms a hold that this reading finds expired has to
+            // find it expired as well, unless he had reserved before, and is noted.
+            let clock = accounts::clock();
+            let reserved = self.reserve(partition, bounds);
+            if reserved.covered {
+                return Ok(reserved.noted);
+            }
+            // Should this fail, the abort of the subtransaction gives back what was reserved.
+            failpoint!("escrow.reserved");
+            // After it: who leans on a hold that was released is like one who confirms it.
+            let now = self.now(clock);
+            let seen = seen::seen_by_others(self.name, clock);
+            let slot = reserved.slot;
+            partition.lock().slots()[slot]
+                .account
+                .learn(reserved.noted, seen);
+            let verdict = escrow::check(bounds, seen, &self.step, now, reserved.noted);
+            if verdict == Verdict::Granted {
+                return Ok(reserved.noted);
+            }
+            self.give_back(partition, &reserved);
+            // What was on hold at the reading, and is not any more, is seen as free the next time.
+            let until = self.step.after.backed_until();
+            if clock < until && until <= now {
+                continue;
+            }
+            let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
+            let left = until.saturating_duration_since(Instant::now());
+            if verdict == Verdict::Refused || left.is_zero() {
+                return Err(self.shortage(bounds, seen, now, reserved.noted));
+            }
+            let known = reserved.given_back.wrapping_add(1);
+            self.wait_for_room(partition, bounds, slot, known, until);
+        }
+    }
+
+    /// Waits until others have ended so that it is worth another try, or until that time.
+    ///
+    /// Looks without reserving. Many who tried again at once would find what each of them has reserved, give
+    /// it back, wake the others by that, and go on so without anybody being granted what there is. Who
+    /// reserves while nobody else does, is granted it.
+    fn wait_for_room(
+        &self,
+        partition: Partition,
+        bounds: Bounds,
+        slot: usize,
+        mut known: u32,
+        until: Instant,
+    ) {
+        loop {
+            {
+                // Who ends after this wakes us; who has ended since we noted him is seen here.
+                let waiter = Waiter::new(partition);
+                while partition.lock().slots()[slot].given_back == known {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    waiter.wait(left);
+                }
+            }
+            let noted = {
+                let mut guard = partition.lock();
+                let slot = &guard.slots()[slot];
+                known = slot.given_back;
+                slot.account.note(self.step.before.amounts())
+            };
+            let clock = accounts::clock();
+            let seen = seen::seen_by_others(self.name, clock);
+            let verdict = escrow::check(bounds, seen, &self.step, clock, noted);
+            if verdict != Verdict::Contended || until <= Instant::now() {
+                return;
+            }
+        }
+    }
+
+    /// Reserves, and notes it. Is it covered by what the account knows?
+    pub fn reserve(&self, partition: Partition, bounds: Bounds) -> Reserved {
+        let known = RESERVATIONS.with_borrow(|all| all.owns[self.at].slot);
+        let mut guard = partition.lock();
+        let Some(at) = known.or_else(|| accounts::take_slot(&mut guard, self.hash, self.name))
+        else {
+            drop(guard);
+            no_slot()
+        };
+        let slot = &mut guard.slots()[at];
+        if slot.generation != self.generation {
+            // Increments may have gone past the account while the counter had no bounds.
+            slot.account.forget();
+            slot.generation = self.generation;
+        }
+        let noted = slot.account.reserve_step(&self.step);
+        slot.users += u32::from(known.is_none());
+        slot.reserved = slot.reserved.wrapping_add(1);
+        let reserved = Reserved {
+            slot: at,
+            noted,
+            reserved: slot.reserved,
+            given_back: slot.given_back,
+            covered: slot.account.is_covered(bounds, self.step.wanted()),
+        };
+        drop(guard);
+        RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].slot = Some(at));
+        self.note();
+        reserved
+    }
+
+    /// Gives back what was not granted. Only those who have come since can have been kept by it.
+    fn give_back(&self, partition: Partition, reserved: &Reserved) {
+        self.set(self.step.before);
+        let others_have_come = {
+            let mut guard = partition.lock();
+            let slot = &mut guard.slots()[reserved.slot];
+            slot.release(self.step.wanted(), End::Aborted);
+            slot.reserved != reserved.reserved
+        };
+        if others_have_come {
+            partition.wake();
+        }
+    }
+}
+
+fn out_of_range(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!(
+                "the changes of bounded counter {} in this transaction are out of range for type bigint",
+                quoted(name)
+            ),
+        )
+        .set_hint("Use smaller deltas."),
+    )
+}
+
+fn no_slot() -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "too many bounded counters are being changed at the same time",
+        )
+        .set_hint("Raise counterx.escrow_entries and restart the server, or change fewer bounded counters in one transaction."),
+    )
+}

@@ -1,0 +1,165 @@
+//! Bounded counters: what the transactions in flight have reserved of them.
+//!
+//! The rules are in `counterx_core::escrow`; this is where accounts live, and when reservations are
+//! made and given back. What one transaction has done to a counter, and so has reserved, is a path of
+//! `counterx_core::path`; what its snapshot has to do with it is in `levels`.
+//!
+//! # With shared memory
+//! An account lies in shared memory while somebody uses it. An increment reserves, and is granted at
+//! once if the account knows enough; else it reads the counter with a new snapshot, *after* having
+//! reserved. What is only contended waits a little for others to end. Reservations are given back in
+//! the callbacks that run when a transaction has become visible or has aborted, and when a
+//! subtransaction aborts.
+//!
+//! # Without (the library is not in `shared_preload_libraries`)
+//! A lock on the counter's name, kept to the end of the transaction, lets one in at a time. Whether
+//! there is shared memory is a fact of the server, the same for all its processes, so the two ways
+//! never meet.
+//!
+//! # Note about locking
+//! Accounts are spread over partitions by their names' hashes. A partition's LWLock protects its
+//! slots; it is held for a few dozen instructions, none of which can fail, and nothing is waited for
+//! meanwhile. Who waits for others sleeps on the partition's condition variable, without the lock.
+//! A process that dies with the lock takes the server through crash recovery, which makes all anew:
+//! no transaction is in flight then. (Prepared ones have no reservations: see `write/callbacks.rs`.)
+
+use crate::bounds::accounts::{self, Partition};
+use crate::bounds::call::Call;
+use crate::bounds::levels;
+use crate::bounds::limits::{Limits, Shortage};
+use crate::bounds::reservations;
+use crate::bounds::seen;
+use crate::pg::lock::BoundLock;
+use crate::pg::ports;
+use crate::read::reader;
+use crate::transaction::restored;
+use counterx_core::escrow::{self, Bounds, Noted};
+use counterx_core::lane::NameHash;
+use counterx_core::path::Change;
+
+/// Reserves what a delta needs, for the running (sub)transaction. To be called before the delta is
+/// added to the map.
+///
+/// # Errors
+/// [`Shortage`] when a bound could be broken. Raises 22003 for numbers out of range, 53400 when
+/// there is no free account.
+pub fn request(name: &[u8], delta: i64, limits: Limits) -> Result<(), Shortage> {
+    request_changes(name, &[Change::delta(delta)], limits)
+}
+
+/// The same for deltas that come one after the other, and may be out of range in all.
+///
+/// # Errors
+/// As of [`request`].
+pub fn request_both(name: &[u8], deltas: [i64; 2], limits: Limits) -> Result<(), Shortage> {
+    request_changes(name, &deltas.map(Change::delta), limits)
+}
+
+/// The same for a hold, which is to be inserted then.
+///
+/// # Errors
+/// As of [`request`].
+pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shortage> {
+    request_changes(name, &[Change::hold(amount)], limits)
+}
+
+fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {
+    restored::check(name);
+    let call = Call::new(name, changes, limits.generation);
+    let bounds = limits.bounds;
+    let partition = Partition::of(call.hash.get());
+    if call.step.wanted().is_zero() {
+        // That the counter is changed by these bounds is known from here on: see `unchanged.rs`.
+        call.note();
+        return Ok(());
+    }
+    let result = match partition {
+        Some(partition) => call.request_shared(partition, bounds),
+        None => call.request_alone(bounds),
+    };
+    match result {
+        Ok(noted) => {
+            failpoint!("escrow.granted");
+            call.check_snapshot(bounds, noted, partition.is_some());
+            Ok(())
+        }
+        Err(shortage) => Err(call.refusal_by_snapshot(bounds, shortage)),
+    }
+}
+
+/// A hold that others see is gone, or one that the transaction has made itself. Reserves nothing.
+pub fn note_release(name: &[u8], change: Change, generation: i64) {
+    Call::new(name, &[change], generation).note();
+}
+
+/// Reserves what is done with a hold, which keeps room for it: its end, and what comes instead.
+///
+/// To be called before the caller looks whether the hold has expired: see `holds.rs`.
+pub fn reserve_held(name: &[u8], changes: &[Change], generation: i64) {
+    restored::check(name);
+    let call = Call::new(name, changes, generation);
+    match Partition::of(call.hash.get()) {
+        _ if call.step.wanted().is_zero() => call.note(),
+        Some(partition) => {
+            call.reserve(partition, Bounds::default());
+        }
+        None => {
+            BoundLock::take(name);
+            call.note();
+        }
+    }
+}
+
+/// What the running transaction could take now. None: there is no minimum.
+///
+/// One that goes by one snapshot can take no more than that shows; and a serializable one is told nothing
+/// else.
+pub fn available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let by_snapshot = ports::isolation_uses_xact_snapshot().then(|| seen_available(name, bounds));
+    match by_snapshot {
+        Some(available) if ports::isolation_is_serializable() => available,
+        Some(available) => available.min(latest_available(name, bounds)),
+        None => latest_available(name, bounds),
+    }
+}
+
+fn seen_available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let own = reservations::own_path(NameHash::of(name), name);
+    let clock = accounts::clock();
+    let seen = levels::read_as_seen(name, clock);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
+}
+
+fn latest_available(name: &[u8], bounds: Bounds) -> Option<i64> {
+    let hash = NameHash::of(name);
+    let own = reservations::own_path(hash, name);
+    let clock = accounts::clock();
+    // As in a request: who commits before the reading is part of it, others are in here.
+    let noted = Partition::of(hash.get()).and_then(|partition| {
+        let mut guard = partition.lock();
+        let at = accounts::find_slot(&mut guard, hash, name)?;
+        Some(guard.slots()[at].account.note(own.amounts()))
+    });
+    let seen = seen::seen_by_others(name, clock);
+    escrow::available(bounds, seen, &own, clock, noted.unwrap_or(Noted::NOBODY))
+}
+
+/// What the running transaction could take if no other one took anything. None: there is no minimum.
+pub fn most(name: &[u8], bounds: Bounds) -> Option<i64> {
+    if ports::isolation_is_serializable() {
+        return seen_available(name, bounds);
+    }
+    let clock = accounts::clock();
+    let seen = seen::seen_by_others(name, clock);
+    let own = reservations::own_path(NameHash::of(name), name);
+    escrow::available(bounds, seen, &own, clock, Noted::NOBODY)
+}
+
+/// Would the value, as the running transaction would leave it now, stay above its minimum if so much
+/// more were taken? What a hold has kept room for does, unless a clock was set back past its end.
+pub fn has_room(name: &[u8], amount: i64, bounds: Bounds) -> bool {
+    let value = reader::latest_quietly(name);
+    bounds
+        .min
+        .is_none_or(|min| value - i128::from(amount) >= i128::from(min))
+}

@@ -1,0 +1,24 @@
+//! A counter's bounds, and the answer that they do not allow something.
+
+use counterx_core::escrow::Bounds;
+
+/// A counter's bounds, and the generation of its type that they are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The bounds.
+    pub bounds: Bounds,
+    /// Differs between any two definitions of a type.
+    pub generation: i64,
+}
+
+/// Why an increment is not granted.
+pub struct Shortage {
+    /// The counter's value, with what the transaction has done.
+    pub value: i128,
+    /// What could have been taken for certain; None: there is no minimum.
+    pub available: Option<i64>,
+    /// Is what others have reserved in the way as well?
+    pub others: bool,
+    /// Is something on hold?
+    pub held: bool,
+}

@@ -1,0 +1,293 @@
+//! Counter types: which bounds a counter has, by the part of its name before the first colon.
+//!
+//! # How it works
+//! A type is a row of the table `counterx.type`. Each backend keeps the few types in memory, and
+//! drops them when the relation cache says that the table has changed: a trigger on the table sends
+//! that message for every change, also one that a restore makes. Without types, an increment looks
+//! at one flag.
+//!
+//! # Invariant
+//! What is committed obeys the bounds of the type as it is when it commits. Increments are checked
+//! when they are called; a type may be created, or its bounds tightened, before they commit. So
+//! whoever does that locks the table of types, which waits for those who have written early and keep
+//! gates for long; then all gates, which waits for those who are committing and holds up others; and
+//! checks the counters then. A transaction that gets to its gates after that has heard
+//! of the change, by the lock, and is told to retry if it has changed a counter by other bounds
+//! (`unchanged.rs`). The table of holds is locked likewise: a hold is checked against the bounds
+//! as they are when it is there ([`check_same`]), and nobody tightens them before it is committed.
+
+use crate::bounds::limits::Limits;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::lock::is_locked;
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::room;
+use crate::pg::scan::TableScan;
+use crate::pg::snapshot::LatestSnapshot;
+use crate::store::catalog;
+use crate::store::columns;
+use crate::store::gate;
+use crate::store::tables;
+use counterx_core::escrow::Bounds;
+use counterx_core::lane::NameHash;
+use counterx_core::room::{NoMemory, keep_spare};
+use hashbrown::HashTable;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::{Cell, RefCell};
+
+thread_local! {
+    /// What is known is [`TYPES`]; and whether there are none, for the hot path.
+    static KNOWN: Cell<bool> = const { Cell::new(false) };
+    static NONE: Cell<bool> = const { Cell::new(false) };
+    static TYPES: RefCell<Types> = RefCell::default();
+    /// How often the types have changed, as far as this backend has heard.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+    /// The table that the types were read from last.
+    static TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+    /// That number when the running transaction first changed a counter.
+    static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The running transaction has dropped all counters.
+    static BOUNDED_GONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Definitions of types have changed: what each session has in memory of them is outdated.
+pub fn changed() {
+    // SAFETY: invalidates a relation that exists. The message is sent when the transaction commits.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog::shared().types) };
+}
+
+/// The limits of a counter; None: it has none. Notes that the running transaction goes by them.
+pub fn limits_of(name: &[u8]) -> Option<Limits> {
+    let changes = if KNOWN.get() {
+        CHANGES.get()
+    } else {
+        load(read_all)
+    };
+    if CHANGES_AT_START.get().is_none() {
+        CHANGES_AT_START.set(Some(changes));
+    }
+    if NONE.get() {
+        return None;
+    }
+    let limits = find(name);
+    if limits.is_some() && BOUNDED_GONE.get() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "cannot change bounded counters in a transaction that has dropped all counters",
+            )
+            .set_hint("Commit first."),
+        );
+    }
+    limits
+}
+
+/// Is this value beyond the bounds of the counter?
+pub fn is_out_of_bounds(name: &[u8], value: i128) -> bool {
+    limits_of(name).is_some_and(|limits| !limits.bounds.contain(value))
+}
+
+/// The running transaction has dropped all bounded counters without reserving anything. Nobody else knows
+/// of that before it has committed, so it must not change any further: what is granted is granted by what
+/// others see. (After a rollback to a savepoint neither, to keep it simple.)
+pub fn bounded_counters_are_gone() {
+    BOUNDED_GONE.set(true);
+}
+
+/// The limits of a counter, as far as they are known.
+pub fn find(name: &[u8]) -> Option<Limits> {
+    let colon = name.iter().position(|&byte| byte == b':')?;
+    let limits = TYPES.with_borrow(|types| types.find(&name[..colon]))?;
+    (limits.bounds != Bounds::default()).then_some(limits)
+}
+
+/// Something has changed. Neither allocates nor fails.
+fn forget() {
+    KNOWN.set(false);
+    NONE.set(false);
+    CHANGES.set(CHANGES.get().wrapping_add(1));
+}
+
+/// A relation has changed, or any of them. Others than the table of types say nothing about types, and are
+/// altered by whoever analyzes them. Neither allocates nor fails.
+pub fn relation_changed(oid: pg_sys::Oid) {
+    if oid == pg_sys::InvalidOid || oid == TABLE.get() {
+        forget();
+    }
+}
+
+/// Have the types changed, as far as this backend has heard, since the running transaction first changed a
+/// counter?
+pub fn have_changed() -> bool {
+    CHANGES_AT_START
+        .get()
+        .is_some_and(|at_start| at_start != CHANGES.get())
+}
+
+/// The transaction has ended.
+pub fn after_end() {
+    CHANGES_AT_START.set(None);
+    BOUNDED_GONE.set(false);
+}
+
+/// Reads the types, and says of which number of changes they are.
+///
+/// A change that is heard of meanwhile may be in there or not. So what was read serves the caller, who
+/// goes by the number that it began with; the next one reads again. To read again at once would never
+/// end where a backend hears of changes all the time: a server that is busy with DDL makes it forget
+/// everything, and the look-ups of a reading are when it is told.
+fn load(read: impl FnOnce() -> Types) -> u64 {
+    let changes = CHANGES.get();
+    let types = read();
+    let unchanged = CHANGES.get() == changes;
+    NONE.set(unchanged && types.0.is_empty());
+    KNOWN.set(unchanged);
+    TYPES.set(types);
+    changes
+}
+
+/// Looks at the types as they are now.
+pub fn read_again() {
+    load(read_all);
+}
+
+/// All types by name. Looked up by each increment whose name has a colon, so with a quick hash.
+#[derive(Default)]
+struct Types(HashTable<(Box<[u8]>, Limits)>);
+
+impl Types {
+    fn hash(name: &[u8]) -> u64 {
+        NameHash::of(name).get()
+    }
+
+    fn insert(&mut self, name: &[u8], limits: Limits) {
+        let hash = |(name, _): &(Box<[u8]>, Limits)| Self::hash(name);
+        room::granted(keep_spare());
+        room::granted(self.0.try_reserve(1, hash).map_err(NoMemory::from));
+        self.0
+            .insert_unique(Self::hash(name), (name.into(), limits), hash);
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Limits> {
+        let found = self
+            .0
+            .find(Self::hash(name), |(known, _)| **known == *name)?;
+        Some(found.1)
+    }
+}
+
+fn read_all() -> Types {
+    let oid = catalog::shared().types;
+    // Before it is opened, so that no change of it is missed from here on.
+    TABLE.set(oid);
+    let table = tables::open(oid);
+    let mut types = Types::default();
+    if table.blocks() == 0 {
+        return types;
+    }
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot outlives the scan.
+    let mut scan = unsafe { TableScan::new(&table, latest.as_ptr()) };
+    while let Some(row) = scan.next() {
+        let number = |column| row.get(column).map(|datum| datum.value() as i64);
+        let limits = Limits {
+            bounds: Bounds {
+                min: number(columns::types::MIN),
+                max: number(columns::types::MAX),
+            },
+            // With the table's own number: a dump takes the row to another table.
+            generation: row.int8(columns::types::GENERATION) ^ (i64::from(oid.to_u32()) << 32),
+        };
+        types.insert(row.text(columns::types::NAME), limits);
+    }
+    types
+}
+
+/// The bounds of a type as they are now; None: there is no such type.
+pub fn latest_bounds(type_name: &[u8]) -> Option<Bounds> {
+    read_all().find(type_name).map(|limits| limits.bounds)
+}
+
+/// The names of all types that there are now, ascending.
+pub fn latest_names() -> Vec<String> {
+    let types = read_all();
+    // ASCII, so they are the same in every encoding.
+    let names = types
+        .0
+        .iter()
+        .map(|(name, _)| String::from_utf8_lossy(name));
+    let mut names: Vec<String> = names.map(Into::into).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The running (sub)transaction is about to write before its end, and to keep gates locked until then. Who
+/// creates or tightens a type waits here for all such transactions, before keeping anybody else out; and
+/// those that come meanwhile wait for the type.
+///
+/// Who has made or ended a hold already does not: the one who defines types has them locked, and waits for
+/// him, with no gate locked yet.
+pub fn announce_early_writing() {
+    gate::enter(0);
+    let shared = catalog::shared();
+    if is_locked(shared.hold, ROW_EXCLUSIVE) {
+        let _announced = Relation::open_if_free(shared.types, ROW_EXCLUSIVE);
+    } else if Relation::open_until_commit(shared.types, ROW_EXCLUSIVE).is_none() {
+        catalog::Unusable::NotInstalled.raise()
+    }
+}
+
+/// Checks that a counter's limits are still these. To be called with the table of holds locked.
+///
+/// # Errors
+/// Raises 40001 when they are not.
+pub fn check_same(name: &[u8], limits: Limits) {
+    let now = limits_of(name);
+    if now.is_some_and(|now| now.generation != limits.generation) {
+        raise_changed(name);
+    }
+}
+
+/// A counter has got other bounds meanwhile.
+///
+/// # Errors
+/// Raises 40001.
+pub fn raise_changed(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!(
+                "could not serialize access due to a change of the type of counter {}",
+                quoted(name)
+            ),
+        )
+        .set_hint("Retry the transaction."),
+    )
+}
+
+/// A transaction that goes by one snapshot is about to change a type that the snapshot does not show.
+///
+/// # Errors
+/// Raises 40001.
+pub fn raise_changed_type(name: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!(
+                "could not serialize access due to a concurrent change of counter type \"{name}\""
+            ),
+        )
+        .set_hint("Retry the transaction."),
+    )
+}
+
+/// For tests inside the server: hears of a change in the midst of a reading. Does that end, is the
+/// next reading due, and is the number that of before?
+#[cfg(any(test, feature = "pg_test"))]
+pub fn hears_of_a_change_while_reading() -> bool {
+    let read_at = load(|| {
+        let types = read_all();
+        forget();
+        types
+    });
+    !KNOWN.get() && !NONE.get() && read_at != CHANGES.get()
+}

@@ -1,0 +1,10 @@
+//! Floor 4: from the logs to the totals, and the space of the logs given back.
+//!
+//! May use [`crate::settings`], [`crate::store`] and below. Invariant: whoever folds a lane holds its
+//! lease, has waited for the writers of the epochs that it folds, and moves them in one transaction.
+
+pub mod compaction;
+pub mod folding;
+pub mod rotation;
+pub mod totals;
+pub mod way;

@@ -1,0 +1,11 @@
+//! Floor 6: the background processes. Workers fold, one a database; the launcher says whose turn it is.
+//!
+//! May use [`crate::write`], [`crate::fold`] and below. Invariant: a committed delta has a worker that will
+//! see it, or somebody has been told that there is none.
+
+pub mod directory;
+pub mod launcher;
+mod mend;
+pub mod session;
+pub mod start;
+pub mod worker;

@@ -1,0 +1,157 @@
+//! The session of a background process: its settings, its transactions, how it sleeps.
+
+use crate::pg::compat;
+use crate::pg::error::sqlstate;
+use crate::pg::relation::Relation;
+use crate::pg::user::ActingAs;
+use crate::store::catalog;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+/// From here on `pg_cancel_backend()` cancels what runs in [`transaction`], and nothing else: outside
+/// of it there is nothing to cancel, and the error would end the process.
+pub fn ignore_cancels() {
+    // SAFETY: a plain counter of the process.
+    unsafe { pg_sys::QueryCancelHoldoffCount = 1 };
+}
+
+fn heed_cancels() {
+    // SAFETY: plain variables of the process. What was sent before is not meant for what comes.
+    unsafe {
+        pg_sys::QueryCancelPending = 0;
+        pg_sys::QueryCancelHoldoffCount = 0;
+    }
+}
+
+/// Sleeps until something happens or the time is over, and does what the server asks for: ends
+/// on SIGTERM, reads the configuration again on SIGHUP.
+pub fn wait(pause: Duration) {
+    let timeout = pause.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: the process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            timeout,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+    // SAFETY: a flag that a signal handler sets.
+    unsafe { pg_sys::QueryCancelPending = 0 };
+    reload_if_asked();
+}
+
+/// Reads the configuration again if the postmaster has said so. Outside of any transaction.
+pub fn reload_if_asked() {
+    // SAFETY: a flag that a signal handler sets; the caller is in no transaction.
+    unsafe {
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Tries for a second.
+pub fn patiently(attempt: impl Fn() -> bool) -> bool {
+    for _ in 0..50 {
+        if attempt() {
+            return true;
+        }
+        wait(Duration::from_millis(20));
+    }
+    false
+}
+
+/// What the worker's session must have, whatever the configuration says.
+pub fn own_settings() {
+    let fixed = [
+        // A fold and its bookkeeping are one commit, and the increments' own commits are durable
+        // before it in the WAL: losing the fold in a crash loses nothing.
+        (c"synchronous_commit", c"off"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"search_path", c"pg_catalog"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+    ];
+    let further = compat::FURTHER_TIMEOUTS.iter().map(|&name| (name, c"0"));
+    for (name, value) in fixed.into_iter().chain(further) {
+        set(name, value);
+    }
+}
+
+/// Sets a setting for the rest of the session.
+pub fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
+    // SAFETY: strings that end with a zero.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Runs `body` in a transaction of its own, READ COMMITTED and writable, as the extension's owner. An
+/// error aborts the transaction and comes back as its message.
+///
+/// The session's user may be anybody: `ALTER DATABASE ... SET role` makes it so, and the bootstrap
+/// superuser need not be a superuser any more. The owner may write to what is the extension's.
+pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+    let body = Cell::new(Some(body));
+    let run = || {
+        heed_cancels();
+        // SAFETY: outside of any transaction, in a background worker.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+            pg_sys::StartTransactionCommand();
+            pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+            pg_sys::XactReadOnly = false;
+        }
+        let body = body.take().expect("runs once");
+        let owner = as_owner();
+        let result = body();
+        drop(owner);
+        // SAFETY: ends what was started above.
+        unsafe { pg_sys::CommitTransactionCommand() };
+        Ok(result)
+    };
+    let result = PgTryBuilder::new(AssertUnwindSafe(run))
+        .catch_others(|error| {
+            let report = match &error {
+                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+                CaughtError::RustPanic { ereport, .. } => ereport,
+            };
+            let message = format!(
+                "{}: {}",
+                sqlstate(report.sql_error_code()),
+                report.message()
+            );
+            // SAFETY: an error was raised since the start; this brings the backend back to rest.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            Err(message)
+        })
+        .execute();
+    ignore_cancels();
+    // SAFETY: outside of any transaction.
+    unsafe {
+        pg_sys::pgstat_report_stat(false);
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+    result
+}
+
+fn as_owner() -> Option<ActingAs> {
+    let gate = catalog::try_lane(0).ok()?.gate;
+    Relation::open_for_read(gate).map(|gate| ActingAs::owner_of(&gate))
+}

@@ -1,0 +1,9 @@
+//! Floor 3: reading. One counter, or many, exact for a snapshot.
+//!
+//! May use [`crate::store`], [`crate::transaction`] and below. Invariant: total + unfolded rows + late
+//! deltas + what the own transaction has pending is the counter's value in each snapshot, whatever is
+//! folded meanwhile.
+
+pub mod lane;
+pub mod outrun;
+pub mod reader;

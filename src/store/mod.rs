@@ -1,0 +1,16 @@
+//! Floor 2: what is on disk. Where our tables are, their columns, how they are opened, and what a row says.
+//!
+//! May use [`crate::pg`] alone. Invariant: every table of ours is opened here or by a path that comes
+//! here, so that what others have done to it by DDL is found before a row of it is touched; and gates are
+//! opened before anything else.
+
+pub mod catalog;
+pub mod columns;
+pub mod expired;
+pub mod gate;
+pub mod ours;
+pub mod pending;
+pub mod shape;
+pub mod state;
+pub mod tables;
+pub mod totals;

@@ -1,0 +1,289 @@
+//! The state of each lane: how far it is folded, and how its folds went.
+
+use crate::pg::error::in_server_encoding;
+use crate::pg::ports;
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::scan::{Direction, IndexScan, Key, Row};
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::spot::Spot;
+use crate::pg::varlena::text_datum;
+use crate::store::catalog::{self, SharedRels, Unusable};
+use crate::store::columns;
+use crate::store::shape;
+use crate::store::tables;
+use counterx_core::gate::Origin;
+use counterx_core::lane::LANES;
+use pgrx::{FromDatum, pg_sys};
+use std::cell::Cell;
+
+/// A lane's newest state that the snapshot sees.
+pub struct LaneState {
+    /// All epochs up to this one are in the totals.
+    pub folded: i64,
+    /// The xid of the fold that said so; None when nothing was ever folded.
+    pub xmin: Option<pg_sys::TransactionId>,
+}
+
+/// Reads a lane's newest state.
+pub fn lane_state(shared: &SharedRels, lane: usize, snapshot: pg_sys::Snapshot) -> LaneState {
+    // SAFETY: the caller's snapshot outlives this call.
+    let mut states = unsafe { LaneStates::open(shared, snapshot) };
+    states.by_index(lane).0
+}
+
+thread_local! {
+    /// Where this backend has found the lanes' states last. What is found there is held against the lane.
+    static SPOT: [Cell<Spot>; LANES] = const { [const { Cell::new(Spot::NONE) }; LANES] };
+}
+
+/// The states of all lanes.
+pub struct LaneStates {
+    // Ended before its relations are closed.
+    scan: Option<IndexScan>,
+    index: Option<Relation>,
+    table: Relation,
+    snapshot: pg_sys::Snapshot,
+}
+
+impl LaneStates {
+    /// # Safety
+    /// The snapshot lives as long as this.
+    pub unsafe fn open(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Self {
+        Self {
+            scan: None,
+            index: None,
+            table: tables::open(shared.state),
+            snapshot,
+        }
+    }
+
+    /// The folded epoch.
+    pub fn folded(&mut self, lane: usize) -> i64 {
+        let spot = SPOT.with(|spots| spots[lane].get());
+        self.folded_at(spot, lane).unwrap_or_else(|| {
+            let (state, spot) = self.by_index(lane);
+            SPOT.with(|spots| spots[lane].set(spot));
+            state.folded
+        })
+    }
+
+    /// A snapshot sees one row of a lane, so any that it sees is the right one.
+    fn folded_at(&self, spot: Spot, lane: usize) -> Option<i64> {
+        use columns::state::{COLUMNS, FOLDED_EPOCH, LANE};
+        // SAFETY: whoever opened this keeps the snapshot.
+        let row = unsafe { spot.find::<COLUMNS>(&self.table, self.snapshot) }?;
+        let is_it = row.get(LANE)?.value() as i32 == lane as i32;
+        let folded = row.get(FOLDED_EPOCH)?.value() as i64;
+        is_it.then_some(folded)
+    }
+
+    fn by_index(&mut self, lane: usize) -> (LaneState, Spot) {
+        let index =
+            (self.index).get_or_insert_with(|| tables::index_of(&self.table, &columns::state::KEY));
+        let scan = self.scan.get_or_insert_with(|| {
+            // SAFETY: whoever opened this keeps the snapshot.
+            unsafe { IndexScan::new(&self.table, index, self.snapshot, 1) }
+        });
+        scan.seek(&[Key::int4_eq(1, lane as i32)]);
+        match scan.next_with_spot(Direction::Backward) {
+            Some((row, spot)) => {
+                let state = LaneState {
+                    folded: row.int8(columns::state::FOLDED_EPOCH),
+                    xmin: Some(row.xmin()),
+                };
+                (state, spot)
+            }
+            None => {
+                let never = LaneState {
+                    folded: 0,
+                    xmin: None,
+                };
+                (never, Spot::NONE)
+            }
+        }
+    }
+}
+
+/// How far a lane is folded, as far as it is committed or done by this transaction.
+pub fn folded_epoch(lane: usize) -> i64 {
+    lane_state(&catalog::shared(), lane, snapshot::self_snapshot()).folded
+}
+
+/// A row of `state`.
+pub struct State {
+    /// What all `gen` of the lane begin with.
+    pub origin: Origin,
+    /// All epochs up to this one are in the totals.
+    pub folded_epoch: i64,
+    /// Folds so far.
+    pub folds: i64,
+    /// Deltas folded so far.
+    pub deltas_folded: i64,
+    /// When the last fold began, a timestamptz.
+    pub last_fold_at: Option<i64>,
+    /// The duration of the last fold in microseconds.
+    pub last_fold_us: Option<i64>,
+    /// A text.
+    pub last_error: Option<pg_sys::Datum>,
+    /// When it was noted, a timestamptz.
+    pub last_error_at: Option<i64>,
+}
+
+/// The one that the lane's rows have, or a new one for those that come.
+pub fn origin(lane: usize, shared: &SharedRels) -> Origin {
+    let table = tables::open(shared.state);
+    let index = tables::index_of(&table, &columns::state::KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    scan.next(Direction::Backward)
+        .map_or_else(|| State::first().origin, |row| State::read(&row).origin)
+}
+
+/// Writes a lane's state, changed. The caller holds the lease.
+pub fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State)) {
+    let Some(table) = Relation::open_until_commit(shared.state, ROW_EXCLUSIVE) else {
+        Unusable::NotInstalled.raise()
+    };
+    let index = tables::index_of(&table, &columns::state::KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    let old = scan.next(Direction::Backward);
+    let mut state = old.as_ref().map_or_else(State::first, State::read);
+    change(&mut state);
+    let old_gen = old.as_ref().map_or(0, |row| row.int8(columns::state::GEN));
+    let tid = old.map(|row| row.tid());
+    let values = [
+        Some((lane as i32).into()),
+        Some(state.origin.gen_of(state.folded_epoch).max(old_gen).into()),
+        Some(state.folded_epoch.into()),
+        Some(state.folds.into()),
+        Some(state.deltas_folded.into()),
+        state.last_fold_at.map(Into::into),
+        state.last_fold_us.map(Into::into),
+        state.last_error,
+        state.last_error_at.map(Into::into),
+    ];
+    // SAFETY: the nine columns of sql/tables.sql; the indexes are closed again.
+    unsafe {
+        let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
+        tables::write_row(&table, indexes, tid, values);
+        pg_sys::CatalogCloseIndexes(indexes);
+    }
+}
+
+impl State {
+    /// Of a lane that was never folded.
+    fn first() -> Self {
+        Self {
+            origin: Origin::of_random(ports::random()),
+            folded_epoch: 0,
+            folds: 0,
+            deltas_folded: 0,
+            last_fold_at: None,
+            last_fold_us: None,
+            last_error: None,
+            last_error_at: None,
+        }
+    }
+
+    fn read(row: &Row) -> Self {
+        let number = |column| row.get(column).map(|datum| datum.value() as i64);
+        Self {
+            origin: Origin::of_gen(row.int8(columns::state::GEN)),
+            folded_epoch: row.int8(columns::state::FOLDED_EPOCH),
+            folds: row.int8(4),
+            deltas_folded: row.int8(5),
+            last_fold_at: number(6),
+            last_fold_us: number(7),
+            last_error: row.get(8),
+            last_error_at: number(9),
+        }
+    }
+}
+
+/// How a lane's folds went.
+pub struct Status {
+    /// Folds so far.
+    pub folds: i64,
+    /// Deltas folded so far.
+    pub deltas_folded: i64,
+    /// When the last fold began, a timestamptz.
+    pub last_fold_at: Option<i64>,
+    /// The duration of the last fold in microseconds.
+    pub last_fold_us: Option<i64>,
+    /// The last error, a text in the database's encoding.
+    pub last_error: Option<Box<[u8]>>,
+    /// When it was noted, a timestamptz.
+    pub last_error_at: Option<i64>,
+}
+
+/// How a lane's folds went, for the running query's snapshot; None when there were none.
+///
+/// By the newest version first, which no plan for the same in SQL is sure to do.
+pub fn status(lane: usize) -> Option<Status> {
+    let latest = snapshot::active_or_latest();
+    let _gate = tables::open(catalog::lane(lane).gate);
+    let table = tables::open(catalog::shared().state);
+    // Where no error can be noted, the reason for it is the one to be shown.
+    let unnoted = shape::check_foldable(&table).err();
+    let index = tables::index_of(&table, &columns::state::KEY);
+    // SAFETY: the snapshot is active or registered as long as `latest` lives.
+    let mut scan = unsafe { IndexScan::new(&table, &index, latest.as_ptr(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    let row = scan.next(Direction::Backward);
+    if row.is_none() && unnoted.is_none() {
+        return None;
+    }
+    let mut state = row.as_ref().map_or_else(State::first, State::read);
+    if let Some(refusal) = unnoted {
+        let message = refusal.message();
+        state.last_error = Some(text_datum(in_server_encoding(&message).as_bytes()));
+        state.last_error_at = Some(now());
+    }
+    Some(Status {
+        folds: state.folds,
+        deltas_folded: state.deltas_folded,
+        last_fold_at: state.last_fold_at,
+        last_fold_us: state.last_fold_us,
+        // SAFETY: a text, copied while the scan stands on its row.
+        last_error: unsafe {
+            state
+                .last_error
+                .and_then(|text| <&[u8]>::from_datum(text, false))
+                .map(Into::into)
+        },
+        last_error_at: state.last_error_at,
+    })
+}
+
+/// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row. The
+/// caller holds the lease.
+pub fn save_error(lane: usize, message: &str) {
+    const MAX_CHARS: usize = 400;
+    let shared = catalog::shared();
+    // Else `counterx.workers` shows what keeps it from being noted; see `status`.
+    if is_state_refused(&shared) {
+        return;
+    }
+    // A transaction that writes to a table with a TOAST table has to have one.
+    let _latest = LatestSnapshot::take();
+    let cut: String = message.chars().take(MAX_CHARS).collect();
+    let text = in_server_encoding(&cut);
+    save_state(lane, &shared, |state| {
+        state.last_error = Some(text_datum(text.as_bytes()));
+        state.last_error_at = Some(now());
+    });
+}
+
+fn is_state_refused(shared: &SharedRels) -> bool {
+    Relation::open_until_commit(shared.state, ROW_EXCLUSIVE)
+        .is_some_and(|state| shape::check_foldable(&state).is_err())
+}
+
+/// The server's clock, in microseconds.
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

@@ -1,0 +1,189 @@
+//! From a call to the map of the running transaction: bounds first, then the sum.
+
+use crate::bounds::escrow;
+use crate::bounds::limits::Shortage;
+use crate::bounds::types;
+use crate::pg::error::{raise, report};
+use crate::pg::ports;
+use crate::pg::room;
+use crate::settings;
+use crate::store::catalog;
+use crate::transaction::pending::{self, PENDING, PHASE, Phase};
+use crate::write::writing;
+use counterx_core::escrow::Bounds;
+use counterx_core::lane::NameHash;
+use counterx_core::pending::{PendingMap, Refused};
+use counterx_core::tally::Tally;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+/// Adds to a counter on behalf of the running (sub)transaction.
+///
+/// # Errors
+/// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
+/// there is no memory for one more.
+pub fn add(name: &[u8], delta: i64) {
+    if let Some(limits) = types::limits_of(name)
+        && let Err(shortage) = escrow::request(name, delta, limits)
+    {
+        raise_shortage(name, delta.into(), limits.bounds, &shortage)
+    }
+    add_reserved(name, delta);
+}
+
+/// Adds to a counter, if its bounds allow it.
+///
+/// # Errors
+/// [`Shortage`] when they do not; else as of [`add`].
+pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
+    if let Some(limits) = types::limits_of(name) {
+        escrow::request(name, delta, limits)?;
+    }
+    add_reserved(name, delta);
+    Ok(())
+}
+
+/// Adds to a counter what its bounds are known to allow.
+///
+/// # Errors
+/// As of [`add`], but for the bounds.
+pub fn add_reserved(name: &[u8], delta: i64) {
+    let hash = NameHash::of(name);
+    change(name, |level, pending| pending.add(level, hash, name, delta));
+}
+
+/// Refuses a change that could break a bound.
+///
+/// # Errors
+/// Raises 23514.
+pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Shortage) -> ! {
+    let name = crate::pg::error::quoted(name);
+    let (message, hint) = match bounds {
+        Bounds { min: Some(min), .. } if delta < 0 => (
+            format!("counter {name} must not go below {min}"),
+            "counter_try_incr() answers false instead, and counter_take_up_to() takes what there is.",
+        ),
+        Bounds { max, .. } => (
+            format!(
+                "counter {name} must not go above {}",
+                max.unwrap_or(i64::MAX)
+            ),
+            "counter_try_incr() answers false instead.",
+        ),
+    };
+    let mut detail = match shortage.available {
+        Some(available) if delta < 0 => format!(
+            "Asked for {}, available are {available}.",
+            delta.unsigned_abs()
+        ),
+        _ => format!("Its value is {}, the change {delta}.", shortage.value),
+    };
+    // Nobody is blamed who is not in the way.
+    detail += match (delta < 0, shortage.others, shortage.held) {
+        (true, true, true) => {
+            " What other transactions have reserved, and what is on hold, is not available."
+        }
+        (true, true, false) => " What other transactions have reserved is not available.",
+        (true, false, true) => " What is on hold is not available.",
+        (false, true, _) => " What other transactions are about to add counts as well.",
+        _ => "",
+    };
+    raise(
+        report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)
+            .set_detail(detail)
+            .set_hint(hint),
+    )
+}
+
+/// Drops a counter on behalf of the running (sub)transaction; `written` is all there is of it but
+/// for what is pending here.
+///
+/// # Errors
+/// Raises 22003 when the value is out of range for a bigint.
+pub fn drop_counter(name: &[u8], written: Tally) {
+    let hash = NameHash::of(name);
+    // What is pending here goes with it.
+    if let Some(limits) = types::limits_of(name) {
+        let changes = [
+            pending::pending_tally(hash, name).unwrap_or_default(),
+            written,
+        ];
+        let [Ok(pending), Ok(rest)] = changes.map(|tally| i64::try_from(-tally.value)) else {
+            raise_out_of_range(name)
+        };
+        let delta = i128::from(pending) + i128::from(rest);
+        let deltas = i64::try_from(delta).map_or([pending, rest], |delta| [delta, 0]);
+        if let Err(shortage) = escrow::request_both(name, deltas, limits) {
+            raise_shortage(name, delta, limits.bounds, &shortage)
+        }
+    }
+    drop_unchecked(name, written);
+}
+
+/// The same without a look at its bounds: for who has made sure that nobody goes by what it was.
+///
+/// # Errors
+/// As of [`drop_counter`], but for the bounds.
+pub fn drop_unchecked(name: &[u8], written: Tally) {
+    let hash = NameHash::of(name);
+    change(name, |level, pending| {
+        pending.drop_counter(level, hash, name, written)
+    });
+}
+
+fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
+    let level = ports::xact_nest_level();
+    let full = PENDING.with_borrow_mut(|pending| {
+        how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
+    });
+    match full {
+        Ok(false) if PHASE.get() == Phase::Running => {}
+        Ok(_) => writing::flush_early(level),
+        Err(Refused::NoMemory) => room::raise_no_memory(),
+        Err(Refused::Overflow) => raise_out_of_range(name),
+    }
+}
+
+fn raise_out_of_range(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!(
+                "the increments of counter {} in this transaction are out of range for type bigint",
+                crate::pg::error::quoted(name)
+            ),
+        )
+        .set_hint(
+            "Commit, and go on in a new transaction: a counter's value itself has no such limit.",
+        ),
+    )
+}
+
+/// Refuses what the server does not allow in a parallel operation.
+///
+/// # Errors
+/// Raises 25000 in one.
+pub fn check_not_parallel(function: &'static core::ffi::CStr) {
+    if ports::in_parallel_mode() {
+        // SAFETY: raises an error.
+        unsafe { pg_sys::PreventCommandIfParallelMode(function.as_ptr()) };
+    }
+}
+
+/// Refuses what must not change counters now.
+///
+/// # Errors
+/// Raises 25006 in a read-only transaction and on a standby, 25000 in a parallel operation, and
+/// an error when the extension cannot be used.
+pub fn check_may_write(function: &'static core::ffi::CStr) {
+    if ports::xact_read_only() {
+        // SAFETY: both raise an error, or return.
+        unsafe {
+            pg_sys::PreventCommandDuringRecovery(function.as_ptr());
+            pg_sys::PreventCommandIfReadOnly(function.as_ptr());
+        }
+    }
+    check_not_parallel(function);
+    if !catalog::is_known() {
+        catalog::shared();
+    }
+}

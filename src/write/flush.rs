@@ -1,0 +1,199 @@
+//! From the pending map to the logs.
+//!
+//! Runs in the last moments of a transaction, where no snapshot is set and the memory context is
+//! not ours; rows go straight to the heap and the index, without executor and without waiting.
+
+use crate::bounds::unchanged;
+use crate::pg::insert::Inserter;
+use crate::pg::memory::{MemoryScope, MemorySwitch};
+use crate::pg::ports;
+use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
+use crate::pg::room;
+use crate::pg::varlena::NameText;
+use crate::store::catalog::{self, LaneRels};
+use crate::store::gate;
+use crate::store::pending;
+use crate::store::shape;
+use crate::store::state;
+use crate::store::tables;
+use counterx_core::gate::Side;
+use counterx_core::pending::{PendingMap, Row};
+use counterx_core::room::give_spare;
+use pgrx::pg_sys;
+
+/// Writes all pending rows to the active logs of their lanes. The caller clears the map.
+///
+/// # Errors
+/// Raises what an insertion can raise, 40001 in a serializable transaction, and an error when
+/// the extension is gone.
+pub fn to_logs(pending: &PendingMap) {
+    let rows = in_order(pending);
+    let _scope = scope(rows.len());
+    let anchor = SerializableAnchor::open();
+    for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
+        let mut writer = LogWriter::open(rows[0].hash.lane());
+        for row in rows {
+            writer.insert(row);
+        }
+        failpoint!("flush.lane_written");
+    }
+    unchanged::check_unchanged(&rows);
+    anchor.check_writes(&rows);
+    // SAFETY: the rows shall be visible to later commands of this transaction.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
+/// Writes all pending rows to the table of late deltas: no gate is locked, so a transaction that
+/// stays prepared for days holds up no lane.
+///
+/// # Errors
+/// As of [`to_logs`].
+pub fn to_late(pending: &PendingMap) {
+    let rows = in_order(pending);
+    let _scope = scope(rows.len());
+    let anchor = SerializableAnchor::open();
+    let mut late = inserter(catalog::shared().late);
+    tables::keep_restorers_waiting();
+    let now = now();
+    for row in &rows {
+        let name = NameText::new(row.name);
+        let values = [
+            Some(name.datum()),
+            Some(row.delta.into()),
+            Some(now),
+            uses(row),
+        ];
+        // SAFETY: the columns of `late`, see sql/tables.sql.
+        unsafe { late.insert(values) };
+    }
+    unchanged::check_unchanged(&rows);
+    anchor.check_writes(&rows);
+}
+
+/// So many take as much as the spare at least.
+const MANY: usize = 4096;
+
+/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
+fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
+    let mut rows: Vec<Row> = room::collect(pending.rows());
+    if rows.len() > MANY {
+        // What the server needs to insert them, it cannot ask for: an error there must find some memory.
+        give_spare();
+    }
+    rows.sort_unstable_by(|a, b| (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name)));
+    rows
+}
+
+/// What an insertion leaves allocated is little, and goes with the transaction; many have a context of
+/// their own.
+fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
+    const FEW: usize = 16;
+    // SAFETY: we are inside a transaction, whose context outlives the flush.
+    unsafe {
+        let switch = MemorySwitch::to(pg_sys::TopTransactionContext);
+        let scope = (rows > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
+        // Dropped in this order.
+        (scope, switch)
+    }
+}
+
+fn inserter(table: pg_sys::Oid) -> Inserter {
+    let inserter = Inserter::open(table).unwrap_or_else(|| tables::not_installed());
+    shape::check(inserter.table());
+    inserter
+}
+
+fn now() -> pg_sys::Datum {
+    // SAFETY: reads the clock.
+    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
+}
+
+/// The column `uses`: null is one use, what nearly all rows are, and takes no space.
+fn uses(row: &Row) -> Option<pg_sys::Datum> {
+    (row.uses != 1).then(|| row.uses.into())
+}
+
+/// Makes sure that what is written to a lane is above all that is folded: see `store/gate.rs`. Nobody is waited
+/// for: where somebody truncates a log, say, the next writer looks again.
+fn lift_gate(lane: usize, rels: &LaneRels, gate: &Relation) {
+    let Some(_state) = Relation::open_for_read_if_free(catalog::shared().state) else {
+        return;
+    };
+    let folded = state::folded_epoch(lane);
+    let newest = Side::BOTH.map(|side| {
+        let log = Relation::open_for_read_if_free(rels.log(side))?;
+        Some(pending::newest_epoch_in(&log))
+    });
+    let known = newest.into_iter().flatten().fold(folded, i64::max);
+    let value = gate::read_gate(gate);
+    if value.epoch <= folded || value.epoch < known {
+        gate::lift(gate, known);
+    }
+    if newest.iter().all(Option::is_some) {
+        catalog::note_gate_seen(lane);
+    }
+}
+
+/// One lane's active log, behind its gate.
+struct LogWriter {
+    _gate: Relation,
+    log: Inserter,
+    epoch: i64,
+    now: pg_sys::Datum,
+}
+
+impl LogWriter {
+    fn open(lane: usize) -> Self {
+        let rels = catalog::lane(lane);
+        // The order is the whole point: first the lock, then the epoch.
+        let gate = Relation::open_until_commit(rels.gate, ROW_EXCLUSIVE)
+            .unwrap_or_else(|| tables::not_installed());
+        failpoint!("flush.gate_locked");
+        if !catalog::gate_was_seen(lane) {
+            lift_gate(lane, &rels, &gate);
+        }
+        let value = gate::read_gate(&gate);
+        failpoint!("flush.epoch_read");
+        Self {
+            _gate: gate,
+            log: inserter(rels.log(value.side)),
+            epoch: value.epoch,
+            now: now(),
+        }
+    }
+
+    fn insert(&mut self, row: &Row) {
+        let name = NameText::new(row.name);
+        let values = [
+            Some(self.epoch.into()),
+            Some(self.now),
+            Some(row.delta.into()),
+            Some(name.datum()),
+            uses(row),
+        ];
+        // SAFETY: the columns of a log, see sql/tables.sql.
+        unsafe { self.log.insert(values) };
+    }
+}
+
+/// The writer's half of what makes SERIALIZABLE right; see `read/reader.rs` for the reader's.
+struct SerializableAnchor(Option<Relation>);
+
+impl SerializableAnchor {
+    fn open() -> Self {
+        Self(ports::isolation_is_serializable().then(|| {
+            Relation::open_until_commit(catalog::shared().anchor, ACCESS_SHARE)
+                .unwrap_or_else(|| catalog::Unusable::NotInstalled.raise())
+        }))
+    }
+
+    /// After the rows were inserted: a reader that locks a counter only now will visit its row.
+    fn check_writes(&self, rows: &[Row]) {
+        let Some(anchor) = &self.0 else { return };
+        for row in rows {
+            let page = row.hash.anchor_page();
+            // SAFETY: the anchor is open.
+            unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! When what a transaction has pending is written, and that a worker hears of it.
+
+use crate::bounds::types;
+use crate::pg::ports;
+use crate::pg::room;
+use crate::transaction::pending::{FLUSHED_EARLY_AT, PENDING, PHASE, Phase};
+use crate::write::flush;
+use counterx_core::pending::PendingMap;
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+thread_local! {
+    /// There is something to fold that was not flushed.
+    static WAKE: Cell<bool> = const { Cell::new(false) };
+}
+
+static ASK_FOR_WORKER: OnceLock<fn()> = OnceLock::new();
+
+/// Says how to ask for a worker, which is known to floors above. To be called once, from `_PG_init`.
+pub fn register(ask_for_worker: fn()) {
+    // A second one would be the same.
+    let _ = ASK_FOR_WORKER.set(ask_for_worker);
+}
+
+fn request_worker() {
+    if let Some(ask) = ASK_FOR_WORKER.get() {
+        ask();
+    }
+}
+
+/// There is nothing left to wake a worker for. Neither allocates nor fails.
+pub fn after_end() {
+    WAKE.set(false);
+}
+
+/// Writes what is pending. The map is only borrowed for reading meanwhile: should the session be
+/// terminated in mid-flush, no unwinding takes place, and `after_end` in `callbacks.rs` finds it borrowed.
+pub fn flush(level: u32) {
+    if PENDING.with_borrow(PendingMap::is_empty) {
+        return;
+    }
+    PENDING.with_borrow(|pending| match PHASE.get() {
+        Phase::Preparing => flush::to_late(pending),
+        Phase::Running | Phase::Committing => flush::to_logs(pending),
+    });
+    let cleared = PENDING.with_borrow_mut(|pending| pending.clear_written(level));
+    room::granted(cleared);
+    request_worker();
+}
+
+/// The running transaction leaves something to fold that is not in its memory: rows that a restore has
+/// brought.
+pub fn wake_worker_at_commit() {
+    WAKE.set(true);
+}
+
+/// Does the running transaction leave such rows?
+pub fn wakes_worker_at_commit() -> bool {
+    WAKE.get()
+}
+
+/// Asks for a worker, if there is a reason.
+pub fn wake_worker() {
+    if WAKE.take() {
+        request_worker();
+    }
+}
+
+/// Writes what is pending now: for who has to write more of a counter than one delta can hold.
+pub fn write_early() {
+    flush_early(ports::xact_nest_level());
+}
+
+/// Writes what is pending before the end.
+pub fn flush_early(level: u32) {
+    if PHASE.get() == Phase::Running {
+        types::announce_early_writing();
+        let known = FLUSHED_EARLY_AT.get();
+        FLUSHED_EARLY_AT.set(if known == 0 { level } else { known.min(level) });
+    }
+    flush(level);
+}
