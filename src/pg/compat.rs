@@ -149,39 +149,13 @@ pub unsafe fn create_foreignscan_path(
     // SAFETY: the caller's promise; the target, the order, the outer path and the lists may be
     // missing.
     unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16"))]
-        return pg_sys::create_foreignscan_path(
+        // 18 has the number of disabled nodes before the costs, 17 and 18 a list of restrictions at the end.
+        pg_sys::create_foreignscan_path(
             root,
             rel,
             null_mut(),
             rows,
-            startup,
-            total,
-            null_mut(),
-            required_outer,
-            null_mut(),
-            null_mut(),
-        );
-        #[cfg(feature = "pg17")]
-        return pg_sys::create_foreignscan_path(
-            root,
-            rel,
-            null_mut(),
-            rows,
-            startup,
-            total,
-            null_mut(),
-            required_outer,
-            null_mut(),
-            null_mut(),
-            null_mut(),
-        );
-        #[cfg(feature = "pg18")]
-        return pg_sys::create_foreignscan_path(
-            root,
-            rel,
-            null_mut(),
-            rows,
+            #[cfg(feature = "pg18")]
             0,
             startup,
             total,
@@ -189,7 +163,8 @@ pub unsafe fn create_foreignscan_path(
             required_outer,
             null_mut(),
             null_mut(),
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
             null_mut(),
-        );
+        )
     }
 }

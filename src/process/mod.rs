@@ -4,6 +4,7 @@
 //! see it, or somebody has been told that there is none.
 
 pub mod directory;
+mod duty;
 pub mod launcher;
 mod mend;
 pub mod session;

@@ -1,12 +1,12 @@
 //! The session of a background process: its settings, its transactions, how it sleeps.
 
 use crate::pg::compat;
-use crate::pg::error::sqlstate;
+use crate::pg::error::{log, sqlstate};
 use crate::pg::relation::Relation;
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
 use pgrx::pg_sys::panic::CaughtError;
-use pgrx::{PgTryBuilder, pg_sys};
+use pgrx::{PgTryBuilder, Spi, pg_sys};
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -154,4 +154,24 @@ pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> R
 fn as_owner() -> Option<ActingAs> {
     let gate = catalog::try_lane(0).ok()?.gate;
     Relation::open_for_read(gate).map(|gate| ActingAs::owner_of(&gate))
+}
+
+/// What ALTER DATABASE ... SET has set, as one number. (The texts may be in any encoding.)
+pub fn database_settings(database: pg_sys::Oid) -> Option<i64> {
+    let _snapshot = crate::pg::snapshot::LatestSnapshot::take();
+    Spi::connect(|client| {
+        client
+            .select(
+                "SELECT pg_catalog.hashtextextended(pg_catalog.array_to_string(setconfig, E'\\n'), 0) \
+                 FROM pg_catalog.pg_db_role_setting \
+                 WHERE setdatabase OPERATOR(pg_catalog.=) $1 AND setrole OPERATOR(pg_catalog.=) 0",
+                Some(1),
+                &[database.into()],
+            )
+            .and_then(|table| if table.is_empty() { Ok(None) } else { table.first().get_one::<i64>() })
+    })
+    .unwrap_or_else(|error| {
+        log(format!("counterx: cannot read the settings of the database: {error}"));
+        None
+    })
 }

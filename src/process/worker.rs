@@ -6,7 +6,7 @@
 //! presence of rows: in the middle of a restore there are rows that must not be folded.
 //!
 //! # Note about starting and ending
-//! The worker of a database holds the mark ([`WorkerMark`]) and, with a launcher, an entry. A
+//! The worker of a database holds the mark (`duty.rs`) and, with a launcher, an entry. A
 //! committing transaction inserts its rows first and then looks for the mark or the entry; a worker
 //! that wants to end gives both up first and then looks for rows, committed or not. So either the
 //! transaction sees that there is no worker, or the worker sees the row.
@@ -27,10 +27,11 @@ use crate::fold::rotation;
 use crate::fold::way;
 use crate::pg::compat;
 use crate::pg::error::log;
-use crate::pg::lock::{self, WorkerMark};
+use crate::pg::lock;
 use crate::pg::ports;
 use crate::pg::turns;
 use crate::process::directory;
+use crate::process::duty;
 use crate::process::mend;
 use crate::process::session;
 use crate::process::start::{self, Purpose};
@@ -44,7 +45,6 @@ use counterx_core::schedule::{self, LaneClock, POLL};
 use counterx_core::turns::Turn;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// The worker's main function; the argument is the database's OID, and what it is started for.
@@ -56,24 +56,23 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     session::ignore_cancels();
     let database = pg_sys::Oid::from(arg.value() as u32);
     let purpose = Purpose::decode((arg.value() >> 32) as u32);
-    // SAFETY: once, at the start of a background worker; as the bootstrap superuser.
+    // SAFETY: once, at the start of a background worker.
+    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    duty::report_exit(database);
+    // SAFETY: once, as the bootstrap superuser.
     unsafe {
-        pg_sys::BackgroundWorkerUnblockSignals();
-        if directory::is_loaded() {
-            pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(database));
-        }
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
     session::own_settings();
     // Before it waits for anything: from now on it notices that they were changed.
-    let known = session::transaction(c"reading settings", || database_settings(database));
-    if !take_mark() {
+    let known = session::transaction(c"reading settings", || session::database_settings(database));
+    if !duty::take_mark() {
         return;
     }
     let has_turn = match purpose {
         Purpose::Fold | Purpose::Visit => true,
         Purpose::Turn(turn) => session::patiently(|| turns::try_take_turn(turn)),
-        Purpose::Next(turn) => wait_for_turn(turn),
+        Purpose::Next(turn) => duty::wait_for_turn(turn),
     };
     if !has_turn {
         return;
@@ -82,70 +81,12 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     way::enter_worker();
     let mut worker = Worker::new(database, purpose, known.unwrap_or_default());
     if purpose == Purpose::Visit {
-        set_working(database, true);
+        duty::set_working(database, true);
         worker.look_in();
     } else {
-        set_working(database, false);
+        duty::set_working(database, false);
         worker.run();
     }
-}
-
-/// With a launcher: what becomes of the database's entry, whatever ends the process.
-#[pg_guard]
-unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
-    let database = pg_sys::Oid::from(arg.value() as u32);
-    match ENTRY.get() {
-        Entry::Starting => directory::set_failed(database),
-        // Ended by force. Whoever has counted since then has relied on this worker.
-        Entry::Working => directory::request_again(database),
-        Entry::NotOurs => {}
-    }
-    directory::look();
-}
-
-/// What the database's entry in the launcher's directory is to this process.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    /// It waits for this process to report for duty.
-    Starting,
-    /// It shows this process.
-    Working,
-    /// Given up, or another worker's.
-    NotOurs,
-}
-
-thread_local! {
-    static ENTRY: Cell<Entry> = const { Cell::new(Entry::Starting) };
-}
-
-fn set_working(database: pg_sys::Oid, visit: bool) {
-    if directory::is_loaded() {
-        directory::set_working(database, visit);
-        ENTRY.set(Entry::Working);
-    }
-}
-
-/// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
-fn take_mark() -> bool {
-    // Without a launcher: whoever has it will look for rows when it gives it up.
-    let taken = if directory::is_loaded() || !WorkerMark::is_set() {
-        session::patiently(WorkerMark::try_set)
-    } else {
-        false
-    };
-    if !taken {
-        ENTRY.set(Entry::NotOurs);
-    }
-    taken
-}
-
-/// The worker before is about to end. In the queue for its lock, so that no session finds the turn
-/// free in the moment between the two.
-fn wait_for_turn(turn: u32) -> bool {
-    session::set(c"lock_timeout", c"5s");
-    let taken = session::transaction(c"waiting for a turn", || turns::take_turn(turn));
-    session::set(c"lock_timeout", c"0");
-    taken.is_ok()
 }
 
 struct Worker {
@@ -516,7 +457,7 @@ impl Worker {
     }
 
     fn has_new_settings(&self) -> bool {
-        database_settings(self.database) != self.database_settings
+        session::database_settings(self.database) != self.database_settings
     }
 
     fn look(&mut self) -> Outlook {
@@ -674,11 +615,7 @@ impl Worker {
     }
 
     fn give_up(&self) {
-        if directory::is_loaded() {
-            directory::set_stopped(self.database);
-            ENTRY.set(Entry::NotOurs);
-        }
-        WorkerMark::clear();
+        duty::give_up(self.database);
     }
 
     /// See the module's note. False when there is work after all.
@@ -690,32 +627,12 @@ impl Worker {
             self.start_successor();
             return true;
         }
-        if !left.is_work() || !take_mark() {
+        if !left.is_work() || !duty::take_mark() {
             self.visit_later(left);
             return true;
         }
-        set_working(self.database, false);
+        duty::set_working(self.database, false);
         self.last_work = self.now();
         false
     }
-}
-
-/// What ALTER DATABASE ... SET has set, as one number. (The texts may be in any encoding.)
-fn database_settings(database: pg_sys::Oid) -> Option<i64> {
-    let _snapshot = crate::pg::snapshot::LatestSnapshot::take();
-    Spi::connect(|client| {
-        client
-            .select(
-                "SELECT pg_catalog.hashtextextended(pg_catalog.array_to_string(setconfig, E'\\n'), 0) \
-                 FROM pg_catalog.pg_db_role_setting \
-                 WHERE setdatabase OPERATOR(pg_catalog.=) $1 AND setrole OPERATOR(pg_catalog.=) 0",
-                Some(1),
-                &[database.into()],
-            )
-            .and_then(|table| if table.is_empty() { Ok(None) } else { table.first().get_one::<i64>() })
-    })
-    .unwrap_or_else(|error| {
-        log(format!("counterx: cannot read the settings of the database: {error}"));
-        None
-    })
 }
