@@ -43,4 +43,4 @@ pub use load::{
 };
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
 pub use replica::{Refusal, catch_up};
-pub use server::{DEADLINE, FOLD_HARD, shared};
+pub use server::{DEADLINE, folding_hard, shared};

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, FOLD_HARD, Load, Outcome, Recovering, agree, bad_lines, changes_schema,
-    changes_under_watch, create_database, footprint, settle, shared, together, totals_are_clean,
+    Control, DEADLINE, Load, Outcome, Recovering, agree, bad_lines, changes_schema,
+    changes_under_watch, create_database, folding_hard, footprint, settle, shared, together,
+    totals_are_clean,
 };
 use counterx_harness::{Cluster, StopMode, kill9, poll_until};
 use postgres::{Client, NoTls};
@@ -14,11 +15,7 @@ use postgres::{Client, NoTls};
 const DB: &str = "changes";
 
 fn start(name: &str) -> Result<Cluster> {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    folding_hard(name)
         // Those that rename and merge meet in all orders, and are told so.
         .conf("deadlock_timeout", "20ms")
         .start()

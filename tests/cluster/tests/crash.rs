@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, Recovering, bad_lines, check, create_database, footprint, settle,
+    DEADLINE, Load, Recovering, bad_lines, check, create_database, folding_hard, footprint, settle,
     under_watch, wait_for_worker,
 };
 use counterx_harness::{Cluster, StopMode, kill9, poll_until};
@@ -13,19 +13,10 @@ use postgres::Config;
 
 const DB: &str = "crash";
 
-fn start(name: &str) -> Result<Cluster> {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
-        .start()
-}
-
 /// Runs a load, does the worst at a third and at two thirds of it, and looks at what is left.
 /// `survives` says whether clients lose their connections.
 fn worst(name: &str, survives: bool, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
-    let mut cluster = start(name)?;
+    let mut cluster = folding_hard(name).start()?;
     do_worst(&mut cluster, survives, worst).with_context(|| {
         let log = cluster.log();
         let lines: Vec<_> = log

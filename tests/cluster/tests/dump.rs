@@ -4,21 +4,14 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, compact,
-    create_database, footprint, settle, shared, totals_are_clean, under_watch,
+    DEADLINE, Load, agree, changes_schema, changes_under_watch, check, compact, create_database,
+    folding_hard, footprint, settle, shared, totals_are_clean, under_watch,
 };
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::Client;
 
 fn cluster() -> &'static Cluster {
-    shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(Cluster::builder().name("dump"), |builder, (name, value)| {
-                builder.conf(name, value)
-            })
-            .start()
-    })
+    shared(|| folding_hard("dump").start())
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -5,23 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, bad_lines, check, compact, count_workers, create_database, is_lost,
-    oracle_schema, settle, shared, sqlstate, under_watch, wait_for_no_worker, wait_for_worker,
+    DEADLINE, Load, bad_lines, check, compact, count_workers, create_database, folding_hard,
+    is_lost, oracle_schema, settle, shared, sqlstate, under_watch, wait_for_no_worker,
+    wait_for_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
 
 fn cluster() -> &'static Cluster {
-    shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("lifecycle"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
-            .start()
-    })
+    shared(|| folding_hard("lifecycle").start())
 }
 
 fn value(client: &mut Client, name: &str) -> Result<i64> {
@@ -341,11 +334,7 @@ fn template_with_an_empty_extension_starts_from_zero_in_each_copy() -> Result<()
 
 #[test]
 fn idle_worker_leaves_and_an_idle_database_writes_nothing() -> Result<()> {
-    let cluster = FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name("idle"), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    let cluster = folding_hard("idle")
         // Nobody else writes WAL: no standby snapshots, no vacuum, no checkpoint.
         .conf("wal_level", "minimal")
         .conf("max_wal_senders", "0")

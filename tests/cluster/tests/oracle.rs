@@ -2,18 +2,13 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Load, check, create_database, footprint, settle, shared, under_watch,
+    Load, check, create_database, folding_hard, footprint, settle, shared, under_watch,
 };
 use counterx_harness::Cluster;
 
 fn cluster() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("oracle"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("oracle")
             // Commits that take their time: a transaction whose rows are written and not visible
             // yet is what a fold must not pass over.
             .conf("fsync", "on")

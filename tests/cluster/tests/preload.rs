@@ -2,19 +2,15 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, check, compact, count_workers, create_database, footprint, settle,
-    shared, under_watch, wait_for_no_worker, wait_for_worker,
+    DEADLINE, Load, check, compact, count_workers, create_database, folding_hard, footprint,
+    settle, shared, under_watch, wait_for_no_worker, wait_for_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 
 fn cluster() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("nopreload").preload(false),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("nopreload")
+            .preload(false)
             .conf("counterx.worker_idle_timeout", "1s")
             .start()
     })

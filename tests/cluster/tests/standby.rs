@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, Refusal, agree, bad_lines, changes_schema,
-    changes_under_watch, check, check_database, compact, create_database, footprint, refused,
-    settle, shared, under_watch,
+    DEADLINE, Footprint, Load, Recovering, Refusal, agree, bad_lines, changes_schema,
+    changes_under_watch, check, check_database, compact, create_database, folding_hard, footprint,
+    refused, settle, shared, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -14,12 +14,7 @@ use postgres::{Client, Config, IsolationLevel};
 
 fn primary() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("primary"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("primary")
             .conf("wal_keep_size", "512MB")
             .start()
     })

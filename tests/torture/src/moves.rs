@@ -16,16 +16,17 @@ mod upgrade;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Mixed, check, create_database, footprint, mixed_under_watch, prepare_mixed, settle,
+    Mixed, check, create_database, folding_hard, footprint, mixed_under_watch, prepare_mixed,
+    settle,
 };
-use counterx_harness::{Cluster, ClusterBuilder};
+use counterx_harness::Cluster;
 use postgres::Client;
 
 use crate::options::Options;
 use crate::report::PartReport;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
-    let cluster = folding("moves").start()?;
+    let cluster = folding_hard("moves").start()?;
     dump::run(options, report, &cluster);
     onto::run(options, report, &cluster);
     places::run(options, report, &cluster);
@@ -33,15 +34,6 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     update::run(options, report);
     upgrade::run(options, report);
     Ok(())
-}
-
-/// A cluster that folds often and rotates its logs early.
-fn folding(name: &str) -> ClusterBuilder {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
 }
 
 /// What a round of traffic is.

@@ -19,8 +19,8 @@ mod sync;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use counterx_cluster_tests::{FOLD_HARD, Mixed};
-use counterx_harness::{Cluster, ClusterBuilder};
+use counterx_cluster_tests::{Mixed, folding_hard};
+use counterx_harness::Cluster;
 
 use crate::options::Options;
 use crate::report::PartReport;
@@ -54,7 +54,9 @@ struct Pair {
 
 impl Pair {
     fn start() -> Result<Self> {
-        let primary = folding("primary").conf("wal_keep_size", "1GB").start()?;
+        let primary = folding_hard("primary")
+            .conf("wal_keep_size", "1GB")
+            .start()?;
         let standby = Cluster::builder()
             .name("standby")
             .standby_of(&primary)
@@ -63,15 +65,6 @@ impl Pair {
             .start()?;
         Ok(Self { primary, standby })
     }
-}
-
-/// A cluster that folds often and rotates its logs early.
-fn folding(name: &str) -> ClusterBuilder {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
 }
 
 /// Does `round` again and again, for this share of the part's time: once at least, and once only in

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
-    BoundedLoad, DEADLINE, FOLD_HARD, Load, agree, amcheck, bounded_under_watch, changes_schema,
-    changes_under_watch, check, create_database, prepare_bounded, settle, under_watch,
-    wait_for_worker,
+    BoundedLoad, DEADLINE, Load, agree, amcheck, bounded_under_watch, changes_schema,
+    changes_under_watch, check, create_database, folding_hard, prepare_bounded, settle,
+    under_watch, wait_for_worker,
 };
 use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until, run as run_command};
 use postgres::Client;
@@ -42,7 +42,7 @@ pub(super) fn run(
     bin_dir: Option<&Path>,
 ) -> Result<()> {
     let mut primary = start_primary(bin_dir)?;
-    let standby = builder("checks-standby", bin_dir)
+    let standby = with_programs(Cluster::builder().name("checks-standby"), bin_dir)
         .standby_of(&primary)
         .conf("primary_slot_name", "standby")
         .conf("hot_standby_feedback", "on")
@@ -101,8 +101,7 @@ fn said_nothing_bad(primary: &Cluster, standby: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
-    let builder = Cluster::builder().name(name);
+fn with_programs(builder: ClusterBuilder, bin_dir: Option<&Path>) -> ClusterBuilder {
     match bin_dir {
         Some(bin_dir) => builder.bin_dir(bin_dir),
         None => builder,
@@ -110,11 +109,7 @@ fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
 }
 
 fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
-    let mut primary = FOLD_HARD
-        .iter()
-        .fold(builder("checks", bin_dir), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    let mut primary = with_programs(folding_hard("checks"), bin_dir)
         .conf("wal_consistency_checking", "all")
         .conf("deadlock_timeout", "20ms")
         .conf("max_wal_size", "2GB")
