@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, Maintenance, agree, changes_schema, changes_under_watch, check, compact,
-    create_database, folding_hard, footprint, settle, shared, under_watch,
+    count_and_settle, create_database, folding_hard, footprint, settle, shared, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, IsolationLevel};
@@ -39,10 +39,7 @@ fn beside_load(db: &str, statements: &[String]) -> Result<()> {
         client.batch_execute(statement)?;
         check(&mut client)?;
     }
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    Ok(())
+    count_and_settle(&mut client)
 }
 
 fn tables() -> Vec<String> {

@@ -19,8 +19,9 @@ mod sync;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use counterx_cluster_tests::{Mixed, folding_hard};
-use counterx_harness::Cluster;
+use counterx_cluster_tests::{DEADLINE, Mixed, folding_hard};
+use counterx_harness::{Cluster, poll_until};
+use postgres::Client;
 
 use crate::options::Options;
 use crate::report::PartReport;
@@ -65,6 +66,14 @@ impl Pair {
             .start()?;
         Ok(Self { primary, standby })
     }
+}
+
+/// Waits until the primary takes its standby for a synchronous one.
+fn wait_for_synchronous(client: &mut Client) -> Result<()> {
+    poll_until("the standby to be a synchronous one", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 1)
+    })
 }
 
 /// Does `round` again and again, for this share of the part's time: once at least, and once only in

@@ -9,12 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
-    BoundedLoad, DEADLINE, Load, agree, amcheck, bounded_under_watch, changes_schema,
+    BoundedLoad, Load, agree, amcheck, bounded_under_watch, catch_up, changes_schema,
     changes_under_watch, check, create_database, folding_hard, prepare_bounded, settle,
     under_watch, wait_for_worker,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until, run as run_command};
-use postgres::Client;
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, run as run_command};
 
 use super::variant::bad_lines;
 use crate::options::Options;
@@ -186,7 +185,9 @@ fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result
         client.batch_execute("SELECT bump('n:last', 1)")?;
         settle(&mut client)?;
         checked += amcheck(&mut client).context("after maintenance")?;
-        catch_up(&mut client, standby)?;
+        // It may have given up.
+        let mut replica = standby.connect().context("the standby has gone")?;
+        catch_up(primary, &mut replica)?;
         let mut replica = standby.connect_db(db)?;
         check(&mut replica).context("on the standby")?;
         if db == CHANGES {
@@ -196,19 +197,6 @@ fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result
         report.tried("relations held to amcheck", checked);
     }
     Ok(())
-}
-
-/// Waits until the standby has replayed all that the primary has written, or has given up.
-fn catch_up(primary: &mut Client, standby: &Cluster) -> Result<()> {
-    let end: String = primary
-        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
-        .get(0);
-    primary.batch_execute("SET synchronous_commit = on; SELECT txid_current()")?;
-    poll_until("the standby to catch up", DEADLINE, || {
-        let mut replica = standby.connect().context("the standby has gone")?;
-        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        Ok(replica.query_one(sql, &[&end])?.get(0))
-    })
 }
 
 /// Reads every page of a server that is down.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Mixed, check, compact, create_database, folding_hard, footprint, mixed_under_watch,
-    prepare_mixed, resolve_prepared, settle,
+    DEADLINE, Mixed, check, compact, create_database, folding_hard, folds_on, footprint,
+    mixed_under_watch, prepare_mixed, resolve_prepared,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
@@ -229,13 +229,6 @@ fn goes_on(report: &mut PartReport, cluster: &Cluster, mixed: Mixed) -> Result<(
         ..mixed
     };
     mixed_under_watch(&cluster.config(DB), more, |_| Ok(()))?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded,
-        "nothing was folded: {before:?} {after:?}"
-    );
+    folds_on(&mut client, &before)?;
     Ok(())
 }
