@@ -137,8 +137,8 @@ pub fn folds_on(client: &mut Client, before: &Footprint) -> Result<Footprint> {
     Ok(after)
 }
 
-/// Switches folding off for a database, and waits until its worker has seen that. Sessions that are
-/// connected already go on to ask for a worker.
+/// Switches folding off for a database, and waits until its worker has seen that. The setting is a new
+/// session's: connect again to count under it.
 ///
 /// # Errors
 /// Those of the server, and that the worker goes on.
