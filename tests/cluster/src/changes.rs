@@ -23,7 +23,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::check::{Recovering, check, is_lost, sqlstate, watch_by};
-use crate::load::{Control, Load, Outcome, Watched, resolve_prepared, together};
+use crate::control::Control;
+use crate::load::{End, Load, Outcome, Watched, one_by_one, resolve_prepared, together};
 
 /// What the changes of a counter are called and written down with; beside
 /// [`oracle_schema`](crate::oracle_schema).
@@ -366,34 +367,25 @@ fn agree_on_prefix(
 fn run_client(config: &Config, load: &Load, number: u64, control: &Control) -> Result<Outcome> {
     let mut traffic = ChangesTraffic::new(load, number);
     let mut connection = Recovering::new(config);
-    let mut outcome = Outcome::default();
-    for transaction in 0..load.transactions {
-        if control.is_aborted() {
-            break;
-        }
+    one_by_one(load, number, control, |_| {
         let result = connection
             .client()
             .and_then(|client| traffic.transaction(client));
         match result {
-            Ok(()) => outcome.done += 1,
+            Ok(()) => Ok(End::Done),
             Err(error) if load.survives && is_lost(&error) => {
-                outcome.unknown += 1;
                 connection.forget();
                 // What it has left prepared would keep its counters locked.
                 traffic.resolve(&mut connection)?;
+                Ok(End::Unknown)
             }
             Err(error) if is_refusal(&error) => {
-                outcome.refused += 1;
                 connection.forget();
+                Ok(End::Refused)
             }
-            Err(error) => {
-                control.abort();
-                return Err(error.context(format!("client {number}, transaction {transaction}")));
-            }
+            Err(error) => Err(error),
         }
-        control.count();
-    }
-    Ok(outcome)
+    })
 }
 
 /// Somebody else came first; or there was nothing to rename or merge.

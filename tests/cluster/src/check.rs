@@ -7,7 +7,7 @@ use counterx_harness::poll_until;
 use postgres::error::{Severity, SqlState};
 use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 
-use crate::load::Control;
+use crate::control::Control;
 use crate::server::DEADLINE;
 
 /// One statement, so one snapshot: how many names were compared, and what is wrong with which.

@@ -7,19 +7,24 @@
 //! ended that it lost sight of.
 //!
 //! - [`shared`] keeps one server for all tests of a file, [`create_database`] gives each its own
-//!   database in it;
+//!   database in it; in a cluster that is [`folding_hard`], a short load sees many folds;
 //! - [`check()`] compares counters and oracle in the snapshot of one statement;
 //! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
 //!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
 //!   [`bounded_under_watch`] with bounded counters; [`mixed_under_watch`] does all of that at once;
+//! - [`settle`] waits until all is folded, [`footprint`] measures what that has come to;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
 
 mod amcheck;
 mod bounded;
 mod changes;
 mod check;
+mod control;
 mod database;
+mod folding;
+mod kill;
 mod load;
+mod logs;
 mod mixed;
 mod replica;
 mod server;
@@ -33,14 +38,20 @@ pub use changes::{ChangesTraffic, agree, changes_schema, changes_under_watch, to
 pub use check::{
     CHECK_SQL, Recovering, check, check_database, is_lost, refused, sqlstate, watch, watch_by,
 };
+pub use control::Control;
 pub use database::{
-    Footprint, bad_lines, compact, count_workers, create_bare_database, create_database, footprint,
-    names_in_lanes, oracle_schema, pages, settle, turn_over, wait_for_no_worker, wait_for_worker,
+    create_bare_database, create_database, names_in_lanes, oracle_schema, pages, wait_for_blocked,
 };
+pub use folding::{
+    Footprint, compact, count_and_settle, count_workers, folds_on, footprint, pause_folding,
+    settle, turn_over, wait_for_no_worker, wait_for_pause, wait_for_worker,
+};
+pub use kill::{committing, kill_and_recover, victim};
 pub use load::{
-    Control, Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed,
-    together, under_watch,
+    Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed, together,
+    under_watch,
 };
+pub use logs::{bad_lines, nothing_crashed, nothing_crashed_by_itself};
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
-pub use replica::{Refusal, catch_up};
-pub use server::{DEADLINE, FOLD_HARD, shared};
+pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
+pub use server::{DEADLINE, folding_hard, shared};

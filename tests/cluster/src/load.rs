@@ -3,16 +3,14 @@
 use std::fmt::Write as _;
 use std::iter::Cycle;
 use std::slice::Iter;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use counterx_harness::poll_until;
 use postgres::{Client, Config, NoTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::check::{Recovering, is_lost, watch};
-use crate::server::DEADLINE;
+use crate::control::Control;
 
 /// The seed of every random choice: `COUNTERX_SEED` if set, else always the same.
 ///
@@ -69,6 +67,13 @@ pub struct Outcome {
     pub refused: u64,
 }
 
+/// How one of them did.
+pub(crate) enum End {
+    Done,
+    Unknown,
+    Refused,
+}
+
 /// What a load and its checkers came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Watched {
@@ -76,60 +81,6 @@ pub struct Watched {
     pub outcome: Outcome,
     /// How often a checker compared all counters, or one through both ways, in a snapshot.
     pub checks: u64,
-}
-
-/// The threads' view of each other.
-#[derive(Debug, Default)]
-pub struct Control {
-    finished: AtomicU64,
-    total: u64,
-    over: AtomicBool,
-    aborted: AtomicBool,
-}
-
-impl Control {
-    /// Somebody failed: the others need not go on.
-    pub fn abort(&self) {
-        self.aborted.store(true, Ordering::Relaxed);
-    }
-
-    /// A client has ended a transaction.
-    pub fn count(&self) {
-        self.finished.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Has somebody failed?
-    pub fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// Have the clients ended?
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed) || self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// Have the clients done all that they had to do?
-    pub fn is_done(&self) -> bool {
-        self.finished.load(Ordering::Relaxed) >= self.total || self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// Waits until this share of the load is done.
-    ///
-    /// # Errors
-    /// When it takes longer than any load should, or the load has failed.
-    pub fn wait_for_share(&self, share: f64) -> Result<()> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_precision_loss,
-            clippy::cast_sign_loss,
-            reason = "a rough share of a small number"
-        )]
-        let enough = (self.total as f64 * share) as u64;
-        poll_until("a share of the load", 2 * DEADLINE, || {
-            ensure!(!self.aborted.load(Ordering::Relaxed), "the load has failed");
-            Ok(self.finished.load(Ordering::Relaxed) >= enough)
-        })
-    }
 }
 
 /// Statements of an administrator, one after the other beside a load, and again from the first one.
@@ -216,10 +167,7 @@ pub fn together(
     checker: impl Fn(&Control) -> Result<u64> + Sync,
     meanwhile: impl FnOnce(&Control) -> Result<()>,
 ) -> Result<Watched> {
-    let control = Control {
-        total: load.clients * load.transactions,
-        ..Control::default()
-    };
+    let control = Control::of(load.clients * load.transactions);
     let mut watched = Watched::default();
     std::thread::scope(|scope| {
         let control = &control;
@@ -251,7 +199,7 @@ pub fn together(
                 }
             }
         }
-        control.over.store(true, Ordering::Relaxed);
+        control.end();
         for checker in checkers {
             match checker
                 .join()
@@ -307,25 +255,42 @@ fn run_client(config: &Config, load: &Load, number: u64, control: &Control) -> R
         transaction: 0,
     };
     let mut connection = Recovering::new(config);
-    let mut outcome = Outcome::default();
-    for transaction in 0..load.transactions {
-        if control.is_aborted() {
-            break;
-        }
+    one_by_one(load, number, control, |transaction| {
         traffic.transaction = transaction;
         let result = connection
             .client()
             .and_then(|client| traffic.transaction(client));
         match result {
-            Ok(()) => outcome.done += 1,
+            Ok(()) => Ok(End::Done),
             Err(error) if load.survives && is_lost(&error) => {
-                outcome.unknown += 1;
                 connection.forget();
+                Ok(End::Unknown)
             }
             Err(error) if load.serializable && is_refusal(&error) => {
-                outcome.refused += 1;
                 connection.client()?.batch_execute("ROLLBACK")?;
+                Ok(End::Refused)
             }
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Runs a client's transactions, one after the other, as long as nobody fails.
+pub(crate) fn one_by_one(
+    load: &Load,
+    number: u64,
+    control: &Control,
+    mut run: impl FnMut(u64) -> Result<End>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for transaction in 0..load.transactions {
+        if control.is_aborted() {
+            break;
+        }
+        match run(transaction) {
+            Ok(End::Done) => outcome.done += 1,
+            Ok(End::Unknown) => outcome.unknown += 1,
+            Ok(End::Refused) => outcome.refused += 1,
             Err(error) => {
                 control.abort();
                 return Err(error.context(format!("client {number}, transaction {transaction}")));

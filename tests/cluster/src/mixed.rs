@@ -5,7 +5,8 @@ use postgres::{Client, Config};
 
 use crate::bounded::{BoundedLoad, bounded_under_watch, prepare_bounded};
 use crate::changes::{changes_schema, changes_under_watch};
-use crate::load::{Control, Load, under_watch};
+use crate::control::Control;
+use crate::load::{Load, under_watch};
 
 /// Plain increments, changes of every kind and bounded counters beside each other: so many clients
 /// of each, and so many transactions of each client.

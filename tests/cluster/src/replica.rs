@@ -1,11 +1,11 @@
 //! Questions about standbys, and what their readers may meet.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
 
-use crate::check::{is_lost, sqlstate};
+use crate::check::{Recovering, check, is_lost, sqlstate};
 use crate::server::DEADLINE;
 
 /// Waits until the standby has replayed all that the primary has written.
@@ -23,6 +23,47 @@ pub fn catch_up(primary: &Cluster, standby: &mut Client) -> Result<()> {
         let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
         Ok(standby.query_one(sql, &[&end])?.get(0))
     })
+}
+
+/// Looks at a standby again and again until recovery does not get in the way.
+///
+/// # Errors
+/// Any other error of the look, and that it is disturbed for ever.
+pub fn undisturbed<T>(
+    connection: &mut Recovering,
+    mut look: impl FnMut(&mut Client) -> Result<T>,
+) -> Result<T> {
+    let mut seen = None;
+    poll_until("an undisturbed look", DEADLINE, || {
+        match connection.client().and_then(&mut look) {
+            Ok(found) => {
+                seen = Some(found);
+                Ok(true)
+            }
+            Err(error) if Refusal::of(&error).is_some() => {
+                connection.forget();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    })?;
+    seen.context("nothing was seen")
+}
+
+/// When all has ended: the standby's counters are right, and add up to what the primary's do.
+///
+/// # Errors
+/// Those of the servers, or what differs.
+pub fn same_at_last(primary: &Cluster, standby: &Cluster, db: &str) -> Result<()> {
+    let mut connection = Recovering::new(&standby.config(db));
+    catch_up(primary, connection.client()?)?;
+    let compared = undisturbed(&mut connection, check)?;
+    ensure!(compared > 0, "there are no counters on the standby");
+    let total = "SELECT sum(value)::text FROM counters";
+    let here: String = connection.client()?.query_one(total, &[])?.get(0);
+    let there: String = primary.connect_db(db)?.query_one(total, &[])?.get(0);
+    ensure!(here == there, "standby {here}, primary {there}");
+    Ok(())
 }
 
 /// What a reader on a standby may meet instead of its answer.

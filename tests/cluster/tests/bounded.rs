@@ -7,23 +7,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    BoundedEnd, BoundedLoad, DEADLINE, FOLD_HARD, Recovering, bounded_under_watch, check,
-    create_database, prepare_bounded, refused, seed, shared,
+    BoundedEnd, BoundedLoad, DEADLINE, Recovering, bounded_under_watch, check, create_database,
+    folding_hard, prepare_bounded, refused, seed, shared,
 };
 use counterx_harness::{Cluster, StopMode, kill9, poll_until};
 use postgres::error::SqlState;
 use postgres::{Client, Config};
 
 fn start(name: &str, preload: bool) -> Result<Cluster> {
-    let builder = Cluster::builder()
-        .name(name)
+    folding_hard(name)
         .preload(preload)
         // Without shared memory, whoever takes from two counters may meet a deadlock.
         .conf("deadlock_timeout", "10ms")
-        .conf("max_connections", "130");
-    FOLD_HARD
-        .iter()
-        .fold(builder, |builder, (name, value)| builder.conf(name, value))
+        .conf("max_connections", "130")
         .start()
 }
 

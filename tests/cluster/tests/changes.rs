@@ -5,20 +5,17 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, FOLD_HARD, Load, Outcome, Recovering, agree, bad_lines, changes_schema,
-    changes_under_watch, create_database, footprint, settle, shared, together, totals_are_clean,
+    Control, Load, Outcome, Recovering, agree, changes_schema, changes_under_watch, committing,
+    create_database, folding_hard, footprint, kill_and_recover, nothing_crashed_by_itself, settle,
+    shared, together, totals_are_clean,
 };
-use counterx_harness::{Cluster, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, StopMode};
 use postgres::{Client, NoTls};
 
 const DB: &str = "changes";
 
 fn start(name: &str) -> Result<Cluster> {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    folding_hard(name)
         // Those that rename and merge meet in all orders, and are told so.
         .conf("deadlock_timeout", "20ms")
         .start()
@@ -54,12 +51,7 @@ fn every_snapshot_of_mixed_changes_is_exact_in_all_ways_to_read() -> Result<()> 
     settle(&mut client)?;
     agree(&mut client)?;
     totals_are_clean(&mut client)?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded + 20,
-        "hardly a fold: {before:?} {after:?}"
-    );
-    Ok(())
+    footprint(&mut client)?.ensure_many_folds_since(&before)
 }
 
 /// What resets have returned and what is left add up to all increments; without any oracle.
@@ -219,11 +211,7 @@ fn worst(name: &str, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
         ..Load::default()
     };
     let watched = changes_under_watch(&config, &load, |control| {
-        for share in [0.33, 0.67] {
-            control.wait_for_share(share)?;
-            worst(&mut cluster)?;
-        }
-        Ok(())
+        control.at_each_third(|| worst(&mut cluster))
     })?;
     ensure!(watched.outcome.unknown > 0, "nobody noticed: {watched:?}");
     ensure!(watched.checks > 0, "nobody looked: {watched:?}");
@@ -234,16 +222,7 @@ fn worst(name: &str, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
     settle(client)?;
     agree(client)?;
     totals_are_clean(client)?;
-    let log = cluster.log();
-    let crashes: Vec<_> = bad_lines(&log)
-        .into_iter()
-        .filter(|line| {
-            line.contains(" PANIC:")
-                || (line.contains("terminated by signal") && !line.contains("by signal 9"))
-        })
-        .collect();
-    ensure!(crashes.is_empty(), "{crashes:#?}");
-    Ok(())
+    nothing_crashed_by_itself(&cluster.log())
 }
 
 #[test]
@@ -266,25 +245,7 @@ fn immediate_shutdown_loses_and_doubles_no_change() -> Result<()> {
 fn killed_backend_loses_and_doubles_no_change() -> Result<()> {
     worst("changes-backend", |cluster| {
         let mut connection = Recovering::new(&cluster.config(DB));
-        let sql = "SELECT pid FROM pg_stat_activity
-                    WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
-                      AND datname = current_database()
-                    ORDER BY (state = 'active' AND query = 'COMMIT') DESC, state = 'active' DESC LIMIT 1";
-        let mut victim = 0;
-        poll_until("a backend", DEADLINE, || {
-            let row = connection.client()?.query_opt(sql, &[])?;
-            victim = row.map_or(0, |row| row.get(0));
-            Ok(victim != 0)
-        })?;
-        kill9(victim)?;
-        poll_until("the server to notice", DEADLINE, || {
-            let gone = connection.client()?.batch_execute("SELECT 1").is_err();
-            if gone {
-                connection.forget();
-            }
-            Ok(gone)
-        })?;
-        connection.client()?;
-        Ok(())
+        let victim = committing(&mut connection)?;
+        kill_and_recover(&mut connection, victim)
     })
 }

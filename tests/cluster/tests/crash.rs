@@ -5,27 +5,18 @@
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, Recovering, bad_lines, check, create_database, footprint, settle,
-    under_watch, wait_for_worker,
+    DEADLINE, Load, Recovering, check, create_database, folding_hard, footprint, kill_and_recover,
+    nothing_crashed_by_itself, settle, under_watch, victim, wait_for_worker,
 };
-use counterx_harness::{Cluster, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::Config;
 
 const DB: &str = "crash";
 
-fn start(name: &str) -> Result<Cluster> {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
-        .start()
-}
-
 /// Runs a load, does the worst at a third and at two thirds of it, and looks at what is left.
 /// `survives` says whether clients lose their connections.
 fn worst(name: &str, survives: bool, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
-    let mut cluster = start(name)?;
+    let mut cluster = folding_hard(name).start()?;
     do_worst(&mut cluster, survives, worst).with_context(|| {
         let log = cluster.log();
         let lines: Vec<_> = log
@@ -57,11 +48,7 @@ fn do_worst(
         ..Load::default()
     };
     let watched = under_watch(&config, &load, |control| {
-        for share in [0.33, 0.67] {
-            control.wait_for_share(share)?;
-            worst(cluster)?;
-        }
-        Ok(())
+        control.at_each_third(|| worst(cluster))
     })?;
     ensure!(
         !survives || watched.outcome.unknown > 0,
@@ -75,16 +62,7 @@ fn do_worst(
     client.batch_execute("SELECT bump('after', 1)")?;
     settle(client)?;
     check(client)?;
-    // Nobody but us kills. A crash of the engine's own would go unnoticed among ours.
-    let log = cluster.log();
-    let others: Vec<_> = bad_lines(&log)
-        .into_iter()
-        .filter(|line| {
-            line.contains(" PANIC:")
-                || (line.contains("terminated by signal") && !line.contains("by signal 9"))
-        })
-        .collect();
-    ensure!(others.is_empty(), "{others:#?}");
+    nothing_crashed_by_itself(&cluster.log())?;
     let after = footprint(client)?;
     ensure!(
         after.folded > before.folded,
@@ -102,23 +80,8 @@ fn kill_one(config: &Config, which: &str) -> Result<()> {
             AND (datname = current_database() OR datname IS NULL)
           ORDER BY state = 'active' DESC NULLS LAST LIMIT 1"
     );
-    let mut victim = 0;
-    poll_until(which, DEADLINE, || {
-        let row = connection.client()?.query_opt(&sql, &[])?;
-        victim = row.map_or(0, |row| row.get(0));
-        Ok(victim != 0)
-    })?;
-    kill9(victim)?;
-    // The postmaster disconnects everybody and recovers.
-    poll_until("the server to notice", DEADLINE, || {
-        let gone = connection.client()?.batch_execute("SELECT 1").is_err();
-        if gone {
-            connection.forget();
-        }
-        Ok(gone)
-    })?;
-    connection.client()?;
-    Ok(())
+    let victim = victim(&mut connection, which, &sql)?;
+    kill_and_recover(&mut connection, victim)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, check, compact, create_database, refused, shared,
+    DEADLINE, check, compact, create_database, folding_hard, refused, shared,
 };
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::error::SqlState;
@@ -734,18 +734,10 @@ fn warm_sessions_notice_an_update_of_the_extension() -> Result<()> {
     Ok(())
 }
 
-fn folding(name: &str) -> Result<Cluster> {
-    let cluster = Cluster::builder().name(name);
-    FOLD_HARD
-        .iter()
-        .fold(cluster, |cluster, (name, value)| cluster.conf(name, value))
-        .start()
-}
-
 /// One line in the log, and the reason where operators look.
 #[test]
 fn worker_says_once_why_lanes_are_left_alone() -> Result<()> {
-    let cluster = folding("left-alone")?;
+    let cluster = folding_hard("left-alone").start()?;
     let mut client = create_database(&cluster, "kept")?;
     client.batch_execute(
         "CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
@@ -895,7 +887,7 @@ fn nothing_is_lost(client: &mut Client) -> Result<()> {
 /// trigger is lost, and folded twice.
 #[test]
 fn pg_repack_of_the_whole_database_under_load_loses_nothing() -> Result<()> {
-    let cluster = folding("repacked")?;
+    let cluster = folding_hard("repacked").start()?;
     if fs::metadata(cluster.bin_dir().join("pg_repack")).is_err() {
         eprintln!("no pg_repack for this PostgreSQL: nothing is tried");
         return Ok(());

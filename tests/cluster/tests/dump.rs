@@ -4,21 +4,15 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, agree, changes_schema, changes_under_watch, check, compact,
-    create_database, footprint, settle, shared, totals_are_clean, under_watch,
+    Load, agree, changes_schema, changes_under_watch, check, compact, count_and_settle,
+    create_database, folding_hard, folds_on, footprint, pause_folding, settle, shared,
+    totals_are_clean, under_watch,
 };
-use counterx_harness::{Cluster, poll_until, run};
+use counterx_harness::{Cluster, run};
 use postgres::Client;
 
 fn cluster() -> &'static Cluster {
-    shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(Cluster::builder().name("dump"), |builder, (name, value)| {
-                builder.conf(name, value)
-            })
-            .start()
-    })
+    shared(|| folding_hard("dump").start())
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,15 +93,7 @@ fn work(db: &str) -> Result<()> {
 fn backlog(db: &str) -> Result<Client> {
     let mut client = create_database(cluster(), db)?;
     work(db)?;
-    client.batch_execute(&format!(
-        "ALTER DATABASE {db} SET counterx.compaction = off"
-    ))?;
-    poll_until("the worker to pause", DEADLINE, || {
-        let state: String = client
-            .query_one("SELECT state FROM counterx.workers", &[])?
-            .get(0);
-        Ok(state == "paused")
-    })?;
+    pause_folding(&mut client, db)?;
     let mut client = cluster().connect_db(db)?;
     work(db)?;
     client.batch_execute(&format!(
@@ -123,14 +109,7 @@ fn copy_is_sound(dumped: &Dump, copy: &str) -> Result<()> {
     check(&mut client)?;
     let before = footprint(&mut client)?;
     work(copy)?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded,
-        "nothing was folded: {before:?} {after:?}"
-    );
+    folds_on(&mut client, &before)?;
 
     let again = dump(copy, dumped.format)?;
     let expected = values(&mut client)?;
@@ -163,10 +142,7 @@ fn backlog_survives(format: Format, db: &str) -> Result<()> {
     // The original folds its backlog when it may, and is not confused by any of this.
     client.batch_execute(&format!("ALTER DATABASE {db} RESET counterx.compaction"))?;
     let mut client = cluster().connect_db(db)?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    Ok(())
+    count_and_settle(&mut client)
 }
 
 #[test]
@@ -205,9 +181,7 @@ fn dump_in_mid_load_is_one_snapshot() -> Result<()> {
         let mut client = restore(dumped, &copy)?;
         check(&mut client)?;
         work(&copy)?;
-        client.batch_execute("SELECT bump('last', 1)")?;
-        settle(&mut client)?;
-        check(&mut client)?;
+        count_and_settle(&mut client)?;
     }
     check(&mut client)?;
     Ok(())
@@ -242,16 +216,8 @@ fn changed(db: &str) -> Result<Client> {
          SELECT bump('n:last', 1)",
     )?;
     settle(&mut client)?;
-    client.batch_execute(&format!(
-        "ALTER DATABASE {db} SET counterx.compaction = off; SELECT counterx.create_value_index()"
-    ))?;
-    // The setting is a new session's; the old worker has its own second to see it.
-    poll_until("the worker to pause", DEADLINE, || {
-        let state: String = client
-            .query_one("SELECT state FROM counterx.workers", &[])?
-            .get(0);
-        Ok(state == "paused")
-    })?;
+    client.batch_execute("SELECT counterx.create_value_index()")?;
+    pause_folding(&mut client, db)?;
     let mut client = cluster().connect_db(db)?;
     client.batch_execute(&format!(
         "SELECT counter_drop('gone:' || n) FROM generate_series(1, 19) n;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, check, create_database, names_in_lanes, settle, wait_for_worker,
+    DEADLINE, check, create_database, folding_hard, names_in_lanes, settle, wait_for_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
@@ -15,12 +15,7 @@ use postgres::Client;
 const PAUSE_KEY: i64 = 0x636e_7478;
 
 fn start(name: &str) -> Result<Option<Cluster>> {
-    let cluster = FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
-        .start()?;
+    let cluster = folding_hard(name).start()?;
     let sql = "SELECT current_setting('counterx.failpoint', true) IS NOT NULL";
     let has_failpoints: bool = cluster.connect()?.query_one(sql, &[])?.get(0);
     Ok(has_failpoints.then_some(cluster))

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
-use counterx_cluster_tests::{DEADLINE, create_database, refused, shared, sqlstate};
+use counterx_cluster_tests::{DEADLINE, catch_up, create_database, refused, shared, sqlstate};
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -293,9 +293,8 @@ fn a_promoted_standby_goes_on_where_the_primary_was() -> Result<()> {
         .start()?;
     let mut client = standby.connect_db("shop")?;
     let sql = "SELECT value = 5 AND held = 2 AND available = 3 FROM counter_available('stock:a')";
-    poll_until("the standby to catch up", DEADLINE, || {
-        ask(&mut client, sql)
-    })?;
+    catch_up(&primary, &mut client)?;
+    ensure!(ask(&mut client, sql)?);
     refused(
         client.query_one("SELECT counter_try_incr('stock:a', -1)", &[]),
         &SqlState::READ_ONLY_SQL_TRANSACTION,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    Load, check, compact, create_database, names_in_lanes, settle, shared, under_watch,
+    Load, check, compact, count_and_settle, create_database, names_in_lanes, shared, under_watch,
 };
 use counterx_harness::Cluster;
 use postgres::error::SqlState;
@@ -288,8 +288,5 @@ fn serializable_load_is_exact() -> Result<()> {
         ..Load::default()
     };
     under_watch(&cluster().config("load"), &load, |_| Ok(()))?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    Ok(())
+    count_and_settle(&mut client)
 }

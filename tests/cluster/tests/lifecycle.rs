@@ -5,23 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, bad_lines, check, compact, count_workers, create_database, is_lost,
-    oracle_schema, settle, shared, sqlstate, under_watch, wait_for_no_worker, wait_for_worker,
+    DEADLINE, Load, bad_lines, check, compact, count_and_settle, count_workers, create_database,
+    folding_hard, is_lost, oracle_schema, settle, shared, sqlstate, under_watch,
+    wait_for_no_worker, wait_for_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
 
 fn cluster() -> &'static Cluster {
-    shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("lifecycle"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
-            .start()
-    })
+    shared(|| folding_hard("lifecycle").start())
 }
 
 fn value(client: &mut Client, name: &str) -> Result<i64> {
@@ -284,9 +277,7 @@ fn copy_of_a_template_has_the_counters_of_its_original() -> Result<()> {
             .get(0);
         ensure!(sum == expected, "{db}: {sum}, original {expected}");
         under_watch(&cluster().config(db), &load, |_| Ok(()))?;
-        client.batch_execute("SELECT bump('last', 1)")?;
-        settle(&mut client)?;
-        check(&mut client)?;
+        count_and_settle(&mut client)?;
     }
     let mut client = cluster().connect_db("original")?;
     let sum: String = client
@@ -341,11 +332,7 @@ fn template_with_an_empty_extension_starts_from_zero_in_each_copy() -> Result<()
 
 #[test]
 fn idle_worker_leaves_and_an_idle_database_writes_nothing() -> Result<()> {
-    let cluster = FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name("idle"), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    let cluster = folding_hard("idle")
         // Nobody else writes WAL: no standby snapshots, no vacuum, no checkpoint.
         .conf("wal_level", "minimal")
         .conf("max_wal_senders", "0")
@@ -361,9 +348,7 @@ fn idle_worker_leaves_and_an_idle_database_writes_nothing() -> Result<()> {
         ..Load::default()
     };
     under_watch(&cluster.config("idle"), &load, |_| Ok(()))?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
+    count_and_settle(&mut client)?;
 
     // Still for fifty looks, in which the worker has gone round as often.
     let lsn = "SELECT pg_current_wal_insert_lsn()::text";

@@ -2,20 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, Maintenance, agree, changes_schema, changes_under_watch, check,
-    compact, create_database, footprint, settle, shared, under_watch,
+    DEADLINE, Load, Maintenance, agree, changes_schema, changes_under_watch, check, compact,
+    count_and_settle, create_database, folding_hard, footprint, settle, shared, under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, IsolationLevel};
 
 fn cluster() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("maintenance"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("maintenance")
             .conf("wal_level", "logical")
             // Of each table that has just been copied, the server keeps an origin for a moment.
             .conf("max_replication_slots", "64")
@@ -44,10 +39,7 @@ fn beside_load(db: &str, statements: &[String]) -> Result<()> {
         client.batch_execute(statement)?;
         check(&mut client)?;
     }
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    Ok(())
+    count_and_settle(&mut client)
 }
 
 fn tables() -> Vec<String> {

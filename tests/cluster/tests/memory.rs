@@ -1,7 +1,9 @@
 //! A transaction whose increments outgrow `counterx.pending_work_mem` is as exact as any other.
 
 use anyhow::{Result, ensure};
-use counterx_cluster_tests::{check, create_database, footprint, refused, settle, shared};
+use counterx_cluster_tests::{
+    check, count_and_settle, create_database, footprint, refused, settle, shared,
+};
 use counterx_harness::Cluster;
 use postgres::Client;
 use postgres::error::SqlState;
@@ -119,9 +121,7 @@ fn folds_beside_an_open_early_flushed_transaction_lose_nothing() -> Result<()> {
     client.batch_execute("RESET statement_timeout")?;
     session.batch_execute("COMMIT")?;
     check(&mut client)?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
+    count_and_settle(&mut client)?;
     ensure!(footprint(&mut client)?.pending == 0);
     Ok(())
 }

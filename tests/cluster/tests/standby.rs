@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Footprint, Load, Recovering, Refusal, agree, bad_lines, changes_schema,
-    changes_under_watch, check, check_database, compact, create_database, footprint, refused,
-    settle, shared, under_watch,
+    DEADLINE, Footprint, Load, Recovering, Refusal, agree, catch_up, changes_schema,
+    changes_under_watch, check, check_database, compact, create_database, folding_hard, folds_on,
+    footprint, nothing_crashed, refused, same_at_last, settle, shared, under_watch, undisturbed,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -14,12 +14,7 @@ use postgres::{Client, Config, IsolationLevel};
 
 fn primary() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("primary"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("primary")
             .conf("wal_keep_size", "512MB")
             .start()
     })
@@ -35,22 +30,8 @@ fn standby(name: &str, feedback: &str, delay: &str) -> Result<Cluster> {
         .start()
 }
 
-fn catch_up(standby: &mut Client) -> Result<()> {
-    counterx_cluster_tests::catch_up(primary(), standby)
-}
-
 fn is_conflict(error: &anyhow::Error) -> bool {
     Refusal::of(error).is_some()
-}
-
-fn nothing_crashed(standby: &Cluster) -> Result<()> {
-    let log = standby.log();
-    let crashes: Vec<_> = bad_lines(&log)
-        .into_iter()
-        .filter(|line| line.contains(" PANIC:") || line.contains("terminated by signal"))
-        .collect();
-    ensure!(crashes.is_empty(), "{crashes:#?}");
-    Ok(())
 }
 
 /// Looks through one snapshot for a while. True if it lasted, false if recovery got in the way.
@@ -112,30 +93,13 @@ fn read_beside_load(db: &str, standby: &Config) -> Result<(u64, u64)> {
     client.batch_execute("SELECT bump('last', 1)")?;
     settle(&mut client)?;
     let after = footprint(&mut client)?;
-    ensure!(
-        after.truncated > before.truncated,
-        "no log was emptied: {before:?} {after:?}"
-    );
+    after.ensure_emptied_since(&before)?;
     Ok((whole, conflicts))
 }
 
 fn same_truth_at_last(db: &str, standby: &Cluster) -> Result<()> {
-    nothing_crashed(standby)?;
-    let mut client = standby.connect_db(db)?;
-    catch_up(&mut client)?;
-    // Recovery may still cancel a query that stands in its way.
-    poll_until("an undisturbed look", DEADLINE, || {
-        match check(&mut client) {
-            Ok(compared) => Ok(compared > 0),
-            Err(error) if is_conflict(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
-    })?;
-    let total = "SELECT sum(value)::text FROM counters";
-    let here: String = client.query_one(total, &[])?.get(0);
-    let there: String = primary().connect_db(db)?.query_one(total, &[])?.get(0);
-    ensure!(here == there, "standby {here}, primary {there}");
-    Ok(())
+    nothing_crashed(&standby.log())?;
+    same_at_last(primary(), standby, db)
 }
 
 #[test]
@@ -197,7 +161,7 @@ fn snapshot_older_than_a_replayed_truncation_is_exact_or_says_40001() -> Result<
     )?;
     // Pending when the snapshot is taken: that is what it will miss.
     let mut reader = standby.connect()?;
-    catch_up(&mut reader)?;
+    catch_up(primary(), &mut reader)?;
     let mut reader = standby.connect_db("oldsnapshot")?;
     reader.batch_execute("SELECT counter_value('warm'); SELECT FROM counters")?;
     let mut snapshot = reader
@@ -248,14 +212,13 @@ fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> 
         .conf("hot_standby_feedback", "off")
         .conf("max_standby_streaming_delay", "-1")
         .start()?;
-    let catch_up = |client: &mut Client| counterx_cluster_tests::catch_up(&primary, client);
     let mut client = create_database(&primary, "replaying")?;
     client.batch_execute(
         "ALTER DATABASE replaying SET counterx.compaction = off; SELECT bump('x', 1);
          CREATE TABLE dead (n int) WITH (autovacuum_enabled = off);
          INSERT INTO dead VALUES (1)",
     )?;
-    catch_up(&mut standby.connect()?)?;
+    catch_up(&primary, &mut standby.connect()?)?;
     let mut reader = standby.connect_db("replaying")?;
     reader.batch_execute("SELECT counter_value('warm')")?;
     let mut snapshot = reader
@@ -289,7 +252,7 @@ fn reader_does_not_wait_for_ever_for_a_replay_that_waits_for_it() -> Result<()> 
         &SqlState::T_R_SERIALIZATION_FAILURE,
     )?;
     drop(snapshot);
-    catch_up(&mut other)?;
+    catch_up(&primary, &mut other)?;
     check(&mut reader)?;
     Ok(())
 }
@@ -300,7 +263,7 @@ fn feedback_keeps_the_logs_that_a_snapshot_of_the_standby_needs() -> Result<()> 
     let mut client = create_database(primary(), "kept")?;
     client.batch_execute("SELECT bump('old', 1)")?;
     let mut reader = standby.connect()?;
-    catch_up(&mut reader)?;
+    catch_up(primary(), &mut reader)?;
     let mut reader = standby.connect_db("kept")?;
     let mut snapshot = reader
         .build_transaction()
@@ -330,7 +293,7 @@ fn feedback_keeps_the_logs_that_a_snapshot_of_the_standby_needs() -> Result<()> 
         "nothing was folded: {before:?} {after:?}"
     );
     let mut other = standby.connect_db("kept")?;
-    catch_up(&mut other)?;
+    catch_up(primary(), &mut other)?;
     check(&mut other)?;
     ensure!(check(&mut snapshot)? == 1);
     snapshot.commit()?;
@@ -344,7 +307,7 @@ fn standby_refuses_increments_and_compaction() -> Result<()> {
     let mut client = create_database(primary(), "refuses")?;
     client.batch_execute("SELECT bump('x', 1)")?;
     let mut reader = standby.connect()?;
-    catch_up(&mut reader)?;
+    catch_up(primary(), &mut reader)?;
     let mut reader = standby.connect_db("refuses")?;
     for sql in [
         "SELECT counter_incr('x')",
@@ -380,7 +343,7 @@ fn promoted_standby_is_exact_and_goes_on_counting_and_folding() -> Result<()> {
     let mut standby = standby("promoted", "off", "30s")?;
     let mut client = create_database(primary(), "promoted")?;
     client.batch_execute("SELECT bump('first', 1)")?;
-    catch_up(&mut standby.connect()?)?;
+    catch_up(primary(), &mut standby.connect()?)?;
     let config = standby.config("promoted");
     // Cut off in mid-load: the counters of what has arrived are those of the oracle that has.
     let load = Load {
@@ -405,15 +368,7 @@ fn promoted_standby_is_exact_and_goes_on_counting_and_folding() -> Result<()> {
         ..load
     };
     under_watch(&config, &load, |_| Ok(()))?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded && after.truncated > before.truncated,
-        "{before:?} {after:?}"
-    );
-    Ok(())
+    folds_on(&mut client, &before)?.ensure_emptied_since(&before)
 }
 
 /// With and without a value index, with and without deltas that wait, in the middle of changes of
@@ -423,7 +378,7 @@ fn all_ways_to_read_agree_on_a_standby_and_with_the_primary() -> Result<()> {
     let standby = standby("allways", "on", "30s")?;
     let mut client = create_database(primary(), "allways")?;
     client.batch_execute(changes_schema())?;
-    catch_up(&mut standby.connect()?)?;
+    catch_up(primary(), &mut standby.connect()?)?;
     let config = standby.config("allways");
     for value_index in [false, true] {
         if value_index {
@@ -463,27 +418,19 @@ fn all_ways_to_read_agree_on_a_standby_and_with_the_primary() -> Result<()> {
             "ALTER DATABASE allways SET counterx.compaction = off;
              SELECT bump('p:' || n % 7, n) FROM generate_series(1, 50) n",
         )?;
-        let mut here = standby.connect_db("allways")?;
+        let mut here = Recovering::new(&config);
         for pending in [true, false] {
             if !pending {
                 compact(&mut client)?;
             }
-            catch_up(&mut here)?;
+            catch_up(primary(), here.client()?)?;
             let expected = agree(&mut client)?;
-            let mut found = None;
-            poll_until("an undisturbed look", DEADLINE, || match agree(&mut here) {
-                Ok(counters) => {
-                    found = Some(counters);
-                    Ok(true)
-                }
-                Err(error) if is_conflict(&error) => Ok(false),
-                Err(error) => Err(error),
-            })?;
-            ensure!(found == Some(expected), "the standby says {found:?}");
+            let found = undisturbed(&mut here, agree)?;
+            ensure!(found == expected, "the standby says {found:?}");
         }
         client.batch_execute("ALTER DATABASE allways RESET counterx.compaction")?;
     }
-    nothing_crashed(&standby)
+    nothing_crashed(&standby.log())
 }
 
 /// A gate is changed through generic WAL records, which the check compares bit by bit. So nothing else may
@@ -517,10 +464,10 @@ fn gates_that_were_read_by_sql_are_the_same_on_the_standby() -> Result<()> {
         publish,
     ] {
         client.batch_execute(step)?;
-        counterx_cluster_tests::catch_up(&primary, &mut standby.connect()?)?;
+        catch_up(&primary, &mut standby.connect()?)?;
         standby.connect_db("gates")?.batch_execute(read)?;
     }
-    nothing_crashed(&standby)?;
+    nothing_crashed(&standby.log())?;
     standby.promote()?;
     standby.connect_db("gates")?.batch_execute(publish)?;
     Ok(())

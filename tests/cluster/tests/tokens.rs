@@ -5,10 +5,10 @@ use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, Load, Outcome, Recovering, compact, create_database, is_lost, seed, shared,
-    sqlstate, together,
+    Control, DEADLINE, Load, Outcome, Recovering, committing, compact, create_database, is_lost,
+    kill_and_recover, seed, shared, sqlstate, together,
 };
-use counterx_harness::{Cluster, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::error::SqlState;
 use postgres::{Client, Config, IsolationLevel};
 use rand::rngs::StdRng;
@@ -226,21 +226,6 @@ fn run_client(
     Ok(outcome)
 }
 
-/// A backend in the middle of its commit, if one can be met within the deadline.
-fn committing(connection: &mut Recovering) -> Result<i32> {
-    let sql = "SELECT pid FROM pg_stat_activity
-                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
-                  AND datname = current_database() AND state = 'active'
-                ORDER BY query = 'COMMIT' DESC LIMIT 1";
-    let mut victim = 0;
-    poll_until("a busy backend", DEADLINE, || {
-        let row = connection.client()?.query_opt(sql, &[])?;
-        victim = row.map_or(0, |row| row.get(0));
-        Ok(victim != 0)
-    })?;
-    Ok(victim)
-}
-
 #[test]
 fn token_is_applied_once_whatever_is_killed() -> Result<()> {
     // A commit takes a while, so that there are some to be met.
@@ -263,15 +248,8 @@ fn token_is_applied_once_whatever_is_killed() -> Result<()> {
                 }
             }
             2 => {
-                kill9(committing(&mut connection)?)?;
-                poll_until("the server to notice", DEADLINE, || {
-                    let gone = connection.client()?.batch_execute("SELECT 1").is_err();
-                    if gone {
-                        connection.forget();
-                    }
-                    Ok(gone)
-                })?;
-                connection.client()?;
+                let victim = committing(&mut connection)?;
+                kill_and_recover(&mut connection, victim)?;
             }
             3 => {
                 drop(connection);

@@ -1,7 +1,9 @@
 //! Every kind of transaction that PostgreSQL knows counts what it commits.
 
 use anyhow::{Result, ensure};
-use counterx_cluster_tests::{check, compact, create_database, refused, settle, shared};
+use counterx_cluster_tests::{
+    check, compact, count_and_settle, create_database, refused, settle, shared,
+};
 use counterx_harness::Cluster;
 use postgres::Client;
 use postgres::error::SqlState;
@@ -24,10 +26,7 @@ fn value(client: &mut Client, name: &str) -> Result<i64> {
 /// The last word of each test: folded or not, nothing has changed.
 fn sound(client: &mut Client) -> Result<()> {
     check(client)?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(client)?;
-    check(client)?;
-    Ok(())
+    count_and_settle(client)
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
     DEADLINE, check, compact, create_database, names_in_lanes, refused, settle, shared,
+    wait_for_blocked,
 };
 use counterx_harness::{Cluster, StopMode, poll_until};
-use postgres::Client;
 use postgres::error::SqlState;
+use postgres::{Client, Row};
 
 fn start(name: &str) -> Result<Cluster> {
     Cluster::builder()
@@ -206,6 +207,24 @@ const LOCKING: [(&str, &str, i64); 4] = [
     ("rename", "SELECT counter_rename('x', 'y')", 0),
 ];
 
+/// Runs `sql` in a second session, which has to wait; `let_go` ends that. What the second was told.
+fn told_after_waiting(
+    mut second: Client,
+    sql: &str,
+    client: &mut Client,
+    let_go: impl FnOnce(&mut Client) -> Result<()>,
+) -> Result<Row> {
+    let pid: i32 = second.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(move || second.query_one(sql, &[]));
+        wait_for_blocked(client, "the second", pid)?;
+        let_go(client)?;
+        Ok(second
+            .join()
+            .unwrap_or_else(|_| panic!("the second panicked"))?)
+    })
+}
+
 /// The lock of a prepared transaction outlives the server: another one that depends on the value
 /// waits until the first has ended, and then takes what that one has left.
 #[test]
@@ -233,22 +252,13 @@ fn prepared_change_keeps_its_counter_locked_over_a_crash() -> Result<()> {
                 client.batch_execute("SET lock_timeout = '20ms'; SELECT counter_reset('x')");
             refused(blocked, &SqlState::LOCK_NOT_AVAILABLE)?;
             client.batch_execute("RESET lock_timeout")?;
-            let mut waiting = cluster.connect_db("locks")?;
-            let pid: i32 = waiting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
-            let taken: i64 = std::thread::scope(|scope| -> Result<i64> {
-                let second =
-                    scope.spawn(move || waiting.query_one("SELECT counter_reset('x')", &[]));
-                poll_until("the second to wait", DEADLINE, || {
-                    let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
-                    Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
-                })?;
+            let second = cluster.connect_db("locks")?;
+            let sql = "SELECT counter_reset('x')";
+            let taken: i64 = told_after_waiting(second, sql, &mut client, |client| {
                 client.batch_execute("SELECT counter_incr('x', 1)")?;
-                client.batch_execute(&format!("{verb} PREPARED 'p'"))?;
-                let row = second
-                    .join()
-                    .unwrap_or_else(|_| panic!("the second panicked"))?;
-                Ok(row.get(0))
-            })?;
+                Ok(client.batch_execute(&format!("{verb} PREPARED 'p'"))?)
+            })?
+            .get(0);
             let expected = 6 + if left { value_after } else { 100 };
             ensure!(
                 taken == expected,
@@ -283,20 +293,11 @@ fn token_of_a_prepared_transaction_counts_as_it_ends() -> Result<()> {
         refused(blocked, &SqlState::QUERY_CANCELED)?;
         client.batch_execute("RESET statement_timeout")?;
         let before = value(&mut client, "x")?;
-        let mut waiting = cluster.connect_db("tokens")?;
-        let pid: i32 = waiting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
-        let second: bool = std::thread::scope(|scope| -> Result<bool> {
-            let second = scope.spawn(move || waiting.query_one(&sql, &[]));
-            poll_until("the second to wait", DEADLINE, || {
-                let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
-                Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
-            })?;
-            client.batch_execute(&format!("{verb} PREPARED 'p'"))?;
-            let row = second
-                .join()
-                .unwrap_or_else(|_| panic!("the second panicked"))?;
-            Ok(row.get(0))
-        })?;
+        let second = cluster.connect_db("tokens")?;
+        let second: bool = told_after_waiting(second, &sql, &mut client, |client| {
+            Ok(client.batch_execute(&format!("{verb} PREPARED 'p'"))?)
+        })?
+        .get(0);
         ensure!(second == applied, "{verb}: the second was told {second}");
         ensure!(value(&mut client, "x")? == before + 5, "{verb}");
         // A commit of a session's own tells the worker.
@@ -360,10 +361,7 @@ fn late_drop_is_folded_before_what_it_has_dropped() -> Result<()> {
         let mut old = cluster().connect_db("latedrop")?;
         let snapshot = std::thread::scope(|scope| -> Result<_> {
             let fold = scope.spawn(move || folder.batch_execute("SELECT counterx.compact()"));
-            poll_until("the fold to wait", DEADLINE, || {
-                let sql = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
-                Ok(client.query_one(sql, &[&pid])?.get::<_, i64>(0) == 1)
-            })?;
+            wait_for_blocked(&mut client, "the fold", pid)?;
             client.execute("SELECT counter_incr($1, 10)", &[&name])?;
             client.execute("SELECT counter_incr($1, 20)", &[&name])?;
             let mut snapshot = old

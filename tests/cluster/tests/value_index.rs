@@ -3,8 +3,8 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Load, Maintenance, agree, changes_schema, changes_under_watch,
-    create_database, refused, settle, shared, totals_are_clean,
+    DEADLINE, Load, Maintenance, agree, changes_schema, changes_under_watch, create_database,
+    folding_hard, refused, settle, shared, totals_are_clean,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -12,12 +12,7 @@ use postgres::{Client, IsolationLevel};
 
 fn cluster() -> &'static Cluster {
     shared(|| {
-        FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("value-index"),
-                |builder, (name, value)| builder.conf(name, value),
-            )
+        folding_hard("value-index")
             .conf("deadlock_timeout", "20ms")
             .start()
     })

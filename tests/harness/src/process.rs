@@ -1,10 +1,17 @@
-//! Other processes, as `/proc` tells of them.
+//! Other processes: what `/proc` tells of them, their end, and signals to them.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Child, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::polling::POLL_PAUSE;
 
 /// One process, told apart from a later one of the same number by when it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +72,52 @@ pub(crate) fn children_of(parent: i32) -> Result<Vec<Process>> {
     Ok(children)
 }
 
+pub(crate) fn child_pid(child: &Child) -> i32 {
+    // Process ids are positive ints; std merely hands them out unsigned.
+    child.id().cast_signed()
+}
+
+pub(crate) fn wait_for_exit(child: &mut Child, deadline: Duration) -> Result<Option<ExitStatus>> {
+    let end = Instant::now() + deadline;
+    loop {
+        let status = child.try_wait().context("could not wait for a process")?;
+        if status.is_some() || Instant::now() > end {
+            return Ok(status);
+        }
+        thread::sleep(POLL_PAUSE);
+    }
+}
+
+/// Sends SIGKILL to one process.
+///
+/// # Errors
+/// There is no such process, or it is not ours to kill.
+pub fn kill9(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGKILL)
+}
+
+/// Stops one process with SIGSTOP, until [`resume`].
+///
+/// # Errors
+/// As of [`kill9`].
+pub fn pause(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGSTOP)
+}
+
+/// Lets a process go on that [`pause`] has stopped.
+///
+/// # Errors
+/// As of [`kill9`].
+pub fn resume(pid: i32) -> Result<()> {
+    signal(pid, Signal::SIGCONT)
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<()> {
+    // Zero, one and the negative numbers mean whole groups, init and everybody.
+    ensure!(pid > 1, "{pid} is no process id to signal");
+    kill(Pid::from_raw(pid), signal).with_context(|| format!("could not send {signal} to {pid}"))
+}
+
 fn read_stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -105,7 +158,7 @@ mod tests {
         assert!(process.is_alive());
         // Its input ends, so does it; nobody has waited for it yet.
         drop(child.stdin.take());
-        crate::poll_until("cat to end", std::time::Duration::from_secs(30), || {
+        crate::polling::poll_until("cat to end", std::time::Duration::from_secs(30), || {
             Ok(!process.is_alive())
         })
         .unwrap();

@@ -20,6 +20,7 @@
 //! - A *figure* with a limit is reported as met or not. It fails nothing: machines differ.
 //! - What could not be tried here is in the report as well, with the reason.
 
+mod actors;
 mod measure;
 mod options;
 mod report;

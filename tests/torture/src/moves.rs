@@ -16,16 +16,17 @@ mod upgrade;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Mixed, check, create_database, footprint, mixed_under_watch, prepare_mixed, settle,
+    Mixed, check, create_database, folding_hard, folds_on, footprint, mixed_under_watch,
+    pause_folding, prepare_mixed, settle,
 };
-use counterx_harness::{Cluster, ClusterBuilder};
+use counterx_harness::Cluster;
 use postgres::Client;
 
 use crate::options::Options;
 use crate::report::PartReport;
 
 pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
-    let cluster = folding("moves").start()?;
+    let cluster = folding_hard("moves").start()?;
     dump::run(options, report, &cluster);
     onto::run(options, report, &cluster);
     places::run(options, report, &cluster);
@@ -33,15 +34,6 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     update::run(options, report);
     upgrade::run(options, report);
     Ok(())
-}
-
-/// A cluster that folds often and rotates its logs early.
-fn folding(name: &str) -> ClusterBuilder {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
 }
 
 /// What a round of traffic is.
@@ -61,17 +53,7 @@ fn backlog(options: &Options, cluster: &Cluster, db: &str) -> Result<Client> {
     prepare_mixed(&mut client)?;
     mixed_under_watch(&cluster.config(db), traffic(options, db), |_| Ok(()))?;
     settle(&mut client)?;
-    client.batch_execute(&format!(
-        "ALTER DATABASE {db} SET counterx.compaction = off"
-    ))?;
-    counterx_harness::poll_until(
-        "the worker to pause",
-        counterx_cluster_tests::DEADLINE,
-        || {
-            let sql = "SELECT state IN ('paused', 'stopped') FROM counterx.workers";
-            Ok(client.query_one(sql, &[])?.get(0))
-        },
-    )?;
+    pause_folding(&mut client, db)?;
     let mut client = cluster.connect_db(db)?;
     client.batch_execute(
         "SELECT bump('counter:' || n % 40, n) FROM generate_series(1, 200) n;
@@ -137,13 +119,6 @@ fn goes_on(options: &Options, cluster: &Cluster, db: &str) -> Result<()> {
         };
         mixed_under_watch(&cluster.config(db), more, |_| Ok(())).context("with more traffic")?;
     }
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client).context("folded")?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded,
-        "nothing was folded: {before:?} {after:?}"
-    );
+    folds_on(&mut client, &before)?;
     Ok(())
 }

@@ -19,8 +19,9 @@ mod sync;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use counterx_cluster_tests::{FOLD_HARD, Mixed};
-use counterx_harness::{Cluster, ClusterBuilder};
+use counterx_cluster_tests::{DEADLINE, Mixed, folding_hard};
+use counterx_harness::{Cluster, poll_until};
+use postgres::Client;
 
 use crate::options::Options;
 use crate::report::PartReport;
@@ -54,7 +55,9 @@ struct Pair {
 
 impl Pair {
     fn start() -> Result<Self> {
-        let primary = folding("primary").conf("wal_keep_size", "1GB").start()?;
+        let primary = folding_hard("primary")
+            .conf("wal_keep_size", "1GB")
+            .start()?;
         let standby = Cluster::builder()
             .name("standby")
             .standby_of(&primary)
@@ -65,13 +68,12 @@ impl Pair {
     }
 }
 
-/// A cluster that folds often and rotates its logs early.
-fn folding(name: &str) -> ClusterBuilder {
-    FOLD_HARD
-        .iter()
-        .fold(Cluster::builder().name(name), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+/// Waits until the primary takes its standby for a synchronous one.
+fn wait_for_synchronous(client: &mut Client) -> Result<()> {
+    poll_until("the standby to be a synchronous one", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 1)
+    })
 }
 
 /// Does `round` again and again, for this share of the part's time: once at least, and once only in

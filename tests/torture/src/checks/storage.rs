@@ -9,12 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
-    BoundedLoad, DEADLINE, FOLD_HARD, Load, agree, amcheck, bounded_under_watch, changes_schema,
-    changes_under_watch, check, create_database, prepare_bounded, settle, under_watch,
-    wait_for_worker,
+    BoundedLoad, Load, agree, amcheck, bounded_under_watch, catch_up, changes_schema,
+    changes_under_watch, check, create_database, folding_hard, prepare_bounded, settle,
+    under_watch, wait_for_worker,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until, run as run_command};
-use postgres::Client;
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, run as run_command};
 
 use super::variant::bad_lines;
 use crate::options::Options;
@@ -42,7 +41,7 @@ pub(super) fn run(
     bin_dir: Option<&Path>,
 ) -> Result<()> {
     let mut primary = start_primary(bin_dir)?;
-    let standby = builder("checks-standby", bin_dir)
+    let standby = with_programs(Cluster::builder().name("checks-standby"), bin_dir)
         .standby_of(&primary)
         .conf("primary_slot_name", "standby")
         .conf("hot_standby_feedback", "on")
@@ -101,8 +100,7 @@ fn said_nothing_bad(primary: &Cluster, standby: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
-    let builder = Cluster::builder().name(name);
+fn with_programs(builder: ClusterBuilder, bin_dir: Option<&Path>) -> ClusterBuilder {
     match bin_dir {
         Some(bin_dir) => builder.bin_dir(bin_dir),
         None => builder,
@@ -110,11 +108,7 @@ fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
 }
 
 fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
-    let mut primary = FOLD_HARD
-        .iter()
-        .fold(builder("checks", bin_dir), |builder, (name, value)| {
-            builder.conf(name, value)
-        })
+    let mut primary = with_programs(folding_hard("checks"), bin_dir)
         .conf("wal_consistency_checking", "all")
         .conf("deadlock_timeout", "20ms")
         .conf("max_wal_size", "2GB")
@@ -191,7 +185,9 @@ fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result
         client.batch_execute("SELECT bump('n:last', 1)")?;
         settle(&mut client)?;
         checked += amcheck(&mut client).context("after maintenance")?;
-        catch_up(&mut client, standby)?;
+        // It may have given up.
+        let mut replica = standby.connect().context("the standby has gone")?;
+        catch_up(primary, &mut replica)?;
         let mut replica = standby.connect_db(db)?;
         check(&mut replica).context("on the standby")?;
         if db == CHANGES {
@@ -201,19 +197,6 @@ fn look(report: &mut PartReport, primary: &Cluster, standby: &Cluster) -> Result
         report.tried("relations held to amcheck", checked);
     }
     Ok(())
-}
-
-/// Waits until the standby has replayed all that the primary has written, or has given up.
-fn catch_up(primary: &mut Client, standby: &Cluster) -> Result<()> {
-    let end: String = primary
-        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?
-        .get(0);
-    primary.batch_execute("SET synchronous_commit = on; SELECT txid_current()")?;
-    poll_until("the standby to catch up", DEADLINE, || {
-        let mut replica = standby.connect().context("the standby has gone")?;
-        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        Ok(replica.query_one(sql, &[&end])?.get(0))
-    })
 }
 
 /// Reads every page of a server that is down.

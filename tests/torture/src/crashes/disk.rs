@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use counterx_cluster_tests::{DEADLINE, check, oracle_schema, settle};
+use counterx_cluster_tests::{DEADLINE, check, oracle_schema, settle, wait_for_pause};
 use counterx_harness::{StopMode, poll_until, run};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -198,10 +198,7 @@ fn fold_and_commit(
     })?;
     settle(client)?;
     rig.cluster.reload(&[("counterx.compaction", "off")])?;
-    poll_until("the worker to pause", DEADLINE, || {
-        let row = client.query_one("SELECT state FROM counterx.workers", &[])?;
-        Ok(["paused", "stopped"].contains(&row.get::<_, &str>(0)))
-    })?;
+    wait_for_pause(client)?;
     client.execute(BUMP, &[&others])?;
     client.execute(BUMP, &[&crowd])?;
     rig.disk()?.fill()?;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, FOLD_HARD, Load, Recovering, check, create_database, is_lost,
+    Control, DEADLINE, Load, Recovering, check, create_database, folding_hard, is_lost,
     names_in_lanes, prepare_bounded, resolve_prepared_where, under_watch,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, poll_until, run};
+use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
 
 use super::disk::Tmpfs;
@@ -28,12 +28,7 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn start() -> Result<Self> {
-        let cluster = FOLD_HARD
-            .iter()
-            .fold(
-                Cluster::builder().name("crashes"),
-                |builder: ClusterBuilder, (name, value)| builder.conf(name, value),
-            )
+        let cluster = folding_hard("crashes")
             // Each crash leaves some behind.
             .conf("max_prepared_transactions", "1000")
             .conf("counterx.worker_idle_timeout", "1s")

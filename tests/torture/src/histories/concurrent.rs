@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, FOLD_HARD, Load, Outcome,
-    agree, compact, footprint, nothing_is_kept, settle, together, totals_are_clean, watch_by,
+    BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, Load, Outcome, agree, compact,
+    folding_hard, footprint, nothing_is_kept, settle, together, totals_are_clean, watch_by,
     within_bounds,
 };
 use counterx_harness::{Cluster, poll_until};
@@ -51,11 +51,7 @@ pub(crate) struct Tally {
 
 /// Runs it for so long.
 pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) -> Result<()> {
-    let mut builder = Cluster::builder().name("histories");
-    for (name, value) in FOLD_HARD {
-        builder = builder.conf(name, value);
-    }
-    let cluster = builder
+    let cluster = folding_hard("histories")
         // Commits that take their time: rows that are written and not visible yet.
         .conf("fsync", "on")
         .conf("commit_delay", "3000")

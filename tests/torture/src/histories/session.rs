@@ -409,16 +409,10 @@ impl Session {
             Step::Begin { level, journal } => {
                 self.serial += 1;
                 self.transaction = Some(Transaction {
-                    serial: self.serial,
                     level: *level,
                     journalled: *journal,
                     xid: journal.then_some(last),
-                    failed: false,
-                    own_off: self.prepared.is_some(),
-                    unpreparable: false,
-                    flushed: false,
-                    now: self.known.begin(),
-                    savepoints: Vec::new(),
+                    ..self.implicit()
                 });
             }
             Step::Journal => {

@@ -15,13 +15,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::{DEADLINE, compact, nothing_is_kept, totals_are_clean};
+use counterx_cluster_tests::{compact, nothing_is_kept, totals_are_clean};
 use counterx_harness::Cluster;
-use postgres::{Client, NoTls};
+use postgres::Client;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -30,6 +28,7 @@ use super::schema::{self, Exact};
 use super::script::Script;
 use super::session::{Answer, Fate, Session, is_bounded};
 use super::step::{Level, Op, Step};
+use crate::actors::{self, Actor};
 
 /// A cluster for such histories.
 pub(crate) struct Stage {
@@ -238,12 +237,10 @@ impl Stage {
     }
 }
 
-/// A session's connection, in a thread that sends what it is given.
-struct Actor {
+/// A session, and its connection.
+struct Player {
     session: Session,
-    pid: i32,
-    send: Sender<String>,
-    answers: Receiver<Answer>,
+    actor: Actor<Answer>,
     /// The step that has been sent and not been answered.
     sent: Option<Sent>,
     queue: VecDeque<(usize, Step)>,
@@ -264,7 +261,7 @@ struct Sent {
 
 /// A history in progress.
 struct Scene {
-    actors: Vec<Actor>,
+    players: Vec<Player>,
     /// For looks, and for what is prepared.
     checker: Client,
     upkeep: Client,
@@ -282,11 +279,11 @@ impl Scene {
         let mut upkeep = cluster.connect_db(db)?;
         // Nothing else goes on meanwhile, so whatever is waited for is waited for in vain.
         upkeep.batch_execute("SET lock_timeout = '20ms'; SET synchronous_commit = off")?;
-        let actors = (0..sessions)
-            .map(|number| Actor::new(cluster, db, number))
+        let players = (0..sessions)
+            .map(|number| Player::new(cluster, db, number))
             .collect::<Result<_>>()?;
         Ok(Self {
-            actors,
+            players,
             checker: cluster.connect_db(db)?,
             upkeep,
             trace: Vec::new(),
@@ -327,10 +324,12 @@ impl Scene {
         match turn {
             Turn::Session(who, Step::Finish { commit }) => self.finish(number, *who, *commit),
             Turn::Session(who, step) => {
-                self.actors[*who].queue.push_back((number, step.clone()));
+                self.players[*who].queue.push_back((number, step.clone()));
                 self.pump(*who)
             }
-            Turn::Quiet(_) if self.actors.iter().any(|a| a.session.transaction.is_some()) => Ok(()),
+            Turn::Quiet(_) if self.players.iter().any(|a| a.session.transaction.is_some()) => {
+                Ok(())
+            }
             Turn::Quiet(sql) | Turn::Upkeep(sql) => {
                 self.bounds_changed |= sql.contains("counter_type_alter");
                 let result = match self.upkeep.simple_query(sql) {
@@ -352,12 +351,12 @@ impl Scene {
 
     /// Ends what a session has prepared.
     fn finish(&mut self, number: usize, who: usize, commit: bool) -> Result<()> {
-        let Some(sql) = self.actors[who].session.finish_sql(commit) else {
+        let Some(sql) = self.players[who].session.finish_sql(commit) else {
             return Ok(());
         };
         self.checker.batch_execute(&sql)?;
         self.trace.push(format!("{number:>3} checker: {sql}"));
-        self.actors[who].session.finished(if commit {
+        self.players[who].session.finished(if commit {
             Fate::Committed
         } else {
             Fate::RolledBack
@@ -367,15 +366,15 @@ impl Scene {
 
     /// Sends what a session has to send, until it waits or has no more.
     fn pump(&mut self, who: usize) -> Result<()> {
-        while self.actors[who].sent.is_none() {
-            let Some((turn, step)) = self.actors[who].queue.pop_front() else {
+        while self.players[who].sent.is_none() {
+            let Some((turn, step)) = self.players[who].queue.pop_front() else {
                 return Ok(());
             };
-            let step = self.actors[who].session.meant(&step).clone();
-            let Some(sql) = self.actors[who].session.sql(&step) else {
+            let step = self.players[who].session.meant(&step).clone();
+            let Some(sql) = self.players[who].session.sql(&step) else {
                 continue;
             };
-            let ops = self.actors[who].session.ops_of(&step);
+            let ops = self.players[who].session.ops_of(&step);
             let queues =
                 |op: &Op| !self.preloaded && op.names().iter().any(|name| is_bounded(name));
             let may_wait = ops.iter().any(|op| op.may_wait() || queues(op));
@@ -386,9 +385,9 @@ impl Scene {
             }
             let expected = self.expected(who, &step)?;
             let blocker = self.blocker(who, &step);
-            let actor = &mut self.actors[who];
-            actor.send.send(sql.clone()).context("a session is gone")?;
-            actor.sent = Some(Sent {
+            let player = &mut self.players[who];
+            player.actor.send(&sql)?;
+            player.sent = Some(Sent {
                 turn,
                 step,
                 sql,
@@ -405,34 +404,14 @@ impl Scene {
 
     /// Waits until every session has been answered, or waits for another.
     fn settle(&mut self) -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
-        let mut pause = Duration::from_micros(500);
-        loop {
-            let mut open = Vec::new();
-            for actor in &mut self.actors {
-                let Some(sent) = &mut actor.sent else {
-                    continue;
-                };
-                if sent.answer.is_none() {
-                    match actor.answers.recv_timeout(pause) {
-                        Ok(answer) => sent.answer = Some(answer),
-                        Err(RecvTimeoutError::Timeout) => open.push(actor.pid),
-                        Err(RecvTimeoutError::Disconnected) => bail!("a session is gone"),
-                    }
-                }
-            }
-            // A wait for one that goes on itself is soon over, and counts for nothing.
-            if open.is_empty() || self.all_wait(&open)? {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the sessions {open:?} neither end nor wait"
-            );
-            pause = (pause * 2).min(Duration::from_millis(10));
-        }
-        for (who, actor) in self.actors.iter_mut().enumerate() {
-            if let Some(sent) = &mut actor.sent
+        let mut sent: Vec<_> = self
+            .players
+            .iter_mut()
+            .filter_map(|player| Some((&player.actor, &mut player.sent.as_mut()?.answer)))
+            .collect();
+        actors::settle(&mut self.checker, &mut sent)?;
+        for (who, player) in self.players.iter_mut().enumerate() {
+            if let Some(sent) = &mut player.sent
                 && sent.answer.is_none()
                 && !sent.waited
             {
@@ -448,8 +427,8 @@ impl Scene {
             }
         }
         let mut free = Vec::new();
-        for who in 0..self.actors.len() {
-            let answered = self.actors[who].sent.take_if(|sent| sent.answer.is_some());
+        for who in 0..self.players.len() {
+            let answered = self.players[who].sent.take_if(|sent| sent.answer.is_some());
             if let Some(Sent {
                 turn,
                 step,
@@ -464,7 +443,7 @@ impl Scene {
                 let result = told(&step, &answer);
                 self.trace
                     .push(format!("{turn:>3} s{who}: {sql} -- {result}"));
-                self.actors[who]
+                self.players[who]
                     .session
                     .answered(&step, &answer)
                     .with_context(|| format!("s{who}: {sql}"))?;
@@ -482,7 +461,7 @@ impl Scene {
                     };
                     // Transactions with one snapshot may have to be retried instead, and take no more
                     // than that shows.
-                    let less = self.actors[who].session.has_one_snapshot()
+                    let less = self.players[who].session.has_one_snapshot()
                         && matches!(&step, Step::Op(Op::Take(..)))
                         && answer.and_then(|answer| answer.parse::<i64>().ok())
                             < expected.parse::<i64>().ok();
@@ -506,11 +485,11 @@ impl Scene {
     /// Another session that has locked what a step locks as well; and that.
     fn blocker(&self, who: usize, step: &Step) -> Option<(usize, String)> {
         // Of several calls one before may be refused.
-        let op = self.actors[who].session.ops_of(step).first()?;
+        let op = self.players[who].session.ops_of(step).first()?;
         op.locks().into_iter().find_map(|lock| {
-            self.actors
+            self.players
                 .iter()
-                .position(|actor| actor.session.number != who && actor.session.has_locked(&lock))
+                .position(|player| player.session.number != who && player.session.has_locked(&lock))
                 .map(|other| (other, lock))
         })
     }
@@ -539,15 +518,15 @@ impl Scene {
         let (value, min, max): (i64, Option<i64>, Option<i64>) =
             (row.get(0), row.get(1), row.get(2));
         let (mut takes, mut adds) = (0, 0);
-        for (other, actor) in self.actors.iter().enumerate() {
+        for (other, player) in self.players.iter().enumerate() {
             if other != who {
-                let reserved = actor.session.reserved(name);
+                let reserved = player.session.reserved(name);
                 takes += reserved.takes;
                 adds += reserved.adds;
             }
         }
         // What it has had before, it may have again.
-        let own = self.actors[who].session.reserved(name);
+        let own = self.players[who].session.reserved(name);
         let fits = |delta: i64| {
             let then = own.then(delta);
             (then.takes == own.takes || min.is_none_or(|min| value - takes - then.takes >= min))
@@ -566,27 +545,14 @@ impl Scene {
         }))
     }
 
-    fn all_wait(&mut self, pids: &[i32]) -> Result<bool> {
-        let sql =
-            "SELECT bool_and(cardinality(pg_blocking_pids(pid)) > 0) FROM unnest($1::int[]) pid";
-        Ok(self.checker.query_one(sql, &[&pids])?.get(0))
-    }
-
     fn is_waited_for(&mut self, who: usize) -> Result<bool> {
         let waiting: Vec<i32> = self
-            .actors
+            .players
             .iter()
-            .filter(|actor| actor.sent.is_some())
-            .map(|actor| actor.pid)
+            .filter(|player| player.sent.is_some())
+            .map(|player| player.actor.pid)
             .collect();
-        if waiting.is_empty() {
-            return Ok(false);
-        }
-        let sql = "SELECT bool_or($2 = ANY (pg_blocking_pids(pid))) FROM unnest($1::int[]) pid";
-        Ok(self
-            .checker
-            .query_one(sql, &[&waiting, &self.actors[who].pid])?
-            .get(0))
+        actors::is_waited_for(&mut self.checker, self.players[who].actor.pid, &waiting)
     }
 
     /// Compares everything in a new snapshot.
@@ -600,10 +566,10 @@ impl Scene {
     /// Compares everything in the snapshots of the sessions. Not in serializable ones: to have read
     /// everything is to conflict with everybody.
     fn look_inside(&mut self) -> Result<()> {
-        for who in 0..self.actors.len() {
-            let actor = &self.actors[who];
-            let quiet = actor.sent.is_none() && actor.queue.is_empty();
-            let looks = actor
+        for who in 0..self.players.len() {
+            let player = &self.players[who];
+            let quiet = player.sent.is_none() && player.queue.is_empty();
+            let looks = player
                 .session
                 .transaction
                 .as_ref()
@@ -612,7 +578,7 @@ impl Scene {
                 });
             if quiet && looks {
                 self.looks += 1;
-                self.actors[who].queue.push_back((0, Step::Op(Op::Look)));
+                self.players[who].queue.push_back((0, Step::Op(Op::Look)));
                 // It adds nothing to what the reader wants to see.
                 let before = self.trace.len();
                 self.pump(who)?;
@@ -624,23 +590,24 @@ impl Scene {
 
     /// Ends all that is open, folds all there is, and holds the end against all books.
     fn close(&mut self, number: usize) -> Result<()> {
-        for actor in &mut self.actors {
-            actor.queue.clear();
+        for player in &mut self.players {
+            player.queue.clear();
         }
         // Who waits goes on when the others have ended; so in as many rounds as there are sessions.
-        for _ in 0..=self.actors.len() {
-            for who in 0..self.actors.len() {
+        for _ in 0..=self.players.len() {
+            for who in 0..self.players.len() {
                 self.finish(number, who, true)?;
-                if self.actors[who].sent.is_none() && self.actors[who].session.transaction.is_some()
+                if self.players[who].sent.is_none()
+                    && self.players[who].session.transaction.is_some()
                 {
-                    self.actors[who].queue.push_back((number, Step::Rollback));
+                    self.players[who].queue.push_back((number, Step::Rollback));
                     self.pump(who)?;
                 }
             }
         }
-        for (who, actor) in self.actors.iter().enumerate() {
+        for (who, player) in self.players.iter().enumerate() {
             ensure!(
-                actor.sent.is_none() && actor.session.transaction.is_none(),
+                player.sent.is_none() && player.session.transaction.is_none(),
                 "s{who} has not ended"
             );
         }
@@ -655,8 +622,8 @@ impl Scene {
 
     fn books_agree(&mut self) -> Result<()> {
         let mut books: BTreeMap<String, i64> = BTreeMap::new();
-        for actor in &self.actors {
-            books.extend(actor.session.own().clone());
+        for player in &self.players {
+            books.extend(player.session.own().clone());
         }
         let sql =
             "SELECT name, value::bigint FROM counters WHERE name ^@ 'own:' OR name ^@ 'stock:own:'";
@@ -679,11 +646,11 @@ impl Scene {
             journal.insert((usize::try_from(client)?, u64::try_from(serial)?));
         }
         let committed: BTreeSet<(usize, u64)> = self
-            .actors
+            .players
             .iter()
-            .flat_map(|actor| {
-                let number = actor.session.number;
-                let serials = actor.session.committed();
+            .flat_map(|player| {
+                let number = player.session.number;
+                let serials = player.session.committed();
                 serials.into_iter().map(move |serial| (number, serial))
             })
             .collect();
@@ -695,45 +662,17 @@ impl Scene {
     }
 }
 
-impl Actor {
+impl Player {
     fn new(cluster: &Cluster, db: &str, number: usize) -> Result<Self> {
         let mut config = cluster.config(db);
         config.options("-c counterx.escrow_wait=0");
-        let mut client = config.connect(NoTls)?;
-        let pid = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
-        let (send, to_send) = channel::<String>();
-        let (answer, answers) = channel();
-        // Ends when its sender is dropped, or a little later, when it is waiting for the server.
-        std::thread::spawn(move || {
-            for sql in to_send {
-                let answered = match client.simple_query(&sql) {
-                    Ok(messages) => Answer::Rows(rows(&messages)),
-                    Err(error) => match error.as_db_error() {
-                        Some(db) => Answer::Refused {
-                            code: db.code().code().to_owned(),
-                            message: db.message().to_owned(),
-                        },
-                        None => Answer::Refused {
-                            code: "lost".to_owned(),
-                            message: error.to_string(),
-                        },
-                    },
-                };
-                if matches!(answered, Answer::Refused { .. }) {
-                    // The server tells of an error before it gives up locks and reservations, and
-                    // answers the next message after that.
-                    let _ = client.simple_query("");
-                }
-                if answer.send(answered).is_err() {
-                    return;
-                }
-            }
-        });
+        let actor = Actor::new(&config, |said| match said {
+            Ok(messages) => Answer::Rows(rows(&messages)),
+            Err((code, message)) => Answer::Refused { code, message },
+        })?;
         Ok(Self {
             session: Session::new(number),
-            pid,
-            send,
-            answers,
+            actor,
             sent: None,
             queue: VecDeque::new(),
         })

@@ -171,22 +171,11 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut PartReport)
         .filter(|function| !function.public)
         .collect();
     denied_calls(&mut mallory, &closed, options.size(2, 20), &mut rng, report)?;
-    internals(
-        &mut owner,
-        &mut mallory,
-        options.size(150, usize::MAX),
-        &mut rng,
-        report,
-    )?;
+    let tries = options.size(150, usize::MAX);
+    internals(&mut owner, &mut mallory, tries, &mut rng, report)?;
     // To see the names of things gives nothing.
     owner.batch_execute("GRANT USAGE ON SCHEMA counterx TO mallory")?;
-    internals(
-        &mut owner,
-        &mut mallory,
-        options.size(150, usize::MAX),
-        &mut rng,
-        report,
-    )?;
+    internals(&mut owner, &mut mallory, tries, &mut rng, report)?;
     denied_calls(&mut mallory, &closed, 1, &mut rng, report)?;
     monitors(&mut owner, &mut login("watcher")?, report)?;
     unchanged(&mut owner, &before).context("after what a role without rights has tried")?;

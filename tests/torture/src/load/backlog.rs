@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
+use counterx_cluster_tests::pause_folding;
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 
@@ -59,8 +60,7 @@ fn backlog(options: &Options, report: &mut PartReport, deltas: i64) -> Result<()
     let times = read_for(&mut client, Duration::from_millis(options.size(200, 2000)))?;
     report_reads(report, "before the backlog", &times);
 
-    client.batch_execute("ALTER DATABASE postgres SET counterx.compaction = off")?;
-    paused(&mut client)?;
+    pause_folding(&mut client, "postgres")?;
     let transactions = deltas / BATCH;
     let ((), memories) = memory::watched(&cluster, || {
         let wal = wal(&mut client)?;
@@ -219,13 +219,6 @@ fn folded(client: &mut Client) -> Result<i64> {
 fn settle(client: &mut Client, due: i64) -> Result<()> {
     poll_until("the backlog to be folded", PATIENCE, || {
         Ok(folded(client)? >= due)
-    })
-}
-
-fn paused(client: &mut Client) -> Result<()> {
-    poll_until("the worker to pause", PATIENCE, || {
-        let sql = "SELECT state = 'paused' OR pid IS NULL FROM counterx.workers";
-        Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
     })
 }
 

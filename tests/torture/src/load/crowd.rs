@@ -2,9 +2,8 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    FOLD_HARD, Load, check, create_database, footprint, settle, under_watch,
+    Load, check, create_database, folding_hard, footprint, settle, under_watch,
 };
-use counterx_harness::Cluster;
 
 use super::memory;
 use crate::measure::float;
@@ -18,13 +17,9 @@ pub(super) fn run(options: &Options, report: &mut PartReport) {
 }
 
 fn crowd(options: &Options, report: &mut PartReport, clients: u64) -> Result<()> {
-    let builder = Cluster::builder()
-        .name("torture-crowd")
+    let cluster = folding_hard("torture-crowd")
         .conf("max_connections", &(clients + 20).to_string())
-        .conf("max_prepared_transactions", &(clients + 20).to_string());
-    let cluster = FOLD_HARD
-        .iter()
-        .fold(builder, |builder, (name, value)| builder.conf(name, value))
+        .conf("max_prepared_transactions", &(clients + 20).to_string())
         .start()?;
     let mut client = create_database(&cluster, "crowd")?;
     let load = Load {

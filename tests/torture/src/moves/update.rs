@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, check, compact, create_database, is_lost, mixed_under_watch, prepare_mixed, settle,
-    sqlstate, wait_for_no_worker, wait_for_worker,
+    DEADLINE, check, compact, create_database, folding_hard, is_lost, mixed_under_watch,
+    prepare_mixed, settle, sqlstate, wait_for_no_worker, wait_for_worker,
 };
 use counterx_harness::{Cluster, poll_until, run as run_command, run_dir};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
-use super::{folding, goes_on, traffic};
+use super::{goes_on, traffic};
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -93,7 +93,7 @@ fn make_up_older(postgres: &Postgres, version: &str) -> Result<()> {
 }
 
 fn update(options: &Options, report: &mut PartReport, postgres: &Postgres) -> Result<()> {
-    let cluster = folding("updated").bin_dir(&postgres.bin_dir).start()?;
+    let cluster = folding_hard("updated").bin_dir(&postgres.bin_dir).start()?;
     let mut client = create_database(&cluster, "updated")?;
     let version: String = client
         .query_one(

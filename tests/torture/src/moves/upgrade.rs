@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::{check, create_database};
+use counterx_cluster_tests::{check, create_database, folding_hard};
 use counterx_harness::{Cluster, StopMode, run as run_command, run_dir};
 
-use super::{backlog, fingerprint, folding, is_sound};
+use super::{backlog, fingerprint, is_sound};
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -100,7 +100,9 @@ impl Postgres {
 
 /// An empty cluster that pg_upgrade is to fill.
 fn target(postgres: &Postgres, preload: bool) -> Result<Cluster> {
-    let mut new = folding("new").bin_dir(&postgres.bin_dir).preload(preload);
+    let mut new = folding_hard("new")
+        .bin_dir(&postgres.bin_dir)
+        .preload(preload);
     if postgres.major >= 18 {
         // On by default since then, and both clusters must agree.
         new = new.initdb("--no-data-checksums");
@@ -122,7 +124,7 @@ fn upgrades_without_us(postgres: &Postgres) -> Result<()> {
 fn upgrade(options: &Options, report: &mut PartReport, postgres: &Postgres) -> Result<()> {
     for mode in ["--copy", "--link"] {
         // Prepared transactions would be in the way of pg_upgrade; all else may be there.
-        let mut old = folding("old").start()?;
+        let mut old = folding_hard("old").start()?;
         let mut client = backlog(options, &old, "upgraded")?;
         client.batch_execute(
             "SELECT counter_drop('counter:1'); DELETE FROM oracle WHERE name = 'counter:1'",

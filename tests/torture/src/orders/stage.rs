@@ -5,17 +5,15 @@
 //! for each other.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::DEADLINE;
+use anyhow::{Context, Result, ensure};
 use counterx_harness::Cluster;
-use postgres::{Client, NoTls, SimpleQueryMessage};
+use postgres::{Client, SimpleQueryMessage};
 
 use super::model::{REFUSED, State, Told, explain};
 use super::plan::{Call, Kind, Plan, Turn};
 use super::repeatable;
+use crate::actors::{self, Actor};
 
 /// More clients than a round has are of no use.
 const CLIENTS: usize = 4;
@@ -53,16 +51,9 @@ END $$;"
 /// A database with sessions, for any number of rounds.
 pub(super) struct Stage {
     cluster: Cluster,
-    actors: Vec<Actor>,
+    actors: Vec<Actor<Answer>>,
     admin: Client,
     rounds: u64,
-}
-
-/// A session's connection, in a thread that sends what it is given.
-struct Actor {
-    pid: i32,
-    send: Sender<String>,
-    answers: Receiver<Answer>,
 }
 
 /// All rows, a line each; or an error.
@@ -128,7 +119,7 @@ impl Stage {
         admin.batch_execute("CREATE EXTENSION counterx")?;
         admin.batch_execute(&schema())?;
         let actors = (0..CLIENTS)
-            .map(|_| Actor::new(&cluster))
+            .map(|_| connect(&cluster))
             .collect::<Result<_>>()?;
         Ok(Self {
             cluster,
@@ -174,7 +165,7 @@ impl Stage {
         for actor in &mut self.actors {
             let sql = "SELECT pg_terminate_backend($1, 10000)";
             self.admin.query_one(sql, &[&actor.pid])?;
-            *actor = Actor::new(&self.cluster)?;
+            *actor = connect(&self.cluster)?;
         }
         Ok(())
     }
@@ -416,10 +407,7 @@ impl<'s> Round<'s> {
                 }
                 _ => continue,
             };
-            self.stage.actors[client]
-                .send
-                .send(sql.clone())
-                .context("a session is gone")?;
+            self.stage.actors[client].send(&sql)?;
             self.parts[client].pending = Some(Pending {
                 step,
                 sql,
@@ -447,31 +435,13 @@ impl<'s> Round<'s> {
 
     /// Waits until every client has been answered, or waits for another.
     fn settle(&mut self) -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let mut open = Vec::new();
-            for (part, actor) in self.parts.iter_mut().zip(&self.stage.actors) {
-                let Some(pending) = &mut part.pending else {
-                    continue;
-                };
-                if pending.answer.is_none() {
-                    match actor.answers.recv_timeout(pause) {
-                        Ok(answer) => pending.answer = Some(answer),
-                        Err(RecvTimeoutError::Timeout) => open.push(actor.pid),
-                        Err(RecvTimeoutError::Disconnected) => bail!("a session is gone"),
-                    }
-                }
-            }
-            if open.is_empty() || self.all_wait(&open)? {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the sessions {open:?} neither end nor wait"
-            );
-            pause = (pause * 2).min(Duration::from_millis(10));
-        }
+        let mut sent: Vec<_> = self
+            .parts
+            .iter_mut()
+            .zip(&self.stage.actors)
+            .filter_map(|(part, actor)| Some((actor, &mut part.pending.as_mut()?.answer)))
+            .collect();
+        actors::settle(&mut self.stage.admin, &mut sent)?;
         let mut free = Vec::new();
         for client in 0..self.parts.len() {
             let Some(pending) = &mut self.parts[client].pending else {
@@ -536,12 +506,6 @@ impl<'s> Round<'s> {
         Ok(())
     }
 
-    fn all_wait(&mut self, pids: &[i32]) -> Result<bool> {
-        let sql =
-            "SELECT bool_and(cardinality(pg_blocking_pids(pid)) > 0) FROM unnest($1::int[]) pid";
-        Ok(self.stage.admin.query_one(sql, &[&pids])?.get(0))
-    }
-
     fn is_waited_for(&mut self, client: usize) -> Result<bool> {
         let waiting: Vec<i32> = self
             .parts
@@ -550,12 +514,8 @@ impl<'s> Round<'s> {
             .filter(|(part, _)| part.pending.is_some())
             .map(|(_, actor)| actor.pid)
             .collect();
-        if waiting.is_empty() {
-            return Ok(false);
-        }
-        let sql = "SELECT bool_or($2 = ANY (pg_blocking_pids(pid))) FROM unnest($1::int[]) pid";
         let pid = self.stage.actors[client].pid;
-        Ok(self.stage.admin.query_one(sql, &[&waiting, &pid])?.get(0))
+        actors::is_waited_for(&mut self.stage.admin, pid, &waiting)
     }
 
     /// What is there when all have ended.
@@ -683,34 +643,10 @@ fn used(plan: &Plan, start: &State, committed: &[(usize, &[Told])]) -> Vec<Optio
     tokens
 }
 
-impl Actor {
-    fn new(cluster: &Cluster) -> Result<Self> {
-        let mut client = cluster.config("postgres").connect(NoTls)?;
-        let pid = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
-        let (send, to_send) = channel::<String>();
-        let (answer, answers) = channel();
-        // Ends when its sender is dropped, or a little later, when it is waiting for the server.
-        std::thread::spawn(move || {
-            for sql in to_send {
-                let answered = client
-                    .simple_query(&sql)
-                    .map(|messages| text(&messages))
-                    .map_err(|error| match error.as_db_error() {
-                        Some(db) => (db.code().code().to_owned(), db.message().to_owned()),
-                        None => ("lost".to_owned(), error.to_string()),
-                    });
-                if answered.is_err() {
-                    // The server tells of an error before it gives up locks and reservations, and
-                    // answers the next message after that.
-                    let _ = client.simple_query("");
-                }
-                if answer.send(answered).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { pid, send, answers })
-    }
+fn connect(cluster: &Cluster) -> Result<Actor<Answer>> {
+    Actor::new(&cluster.config("postgres"), |said| {
+        said.map(|messages| text(&messages))
+    })
 }
 
 /// The rows, their columns with bars between them.

@@ -4,13 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Mixed, check, compact, create_database, footprint, mixed_under_watch, prepare_mixed,
-    resolve_prepared, settle,
+    DEADLINE, Mixed, check, compact, create_database, folding_hard, folds_on, footprint,
+    mixed_under_watch, prepare_mixed, resolve_prepared,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 
-use super::folding;
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -37,7 +36,7 @@ struct Target {
 
 fn recover(options: &Options, report: &mut PartReport) -> Result<()> {
     let archive = "../archive";
-    let primary = folding("archiving")
+    let primary = folding_hard("archiving")
         .conf("archive_mode", "on")
         .conf(
             "archive_command",
@@ -157,7 +156,7 @@ fn target(client: &mut Client, kind: &str) -> Result<Target> {
 }
 
 fn started_by_itself(report: &mut PartReport, backup: &Path, mixed: Mixed) -> Result<()> {
-    let cluster = folding("copy")
+    let cluster = folding_hard("copy")
         .from_backup(backup)
         .conf("archive_mode", "off")
         .start()?;
@@ -172,7 +171,7 @@ fn recovered_to(
     target: &Target,
     mixed: Mixed,
 ) -> Result<()> {
-    let cluster = folding("recovered")
+    let cluster = folding_hard("recovered")
         .recover_from_backup(backup)
         .conf("archive_mode", "off")
         .conf(
@@ -230,13 +229,6 @@ fn goes_on(report: &mut PartReport, cluster: &Cluster, mixed: Mixed) -> Result<(
         ..mixed
     };
     mixed_under_watch(&cluster.config(DB), more, |_| Ok(()))?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    check(&mut client)?;
-    let after = footprint(&mut client)?;
-    ensure!(
-        after.folded > before.folded,
-        "nothing was folded: {before:?} {after:?}"
-    );
+    folds_on(&mut client, &before)?;
     Ok(())
 }

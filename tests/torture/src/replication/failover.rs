@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Mixed, Recovering, catch_up, check, create_database, is_lost, mixed_under_watch,
-    prepare_mixed, settle, turn_over,
+    Mixed, Recovering, catch_up, check, create_database, is_lost, mixed_under_watch, prepare_mixed,
+    settle, turn_over,
 };
-use counterx_harness::{StopMode, poll_until};
+use counterx_harness::StopMode;
 use postgres::Config;
 use postgres::config::TargetSessionAttrs;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::Pair;
+use super::{Pair, wait_for_synchronous};
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -76,10 +76,7 @@ fn failover_by(
     // On the primary alone: the standby has nobody to wait for once it is promoted.
     pair.primary
         .reload(&[("synchronous_standby_names", "standby")])?;
-    poll_until("the standby to be a synchronous one", DEADLINE, || {
-        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 1)
-    })?;
+    wait_for_synchronous(&mut client)?;
     drop(client);
 
     let config = either(pair, db);

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Mixed, bad_lines, create_database, footprint, mixed_under_watch, prepare_mixed,
-    settle, turn_over,
+    DEADLINE, Mixed, bad_lines, create_database, folding_hard, footprint, mixed_under_watch,
+    prepare_mixed, settle, turn_over,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 
-use super::{folding, for_a_while};
+use super::for_a_while;
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -37,9 +37,11 @@ pub(super) fn run(options: &Options, report: &mut PartReport) {
 }
 
 fn subscribe(options: &Options, report: &mut PartReport) -> Result<()> {
-    let publisher = folding("publisher").conf("wal_level", "logical").start()?;
+    let publisher = folding_hard("publisher")
+        .conf("wal_level", "logical")
+        .start()?;
     // Of each table that has just been copied, the server keeps an origin for a moment.
-    let subscriber = folding("subscriber")
+    let subscriber = folding_hard("subscriber")
         .conf("max_replication_slots", "64")
         .start()?;
     let mut there = create_database(&publisher, DB)?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, MixedEnd, Recovering, Refusal, bad_lines, catch_up, check, compact, create_database,
-    footprint, mixed_under_watch, prepare_mixed, settle, turn_over,
+    DEADLINE, MixedEnd, Recovering, Refusal, catch_up, check, compact, create_database, footprint,
+    mixed_under_watch, nothing_crashed, prepare_mixed, same_at_last, settle, turn_over,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, Config, IsolationLevel};
@@ -125,7 +125,7 @@ fn read_beside_load(
         "folded epochs beside readers of a standby",
         (after.folded - before.folded).unsigned_abs(),
     );
-    same_at_last(pair, db)
+    same_at_last(&pair.primary, &pair.standby, db)
 }
 
 fn in_words(refusal: Refusal) -> &'static str {
@@ -199,33 +199,7 @@ fn lost_only_to_recovery(standby: &Cluster, since: u64, looks: &Looks) -> Result
         lost <= ended,
         "{lost} sessions were lost, {ended} of them to recovery"
     );
-    let crashes: Vec<_> = bad_lines(&log)
-        .into_iter()
-        .filter(|line| line.contains(" PANIC:") || line.contains("terminated by signal"))
-        .collect();
-    ensure!(crashes.is_empty(), "{crashes:#?}");
-    Ok(())
-}
-
-fn same_at_last(pair: &Pair, db: &str) -> Result<()> {
-    let mut client = pair.standby.connect_db(db)?;
-    catch_up(&pair.primary, &mut client)?;
-    // Recovery may still cancel a query that stands in its way.
-    poll_until("an undisturbed look", DEADLINE, || {
-        match check(&mut client) {
-            Ok(compared) => Ok(compared > 0),
-            Err(error) if Refusal::of(&error).is_some() => {
-                client = pair.standby.connect_db(db)?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    })?;
-    let total = "SELECT sum(value)::text FROM counters";
-    let here: String = client.query_one(total, &[])?.get(0);
-    let there: String = pair.primary.connect_db(db)?.query_one(total, &[])?.get(0);
-    ensure!(here == there, "standby {here}, primary {there}");
-    Ok(())
+    nothing_crashed(&log)
 }
 
 /// The ways to read a counter, for the first look of a snapshot at any.
@@ -303,10 +277,7 @@ fn old_snapshot(
         // The other log becomes the active one with the next delta.
         client.batch_execute("SELECT counter_incr('q:' || n) FROM generate_series(1, 100) n")?;
     }
-    ensure!(
-        there.truncated > before.truncated,
-        "no log was emptied: {before:?} {there:?}"
-    );
+    there.ensure_emptied_since(&before)?;
     // Or the replay waits for the snapshot: for something that was pruned on the way.
     let mut here = footprint(&mut other)?;
     let arrived = poll_until("the truncation", Duration::from_secs(4), || {

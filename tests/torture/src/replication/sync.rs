@@ -7,7 +7,7 @@ use counterx_cluster_tests::{
 use counterx_harness::{pause, poll_until, resume};
 use postgres::Client;
 
-use super::Pair;
+use super::{Pair, wait_for_synchronous};
 use crate::report::PartReport;
 
 pub(super) fn run(report: &mut PartReport, pair: &mut Pair) {
@@ -28,10 +28,7 @@ fn stall(report: &mut PartReport, pair: &mut Pair) -> Result<()> {
         // Stopped, it would be taken for dead, and commits wait all the same.
         ("wal_sender_timeout", "0"),
     ])?;
-    poll_until("the standby to be a synchronous one", DEADLINE, || {
-        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-        Ok(client.query_one(sql, &[])?.get::<_, i64>(0) == 1)
-    })?;
+    wait_for_synchronous(&mut client)?;
     // A backlog in the lanes that nobody will hang in, which the worker folds in the stall.
     let mut local = pair.primary.connect_db("stalled")?;
     local.batch_execute("SET synchronous_commit = local")?;

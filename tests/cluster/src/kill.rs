@@ -1,0 +1,51 @@
+//! Killing a process of a server, in the middle of a load.
+
+use anyhow::Result;
+use counterx_harness::{kill9, poll_until};
+
+use crate::check::Recovering;
+use crate::server::DEADLINE;
+
+/// A backend in the middle of its commit, if one can be met; a busy one at least.
+///
+/// # Errors
+/// Those of the server, and that no backend of the database is busy.
+pub fn committing(connection: &mut Recovering) -> Result<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
+                  AND datname = current_database() AND state = 'active'
+                ORDER BY query = 'COMMIT' DESC LIMIT 1";
+    victim(connection, "a busy backend", sql)
+}
+
+/// Waits until a query finds a process.
+///
+/// # Errors
+/// Those of the server, and that it finds none.
+pub fn victim(connection: &mut Recovering, what: &str, sql: &str) -> Result<i32> {
+    let mut victim = 0;
+    poll_until(what, DEADLINE, || {
+        let row = connection.client()?.query_opt(sql, &[])?;
+        victim = row.map_or(0, |row| row.get(0));
+        Ok(victim != 0)
+    })?;
+    Ok(victim)
+}
+
+/// Kills a process, and waits until the server has restarted by itself.
+///
+/// # Errors
+/// There is no such process, or the server does not notice, or does not come back.
+pub fn kill_and_recover(connection: &mut Recovering, pid: i32) -> Result<()> {
+    kill9(pid)?;
+    // The postmaster disconnects everybody and recovers.
+    poll_until("the server to notice", DEADLINE, || {
+        let gone = connection.client()?.batch_execute("SELECT 1").is_err();
+        if gone {
+            connection.forget();
+        }
+        Ok(gone)
+    })?;
+    connection.client()?;
+    Ok(())
+}
