@@ -108,8 +108,43 @@ BEGIN
 END
 $$;
 
--- Functions that returned nothing return true. They are changed in place: whatever uses them, and whoever
--- may call them, stays.
+-- Functions whose form changes keep their identity, and whoever may call them. But what has stored a call
+-- of the old form would fail, or call them wrongly.
+DO $$
+DECLARE
+    changed record;
+BEGIN
+    FOR changed IN
+        SELECT f.signature, pg_catalog.string_agg(DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') AS users
+        FROM pg_catalog.unnest(ARRAY[
+            '@extschema@.counter_incr(text, bigint)',
+            '@extschema@.counter_decr(text, bigint)',
+            '@extschema@.counter_incr_many(text[], bigint[])',
+            '@extschema@.counter_incr_many(jsonb)',
+            '@extschema@.counter_rename(text, text)',
+            '@extschema@.counter_merge(text, text)',
+            '@extschema@.counter_hold_confirm(bigint, bigint)',
+            '@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)',
+            '@extschema@.counter_type_alter(text, bigint, bigint, text, jsonb)',
+            '@extschema@.counter_type_drop(text)',
+            '@extschema@.counter_list(text, text, integer)',
+            '@extschema@.counter_top(integer, text)',
+            '@extschema@.counter_bottom(integer, text)'
+        ]::pg_catalog.regprocedure[]) f(signature)
+        JOIN pg_catalog.pg_depend d
+            ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.refobjid OPERATOR(pg_catalog.=) f.signature
+        GROUP BY f.signature
+    LOOP
+        RAISE dependent_objects_still_exist USING
+            MESSAGE = pg_catalog.format('cannot update the extension "counterx" because other objects depend on function %s, whose form changes', changed.signature),
+            DETAIL = pg_catalog.concat('They are: ', changed.users, '.'),
+            HINT = 'Save their definitions, drop them, run ALTER EXTENSION counterx UPDATE, and create them again.';
+    END LOOP;
+END
+$$;
+
+-- Those that returned nothing return true.
 UPDATE pg_catalog.pg_proc SET prorettype = 'pg_catalog.bool'::pg_catalog.regtype
 WHERE oid OPERATOR(pg_catalog.=) ANY (ARRAY[
     '@extschema@.counter_incr(text, bigint)',
@@ -124,8 +159,7 @@ WHERE oid OPERATOR(pg_catalog.=) ANY (ARRAY[
     '@extschema@.counter_type_drop(text)'
 ]::pg_catalog.regprocedure[]);
 
--- Numbers of rows are bigint, and lists go on after a place. These too keep their identity and who may call
--- them; but what has stored a call of the old form would call them wrongly.
+-- Numbers of rows are bigint, and lists go on after a place.
 CREATE FUNCTION counterx.counter_list(
     prefix text DEFAULT '',
     after text DEFAULT NULL,
@@ -149,42 +183,22 @@ CREATE FUNCTION counterx.counter_bottom(
 ) RETURNS TABLE (rank bigint, name text, value bigint)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
     AS 'MODULE_PATHNAME', 'counter_bottom_wrapper';
-DO $$
-DECLARE
-    old_function regprocedure;
-    new_function regprocedure;
-    users text;
-BEGIN
-    FOR old_function, new_function IN
-        VALUES
-            ('@extschema@.counter_list(text, text, integer)'::pg_catalog.regprocedure, 'counterx.counter_list(text, text, bigint)'::pg_catalog.regprocedure),
-            ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
-            ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)')
-    LOOP
-        SELECT pg_catalog.string_agg(DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') INTO users
-        FROM pg_catalog.pg_depend d
-        WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-          AND d.refobjid OPERATOR(pg_catalog.=) old_function;
-        IF users IS NOT NULL THEN
-            RAISE dependent_objects_still_exist USING
-                MESSAGE = pg_catalog.format('cannot update the extension "counterx" because other objects depend on function %s, whose arguments change', old_function),
-                DETAIL = pg_catalog.concat('They are: ', users, '.'),
-                HINT = 'Save their definitions, drop them, run ALTER EXTENSION counterx UPDATE, and create them again.';
-        END IF;
-        UPDATE pg_catalog.pg_proc old
-        SET pronargs = new.pronargs,
-            pronargdefaults = new.pronargdefaults,
-            proargtypes = new.proargtypes,
-            proallargtypes = new.proallargtypes,
-            proargmodes = new.proargmodes,
-            proargnames = new.proargnames,
-            proargdefaults = new.proargdefaults
-        FROM pg_catalog.pg_proc new
-        WHERE old.oid OPERATOR(pg_catalog.=) old_function AND new.oid OPERATOR(pg_catalog.=) new_function;
-        EXECUTE pg_catalog.format('DROP FUNCTION %s', new_function);
-    END LOOP;
-END
-$$;
+UPDATE pg_catalog.pg_proc old
+SET pronargs = new.pronargs,
+    pronargdefaults = new.pronargdefaults,
+    proargtypes = new.proargtypes,
+    proallargtypes = new.proallargtypes,
+    proargmodes = new.proargmodes,
+    proargnames = new.proargnames,
+    proargdefaults = new.proargdefaults
+FROM pg_catalog.pg_proc new,
+    (VALUES
+        ('@extschema@.counter_list(text, text, integer)'::pg_catalog.regprocedure, 'counterx.counter_list(text, text, bigint)'::pg_catalog.regprocedure),
+        ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
+        ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)')
+    ) f (old_function, new_function)
+WHERE old.oid OPERATOR(pg_catalog.=) f.old_function AND new.oid OPERATOR(pg_catalog.=) f.new_function;
+DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom;
 
 CREATE OR REPLACE FUNCTION counter_available(name text)
     RETURNS TABLE (name text, value bigint, held bigint, available bigint)

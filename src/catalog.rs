@@ -5,7 +5,7 @@
 //! through their open table: REINDEX CONCURRENTLY puts another one in an index's place.
 
 use crate::pg::error::{raise, report};
-use crate::{shape, types};
+use crate::{shape, since, types};
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
@@ -248,6 +248,7 @@ fn installed_version() -> Option<String> {
         let version = if tuple.is_null() {
             None
         } else {
+            since::note(tuple);
             let mut isnull = false;
             let datum = pg_sys::heap_getattr(
                 tuple,

@@ -20,6 +20,7 @@
 //! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
 //! | [`catalog`] | where our relations are |
 //! | [`shape`] | what others have done to them by DDL |
+//! | [`since`] | snapshots that are older than what is installed |
 //! | [`settings`] | settings |
 //! | [`failpoint`] | where tests make a process crash, in debug builds |
 //! | [`pg`] | wrappers of the server's own resources |
@@ -53,6 +54,7 @@ mod restored;
 mod rotation;
 mod settings;
 mod shape;
+mod since;
 mod token;
 mod totals;
 mod triggers;

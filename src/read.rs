@@ -36,6 +36,7 @@ use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::spot::Spot;
 use crate::pg::varlena::NameText;
 use crate::shape;
+use crate::since;
 use crate::totals::{self, TotalsByName};
 use crate::types;
 use crate::xact;
@@ -300,6 +301,8 @@ impl Reader {
     fn open_with(lanes: Lanes, snapshot: pg_sys::Snapshot, own: OwnRows) -> Self {
         refuse_parallel_worker();
         let shared = catalog::shared();
+        // SAFETY: the caller's snapshot is active or registered, or our copy of such a one.
+        unsafe { since::check(snapshot) };
         let wanted = match lanes {
             Lanes::All => None,
             Lanes::Of(hashes) => Some(hashes),
