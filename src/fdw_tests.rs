@@ -164,7 +164,11 @@ mod tests {
             access("name > 'f:b' AND 'x' >= name"),
             "Name Range: (name > 'f:b'::text) AND (name <= 'x'::text)"
         );
-        // The order of another collation is not that of the bytes.
+        // Another collation counts as another order than that of the bytes.
+        assert_eq!(access("name > 'f:b' COLLATE \"POSIX\""), "Name Range: all");
+        if !has_icu() {
+            return;
+        }
         Spi::run("CREATE COLLATION pg_temp.other (provider = icu, locale = 'und')").unwrap();
         assert_eq!(
             access("name > 'f:b' COLLATE pg_temp.other"),
@@ -176,9 +180,18 @@ mod tests {
         );
     }
 
+    /// Was this server built with ICU? `scripts/test` says when it was not.
+    fn has_icu() -> bool {
+        Spi::get_one("SELECT count(*) > 0 FROM pg_collation WHERE collprovider = 'i'")
+            == Ok(Some(true))
+    }
+
     /// Equal there is not equal bytewise.
     #[pg_test]
     fn a_nondeterministic_collation_reads_all_names() {
+        if !has_icu() {
+            return;
+        }
         some_counters();
         Spi::run(
             "CREATE COLLATION pg_temp.any_case

@@ -32,6 +32,7 @@ use crate::read::lane::{self, LaneReader};
 use crate::read::outrun;
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns;
+use crate::store::since;
 use crate::store::tables;
 use crate::store::totals::TotalsByName;
 use crate::transaction::notes;
@@ -197,6 +198,8 @@ impl Reader {
     fn open_with(lanes: Lanes, snapshot: pg_sys::Snapshot, own: OwnRows) -> Self {
         refuse_parallel_worker();
         let shared = catalog::shared();
+        // SAFETY: the caller's snapshot is active or registered, or our copy of such a one.
+        unsafe { since::check(snapshot) };
         let wanted = match lanes {
             Lanes::All => None,
             Lanes::Of(hashes) => Some(hashes),

@@ -6,6 +6,7 @@
 
 use crate::pg::error::{raise, report};
 use crate::store::shape;
+use crate::store::since;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
@@ -249,6 +250,7 @@ fn installed_version() -> Option<String> {
         let version = if tuple.is_null() {
             None
         } else {
+            since::note(tuple);
             let mut isnull = false;
             let datum = pg_sys::heap_getattr(
                 tuple,

@@ -11,6 +11,7 @@ pub mod gate;
 pub mod ours;
 pub mod pending;
 pub mod shape;
+pub mod since;
 pub mod state;
 pub mod tables;
 pub mod totals;

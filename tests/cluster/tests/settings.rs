@@ -156,6 +156,13 @@ fn values_out_of_range_and_unknown_settings_are_refused() -> Result<()> {
     }
     let unknown = client.batch_execute("SET counterx.no_such_setting = 1");
     refused(unknown, &SqlState::INVALID_NAME)?;
+    // Of another code before PostgreSQL 16.5.
+    let unknown = client.batch_execute("ALTER SYSTEM SET counterx.no_such_setting = 1");
+    let code = unknown.as_ref().err().and_then(postgres::Error::code);
+    ensure!(
+        code == Some(&SqlState::INVALID_NAME) || code == Some(&SqlState::UNDEFINED_OBJECT),
+        "{unknown:?}"
+    );
     // The switch is the administrator's.
     client.batch_execute("CREATE ROLE plain; SET ROLE plain")?;
     let result = client.batch_execute("SET counterx.compaction = off");

@@ -100,10 +100,12 @@ SET ROLE regress_counterx_admin;
 SELECT counterx.drop_value_index(), counterx.drop_value_index();
 RESET ROLE;
 
--- Everything says what it is: functions, the view and each of its columns, tables and sequences.
+-- Everything says what it is: functions, the view and each of its columns, tables and sequences. (Their row
+-- types are members too, from PostgreSQL 17 on.)
 SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
 FROM pg_depend d
 WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'counterx')
+  AND d.classid <> 'pg_type'::regclass
   AND obj_description(d.objid, d.classid::regclass::name) IS NULL
 ORDER BY 1;
 SELECT a.attrelid::regclass AS relation, a.attname AS column_without_comment

@@ -240,7 +240,13 @@ SELECT prefix, n, b.* FROM unnest(ARRAY['', 'a:', 'b:', 'r:', 'r:1', 'r:19', 'a:
 SELECT counterx.drop_value_index();
 CREATE INDEX other_order ON counterx.total (value, name);
 CREATE INDEX other_names ON counterx.total (value DESC, name DESC);
-CREATE INDEX other_collation ON counterx.total (value DESC, name COLLATE "en-x-icu");
+-- (Another order than that of the bytes, where this server has one.)
+DO $$
+BEGIN
+    EXECUTE format('CREATE INDEX other_collation ON counterx.total (value DESC, name COLLATE %I)',
+        coalesce((SELECT collname FROM pg_collation WHERE collname = 'en-x-icu'), 'POSIX'));
+END
+$$;
 CREATE INDEX other_operators ON counterx.total (value DESC, name text_pattern_ops);
 CREATE INDEX other_columns ON counterx.total (value DESC, name, gen);
 SELECT count(counter_incr(n, 1000000)) FROM unnest(ARRAY['r:Z', 'r:a', 'r:B', 'r:z', 'r:A', 'r:b']) n;

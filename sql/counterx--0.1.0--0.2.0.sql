@@ -1,0 +1,474 @@
+\echo Use "ALTER EXTENSION counterx UPDATE" to load this file. \quit
+
+-- From 0.1.0 to 0.2.0: what a fresh installation of 0.2.0 has, with the counters, tokens, holds and types of
+-- before, and with the rights that were granted. tests/cluster/tests/upgrade.rs compares the two.
+--
+-- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
+-- counted, prepared ones too, and nobody deadlocks with it.
+
+-- The first new function of the library. Who has an older one hears what to do.
+DO $$
+BEGIN
+    CREATE FUNCTION counterx.guard() RETURNS trigger
+        LANGUAGE c
+        AS 'MODULE_PATHNAME', 'counterx_guard';
+EXCEPTION WHEN undefined_function THEN
+    RAISE object_not_in_prerequisite_state USING
+        MESSAGE = 'this session has loaded a library of counterx that is older than version 0.2.0',
+        HINT = 'Install the library of the new version, restart the server if shared_preload_libraries names counterx, and reconnect.';
+END
+$$;
+
+-- What is made here belongs to the extension's owner, whichever superuser runs this. Ends with the script.
+DO $$
+DECLARE
+    extension_owner name;
+BEGIN
+    SELECT r.rolname INTO extension_owner
+    FROM pg_catalog.pg_extension e
+    JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) e.extowner
+    WHERE e.extname OPERATOR(pg_catalog.=) 'counterx' AND r.rolsuper;
+    IF FOUND THEN
+        PERFORM pg_catalog.set_config('role', extension_owner::text, true);
+    END IF;
+END
+$$;
+
+-- As in sql/schema.sql.
+SET LOCAL default_table_access_method = heap;
+
+-- Gates were two sequences each, and are tables of one row now. What is in the logs stays as it is: epochs
+-- go on from where they were.
+DO $$
+BEGIN
+    FOR lane IN 0 .. 7 LOOP
+        -- Locks it, as nobody may write to the lane from here on.
+        EXECUTE pg_catalog.format('ALTER SEQUENCE counterx.gate_%s RENAME TO gate_%s_of_0_1', lane, lane);
+    END LOOP;
+    FOR lane IN 0 .. 7 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE counterx.gate_%s (gate bigint NOT NULL, truncated bigint NOT NULL)
+            WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane);
+        EXECUTE pg_catalog.format('INSERT INTO counterx.gate_%s
+            SELECT g.last_value, t.last_value FROM counterx.gate_%s_of_0_1 g, counterx.truncated_%s t', lane, lane, lane);
+        EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.gate_%s IS ''current epoch and active log of lane %s''', lane, lane);
+        EXECUTE pg_catalog.format('DROP SEQUENCE counterx.gate_%s_of_0_1, counterx.truncated_%s', lane, lane);
+        EXECUTE pg_catalog.format('REVOKE ALL ON counterx.gate_%s FROM PUBLIC', lane);
+    END LOOP;
+END
+$$;
+
+-- Late deltas had a lane. STORAGE PLAIN: see sql/tables.sql.
+ALTER TABLE counterx.late RENAME TO late_of_0_1;
+CREATE TABLE counterx.late_form (
+    name text COLLATE "C" NOT NULL,
+    delta bigint NOT NULL,
+    at timestamptz NOT NULL,
+    uses bigint
+);
+ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
+CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+INSERT INTO counterx.late (name, delta, at, uses)
+    SELECT l.name, l.delta, l.at, l.uses FROM ONLY counterx.late_of_0_1 l;
+DROP TABLE counterx.late_form, counterx.late_of_0_1;
+ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
+CREATE INDEX late_name ON counterx.late (name);
+COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
+REVOKE ALL ON counterx.late FROM PUBLIC;
+
+-- Tokens and holds have a TOAST table now, and all three have constraints for what restores bring.
+ALTER TABLE counterx.token
+    ALTER COLUMN token SET STORAGE EXTENDED,
+    ALTER COLUMN name SET STORAGE EXTENDED;
+ALTER TABLE counterx.token ADD CONSTRAINT token_length CHECK (pg_catalog.octet_length(token) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(token) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT token_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT token_of_hold_has_id CHECK (hold IS NOT TRUE OR value IS NOT NULL);
+ALTER TABLE counterx.hold ALTER COLUMN name SET STORAGE EXTENDED;
+ALTER TABLE counterx.hold ADD CONSTRAINT hold_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT hold_amount_positive CHECK (amount OPERATOR(pg_catalog.>) 0);
+ALTER TABLE counterx.type DROP CONSTRAINT type_name_check;
+ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
+    ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
+    ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
+-- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from.
+DO $$
+DECLARE
+    ours record;
+BEGIN
+    FOR ours IN
+        SELECT c.conname, r.relname
+        FROM pg_catalog.pg_constraint c
+        JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.conrelid
+        WHERE c.conrelid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.hold']::pg_catalog.regclass[])
+          AND c.contype OPERATOR(pg_catalog.=) 'n'::pg_catalog."char"
+          AND c.conname::text OPERATOR(pg_catalog.^@) pg_catalog.concat(r.relname, '_form_')
+    LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE counterx.%I RENAME CONSTRAINT %I TO %I', ours.relname, ours.conname,
+            pg_catalog.replace(ours.conname::text, '_form_', '_'));
+    END LOOP;
+END
+$$;
+
+-- Functions whose form changes keep their identity, and whoever may call them. But what has stored a call
+-- of the old form would fail, or call them wrongly.
+DO $$
+DECLARE
+    changed record;
+BEGIN
+    FOR changed IN
+        SELECT f.signature, pg_catalog.string_agg(DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') AS users
+        FROM pg_catalog.unnest(ARRAY[
+            '@extschema@.counter_incr(text, bigint)',
+            '@extschema@.counter_decr(text, bigint)',
+            '@extschema@.counter_incr_many(text[], bigint[])',
+            '@extschema@.counter_incr_many(jsonb)',
+            '@extschema@.counter_rename(text, text)',
+            '@extschema@.counter_merge(text, text)',
+            '@extschema@.counter_hold_confirm(bigint, bigint)',
+            '@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)',
+            '@extschema@.counter_type_alter(text, bigint, bigint, text, jsonb)',
+            '@extschema@.counter_type_drop(text)',
+            '@extschema@.counter_list(text, text, integer)',
+            '@extschema@.counter_top(integer, text)',
+            '@extschema@.counter_bottom(integer, text)'
+        ]::pg_catalog.regprocedure[]) f(signature)
+        JOIN pg_catalog.pg_depend d
+            ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.refobjid OPERATOR(pg_catalog.=) f.signature
+        GROUP BY f.signature
+    LOOP
+        RAISE dependent_objects_still_exist USING
+            MESSAGE = pg_catalog.format('cannot update the extension "counterx" because other objects depend on function %s, whose form changes', changed.signature),
+            DETAIL = pg_catalog.concat('They are: ', changed.users, '.'),
+            HINT = 'Save their definitions, drop them, run ALTER EXTENSION counterx UPDATE, and create them again.';
+    END LOOP;
+END
+$$;
+
+-- Those that returned nothing return true.
+UPDATE pg_catalog.pg_proc SET prorettype = 'pg_catalog.bool'::pg_catalog.regtype
+WHERE oid OPERATOR(pg_catalog.=) ANY (ARRAY[
+    '@extschema@.counter_incr(text, bigint)',
+    '@extschema@.counter_decr(text, bigint)',
+    '@extschema@.counter_incr_many(text[], bigint[])',
+    '@extschema@.counter_incr_many(jsonb)',
+    '@extschema@.counter_rename(text, text)',
+    '@extschema@.counter_merge(text, text)',
+    '@extschema@.counter_hold_confirm(bigint, bigint)',
+    '@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)',
+    '@extschema@.counter_type_alter(text, bigint, bigint, text, jsonb)',
+    '@extschema@.counter_type_drop(text)'
+]::pg_catalog.regprocedure[]);
+
+-- Numbers of rows are bigint, and lists go on after a place.
+CREATE FUNCTION counterx.counter_list(
+    prefix text DEFAULT '',
+    after text DEFAULT NULL,
+    max_rows bigint DEFAULT 100
+) RETURNS TABLE (name text, value bigint)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counter_list_wrapper';
+CREATE FUNCTION counterx.counter_top(
+    n bigint DEFAULT 10,
+    prefix text DEFAULT '',
+    after_value bigint DEFAULT NULL,
+    after_name text DEFAULT NULL
+) RETURNS TABLE (rank bigint, name text, value bigint)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counter_top_wrapper';
+CREATE FUNCTION counterx.counter_bottom(
+    n bigint DEFAULT 10,
+    prefix text DEFAULT '',
+    after_value bigint DEFAULT NULL,
+    after_name text DEFAULT NULL
+) RETURNS TABLE (rank bigint, name text, value bigint)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counter_bottom_wrapper';
+UPDATE pg_catalog.pg_proc old
+SET pronargs = new.pronargs,
+    pronargdefaults = new.pronargdefaults,
+    proargtypes = new.proargtypes,
+    proallargtypes = new.proallargtypes,
+    proargmodes = new.proargmodes,
+    proargnames = new.proargnames,
+    proargdefaults = new.proargdefaults
+FROM pg_catalog.pg_proc new,
+    (VALUES
+        ('@extschema@.counter_list(text, text, integer)'::pg_catalog.regprocedure, 'counterx.counter_list(text, text, bigint)'::pg_catalog.regprocedure),
+        ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
+        ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)')
+    ) f (old_function, new_function)
+WHERE old.oid OPERATOR(pg_catalog.=) f.old_function AND new.oid OPERATOR(pg_catalog.=) f.new_function;
+DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom;
+
+CREATE OR REPLACE FUNCTION counter_available(name text)
+    RETURNS TABLE (name text, value bigint, held bigint, available bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
+    AS 'MODULE_PATHNAME', 'counter_available_wrapper';
+CREATE OR REPLACE FUNCTION counterx.compact() RETURNS bigint
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'compact_wrapper';
+CREATE OR REPLACE FUNCTION counterx.type_changed() RETURNS trigger
+    LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'counterx_type_changed';
+
+-- New ones.
+CREATE PROCEDURE counter_add(name text, delta bigint DEFAULT 1)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counter_add_wrapper';
+CREATE FUNCTION counter_rank(name text, prefix text DEFAULT '') RETURNS bigint
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
+    AS 'MODULE_PATHNAME', 'counter_rank_wrapper';
+CREATE FUNCTION counter_hold_extend(id bigint, ttl interval) RETURNS timestamptz
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
+    AS 'MODULE_PATHNAME', 'counter_hold_extend_wrapper';
+CREATE FUNCTION counter_hold_reduce(id bigint, amount bigint) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
+    AS 'MODULE_PATHNAME', 'counter_hold_reduce_wrapper';
+CREATE FUNCTION counterx.drop_all_counters() RETURNS bigint
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE COST 10000 SECURITY DEFINER SET search_path TO pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'drop_all_counters_wrapper';
+CREATE FUNCTION counterx.lock_key(name text) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'lock_key_wrapper';
+CREATE FUNCTION counterx.restored() RETURNS trigger
+    LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'counterx_restored';
+CREATE PROCEDURE counterx.compact_in_steps()
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
+CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
+    AS 'MODULE_PATHNAME', 'counterx_dump_rows';
+
+CREATE VIEW counterx.locks AS
+WITH ours AS (
+    SELECT l.pid, l.granted, l.waitstart, l.objsubid AS class,
+           (l.classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) l.objid::pg_catalog.int8 AS key
+    FROM pg_catalog.pg_locks l
+    JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
+    WHERE l.locktype OPERATOR(pg_catalog.=) 'userlock'
+      AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+      AND l.objsubid OPERATOR(pg_catalog.>=) 1::smallint
+      AND l.objsubid OPERATOR(pg_catalog.<=) 4::smallint
+)
+SELECT o.pid, o.granted,
+       (ARRAY['counter', 'token', 'bounded counter', 'hold'])[o.class] AS kind,
+       CASE o.class WHEN 4 THEN h.name ELSE n.name END AS name,
+       CASE o.class WHEN 4 THEN o.key END AS hold,
+       pg_catalog.pg_blocking_pids(o.pid) AS blocked_by,
+       o.waitstart AS waiting_since
+FROM ours o
+LEFT JOIN (SELECT l.name, counterx.lock_key(l.name) AS key FROM counterx.listing l) n
+    ON n.key OPERATOR(pg_catalog.=) o.key AND o.class OPERATOR(pg_catalog.=) ANY (ARRAY[1, 3]::smallint[])
+LEFT JOIN ONLY counterx.hold h
+    ON h.id OPERATOR(pg_catalog.=) o.key AND o.class OPERATOR(pg_catalog.=) 4::smallint;
+COMMENT ON VIEW counterx.locks IS 'locks of this database on counters, tokens and holds, with the names of counters that exist';
+COMMENT ON COLUMN counterx.locks.pid IS 'process id of the session that has or wants the lock';
+COMMENT ON COLUMN counterx.locks.granted IS 'it has it; false: it waits';
+COMMENT ON COLUMN counterx.locks.kind IS 'counter (it is set, reset, dropped, renamed or merged), token, bounded counter (only without shared_preload_libraries), or hold';
+COMMENT ON COLUMN counterx.locks.name IS 'name of the counter; null for one that does not exist yet, and for tokens';
+COMMENT ON COLUMN counterx.locks.hold IS 'id of the hold';
+COMMENT ON COLUMN counterx.locks.blocked_by IS 'process ids of the sessions that it waits for';
+COMMENT ON COLUMN counterx.locks.waiting_since IS 'since when it waits';
+
+CREATE OR REPLACE VIEW counter_types AS
+SELECT t.name, t.min, t.max, t.description,
+       (SELECT pg_catalog.count(*) FROM counterx.listing l
+        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters
+FROM ONLY counterx.type t;
+
+CREATE OR REPLACE VIEW counter_holds AS
+SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
+       h.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired
+FROM ONLY counterx.hold h;
+
+-- Other triggers than before, and on other tables.
+DO $$
+DECLARE
+    ours record;
+BEGIN
+    FOR ours IN
+        SELECT t.tgname, t.tgrelid::pg_catalog.regclass AS tab
+        FROM pg_catalog.pg_trigger t
+        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+          AND t.tgfoid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.ignore_replicated()', 'counterx.type_changed()']::pg_catalog.regprocedure[])
+    LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', ours.tgname, ours.tab);
+    END LOOP;
+END
+$$;
+-- What happens when others than we change our tables. All of these fire in every session, whatever
+-- session_replication_role says; the functions look who it is.
+DO $$
+DECLARE
+    ours regclass;
+BEGIN
+    FOR ours IN
+        SELECT c.oid
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+          AND c.relkind OPERATOR(pg_catalog.=) 'r'
+          AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
+        ORDER BY c.oid
+    LOOP
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
+            -- What restores fill. Every server has its own counters: rows that a subscription to a
+            -- publication FOR ALL TABLES brings are ignored.
+            EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
+                FOR EACH ROW EXECUTE FUNCTION counterx.ignore_replicated()', ours);
+            EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER ignore_replicated', ours);
+        ELSE
+            EXECUTE pg_catalog.format('CREATE TRIGGER guard BEFORE %s UPDATE OR DELETE ON %s
+                FOR EACH ROW EXECUTE FUNCTION counterx.guard()',
+                CASE WHEN ours OPERATOR(pg_catalog.=) 'counterx.late'::pg_catalog.regclass THEN '' ELSE 'INSERT OR' END, ours);
+            EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard', ours);
+        END IF;
+        -- A publication ships it, and no trigger could leave it out where it arrives.
+        EXECUTE pg_catalog.format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %s
+            FOR EACH STATEMENT EXECUTE FUNCTION counterx.guard()', ours);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard_truncate', ours);
+    END LOOP;
+END
+$$;
+CREATE TRIGGER restored BEFORE INSERT ON counterx.late
+    FOR EACH ROW EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored;
+CREATE TRIGGER restored_all AFTER INSERT ON counterx.late
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.late ENABLE ALWAYS TRIGGER restored_all;
+CREATE TRIGGER restored BEFORE INSERT OR UPDATE ON counterx.hold
+    FOR EACH ROW EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored;
+CREATE TRIGGER restored_all AFTER INSERT OR UPDATE ON counterx.hold
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.restored();
+ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored_all;
+-- Every backend keeps the types in memory: whatever changes them has to tell.
+CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE ON counterx.type
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
+ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
+
+
+-- Rights on what is new.
+REVOKE ALL ON counterx.locks FROM PUBLIC;
+REVOKE ALL ON ROUTINE counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
+    counterx.lock_key(text), counterx.dump_rows()
+    FROM PUBLIC;
+GRANT SELECT ON counterx.locks TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lock_key(text) TO pg_monitor;
+GRANT SELECT, INSERT ON counterx.late TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows() TO pg_database_owner;
+-- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
+-- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
+-- grants these, and so takes none of it for the extension's own.
+DO $$
+DECLARE
+    target record;
+    granted aclitem[];
+BEGIN
+    FOR target IN
+        SELECT g.command, i.initprivs, n.oid, n.nspacl AS acl, true AS is_schema
+        FROM (VALUES ('GRANT USAGE ON SCHEMA counterx TO pg_database_owner')) g(command)
+        JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) 'counterx'
+        LEFT JOIN pg_catalog.pg_init_privs i
+            ON i.objoid OPERATOR(pg_catalog.=) n.oid AND i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+        UNION ALL
+        SELECT g.command, i.initprivs, c.oid, c.relacl, false
+        FROM (VALUES
+            ('counterx.token'::pg_catalog.regclass, 'GRANT SELECT, INSERT ON counterx.token TO pg_database_owner'),
+            ('counterx.type', 'GRANT SELECT, INSERT ON counterx.type TO pg_database_owner'),
+            ('counterx.hold', 'GRANT SELECT, INSERT ON counterx.hold TO pg_database_owner'),
+            ('counterx.hold_id', 'GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner')
+        ) g(tab, command)
+        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) g.tab
+        LEFT JOIN pg_catalog.pg_init_privs i
+            ON i.objoid OPERATOR(pg_catalog.=) c.oid AND i.objsubid OPERATOR(pg_catalog.=) 0
+            AND i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+    LOOP
+        IF target.initprivs IS NULL OR target.acl IS NULL THEN
+            EXECUTE target.command;
+            CONTINUE;
+        END IF;
+        IF target.is_schema THEN
+            UPDATE pg_catalog.pg_namespace SET nspacl = target.initprivs WHERE oid OPERATOR(pg_catalog.=) target.oid;
+            EXECUTE target.command;
+            SELECT n.nspacl INTO granted FROM pg_catalog.pg_namespace n WHERE n.oid OPERATOR(pg_catalog.=) target.oid;
+        ELSE
+            UPDATE pg_catalog.pg_class SET relacl = target.initprivs WHERE oid OPERATOR(pg_catalog.=) target.oid;
+            EXECUTE target.command;
+            SELECT c.relacl INTO granted FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) target.oid;
+        END IF;
+        SELECT target.acl OPERATOR(pg_catalog.||) pg_catalog.array_agg(g.item) INTO granted
+        FROM pg_catalog.unnest(granted) g(item)
+        WHERE EXISTS (
+            SELECT FROM pg_catalog.aclexplode(ARRAY[g.item]) x
+            WHERE x.grantee OPERATOR(pg_catalog.=) 'pg_database_owner'::pg_catalog.regrole
+        ) AND NOT EXISTS (
+            SELECT FROM pg_catalog.aclexplode(target.acl) x
+            WHERE x.grantee OPERATOR(pg_catalog.=) 'pg_database_owner'::pg_catalog.regrole
+        );
+        granted := COALESCE(granted, target.acl);
+        IF target.is_schema THEN
+            UPDATE pg_catalog.pg_namespace SET nspacl = granted WHERE oid OPERATOR(pg_catalog.=) target.oid;
+        ELSE
+            UPDATE pg_catalog.pg_class SET relacl = granted WHERE oid OPERATOR(pg_catalog.=) target.oid;
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; returns true; waits for nobody unless the counter has bounds';
+COMMENT ON PROCEDURE counter_add(text, bigint) IS 'what counter_incr() does, as a command: for clients that take a SELECT for a read';
+COMMENT ON FUNCTION counter_decr(text, bigint) IS 'subtracts from a counter, with the transaction; returns true; waits for nobody unless the counter has bounds';
+COMMENT ON FUNCTION counter_incr_get(text, bigint) IS 'adds to a counter and returns the value that this transaction now sees; others may get the same one';
+COMMENT ON FUNCTION counter_incr_many(text[], bigint[]) IS 'adds to many counters, the first delta to the first name and so on; returns true';
+COMMENT ON FUNCTION counter_incr_many(jsonb) IS 'adds to many counters: an object of names and deltas; returns true';
+COMMENT ON FUNCTION counter_incr_once(text, text, bigint) IS 'adds to a counter once for each token; false when that was done before';
+COMMENT ON FUNCTION counter_incr_once_get(text, text, bigint) IS 'adds to a counter once for each token; returns the value seen then, also when that was done before';
+COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
+COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
+COMMENT ON FUNCTION counter_list(text, text, bigint) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
+COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
+COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
+COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
+COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
+COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
+COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
+COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
+COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
+COMMENT ON FUNCTION counter_take_up_to(text, bigint) IS 'subtracts as much as there is, up to an amount, and returns how much';
+COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what could be taken now';
+COMMENT ON FUNCTION counter_hold(text, bigint, interval, text) IS 'sets an amount of a bounded counter aside for some time; returns the id of the hold';
+COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of a hold, or a part of it, and ends the hold; returns true';
+COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
+COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
+COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
+COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
+COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
+COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
+COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
+COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
+COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
+COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
+COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
+COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
+COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
+COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
+COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
+COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
+COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';
+
+-- What a dump has: see sql/tables.sql.
+UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';
+SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses FROM counterx.dump_rows() d');
+SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
+
+-- Sessions hear of it: see CONTRIBUTING.md.
+ALTER TABLE counterx.anchor SET (autovacuum_enabled = off);
