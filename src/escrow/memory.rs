@@ -6,6 +6,7 @@
 //! hashes, which lie close together.
 
 use super::Slot;
+use crate::pg::compat::WaitEvent;
 use crate::settings;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
@@ -202,9 +203,14 @@ impl Partition {
 /// Whoever is about to wait for a change of a partition. From the making on, none is missed.
 pub struct Waiter(Partition);
 
+/// What a session waits for.
+static ROOM: WaitEvent = WaitEvent::new(c"CounterxRoom");
+
 impl Waiter {
     /// Listens from now on.
     pub fn new(partition: Partition) -> Self {
+        // Asked for before this process waits for anything.
+        ROOM.number();
         // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
         unsafe {
             pg_sys::ConditionVariablePrepareToSleep(&raw mut (*partition.shared()).changed);
@@ -220,7 +226,7 @@ impl Waiter {
             pg_sys::ConditionVariableTimedSleep(
                 &raw mut (*self.0.shared()).changed,
                 milliseconds,
-                pg_sys::PG_WAIT_EXTENSION,
+                ROOM.number(),
             );
         }
     }
