@@ -6,19 +6,6 @@
 -- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
 -- counted, prepared ones too, and nobody deadlocks with it.
 
--- The first new function of the library. Who has an older one hears what to do.
-DO $$
-BEGIN
-    CREATE FUNCTION counterx.guard() RETURNS trigger
-        LANGUAGE c
-        AS 'MODULE_PATHNAME', 'counterx_guard';
-EXCEPTION WHEN undefined_function THEN
-    RAISE object_not_in_prerequisite_state USING
-        MESSAGE = 'this session has loaded a library of counterx that is older than version 0.2.0',
-        HINT = 'Install the library of the new version, restart the server if shared_preload_libraries names counterx, and reconnect.';
-END
-$$;
-
 -- What is made here belongs to the extension's owner, whichever superuser runs this. Ends with the script.
 DO $$
 DECLARE
@@ -31,6 +18,19 @@ BEGIN
     IF FOUND THEN
         PERFORM pg_catalog.set_config('role', extension_owner::text, true);
     END IF;
+END
+$$;
+
+-- The first new function of the library. Who has an older one hears what to do.
+DO $$
+BEGIN
+    CREATE FUNCTION counterx.guard() RETURNS trigger
+        LANGUAGE c
+        AS 'MODULE_PATHNAME', 'counterx_guard';
+EXCEPTION WHEN undefined_function THEN
+    RAISE object_not_in_prerequisite_state USING
+        MESSAGE = 'this session has loaded a library of counterx that is older than version 0.2.0',
+        HINT = 'Install the library of the new version, restart the server if shared_preload_libraries names counterx, and reconnect.';
 END
 $$;
 
