@@ -89,21 +89,24 @@ ALTER TABLE counterx.type DROP CONSTRAINT type_name_check;
 ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
--- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from.
+-- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from, and a
+-- number where there are two of them.
 DO $$
 DECLARE
     ours record;
 BEGIN
     FOR ours IN
-        SELECT c.conname, r.relname
+        SELECT r.relname, c.conname,
+            CASE WHEN r.relname OPERATOR(pg_catalog.=) 'late' THEN pg_catalog.rtrim(c.conname::text, '1')
+                ELSE pg_catalog.replace(c.conname::text, '_form_', '_') END AS new_name
         FROM pg_catalog.pg_constraint c
         JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.conrelid
-        WHERE c.conrelid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.hold']::pg_catalog.regclass[])
+        WHERE c.conrelid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.late', 'counterx.token', 'counterx.hold']::pg_catalog.regclass[])
           AND c.contype OPERATOR(pg_catalog.=) 'n'::pg_catalog."char"
-          AND c.conname::text OPERATOR(pg_catalog.^@) pg_catalog.concat(r.relname, '_form_')
     LOOP
-        EXECUTE pg_catalog.format('ALTER TABLE counterx.%I RENAME CONSTRAINT %I TO %I', ours.relname, ours.conname,
-            pg_catalog.replace(ours.conname::text, '_form_', '_'));
+        IF ours.new_name OPERATOR(pg_catalog.<>) ours.conname::text THEN
+            EXECUTE pg_catalog.format('ALTER TABLE counterx.%I RENAME CONSTRAINT %I TO %I', ours.relname, ours.conname, ours.new_name);
+        END IF;
     END LOOP;
 END
 $$;
