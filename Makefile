@@ -47,6 +47,10 @@ test-clients: setup ## Tests with real clients and frameworks, directly and thro
 test-torture: setup ## The short form of the torture harness
 	@scripts/test torture
 
+.PHONY: test-versions
+test-versions: setup ## The tests with PostgreSQL 16, 17 and 18, and the ways from one version to another (SHORT=yes)
+	@scripts/test-versions $(if $(SHORT),--short)
+
 .PHONY: torture
 torture: setup ## The torture harness (SECONDS=60 SEED=1 PARTS=histories,crashes,... SHORT=yes HISTORY=seed)
 	@scripts/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \

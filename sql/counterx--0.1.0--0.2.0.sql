@@ -6,19 +6,6 @@
 -- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
 -- counted, prepared ones too, and nobody deadlocks with it.
 
--- The first new function of the library. Who has an older one hears what to do.
-DO $$
-BEGIN
-    CREATE FUNCTION counterx.guard() RETURNS trigger
-        LANGUAGE c
-        AS 'MODULE_PATHNAME', 'counterx_guard';
-EXCEPTION WHEN undefined_function THEN
-    RAISE object_not_in_prerequisite_state USING
-        MESSAGE = 'this session has loaded a library of counterx that is older than version 0.2.0',
-        HINT = 'Install the library of the new version, restart the server if shared_preload_libraries names counterx, and reconnect.';
-END
-$$;
-
 -- What is made here belongs to the extension's owner, whichever superuser runs this. Ends with the script.
 DO $$
 DECLARE
@@ -31,6 +18,19 @@ BEGIN
     IF FOUND THEN
         PERFORM pg_catalog.set_config('role', extension_owner::text, true);
     END IF;
+END
+$$;
+
+-- The first new function of the library. Who has an older one hears what to do.
+DO $$
+BEGIN
+    CREATE FUNCTION counterx.guard() RETURNS trigger
+        LANGUAGE c
+        AS 'MODULE_PATHNAME', 'counterx_guard';
+EXCEPTION WHEN undefined_function THEN
+    RAISE object_not_in_prerequisite_state USING
+        MESSAGE = 'this session has loaded a library of counterx that is older than version 0.2.0',
+        HINT = 'Install the library of the new version, restart the server if shared_preload_libraries names counterx, and reconnect.';
 END
 $$;
 
@@ -89,21 +89,24 @@ ALTER TABLE counterx.type DROP CONSTRAINT type_name_check;
 ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
--- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from.
+-- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from, and a
+-- number where there are two of them.
 DO $$
 DECLARE
     ours record;
 BEGIN
     FOR ours IN
-        SELECT c.conname, r.relname
+        SELECT r.relname, c.conname,
+            CASE WHEN r.relname OPERATOR(pg_catalog.=) 'late' THEN pg_catalog.rtrim(c.conname::text, '1')
+                ELSE pg_catalog.replace(c.conname::text, '_form_', '_') END AS new_name
         FROM pg_catalog.pg_constraint c
         JOIN pg_catalog.pg_class r ON r.oid OPERATOR(pg_catalog.=) c.conrelid
-        WHERE c.conrelid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.hold']::pg_catalog.regclass[])
+        WHERE c.conrelid OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.late', 'counterx.token', 'counterx.hold']::pg_catalog.regclass[])
           AND c.contype OPERATOR(pg_catalog.=) 'n'::pg_catalog."char"
-          AND c.conname::text OPERATOR(pg_catalog.^@) pg_catalog.concat(r.relname, '_form_')
     LOOP
-        EXECUTE pg_catalog.format('ALTER TABLE counterx.%I RENAME CONSTRAINT %I TO %I', ours.relname, ours.conname,
-            pg_catalog.replace(ours.conname::text, '_form_', '_'));
+        IF ours.new_name OPERATOR(pg_catalog.<>) ours.conname::text THEN
+            EXECUTE pg_catalog.format('ALTER TABLE counterx.%I RENAME CONSTRAINT %I TO %I', ours.relname, ours.conname, ours.new_name);
+        END IF;
     END LOOP;
 END
 $$;

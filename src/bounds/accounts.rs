@@ -5,6 +5,7 @@
 //! by partition, the hashes of the slots' counters and the slots themselves. Look-ups go through the
 //! hashes, which lie close together.
 
+use crate::pg::compat::WaitEvent;
 use crate::settings;
 use counterx_core::escrow::{Account, Amounts, End};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
@@ -294,9 +295,14 @@ impl Partition {
 /// Whoever is about to wait for a change of a partition. From the making on, none is missed.
 pub struct Waiter(Partition);
 
+/// What a session waits for.
+static ROOM: WaitEvent = WaitEvent::new(c"CounterxRoom");
+
 impl Waiter {
     /// Listens from now on.
     pub fn new(partition: Partition) -> Self {
+        // Asked for before this process waits for anything.
+        ROOM.number();
         // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
         unsafe {
             pg_sys::ConditionVariablePrepareToSleep(&raw mut (*partition.shared()).changed);
@@ -312,7 +318,7 @@ impl Waiter {
             pg_sys::ConditionVariableTimedSleep(
                 &raw mut (*self.0.shared()).changed,
                 milliseconds,
-                pg_sys::PG_WAIT_EXTENSION,
+                ROOM.number(),
             );
         }
     }

@@ -168,3 +168,48 @@ pub unsafe fn create_foreignscan_path(
         )
     }
 }
+
+/// What `pg_stat_activity` says that a process waits for. 17 got names of extensions' own; before, all of
+/// them are `Extension`.
+pub struct WaitEvent {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    name: &'static core::ffi::CStr,
+    /// The number that the server has given it; 0 before this process has asked.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    number: std::sync::atomic::AtomicU32,
+}
+
+impl WaitEvent {
+    /// An event of this name.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    pub const fn new(_name: &'static core::ffi::CStr) -> Self {
+        Self {}
+    }
+
+    /// An event of this name.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    pub const fn new(name: &'static core::ffi::CStr) -> Self {
+        let number = std::sync::atomic::AtomicU32::new(0);
+        Self { name, number }
+    }
+
+    /// Its number.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    pub fn number(&self) -> u32 {
+        pg_sys::PG_WAIT_EXTENSION
+    }
+
+    /// Its number. The first call in a process takes locks for a moment.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    pub fn number(&self) -> u32 {
+        use std::sync::atomic::Ordering;
+        let known = self.number.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        // SAFETY: a name that ends with a zero and lives for ever. The same name gets the same number.
+        let number = unsafe { pg_sys::WaitEventExtensionNew(self.name.as_ptr()) };
+        self.number.store(number, Ordering::Relaxed);
+        number
+    }
+}

@@ -26,6 +26,9 @@ fn heed_cancels() {
     }
 }
 
+/// What workers and the launcher wait for between their rounds.
+static IDLE: compat::WaitEvent = compat::WaitEvent::new(c"CounterxMain");
+
 /// Sleeps until something happens or the time is over, and does what the server asks for: ends
 /// on SIGTERM, reads the configuration again on SIGHUP.
 pub fn wait(pause: Duration) {
@@ -33,12 +36,7 @@ pub fn wait(pause: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: the process's own latch.
     unsafe {
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            events as i32,
-            timeout,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout, IDLE.number());
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();

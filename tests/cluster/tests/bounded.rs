@@ -269,7 +269,9 @@ fn some_wait(db: &str, number: i64, end: &str) -> Result<usize> {
         poll_until("all to wait", DEADLINE, || {
             let sql = "SELECT count(*) = $1 FROM pg_stat_activity
                         WHERE datname = current_database() AND backend_type = 'client backend'
-                          AND wait_event_type = 'Extension'";
+                          AND wait_event_type = 'Extension'
+                          AND wait_event = CASE WHEN current_setting('server_version_num')::int < 170000
+                              THEN 'Extension' ELSE 'CounterxRoom' END";
             let all: bool = client.query_one(sql, &[&number])?.get(0);
             in_a_row = if all { in_a_row + 1 } else { 0 };
             Ok(in_a_row == 50)

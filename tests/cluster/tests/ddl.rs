@@ -343,13 +343,12 @@ fn cases(log: &str) -> Vec<Case> {
             && !is_type
         {
             // Logs and tokens have nulls there. For a test the rule is all that counts.
-            case(
-                Refused,
+            let set_to = |value: &str| {
                 format!(
-                    "UPDATE pg_attribute SET attnotnull = true WHERE attrelid = '{t}'::regclass AND attname = '{nullable}'"
-                ),
-                alter(&format!("ALTER COLUMN {nullable} DROP NOT NULL")),
-            );
+                    "UPDATE pg_attribute SET attnotnull = {value} WHERE attrelid = '{t}'::regclass AND attname = '{nullable}'"
+                )
+            };
+            case(Refused, set_to("true"), set_to("false"));
         }
         case(
             Works,

@@ -325,7 +325,8 @@ fn fold_beside_a_long_apply(there: &mut Client, here: &mut Client) -> Result<()>
         "BEGIN; SELECT counterx.compact(); INSERT INTO goods VALUES (0, 0); COMMIT",
     )?;
     let waits = "SELECT count(*) > 0 FROM pg_stat_activity
-                  WHERE backend_type = 'logical replication worker' AND wait_event = 'advisory'";
+                  WHERE backend_type IN ('logical replication worker', 'logical replication apply worker')
+                    AND wait_event = 'advisory'";
     poll_until("the apply worker to wait", DEADLINE, || {
         Ok(here.query_one(waits, &[])?.get(0))
     })?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use counterx_cluster_tests::{DEADLINE, compact, settle, shared};
+use counterx_cluster_tests::{DEADLINE, catch_up, compact, settle, shared};
 use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -203,7 +203,12 @@ fn what_is_updated_is_what_a_fresh_installation_is() -> Result<()> {
                 differences(&fresh, &catalogs(&mut client)?).lines().count() > 20,
                 "version {version} was the newest already"
             );
-            client.batch_execute("ALTER EXTENSION counterx UPDATE")?;
+            // Whichever superuser does it, all belongs to the extension's owner.
+            client.batch_execute(&format!(
+                "CREATE ROLE {name} SUPERUSER; SET ROLE {name}; ALTER EXTENSION counterx UPDATE"
+            ))?;
+            let role: String = client.query_one("SELECT current_user::text", &[])?.get(0);
+            ensure!(role == name, "the update has left the role {role}");
             let differences = differences(&fresh, &catalogs(&mut client)?);
             ensure!(
                 differences.is_empty(),
@@ -485,6 +490,58 @@ fn a_snapshot_of_before_an_update_is_refused() -> Result<()> {
     }
     old.batch_execute("ROLLBACK; SELECT 1")?;
     ensure!(values(&mut old)? == expected_values());
+    Ok(())
+}
+
+/// Both servers have the new library already: counters are refused on both, until the update on the primary
+/// has been replayed. Whichever of them is promoted in between can be updated then.
+#[test]
+fn a_standby_follows_an_update_or_is_promoted_before_it() -> Result<()> {
+    for promoted_first in [false, true] {
+        let primary = Cluster::builder().name("primary").start()?;
+        primary
+            .connect()?
+            .batch_execute("CREATE DATABASE rolling")?;
+        let mut client = primary.connect_db("rolling")?;
+        client.batch_execute("CREATE EXTENSION counterx VERSION '0.1.0'")?;
+        fill(&mut client)?;
+        let mut standby = Cluster::builder()
+            .name("standby")
+            .standby_of(&primary)
+            .start()?;
+        let mut reader = standby.connect_db("rolling")?;
+        let error = reader
+            .batch_execute("SELECT counter_value('page:1')")
+            .err()
+            .context("a standby has read objects of 0.1.0")?;
+        ensure!(is_older_version(&error), "{error:?}");
+        if promoted_first {
+            catch_up(&primary, &mut reader)?;
+            standby.promote()?;
+            reader.batch_execute("ALTER EXTENSION counterx UPDATE")?;
+        } else {
+            client.batch_execute("ALTER EXTENSION counterx UPDATE")?;
+            catch_up(&primary, &mut reader)?;
+            // The session that was refused, and a new one.
+            ensure!(values(&mut reader)? == expected_values());
+            ensure!(values(&mut standby.connect_db("rolling")?)? == expected_values());
+            client.batch_execute("SELECT counter_incr('page:1', -7)")?;
+            settle(&mut client)?;
+            catch_up(&primary, &mut reader)?;
+            let value: i64 = reader
+                .query_one("SELECT counter_value('page:1')", &[])?
+                .get(0);
+            ensure!(value == 0, "page:1 is {value} on the standby");
+            standby.promote()?;
+            reader.batch_execute("SELECT counter_incr('page:1', 7)")?;
+        }
+        ensure!(values(&mut reader)? == expected_values());
+        reader.batch_execute("SELECT counter_incr('page:1')")?;
+        settle(&mut reader)?;
+        let mut expected = expected_values();
+        expected.insert("page:1".to_owned(), "8".to_owned());
+        ensure!(values(&mut reader)? == expected);
+    }
     Ok(())
 }
 

@@ -1,10 +1,9 @@
 //! ALTER EXTENSION UPDATE.
 //!
-//! Nothing was released before the version of this library. So an older version is made up: the same
-//! objects under another number, and a script that leads from there to here. That shows what sessions
-//! and the worker do while library and objects differ, and that a real update script is run in mid-load
-//! and all goes on. It cannot show that objects of an older form are brought to the form of today:
-//! there are none.
+//! An older version is made up: the same objects under another number, and a script that leads from there
+//! to here. That shows what sessions and the worker do while library and objects differ, and that an update
+//! script is run in mid-load and all goes on. That objects of older forms are brought to the form of today
+//! is for `tests/cluster/tests/upgrade.rs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
