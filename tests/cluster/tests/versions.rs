@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, FOLD_HARD, Mixed, check, create_database, footprint, mixed_under_watch,
+    DEADLINE, Mixed, check, create_database, folding_hard, footprint, mixed_under_watch,
     prepare_mixed, settle,
 };
 use counterx_harness::{Cluster, ClusterBuilder, StopMode, poll_until, run, run_dir};
@@ -57,10 +57,7 @@ fn each_pair(
 }
 
 fn builder(name: &str, major: u32) -> Result<ClusterBuilder> {
-    let mut builder = FOLD_HARD.iter().fold(
-        Cluster::builder().name(&format!("{name}{major}")),
-        |builder, (name, value)| builder.conf(name, value),
-    );
+    let mut builder = folding_hard(&format!("{name}{major}"));
     if major >= 18 {
         // On by default since then; pg_upgrade wants both clusters alike.
         builder = builder.initdb("--no-data-checksums");
