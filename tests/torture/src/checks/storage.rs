@@ -110,7 +110,7 @@ fn builder(name: &str, bin_dir: Option<&Path>) -> ClusterBuilder {
 }
 
 fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
-    let mut primary = FOLD_HARD
+    let primary = FOLD_HARD
         .iter()
         .fold(builder("checks", bin_dir), |builder, (name, value)| {
             builder.conf(name, value)
@@ -118,15 +118,9 @@ fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
         .conf("wal_consistency_checking", "all")
         .conf("deadlock_timeout", "20ms")
         .conf("max_wal_size", "2GB")
+        // On by default from PostgreSQL 18 on.
+        .initdb("--data-checksums")
         .start()?;
-    primary.stop(StopMode::Fast)?;
-    run_command(
-        primary
-            .tool("pg_checksums")
-            .args(["--enable", "--no-sync", "--pgdata"])
-            .arg(primary.data_dir()),
-    )?;
-    primary.start()?;
     primary.connect()?.batch_execute(
         "SELECT pg_create_physical_replication_slot('standby', immediately_reserve => true)",
     )?;
