@@ -108,19 +108,13 @@ fn with_programs(builder: ClusterBuilder, bin_dir: Option<&Path>) -> ClusterBuil
 }
 
 fn start_primary(bin_dir: Option<&Path>) -> Result<Cluster> {
-    let mut primary = with_programs(folding_hard("checks"), bin_dir)
+    let primary = with_programs(folding_hard("checks"), bin_dir)
         .conf("wal_consistency_checking", "all")
         .conf("deadlock_timeout", "20ms")
         .conf("max_wal_size", "2GB")
+        // On by default from PostgreSQL 18 on.
+        .initdb("--data-checksums")
         .start()?;
-    primary.stop(StopMode::Fast)?;
-    run_command(
-        primary
-            .tool("pg_checksums")
-            .args(["--enable", "--no-sync", "--pgdata"])
-            .arg(primary.data_dir()),
-    )?;
-    primary.start()?;
     primary.connect()?.batch_execute(
         "SELECT pg_create_physical_replication_slot('standby', immediately_reserve => true)",
     )?;
