@@ -8,6 +8,7 @@
 //! holding it, and a process that dies with it takes the server through crash recovery, which makes
 //! it anew.
 
+use crate::committer;
 use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock;
@@ -167,7 +168,7 @@ pub extern "C-unwind" fn counterx_launcher_main(_arg: pg_sys::Datum) {
     let mut launcher = Launcher::default();
     loop {
         let pause = launcher.start_next();
-        worker::wait(pause);
+        worker::wait(pause.min(committer::start_wanted()));
     }
 }
 

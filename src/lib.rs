@@ -16,6 +16,7 @@
 //! | [`fold`], [`rotation`] | from the logs to the totals; getting space back |
 //! | [`compaction`] | the order of these, for a worker's tick and for `compact()` |
 //! | [`worker`], [`launcher`] | the background processes |
+//! | [`committer`] | hits: what sessions hand over to a process that commits for them |
 //! | [`mend`] | what restores leave behind |
 //! | [`triggers`], [`ours`] | trigger functions; whose change of our tables it is |
 //! | [`catalog`] | where our relations are |
@@ -33,6 +34,7 @@ mod failpoint;
 
 mod api;
 mod catalog;
+mod committer;
 mod compaction;
 mod escrow;
 mod fdw;
@@ -87,6 +89,7 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         launcher::register();
         escrow::register();
+        committer::register();
     }
 }
 
