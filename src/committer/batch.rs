@@ -94,6 +94,10 @@ impl Failure {
         parts.join(&0)
     }
 
+    fn is_lock_timeout(&self) -> bool {
+        self.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    }
+
     /// Can the same hit be counted later?
     fn may_pass(&self) -> bool {
         let class = crate::pg::error::sqlstate(self.code);
@@ -204,7 +208,12 @@ fn add(item: &Item) -> Verdict {
     // What is raised there is made of texts alone, and leaves nothing behind.
     let tell = || xact::raise_shortage(&item.name, item.delta.into(), bounds, &shortage);
     PgTryBuilder::new(AssertUnwindSafe(tell))
-        .catch_others(|error| Verdict::Failed(Failure::of(&error)))
+        .catch_others(|error| {
+            Verdict::Failed(Failure {
+                hint: "counter_try_hit() answers false instead.".to_owned(),
+                ..Failure::of(&error)
+            })
+        })
         .execute()
 }
 
@@ -277,10 +286,10 @@ impl Batches {
             self.told = false;
             return;
         };
-        if let [_] = items[..] {
-            return items.drain(..).for_each(|item| self.fail(item, &failure));
+        match <[Item; 1]>::try_from(items) {
+            Ok([item]) => self.fail(item, failure),
+            Err(items) => self.count_one_by_one(items),
         }
-        self.count_one_by_one(items);
     }
 
     /// So that each fails or succeeds by itself.
@@ -295,8 +304,8 @@ impl Batches {
                 false => self.commit(std::slice::from_ref(&item)),
             };
             if let Err(failure) = result {
-                locked[lane] |= failure.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
-                self.fail(item, &failure);
+                locked[lane] |= failure.is_lock_timeout();
+                self.fail(item, failure);
             }
         }
         set(c"lock_timeout", LOCK_TIMEOUT);
@@ -340,7 +349,12 @@ impl Batches {
     }
 
     /// This one could not be counted.
-    fn fail(&mut self, item: Item, failure: &Failure) {
+    fn fail(&mut self, item: Item, failure: Failure) {
+        let failure = if failure.is_lock_timeout() {
+            lane_is_locked()
+        } else {
+            failure
+        };
         let mut guard = self.spot.lock();
         let (place, entries) = guard.parts();
         if !Queue::is_waited_for(entries, item.ticket) {
@@ -376,12 +390,15 @@ impl Batches {
     }
 }
 
+/// That the committer's statement was cancelled says nothing to whoever waits for it.
 fn lane_is_locked() -> Failure {
     Failure {
         code: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-        message: "canceling statement due to lock timeout".to_owned(),
-        detail: "Somebody keeps others from counting.".to_owned(),
-        hint: String::new(),
+        message: "could not count the hit, as somebody keeps others from counting".to_owned(),
+        detail: "The committer has waited for a lock in vain. The hit is not counted.".to_owned(),
+        hint:
+            "Try again when the transaction that creates or changes a counter type, say, has ended."
+                .to_owned(),
     }
 }
 

@@ -62,8 +62,9 @@ pub fn hit(function: &str, name: &[u8], delta: i64, kind: Kind, wait: bool) -> b
     if !wait {
         return true;
     }
+    let waiting = Waiting::new(spot, ticket);
     failpoint!("hit.pushed");
-    match wait_for(spot, ticket) {
+    match waiting.answer() {
         Answer::Counted { lsn, flushed } => {
             if durable {
                 make_durable(spot, lsn, flushed);
@@ -312,48 +313,73 @@ fn place() -> Option<Spot> {
     None
 }
 
-/// Waits for the answer.
-fn wait_for(spot: Spot, ticket: u32) -> Answer {
-    WAITS_FOR.set(Some((spot.number(), ticket)));
-    let mut alone_since: Option<Instant> = None;
-    loop {
-        let mut failure = None;
-        let mut guard = spot.lock();
-        let (place, entries) = guard.parts();
-        let answer = (place.queue).collect(entries, ticket, |text| failure = Some(text.to_vec()));
-        let start = answer.is_none() && place.want(now());
-        let is_alone = !matches!(place.process(), Process::Working | Process::Leaving);
-        if !is_alone {
-            alone_since = None;
-        }
-        let since = is_alone.then(|| *alone_since.get_or_insert_with(Instant::now));
-        let gives_up = answer.is_none() && since.is_some_and(|since| since.elapsed() > PATIENCE);
-        if gives_up {
-            // Nobody has taken it.
-            place.queue.withdraw(entries, ticket);
-        }
-        let room = place.queue.room_for_others();
-        drop(guard);
-        if room {
-            spot.tell_of_room();
-        }
-        if let Some(answer) = answer {
-            WAITS_FOR.set(None);
-            if let (Answer::Failed(code), Some(text)) = (answer, failure) {
-                raise(super::batch::decode(code, &text));
-            }
-            return answer;
-        }
-        if start {
-            launcher::look();
-        }
-        if gives_up {
-            WAITS_FOR.set(None);
-            Obstacle::Committer.raise();
-        }
-        sleep();
-        check_interrupts();
+/// A hit whose answer is waited for: given up where that ends by an error.
+struct Waiting(Spot, u32);
+
+impl Waiting {
+    fn new(spot: Spot, ticket: u32) -> Self {
+        WAITS_FOR.set(Some((spot.number(), ticket)));
+        Self(spot, ticket)
     }
+
+    /// Waits for the answer.
+    fn answer(self) -> Answer {
+        let Self(spot, ticket) = self;
+        let mut alone_since: Option<Instant> = None;
+        loop {
+            let mut failure = None;
+            let mut guard = spot.lock();
+            let (place, entries) = guard.parts();
+            let answer =
+                (place.queue).collect(entries, ticket, |text| failure = Some(text.to_vec()));
+            let start = answer.is_none() && place.want(now());
+            let is_alone = !matches!(place.process(), Process::Working | Process::Leaving);
+            let room = place.queue.room_for_others();
+            drop(guard);
+            if room {
+                spot.tell_of_room();
+            }
+            if let Some(answer) = answer {
+                WAITS_FOR.set(None);
+                if let (Answer::Failed(code), Some(text)) = (answer, failure) {
+                    raise(super::batch::decode(code, &text));
+                }
+                return answer;
+            }
+            if start {
+                launcher::look();
+            }
+            if !is_alone {
+                alone_since = None;
+            } else if alone_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+                && give_up_untaken(spot, ticket)
+            {
+                Obstacle::Committer.raise();
+            }
+            sleep();
+            check_interrupts();
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        withdraw();
+    }
+}
+
+/// No committer has come. True: the hit is withdrawn. False: one has come now.
+fn give_up_untaken(spot: Spot, ticket: u32) -> bool {
+    let mut guard = spot.lock();
+    let (place, entries) = guard.parts();
+    // Nobody has taken it then.
+    let is_alone = !matches!(place.process(), Process::Working | Process::Leaving);
+    let gives_up = is_alone && !place.queue.is_answered(entries, ticket);
+    if gives_up {
+        place.queue.withdraw(entries, ticket);
+        WAITS_FOR.set(None);
+    }
+    gives_up
 }
 
 fn sleep() {

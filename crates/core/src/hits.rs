@@ -415,6 +415,11 @@ impl Queue {
         Some(answer)
     }
 
+    /// Is the answer there, and not collected?
+    pub fn is_answered(&self, entries: &[Entry], ticket: u32) -> bool {
+        matches!(entries[ticket as usize].state, State::Answered(_))
+    }
+
     /// The caller of this hit cannot wait for the answer, and never looks at it again.
     pub fn withdraw(&mut self, entries: &mut [Entry], ticket: u32) -> Withdrawn {
         match entries[ticket as usize].state {
