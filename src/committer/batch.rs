@@ -282,13 +282,10 @@ impl Batches {
             return;
         }
         failpoint!("committer.taken");
-        let Err(failure) = self.commit(&items) else {
-            self.told = false;
-            return;
-        };
-        match <[Item; 1]>::try_from(items) {
-            Ok([item]) => self.fail(item, failure),
-            Err(items) => self.count_one_by_one(items),
+        match self.commit(&items) {
+            Ok(()) => self.told = false,
+            // It may be one hit's fault, or a conflict that is over.
+            Err(_) => self.count_one_by_one(items),
         }
     }
 

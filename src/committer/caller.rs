@@ -77,16 +77,18 @@ pub fn hit(function: &str, name: &[u8], delta: i64, kind: Kind, wait: bool) -> b
 }
 
 fn check_preloaded(function: &str) {
-    let (message, hint) = match memory::places() {
-        None => (
+    if memory::is_there() {
+        return;
+    }
+    let (message, hint) = match launcher::is_loaded() {
+        false => (
             format!("{function} needs counterx in shared_preload_libraries"),
             "Add counterx to shared_preload_libraries and restart the server, or use counter_incr(), which counts with your transaction.",
         ),
-        Some(0) => (
+        true => (
             format!("{function} needs a committer, and counterx.max_committers is 0"),
             "Raise counterx.max_committers and restart the server, or use counter_incr(), which counts with your transaction.",
         ),
-        Some(_) => return,
     };
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
     raise(report(code, message).set_hint(hint))

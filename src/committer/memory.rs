@@ -186,9 +186,9 @@ impl Drop for Held {
     }
 }
 
-/// How many databases can have a committer at a time. None: the library was not preloaded.
-pub fn places() -> Option<usize> {
-    ATTACHED.get().map(|attached| attached.geometry.places)
+/// Is there any? Not without preloading, and where no committer may run.
+pub fn is_there() -> bool {
+    ATTACHED.get().is_some()
 }
 
 /// A place, by its number.
@@ -207,7 +207,7 @@ impl Spot {
 
     /// All.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..places().unwrap_or(0)).filter_map(Self::get)
+        (0..).map_while(Self::get)
     }
 
     /// Its number.

@@ -235,13 +235,10 @@ fn no_panics(cluster: &Cluster) -> Result<()> {
 /// Arms a point for whoever comes there first.
 fn arm_once(cluster: &mut Cluster, point: &str, action: &str) -> Result<()> {
     let armed = format!("{point}={action}");
-    fs::write(
-        cluster
-            .data_dir()
-            .join(format!("counterx.failpoint.{armed}")),
-        "",
-    )?;
-    cluster.reload(&[("counterx.failpoint", &format!("{armed} once"))])
+    cluster.reload(&[("counterx.failpoint", &format!("{armed} once"))])?;
+    // From here on.
+    let file = format!("counterx.failpoint.{armed}");
+    Ok(fs::write(cluster.data_dir().join(file), "")?)
 }
 
 fn wait_until_taken(cluster: &Cluster, point: &str, action: &str) -> Result<()> {
