@@ -199,8 +199,8 @@ fn latencies(server: &mut Server, options: &Options, measured: &mut Measured) ->
     for ((name, _), all) in ways.iter().zip(&all) {
         let what = format!("{name}, {} clients", options.clients);
         let series = |of: fn(&Latency) -> f64, part: &str| {
-            let values = all.iter().map(|latency| of(latency) / 1e6).collect();
-            Series::new(format!("{what}: {part}"), Unit::Seconds, values)
+            let values = all.iter().map(of).collect();
+            Series::new(format!("{what}: {part}"), Unit::Microseconds, values)
         };
         measured.latencies.push(Latencies {
             mean: series(|latency| latency.mean, "mean")?,
