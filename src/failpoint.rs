@@ -44,6 +44,13 @@
 //! | `worker.error_noted` | that is noted, and committed |
 //! | `worker.ready` | a worker has taken the mark, and looks around |
 //! | `worker.given_up` | a worker gives its mark back, and looks whether there is work left |
+//! | `hit.pushed` | a hit is handed over, and its caller waits |
+//! | `committer.ready` | a committer has its database, and says that it is there |
+//! | `committer.taken` | hits are taken, and the transaction begins |
+//! | `committer.added` | one hit is added, and the next one; for the last one also: the commit |
+//! | `committer.committed` | the hits are committed, and answered; crash only |
+//! | `committer.answered` | they are answered, and those who wait are woken; crash only |
+//! | `committer.leaving` | a committer takes no more hits, and ends |
 //! | `escrow.reserved` | an amount is reserved, and the counter is read |
 //! | `escrow.granted` | the bounds are found to allow it, and it is added |
 //! | `token.locked` | a token is locked, and looked for |

@@ -5,8 +5,9 @@
 //! | floor | folder | what lives there |
 //! |---|---|---|
 //! | 6 | [`api`] | the SQL functions, and the trigger functions |
-//! | 6 | [`process`] | the background processes: worker, launcher, what they share |
+//! | 6 | [`process`] | the background processes: worker, launcher, committer, what they share |
 //! | 5 | [`write`](mod@write) | from a call to the log: the map of a transaction, its callbacks, flush, tokens |
+//! | 5 | [`hits`] | increments that count by themselves: a session's side, and what it shares with the committer |
 //! | 4 | [`fold`] | from the logs to the totals; getting space back |
 //! | 4 | [`query`] | many counters at once, by name and by value; the view `counters` |
 //! | 4 | [`bounds`] | bounded counters: types, what is reserved, what is set aside |
@@ -29,6 +30,7 @@ mod failpoint;
 mod api;
 mod bounds;
 mod fold;
+mod hits;
 mod pg;
 mod process;
 mod query;
@@ -65,6 +67,7 @@ pub extern "C-unwind" fn _PG_init() {
         process::directory::register();
         process::launcher::register();
         bounds::accounts::register();
+        hits::memory::register(process::directory::look);
     }
 }
 

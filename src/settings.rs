@@ -22,6 +22,10 @@ static TOKEN_TTL: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
 static ESCROW_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 /// A few commits' time.
 static ESCROW_WAIT: GucSetting<i32> = GucSetting::<i32>::new(20);
+/// A committer is a process as well. Few databases are hit at a time, as a rule.
+static MAX_COMMITTERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+/// More than there are sessions, as a rule; some 600 kB for each committer.
+static HIT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 
 /// The longest pause between two folds of a lane that has something pending.
@@ -74,9 +78,19 @@ pub fn escrow_wait() -> Duration {
     Duration::from_millis(ESCROW_WAIT.get().unsigned_abs().into())
 }
 
+/// How many databases can have a committer at a time.
+pub fn max_committers() -> usize {
+    MAX_COMMITTERS.get().unsigned_abs() as usize
+}
+
+/// How many hits can be on their way in a database.
+pub fn hit_queue_size() -> usize {
+    HIT_QUEUE_SIZE.get().unsigned_abs() as usize
+}
+
 /// Only the postmaster, while it starts, can define a setting that is fixed at server start. A library
 /// that is loaded later has no shared memory whose size it could be.
-fn escrow_entries_context() -> GucContext {
+fn at_server_start() -> GucContext {
     // SAFETY: a plain read of a variable of the server's.
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         GucContext::Postmaster
@@ -172,7 +186,7 @@ pub fn define() {
         &ESCROW_ENTRIES,
         16,
         1_000_000,
-        escrow_entries_context(),
+        at_server_start(),
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
@@ -184,6 +198,26 @@ pub fn define() {
         3_600_000,
         GucContext::Userset,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.max_committers",
+        c"Number of databases that can have a committer for counter_hit() at a time.",
+        c"Where more are hit, their committers take turns. Each takes one of max_worker_processes while it is needed. 0 for none.",
+        &MAX_COMMITTERS,
+        0,
+        255,
+        at_server_start(),
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.hit_queue_size",
+        c"Number of hits that can be on their way to a committer.",
+        c"Each takes some 600 bytes of shared memory, for each of counterx.max_committers. Who finds no room waits.",
+        &HIT_QUEUE_SIZE,
+        16,
+        1_000_000,
+        at_server_start(),
+        GucFlags::default(),
     );
     #[cfg(debug_assertions)]
     crate::failpoint::define();

@@ -49,6 +49,17 @@ pub(crate) enum Goal {
     BoundedOfUpdate,
     BoundedOfPlain,
     ListsOfTable,
+    HitsOfInsert,
+    HitsOfMessage,
+    HitsOfCounter,
+    HitsOfUpdate,
+    HitsWalOfInsert,
+    SilentHitsOfSelect,
+    ManyHitsOfInsert,
+    TryHitsOfUpdate,
+    HitsLatency,
+    InsertBesideHits,
+    SlowHitsOfCounter,
 }
 
 impl Goal {
@@ -151,6 +162,61 @@ impl Goal {
                 "lists, ranks and sums of a million counters, the worst of them: times the latency of a table",
                 Section::Lists,
                 AtMost(2.0),
+            ),
+            Self::HitsOfInsert => (
+                "counter_hit, hot counter, 32 clients, durable: times the rate of that INSERT",
+                Section::Hits,
+                AtLeast(1.35),
+            ),
+            Self::HitsOfMessage => (
+                "the same, times the rate of pg_logical_emit_message",
+                Section::Hits,
+                AtLeast(1.3),
+            ),
+            Self::HitsOfCounter => (
+                "the same, times the rate of counter_incr",
+                Section::Hits,
+                AtLeast(1.6),
+            ),
+            Self::HitsOfUpdate => (
+                "the same, times the rate of UPDATE of one row",
+                Section::Hits,
+                AtLeast(9.0),
+            ),
+            Self::HitsWalOfInsert => (
+                "WAL bytes for each of these hits, the fold's included: times those of the INSERT",
+                Section::Hits,
+                AtMost(0.15),
+            ),
+            Self::SilentHitsOfSelect => (
+                "counter_hit with wait => false, 32 clients: times the rate of SELECT 1",
+                Section::Hits,
+                AtLeast(0.9),
+            ),
+            Self::ManyHitsOfInsert => (
+                "counter_hit of 10,000 counters by lot, 32 clients: times the rate of the INSERT",
+                Section::Hits,
+                AtLeast(1.1),
+            ),
+            Self::TryHitsOfUpdate => (
+                "counter_try_hit of a bounded hot counter: times the rate of the conditional UPDATE",
+                Section::Hits,
+                AtLeast(9.0),
+            ),
+            Self::HitsLatency => (
+                "counter_hit, 32 clients, p99: times that of counter_incr",
+                Section::Hits,
+                AtMost(0.5),
+            ),
+            Self::InsertBesideHits => (
+                "16 clients of INSERT beside 16 of counter_hit: times the rate beside counter_incr",
+                Section::Hits,
+                AtLeast(1.2),
+            ),
+            Self::SlowHitsOfCounter => (
+                "16 clients of counter_hit beside 16 of INSERT, flushes of 2 ms: times counter_incr there",
+                Section::Hits,
+                AtLeast(0.9),
             ),
         }
     }

@@ -109,6 +109,7 @@ impl Options {
 pub(crate) enum Section {
     Hot,
     Clients,
+    Hits,
     Keys,
     Batch,
     Bulk,
@@ -130,6 +131,7 @@ impl Section {
         match self {
             Self::Hot => "hot",
             Self::Clients => "clients",
+            Self::Hits => "hits",
             Self::Keys => "keys",
             Self::Batch => "batch",
             Self::Bulk => "bulk",
@@ -151,6 +153,7 @@ impl Section {
         match self {
             Self::Hot => "one hot counter",
             Self::Clients => "from 1 to 128 clients, durable and not",
+            Self::Hits => "hits: counted by themselves, many in one commit",
             Self::Keys => "many counters",
             Self::Batch => "many increments in a transaction",
             Self::Bulk => "a million increments in one statement",

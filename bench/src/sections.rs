@@ -6,6 +6,7 @@ mod bulk;
 mod clients;
 mod fold;
 mod growth;
+mod hits;
 mod hot;
 mod keys;
 mod lists;
@@ -26,6 +27,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
     match section {
         Section::Hot => hot::run(options),
         Section::Clients => clients::run(options),
+        Section::Hits => hits::run(options),
         Section::Keys => keys::run(options),
         Section::Batch => batch::run(options),
         Section::Bulk => bulk::run(options),

@@ -6,6 +6,7 @@
 //! | module | functions |
 //! |---|---|
 //! | [`increment`] | `counter_incr` and its relatives |
+//! | [`hits`] | `counter_hit` and its relatives, which count by themselves |
 //! | [`call`] | `CALL counter_add(...)`, for clients that take a SELECT for a read |
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
@@ -27,6 +28,7 @@ mod bounded;
 mod call;
 mod change;
 mod drop_all;
+mod hits;
 mod holds;
 mod increment;
 mod look;

@@ -26,6 +26,8 @@ unsafe extern "C-unwind" {
     pub fn die(signal: core::ffi::c_int);
     /// `postmaster/interrupt.h`: likewise.
     pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
+    /// `postmaster/interrupt.h`: likewise.
+    pub fn SignalHandlerForShutdownRequest(signal: core::ffi::c_int);
 
     /// `executor/tuptable.h`. Raises an error only for a column that the slot does not have.
     fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, columns: core::ffi::c_int);

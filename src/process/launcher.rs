@@ -3,6 +3,7 @@
 use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::ports;
+use crate::process::committer;
 use crate::process::directory;
 use crate::process::session;
 use crate::process::start;
@@ -50,7 +51,7 @@ pub extern "C-unwind" fn counterx_launcher_main(_arg: pg_sys::Datum) {
     let mut launcher = Launcher::default();
     loop {
         let pause = launcher.start_next();
-        session::wait(pause);
+        session::wait(pause.min(committer::start_wanted()));
     }
 }
 

@@ -1,8 +1,11 @@
-//! Floor 6: the background processes. Workers fold, one a database; the launcher says whose turn it is.
+//! Floor 6: the background processes. Workers fold, one a database; the launcher says whose turn it is; the
+//! committer counts hits.
 //!
 //! May use [`crate::write`], [`crate::fold`] and below. Invariant: a committed delta has a worker that will
 //! see it, or somebody has been told that there is none.
 
+mod batch;
+mod committer;
 pub mod directory;
 mod duty;
 pub mod launcher;

@@ -9,6 +9,7 @@
 
 pub mod escrow;
 pub mod gate;
+pub mod hits;
 pub mod lane;
 pub mod names;
 pub mod path;

@@ -3,7 +3,7 @@
 use counterx_floors::{Floor, check, read};
 use std::path::Path;
 
-const FLOORS: [(&str, u8); 16] = [
+const FLOORS: [(&str, u8); 17] = [
     ("lib", 7),
     // Tests inside the server.
     ("tests", 7),
@@ -11,6 +11,7 @@ const FLOORS: [(&str, u8); 16] = [
     ("ranking_tests", 7),
     ("api", 6),
     ("process", 6),
+    ("hits", 5),
     ("write", 5),
     ("fold", 4),
     ("query", 4),

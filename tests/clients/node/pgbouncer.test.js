@@ -13,6 +13,19 @@ counterTest('autocommit through the pooler', async ({ pool, name, values }) => {
   assert.deepEqual(await values(), { 'key 0': 59700, 'key 1': 59900, 'key 2': 60100 })
 })
 
+counterTest('hits through the pooler', async ({ db, pool, name, values }) => {
+  const clients = pool({ ...pooler, max: 20 })
+  await Promise.all(numbers(300).map((n) =>
+    transaction(clients, async (client) => {
+      await client.query('SELECT counter_hit($1, $2)', [name('hit'), n])
+      await client.query('SELECT counter_hit($1, 1, wait => false)', [name('silent')])
+      if (n % 3 === 0) throw new Error('changed my mind')
+    }).catch((error) => { if (error.message !== 'changed my mind') throw error })))
+  // Who waits comes after those for whom nobody does.
+  await db.query('SELECT counter_hit($1, 0)', [name('silent')])
+  assert.deepEqual(await values(), { hit: 44850, silent: 300 })
+})
+
 // 20 clients, 2 connections to the server; at the end the counters are compared with a plain table
 // that the same transactions wrote.
 const mixedLoad = (port, table) => async ({ db, pool, name, values }) => {

@@ -287,3 +287,47 @@ class PreparedStatements(CounterTest):
         self.assertEqual(self.values(), {"x": 1})
         other.execute("DEALLOCATE ALL")
         other.commit()
+
+
+class Hits(CounterTest):
+    """Calls that count by themselves: a client's transaction may end, or be rolled back, as it likes."""
+
+    def hits(self, pooler):
+        def work(number):
+            with psycopg.connect(**pooler) as client:
+                for n in range(20):
+                    client.execute("SELECT counter_hit(%s)", [self.name("hot")])
+                    client.execute("SELECT counter_hit(%s, wait => false)", [self.name("silent")])
+                    client.execute("SELECT counter_incr(%s)", [self.name("mine")])
+                    if n % 4 == 0:
+                        with self.assertRaises(errors.DivisionByZero):
+                            client.execute("SELECT 1 / 0")
+                    if n % 2 == 0:
+                        client.rollback()
+                    else:
+                        client.commit()
+
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(work, range(12)))
+        # Who waits comes after those for whom nobody does.
+        self.db.execute("SELECT counter_hit(%s, 0)", [self.name("silent")])
+        self.assertEqual(self.values(), {"hot": 240, "silent": 240, "mine": 120})
+
+    def test_through_the_pooler(self):
+        self.hits(POOLER)
+
+    def test_with_discard_all_after_each_transaction(self):
+        self.hits(RESETTING_POOLER)
+
+    def test_in_autocommit_and_in_a_pipeline(self):
+        with self.connect(autocommit=True) as client:
+            name = self.name("x")
+            self.assertEqual(client.execute("SELECT counter_hit(%s, 5)", [name]).fetchone(), (True,))
+            with client.pipeline():
+                for n in range(50):
+                    client.execute("SELECT counter_hit(%s)", [name])
+                with self.assertRaises(errors.DivisionByZero):
+                    client.execute("SELECT 1 / 0")
+                    client.execute("SELECT counter_hit(%s)", [name]).fetchone()
+        # What came before the error is counted; what the server has skipped is not.
+        self.assertEqual(self.values(), {"x": 55})

@@ -1,0 +1,71 @@
+//! Errors that are handed from the committer to whoever waits for a hit.
+
+use crate::pg::error::report;
+use crate::pg::error::sqlstate;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+
+/// An error, as it is handed to whoever waits for the hit.
+pub struct Failure {
+    /// As in an error report.
+    pub code: PgSqlErrorCode,
+    /// As in an error report.
+    pub message: String,
+    /// As in an error report.
+    pub detail: String,
+    /// As in an error report.
+    pub hint: String,
+}
+
+impl Failure {
+    pub fn of(error: &CaughtError) -> Self {
+        let report = match error {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+            CaughtError::RustPanic { ereport, .. } => ereport,
+        };
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        Self {
+            code: report.sql_error_code(),
+            message: report.message().to_owned(),
+            detail: text(report.detail()),
+            hint: text(report.hint()),
+        }
+    }
+
+    /// The three parts, each behind the one before and a zero.
+    pub fn encode(&self) -> Vec<u8> {
+        let parts = [&self.message, &self.detail, &self.hint];
+        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        parts.join(&0)
+    }
+
+    pub fn is_lock_timeout(&self) -> bool {
+        self.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    }
+
+    /// Can the same hit be counted later?
+    pub fn may_pass(&self) -> bool {
+        let class = sqlstate(self.code);
+        // Conflicts, resources, objects that are locked, cancellations and shutdowns, the disk.
+        ["40", "53", "55", "57", "58"]
+            .iter()
+            .any(|passing| class.starts_with(passing))
+    }
+}
+
+/// The error that was handed over. One that was too long has lost its end.
+pub fn decode(code: i32, text: &[u8]) -> ErrorReport {
+    let mut parts = text
+        .split(|&byte| byte == 0)
+        .map(|part| String::from_utf8_lossy(part).into_owned());
+    let mut next = || parts.next().unwrap_or_default();
+    let (message, detail, hint) = (next(), next(), next());
+    let mut made = report(PgSqlErrorCode::from(code), message);
+    if !detail.is_empty() {
+        made = made.set_detail(detail);
+    }
+    if !hint.is_empty() {
+        made = made.set_hint(hint);
+    }
+    made
+}

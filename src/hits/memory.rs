@@ -1,0 +1,374 @@
+//! The shared memory of hits, and what guards it. See the note in [`super`].
+//!
+//! # Layout
+//! A header; the places; then, place by place, their entries. One LWLock for the header's purpose, and one
+//! for each place.
+
+use crate::settings;
+use counterx_core::hits::{Entry, Place};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const NAME: &CStr = c"counterx hits";
+
+#[repr(C)]
+struct Header {
+    /// A place may be free.
+    places: pg_sys::ConditionVariable,
+}
+
+#[repr(C)]
+struct Shared {
+    /// Something has changed for those who could not push.
+    room: pg_sys::ConditionVariable,
+    place: Place,
+    /// What a flush of the WAL took of late, in microseconds.
+    flush: f32,
+}
+
+/// How the memory is divided. The same in all processes: the settings change at server start only.
+#[derive(Clone, Copy)]
+struct Geometry {
+    places: usize,
+    entries: usize,
+}
+
+impl Geometry {
+    fn new() -> Self {
+        Self {
+            places: settings::max_committers(),
+            entries: settings::hit_queue_size(),
+        }
+    }
+
+    fn places_at(self) -> usize {
+        size_of::<Header>().next_multiple_of(align_of::<Shared>())
+    }
+
+    fn entries_at(self) -> usize {
+        let end = self.places_at() + self.places * size_of::<Shared>();
+        end.next_multiple_of(align_of::<Entry>())
+    }
+
+    fn bytes(self) -> usize {
+        self.entries_at() + self.places * self.entries * size_of::<Entry>()
+    }
+}
+
+/// What is known of the memory once it is there.
+#[derive(Clone, Copy)]
+struct Attached {
+    base: NonNull<u8>,
+    locks: NonNull<pg_sys::LWLockPadded>,
+    geometry: Geometry,
+}
+
+thread_local! {
+    static ATTACHED: Cell<Option<Attached>> = const { Cell::new(None) };
+    static BEFORE: Cell<(pg_sys::shmem_request_hook_type, pg_sys::shmem_startup_hook_type)> =
+        const { Cell::new((None, None)) };
+}
+
+static WAKE_LAUNCHER: OnceLock<fn()> = OnceLock::new();
+
+/// Was the library loaded when the server started?
+pub fn is_preloaded() -> bool {
+    WAKE_LAUNCHER.get().is_some()
+}
+
+/// There may be a committer to be started. Cannot fail: it is called when a process exits.
+pub fn wake_launcher() {
+    if let Some(wake) = WAKE_LAUNCHER.get() {
+        wake();
+    }
+}
+
+/// Asks for the memory, and says how to wake the launcher, which is known to floors above. Called from
+/// `_PG_init`, when the postmaster loads the library.
+pub fn register(wake_launcher: fn()) {
+    // A second one would be the same.
+    let _ = WAKE_LAUNCHER.set(wake_launcher);
+    // SAFETY: the postmaster, before it makes its shared memory; the hooks live for ever.
+    unsafe {
+        BEFORE.set((pg_sys::shmem_request_hook, pg_sys::shmem_startup_hook));
+        pg_sys::shmem_request_hook = Some(on_request);
+        pg_sys::shmem_startup_hook = Some(on_startup);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_request() {
+    let geometry = Geometry::new();
+    // SAFETY: the one moment at which this is allowed.
+    unsafe {
+        if let Some(before) = BEFORE.get().0 {
+            before();
+        }
+        if geometry.places == 0 {
+            return;
+        }
+        pg_sys::RequestAddinShmemSpace(geometry.bytes());
+        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), geometry.places as i32 + 1);
+    }
+}
+
+/// Runs when the postmaster has made its shared memory, also when it makes it anew after a crash.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_startup() {
+    let geometry = Geometry::new();
+    // SAFETY: the memory is as large as the layout says; nobody else is there yet.
+    unsafe {
+        if let Some(before) = BEFORE.get().1 {
+            before();
+        }
+        if geometry.places == 0 {
+            return;
+        }
+        let mut found = false;
+        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), geometry.bytes(), &mut found);
+        let base = NonNull::new_unchecked(base.cast::<u8>());
+        let locks = NonNull::new_unchecked(pg_sys::GetNamedLWLockTranche(NAME.as_ptr()));
+        let attached = Attached {
+            base,
+            locks,
+            geometry,
+        };
+        if !found {
+            pg_sys::ConditionVariableInit(&raw mut (*attached.header()).places);
+            for number in 0..geometry.places {
+                let shared = attached.shared(number);
+                pg_sys::ConditionVariableInit(&raw mut (*shared).room);
+                for at in 0..geometry.entries {
+                    attached.entries(number).add(at).write(Entry::FREE);
+                }
+                let entries =
+                    std::slice::from_raw_parts_mut(attached.entries(number), geometry.entries);
+                (&raw mut (*shared).place).write(Place::new(entries));
+                (&raw mut (*shared).flush).write(0.0);
+            }
+        }
+        ATTACHED.set(Some(attached));
+    }
+}
+
+impl Attached {
+    fn header(&self) -> *mut Header {
+        self.base.cast::<Header>().as_ptr()
+    }
+
+    /// What is shared of a place.
+    fn shared(&self, number: usize) -> *mut Shared {
+        // SAFETY: inside of the memory.
+        unsafe {
+            let all = self.base.add(self.geometry.places_at()).cast::<Shared>();
+            all.add(number).as_ptr()
+        }
+    }
+
+    /// The first of a place's entries.
+    fn entries(&self, number: usize) -> *mut Entry {
+        // SAFETY: inside of the memory.
+        unsafe {
+            let all = self.base.add(self.geometry.entries_at()).cast::<Entry>();
+            all.add(number * self.geometry.entries).as_ptr()
+        }
+    }
+
+    fn lock(&self, number: usize) -> *mut pg_sys::LWLock {
+        // SAFETY: one lock for each place, and one more.
+        unsafe { &raw mut (*self.locks.add(number).as_ptr()).lock }
+    }
+}
+
+/// An LWLock that is held.
+struct Held(*mut pg_sys::LWLock);
+
+impl Held {
+    fn take(lock: *mut pg_sys::LWLock) -> Self {
+        // SAFETY: a lock of ours. Released by the drop, or by the server should an error come in between.
+        unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
+        Self(lock)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: held.
+            unsafe { pg_sys::LWLockRelease(self.0) };
+        }
+    }
+}
+
+/// Is there any? Not without preloading, and where no committer may run.
+pub fn is_there() -> bool {
+    ATTACHED.get().is_some()
+}
+
+/// A place, by its number.
+#[derive(Clone, Copy)]
+pub struct Spot {
+    attached: Attached,
+    number: usize,
+}
+
+impl Spot {
+    /// The one of this number. None: there is none.
+    pub fn get(number: usize) -> Option<Self> {
+        let attached = ATTACHED.get()?;
+        (number < attached.geometry.places).then_some(Self { attached, number })
+    }
+
+    /// All.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..).map_while(Self::get)
+    }
+
+    /// Its number.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Locks it.
+    pub fn lock(self) -> Guard {
+        let held = Held::take(self.attached.lock(self.number));
+        Guard {
+            attached: self.attached,
+            number: self.number,
+            _held: held,
+        }
+    }
+
+    /// Wakes all who could not push.
+    pub fn tell_of_room(self) {
+        // SAFETY: initialized at startup; neither allocates nor fails.
+        unsafe {
+            let shared = self.attached.shared(self.number);
+            pg_sys::ConditionVariableBroadcast(&raw mut (*shared).room);
+        }
+    }
+
+    /// Whoever cannot push listens here.
+    pub fn listen(self) -> Waiter {
+        let shared = self.attached.shared(self.number);
+        // SAFETY: inside of the memory.
+        Waiter::new(unsafe { &raw mut (*shared).room })
+    }
+}
+
+/// A locked place.
+pub struct Guard {
+    attached: Attached,
+    number: usize,
+    _held: Held,
+}
+
+impl Guard {
+    /// The place, and its entries.
+    pub fn parts(&mut self) -> (&mut Place, &mut [Entry]) {
+        // SAFETY: the part of this place, which is locked.
+        unsafe {
+            let shared = self.attached.shared(self.number);
+            let entries = self.attached.entries(self.number);
+            let entries = std::slice::from_raw_parts_mut(entries, self.attached.geometry.entries);
+            (&mut (*shared).place, entries)
+        }
+    }
+
+    /// The place.
+    pub fn place(&mut self) -> &mut Place {
+        self.parts().0
+    }
+
+    /// What a flush of the WAL took of late, in microseconds.
+    pub fn flush_time(&mut self) -> &mut f32 {
+        // SAFETY: as above.
+        unsafe { &mut (*self.attached.shared(self.number)).flush }
+    }
+}
+
+impl Spot {
+    /// What a flush took in which somebody has waited.
+    pub fn note_flush(self, took: Duration) {
+        /// The weight of the newest.
+        const NEW: f32 = 0.1;
+        let took = took.as_secs_f32() * 1e6;
+        let mut guard = self.lock();
+        let known = guard.flush_time();
+        *known += (took - *known) * NEW;
+    }
+}
+
+/// Keeps places from changing hands.
+pub struct Assignment {
+    _held: Held,
+}
+
+impl Assignment {
+    /// Waits for it. To be taken before a place is locked. None: there is no shared memory.
+    pub fn lock() -> Option<Self> {
+        let attached = ATTACHED.get()?;
+        let _held = Held::take(attached.lock(attached.geometry.places));
+        Some(Self { _held })
+    }
+}
+
+/// Whoever wants a place listens here. None: there is no shared memory.
+pub fn listen_for_places() -> Option<Waiter> {
+    // SAFETY: inside of the memory.
+    let changed = unsafe { &raw mut (*ATTACHED.get()?.header()).places };
+    Some(Waiter::new(changed))
+}
+
+/// A place is free.
+pub fn tell_of_place() {
+    if let Some(attached) = ATTACHED.get() {
+        // SAFETY: initialized at startup; neither allocates nor fails.
+        unsafe { pg_sys::ConditionVariableBroadcast(&raw mut (*attached.header()).places) };
+    }
+}
+
+/// Whoever is about to wait for a change. From the making on, none is missed.
+pub struct Waiter(*mut pg_sys::ConditionVariable);
+
+impl Waiter {
+    fn new(changed: *mut pg_sys::ConditionVariable) -> Self {
+        // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
+        unsafe { pg_sys::ConditionVariablePrepareToSleep(changed) };
+        Self(changed)
+    }
+
+    /// Sleeps until something has changed or the time is over. Interruptible.
+    pub fn wait(&self, timeout: Duration) {
+        let milliseconds = timeout.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::ConditionVariableTimedSleep(self.0, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: takes this process off the list; does nothing when it is not on one.
+            unsafe { pg_sys::ConditionVariableCancelSleep() };
+        }
+    }
+}
+
+/// The process's own latch, as others may set it.
+pub fn own_latch() -> usize {
+    // SAFETY: set when the process started; that of a process slot, which is never freed.
+    unsafe { pg_sys::MyLatch as usize }
+}
+
+/// Wakes a process by its latch. Should it have ended, whoever has its slot now looks around for nothing.
+pub fn wake(latch: usize) {
+    // SAFETY: the latch of a process slot.
+    unsafe { pg_sys::SetLatch(latch as *mut pg_sys::Latch) };
+}

@@ -1,0 +1,378 @@
+//! The committer's transactions: one for a batch of hits; where that fails, one for each of them.
+//!
+//! # Invariant
+//! [`in_transaction`] knows of the running transaction whether it has committed, in every moment, by a
+//! callback of the server's. So whatever ends the process, what it has taken is answered or put back.
+
+use crate::bounds::types;
+use crate::hits::failure::Failure;
+use crate::hits::memory::{self, Spot};
+use crate::pg::error::{log, quoted};
+use crate::pg::relation::Relation;
+use crate::pg::room;
+use crate::pg::user::ActingAs;
+use crate::process::session;
+use crate::store::catalog;
+use crate::write::change;
+use counterx_core::escrow::Bounds;
+use counterx_core::hits::{Answer, Entry, Kind, Place, Queue};
+use counterx_core::lane::{LANES, NameHash};
+use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_guard, pg_sys};
+use std::cell::{Cell, RefCell};
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+/// So long a batch waits for a lock. What a session holds that waits for the batch, nobody sees.
+pub const LOCK_TIMEOUT: &core::ffi::CStr = c"1s";
+
+/// The same for what is tried again, by itself.
+const SHORT_LOCK_TIMEOUT: &core::ffi::CStr = c"10ms";
+
+/// Where a flush takes longer than this, those who wait flush for themselves: the batch and then its own
+/// flush are too much beside other writers, and it costs them a second sleep. In microseconds.
+const SLOW_FLUSH: f32 = 500.0;
+
+/// Where it takes less, the committer flushes for them again.
+const QUICK_FLUSH: f32 = 300.0;
+
+/// A hit that was taken.
+pub struct Item {
+    ticket: u32,
+    kind: Kind,
+    durable: bool,
+    delta: i64,
+    name: Vec<u8>,
+}
+
+impl Item {
+    /// Copies an entry, as what it says is needed when it is answered already.
+    pub fn of(ticket: u32, entry: &Entry) -> Self {
+        Self {
+            ticket,
+            kind: entry.kind(),
+            durable: entry.is_durable(),
+            delta: entry.delta(),
+            name: entry.text().to_vec(),
+        }
+    }
+}
+
+/// What became of a hit within its transaction.
+enum Verdict {
+    Counted,
+    Refused,
+    Failed(Failure),
+}
+
+thread_local! {
+    /// What became of the hits of the running transaction, if it commits.
+    static CURRENT: RefCell<Vec<(u32, Verdict)>> = const { RefCell::new(Vec::new()) };
+    /// The running transaction has committed.
+    static COMMITTED: Cell<bool> = const { Cell::new(false) };
+    /// It has flushed the WAL.
+    static FLUSHED: Cell<bool> = const { Cell::new(false) };
+    /// As it is set now.
+    static SYNCHRONOUS: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Once in a committer.
+pub fn register_callback() {
+    // SAFETY: the function is valid for the life of the process.
+    unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), std::ptr::null_mut()) };
+}
+
+/// Neither allocates nor fails.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_xact_event(
+    event: pg_sys::XactEvent::Type,
+    _arg: *mut core::ffi::c_void,
+) {
+    if event == pg_sys::XactEvent::XACT_EVENT_COMMIT {
+        COMMITTED.set(true);
+    }
+}
+
+/// Runs `body` in a transaction of its own, READ COMMITTED and writable, as the extension's owner.
+fn in_transaction(body: impl FnOnce()) -> Result<(), Failure> {
+    let body = Cell::new(Some(body));
+    COMMITTED.set(false);
+    let run = || {
+        // SAFETY: outside of any transaction, in a background worker. What was sent before to cancel
+        // something is not meant for what comes.
+        unsafe {
+            pg_sys::QueryCancelPending = 0;
+            pg_sys::QueryCancelHoldoffCount = 0;
+            pg_sys::XactLastCommitEnd = 0;
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+            pg_sys::XactReadOnly = false;
+        }
+        let body = body.take().expect("runs once");
+        let owner = as_owner();
+        body();
+        drop(owner);
+        // SAFETY: ends what was started above.
+        unsafe { pg_sys::CommitTransactionCommand() };
+        Ok(())
+    };
+    let result = PgTryBuilder::new(AssertUnwindSafe(run))
+        .catch_others(|error| {
+            let failure = Failure::of(&error);
+            // SAFETY: an error was raised since the start; this brings the process back to rest.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            Err(failure)
+        })
+        .execute();
+    session::ignore_cancels();
+    // SAFETY: outside of any transaction.
+    unsafe { pg_sys::pgstat_report_stat(false) };
+    result
+}
+
+fn as_owner() -> Option<ActingAs> {
+    let gate = catalog::try_lane(0).ok()?.gate;
+    Relation::open_for_read(gate).map(|gate| ActingAs::owner_of(&gate))
+}
+
+/// Adds one hit. Errors of bounds are its own; any other one is the transaction's.
+fn add(item: &Item) -> Verdict {
+    let Err(shortage) = change::try_add(&item.name, item.delta) else {
+        return Verdict::Counted;
+    };
+    if item.kind == Kind::Try {
+        return Verdict::Refused;
+    }
+    let bounds = types::limits_of(&item.name).map_or(Bounds::default(), |limits| limits.bounds);
+    // What is raised there is made of texts alone, and leaves nothing behind.
+    let tell = || change::raise_shortage(&item.name, item.delta.into(), bounds, &shortage);
+    PgTryBuilder::new(AssertUnwindSafe(tell))
+        .catch_others(|error| {
+            Verdict::Failed(Failure {
+                hint: "counter_try_hit() answers false instead.".to_owned(),
+                ..Failure::of(&error)
+            })
+        })
+        .execute()
+}
+
+/// The committer's side of its place.
+pub struct Batches {
+    spot: Spot,
+    /// Those who wait flush for themselves.
+    flushed_by_callers: bool,
+    /// What nobody waits for and could not be counted yet.
+    left: Vec<Item>,
+    /// The log has been told why.
+    told: bool,
+}
+
+impl Batches {
+    /// Of a process that has entered this place.
+    pub fn new(spot: Spot) -> Self {
+        Self {
+            spot,
+            flushed_by_callers: false,
+            left: Vec::new(),
+            told: false,
+        }
+    }
+
+    /// Is there something that could not be counted yet?
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Takes what there is, and counts it. `silent`: only what nobody waits for.
+    pub fn count(&mut self, again: bool, silent: bool) {
+        let mut items = if again {
+            std::mem::take(&mut self.left)
+        } else {
+            Vec::new()
+        };
+        {
+            let mut guard = self.spot.lock();
+            let flush = *guard.flush_time();
+            self.flushed_by_callers = if self.flushed_by_callers {
+                flush > QUICK_FLUSH
+            } else {
+                flush > SLOW_FLUSH
+            };
+            let (place, entries) = guard.parts();
+            let take = |place: &mut Place, entries: &mut [Entry]| match silent {
+                true => place.queue.take_silent(entries),
+                false => place.queue.take(entries),
+            };
+            while let Some(ticket) = take(place, entries) {
+                items.push(Item::of(ticket, &entries[ticket as usize]));
+            }
+        }
+        if items.is_empty() {
+            return;
+        }
+        failpoint!("committer.taken");
+        match self.commit(&items) {
+            Ok(()) => self.told = false,
+            // It may be one hit's fault, or a conflict that is over.
+            Err(_) => self.count_one_by_one(items),
+        }
+    }
+
+    /// So that each fails or succeeds by itself.
+    fn count_one_by_one(&mut self, items: Vec<Item>) {
+        let mut locked: [bool; LANES] = [false; LANES];
+        set(c"lock_timeout", SHORT_LOCK_TIMEOUT);
+        for item in items {
+            let lane = NameHash::of(&item.name).lane();
+            let result = match locked[lane] {
+                // It would take the others' time as well.
+                true => Err(lane_is_locked()),
+                false => self.commit(std::slice::from_ref(&item)),
+            };
+            if let Err(failure) = result {
+                locked[lane] |= failure.is_lock_timeout();
+                self.fail(item, failure);
+            }
+        }
+        set(c"lock_timeout", LOCK_TIMEOUT);
+    }
+
+    /// Counts these in one transaction, and answers. An error: none is counted, and none is answered.
+    fn commit(&mut self, items: &[Item]) -> Result<(), Failure> {
+        let durable = items.iter().any(|item| item.durable);
+        let flush = durable && !self.flushed_by_callers;
+        if SYNCHRONOUS.replace(Some(flush)) != Some(flush) {
+            // Nobody waits for a standby here: see the module's note.
+            let level = if flush { c"local" } else { c"off" };
+            set(c"synchronous_commit", level);
+        }
+        FLUSHED.set(flush);
+        CURRENT.with_borrow_mut(Vec::clear);
+        let start = Instant::now();
+        in_transaction(|| {
+            for item in items {
+                let verdict = add(item);
+                CURRENT.with_borrow_mut(|current| room::push(current, (item.ticket, verdict)));
+                failpoint!("committer.added");
+            }
+        })?;
+        crashpoint!("committer.committed");
+        if flush {
+            self.spot.note_flush(start.elapsed());
+        }
+        let mut guard = self.spot.lock();
+        let (place, entries) = guard.parts();
+        let mut wake = Vec::with_capacity(items.len());
+        answer_current(place, entries, |waiter| wake.push(waiter));
+        let room = place.queue.room_for_others();
+        drop(guard);
+        crashpoint!("committer.answered");
+        wake.into_iter().for_each(memory::wake);
+        if room {
+            self.spot.tell_of_room();
+        }
+        Ok(())
+    }
+
+    /// This one could not be counted.
+    fn fail(&mut self, item: Item, failure: Failure) {
+        let failure = if failure.is_lock_timeout() {
+            lane_is_locked()
+        } else {
+            failure
+        };
+        let mut guard = self.spot.lock();
+        let (place, entries) = guard.parts();
+        if !Queue::is_waited_for(entries, item.ticket) {
+            if failure.may_pass() {
+                drop(guard);
+                if !std::mem::replace(&mut self.told, true) {
+                    let (code, why) = (crate::pg::error::sqlstate(failure.code), &failure.message);
+                    log(format!(
+                        "counterx: hits that nobody waits for cannot be counted now, will try again: {code}: {why}"
+                    ));
+                }
+                return room::push(&mut self.left, item);
+            }
+            place
+                .queue
+                .answer(entries, item.ticket, Answer::Refused, b"");
+            drop(guard);
+            let (name, why) = (quoted(&item.name), &failure.message);
+            return log(format!(
+                "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
+            ));
+        }
+        let answer = Answer::Failed(failure.code as i32);
+        let waiter = place
+            .queue
+            .answer(entries, item.ticket, answer, &failure.encode());
+        let room = place.queue.room_for_others();
+        drop(guard);
+        waiter.into_iter().for_each(memory::wake);
+        if room {
+            self.spot.tell_of_room();
+        }
+    }
+}
+
+/// That the committer's statement was cancelled says nothing to whoever waits for it.
+fn lane_is_locked() -> Failure {
+    Failure {
+        code: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+        message: "could not count the hit, as somebody keeps others from counting".to_owned(),
+        detail: "The committer has waited for a lock in vain. The hit is not counted.".to_owned(),
+        hint:
+            "Try again when the transaction that creates or changes a counter type, say, has ended."
+                .to_owned(),
+    }
+}
+
+/// The running transaction has committed: says so to those who wait. Those to be woken are handed to `wake`.
+fn answer_current(place: &mut Place, entries: &mut [Entry], mut wake: impl FnMut(usize)) {
+    let counted = Answer::Counted {
+        // SAFETY: a plain variable of the process.
+        lsn: unsafe { pg_sys::XactLastCommitEnd },
+        flushed: FLUSHED.get(),
+    };
+    let current = CURRENT.with(|current| {
+        current
+            .try_borrow_mut()
+            .map(|mut it| std::mem::take(&mut *it))
+    });
+    // Borrowed only by who adds to it, before the commit.
+    for (ticket, verdict) in current.unwrap_or_default() {
+        let (answer, text) = match verdict {
+            Verdict::Counted => (counted, Vec::new()),
+            Verdict::Refused => (Answer::Refused, Vec::new()),
+            Verdict::Failed(failure) => (Answer::Failed(failure.code as i32), failure.encode()),
+        };
+        if let Some(waiter) = place.queue.answer(entries, ticket, answer, &text) {
+            wake(waiter);
+        }
+    }
+}
+
+/// The process ends: what has committed is answered, what has not is put back. Those to be woken are handed
+/// to `wake`.
+pub fn end(place: &mut Place, entries: &mut [Entry], wake: impl FnMut(usize)) {
+    if COMMITTED.get() {
+        answer_current(place, entries, |_| {});
+    }
+    place.queue.put_back_taken(entries);
+    place.gone();
+    Queue::for_each_waiter(entries, wake);
+}
+
+/// Sets a setting of the session.
+pub fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
+    // SAFETY: strings that end with a zero.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
