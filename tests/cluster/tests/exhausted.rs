@@ -29,6 +29,20 @@ fn database(name: &str) -> Result<Client> {
     Ok(client)
 }
 
+/// What became of something that may need more memory than there is.
+#[derive(PartialEq)]
+enum End {
+    Done,
+    Refused,
+    /// The server had no memory to note whose a lock is. LockAcquireExtended() leaves a half-made entry in
+    /// the session's table of locks then, which only the end of the transaction removes: to take the same
+    /// lock after a rollback to a savepoint ends the process. That is the server's to mend.
+    RefusedALock,
+}
+
+/// Eight owners of a lock, of sixteen bytes each.
+const LOCAL_LOCK: &str = "Failed on request of size 128 in memory context \"TopMemoryContext\".";
+
 /// A session whose process may grow by so many kB from here on.
 struct Limited {
     client: Client,
@@ -86,13 +100,19 @@ impl Limited {
         }
     }
 
-    /// Runs something that may need more than there is. True: it did.
-    fn may_be_refused(&mut self, sql: &str) -> Result<bool> {
+    /// Runs something that may need more than there is.
+    fn may_be_refused(&mut self, sql: &str) -> Result<End> {
         match self.client.batch_execute(sql) {
-            Ok(()) => Ok(false),
-            Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => Ok(true),
+            Ok(()) => Ok(End::Done),
+            Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => {
+                let detail = error.as_db_error().and_then(|error| error.detail());
+                Ok(match detail {
+                    Some(LOCAL_LOCK) => End::RefusedALock,
+                    _ => End::Refused,
+                })
+            }
             // The server's own way to say it, of the pattern of a CHECK constraint.
-            Err(error) if format!("{error:?}").contains("out of memory") => Ok(true),
+            Err(error) if format!("{error:?}").contains("out of memory") => Ok(End::Refused),
             Err(error) => Err(error).context(sql.to_owned()),
         }
     }
@@ -220,9 +240,16 @@ fn reads_of_many_counters_are_refused() -> Result<()> {
             ))?;
             for more in [0, 600, 3_000, 12_000] {
                 session.limit(more)?;
-                refused += u32::from(session.may_be_refused(read)?);
+                let end = session.may_be_refused(read)?;
+                refused += u32::from(end != End::Done);
                 // The server's own part of going back needs a little as well.
                 session.unlimit()?;
+                if end == End::RefusedALock {
+                    session.client.batch_execute("ROLLBACK")?;
+                    server_is_up(&mut others).context(read.clone())?;
+                    ensure!(value(&mut session.client, "many:7")? == 7);
+                    break;
+                }
                 session.client.batch_execute("ROLLBACK TO s")?;
                 server_is_up(&mut others).context(read.clone())?;
                 ensure!(value(&mut session.client, "many:7")? == 7);
