@@ -249,6 +249,49 @@ CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at times
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_rows';
 
+-- One row, always.
+CREATE OR REPLACE VIEW counterx.workers AS
+WITH newest AS (SELECT * FROM counterx.fold_status())
+SELECT a.pid,
+       CASE
+           WHEN a.pid IS NULL THEN 'stopped'
+           WHEN a.state OPERATOR(pg_catalog.=) 'active' THEN a.query
+           WHEN a.query OPERATOR(pg_catalog.=) 'paused' THEN 'paused'
+           ELSE 'waiting'
+       END AS state,
+       t.folds,
+       t.deltas_folded,
+       pg_catalog.make_interval(secs => l.last_fold_us::pg_catalog.float8 OPERATOR(pg_catalog./) 1000000) AS last_fold_duration,
+       e.last_error,
+       e.last_error_at
+FROM (
+    SELECT COALESCE(pg_catalog.sum(st.folds), 0)::bigint AS folds,
+           COALESCE(pg_catalog.sum(st.deltas_folded), 0)::bigint AS deltas_folded
+    FROM newest st
+) t
+LEFT JOIN LATERAL (
+    SELECT sa.pid, sa.state, sa.query
+    FROM pg_catalog.pg_stat_activity sa
+    WHERE sa.backend_type OPERATOR(pg_catalog.=) 'counterx worker'
+      AND sa.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+    -- One that is about to leave and its successor may both be there for a moment.
+    ORDER BY sa.backend_start
+    LIMIT 1
+) a ON true
+LEFT JOIN LATERAL (
+    SELECT st.last_fold_us
+    FROM newest st
+    WHERE st.last_fold_at IS NOT NULL
+    ORDER BY st.last_fold_at DESC
+    LIMIT 1
+) l ON true
+LEFT JOIN LATERAL (
+    SELECT st.last_error, st.last_error_at
+    FROM newest st
+    WHERE st.last_error_at IS NOT NULL
+    ORDER BY st.last_error_at DESC
+    LIMIT 1
+) e ON true;
 CREATE VIEW counterx.locks AS
 WITH ours AS (
     SELECT l.pid, l.granted, l.waitstart, l.objsubid AS class,

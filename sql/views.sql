@@ -55,6 +55,9 @@ LEFT JOIN LATERAL (
     FROM pg_catalog.pg_stat_activity sa
     WHERE sa.backend_type OPERATOR(pg_catalog.=) 'counterx worker'
       AND sa.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+    -- One that is about to leave and its successor may both be there for a moment.
+    ORDER BY sa.backend_start
+    LIMIT 1
 ) a ON true
 LEFT JOIN LATERAL (
     SELECT st.last_fold_us
