@@ -25,8 +25,6 @@ struct Shared {
     /// Something has changed for those who could not push.
     room: pg_sys::ConditionVariable,
     place: Place,
-    /// What a flush of the WAL took of late, in microseconds.
-    flush: f32,
 }
 
 /// How the memory is divided. The same in all processes: the settings change at server start only.
@@ -130,7 +128,6 @@ unsafe extern "C-unwind" fn on_startup() {
                 let entries =
                     std::slice::from_raw_parts_mut(attached.entries(number), geometry.entries);
                 (&raw mut (*shared).place).write(Place::new(entries));
-                (&raw mut (*shared).flush).write(0.0);
             }
         }
         ATTACHED.set(Some(attached));
@@ -264,12 +261,6 @@ impl Guard {
     /// The place.
     pub fn place(&mut self) -> &mut Place {
         self.parts().0
-    }
-
-    /// What a flush of the WAL took of late, in microseconds.
-    pub fn flush_time(&mut self) -> &mut f32 {
-        // SAFETY: as above.
-        unsafe { &mut (*self.attached.shared(self.number)).flush }
     }
 }
 
