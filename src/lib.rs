@@ -104,6 +104,8 @@ fn without_backtraces() {
 #[cfg(any(test, feature = "pg_test"))]
 mod fdw_tests;
 #[cfg(any(test, feature = "pg_test"))]
+mod hits_tests;
+#[cfg(any(test, feature = "pg_test"))]
 mod ranking_tests;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;

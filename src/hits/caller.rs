@@ -67,7 +67,7 @@ pub fn hit(function: &str, name: &[u8], delta: i64, kind: Kind, wait: bool) -> b
     match waiting.answer() {
         Answer::Counted { lsn, flushed } => {
             if durable {
-                make_durable(spot, lsn, flushed);
+                make_durable(lsn, flushed);
             }
             true
         }
@@ -450,13 +450,10 @@ unsafe extern "C-unwind" fn before_exit(_code: core::ffi::c_int, _arg: pg_sys::D
 }
 
 /// Sees to it that the commit is as durable as the session wants it to be.
-fn make_durable(spot: Spot, lsn: u64, flushed: bool) {
+fn make_durable(lsn: u64, flushed: bool) {
     if !flushed {
-        let start = Instant::now();
         // SAFETY: a position up to which the WAL was written.
         unsafe { pg_sys::XLogFlush(lsn) };
-        let took = start.elapsed();
-        spot.note_flush(took);
     }
     if standby::commit_may_wait() {
         // SAFETY: as a commit does it, which has the same to say when it is cancelled. Interrupts are held

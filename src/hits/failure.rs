@@ -69,3 +69,43 @@ pub fn decode(code: i32, text: &[u8]) -> ErrorReport {
     }
     made
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(detail: &str) -> Failure {
+        Failure {
+            code: PgSqlErrorCode::ERRCODE_DISK_FULL,
+            message: "could not extend file".to_owned(),
+            detail: detail.to_owned(),
+            hint: "Check free disk space.".to_owned(),
+        }
+    }
+
+    #[test]
+    fn errors_are_handed_over_whole() {
+        let handed = failure("No space.").encode();
+        let code = PgSqlErrorCode::ERRCODE_DISK_FULL as i32;
+        let report = decode(code, &handed);
+        assert_eq!(report.message(), "could not extend file");
+        assert_eq!(report.detail(), Some("No space."));
+        assert_eq!(report.hint(), Some("Check free disk space."));
+        let bare = decode(code, &failure("").encode());
+        assert_eq!(bare.detail(), None);
+        assert_eq!(bare.hint(), Some("Check free disk space."));
+    }
+
+    #[test]
+    fn error_that_is_too_long_loses_its_end() {
+        let long = failure(&"\u{e9}".repeat(1000)).encode();
+        let report = decode(0, &long[..long.len().min(counterx_core::hits::TEXT)]);
+        assert_eq!(report.message(), "could not extend file");
+        assert!(
+            report
+                .detail()
+                .is_some_and(|detail| detail.starts_with('\u{e9}'))
+        );
+        assert_eq!(report.hint(), None);
+    }
+}

@@ -26,8 +26,6 @@ struct Shared {
     /// Something has changed for those who could not push.
     room: pg_sys::ConditionVariable,
     place: Place,
-    /// What a flush of the WAL took of late, in microseconds.
-    flush: f32,
 }
 
 /// How the memory is divided. The same in all processes: the settings change at server start only.
@@ -148,7 +146,6 @@ unsafe extern "C-unwind" fn on_startup() {
                 let entries =
                     std::slice::from_raw_parts_mut(attached.entries(number), geometry.entries);
                 (&raw mut (*shared).place).write(Place::new(entries));
-                (&raw mut (*shared).flush).write(0.0);
             }
         }
         ATTACHED.set(Some(attached));
@@ -282,24 +279,6 @@ impl Guard {
     /// The place.
     pub fn place(&mut self) -> &mut Place {
         self.parts().0
-    }
-
-    /// What a flush of the WAL took of late, in microseconds.
-    pub fn flush_time(&mut self) -> &mut f32 {
-        // SAFETY: as above.
-        unsafe { &mut (*self.attached.shared(self.number)).flush }
-    }
-}
-
-impl Spot {
-    /// What a flush took in which somebody has waited.
-    pub fn note_flush(self, took: Duration) {
-        /// The weight of the newest.
-        const NEW: f32 = 0.1;
-        let took = took.as_secs_f32() * 1e6;
-        let mut guard = self.lock();
-        let known = guard.flush_time();
-        *known += (took - *known) * NEW;
     }
 }
 

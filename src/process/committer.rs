@@ -247,6 +247,8 @@ impl Committer {
             let now = Instant::now();
             if now - self.last_glance > GLANCE_EVERY {
                 self.last_glance = now;
+                // One that is never idle hears of new settings here.
+                session::wait(Duration::from_millis(1));
                 if lock::database_is_wanted() {
                     return self.leave();
                 }

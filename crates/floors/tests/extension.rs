@@ -3,11 +3,12 @@
 use counterx_floors::{Floor, check, read};
 use std::path::Path;
 
-const FLOORS: [(&str, u8); 17] = [
+const FLOORS: [(&str, u8); 18] = [
     ("lib", 7),
     // Tests inside the server.
     ("tests", 7),
     ("fdw_tests", 7),
+    ("hits_tests", 7),
     ("ranking_tests", 7),
     ("api", 6),
     ("process", 6),

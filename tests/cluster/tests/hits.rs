@@ -41,8 +41,10 @@ fn told(error: &anyhow::Error) -> Result<Told> {
         .and_then(postgres::Error::as_db_error)
         .with_context(|| format!("{error:#}"))?;
     let Some(detail) = error.detail() else {
-        // Before the call began, or when it was over.
-        let elsewhere = error.code().code() == "57014" || error.message() == "failpoint hit.pushed";
+        // Before the call began, or when it was over; the client's own transaction comes by a point of
+        // every commit.
+        let elsewhere = error.code().code() == "57014"
+            || ["failpoint hit.pushed", "failpoint commit.flushed"].contains(&error.message());
         ensure!(elsewhere, "an error that says nothing of the hit: {error}");
         return Ok(Told::Unknown);
     };

@@ -14,6 +14,7 @@
 //! killed process loses nothing by it.
 
 mod disk;
+mod hits;
 mod kills;
 mod points;
 mod rig;
@@ -35,6 +36,9 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         });
         report.step("crash, error and pause at points of the worker", |report| {
             points::worker(&mut rig, options, report)
+        });
+        report.step("crash, error and pause at points of hits", |report| {
+            hits::run(&mut rig, options, report)
         });
         if options.short {
             report.skipped(

@@ -34,16 +34,16 @@ enum Way {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+pub(super) enum Action {
     Crash,
     Error,
     Pause,
 }
 
 impl Action {
-    const ALL: [Self; 3] = [Self::Crash, Self::Error, Self::Pause];
+    pub(super) const ALL: [Self; 3] = [Self::Crash, Self::Error, Self::Pause];
 
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Crash => "crash",
             Self::Error => "error",
@@ -133,13 +133,19 @@ enum Who {
 const ENDING: &str = "worker.given_up";
 
 /// Behind the commit an error would be a crash.
-fn can(point: &str, action: Action) -> bool {
-    action == Action::Crash || !["commit.done", "prepare.done"].contains(&point)
+pub(super) fn can(point: &str, action: Action) -> bool {
+    const BEHIND: [&str; 4] = [
+        "commit.done",
+        "prepare.done",
+        "committer.committed",
+        "committer.answered",
+    ];
+    action == Action::Crash || !BEHIND.contains(&point)
 }
 
 /// All of them in the long form, in random order, and then random ones until the time is over; a
 /// random handful in the short form.
-fn go<P: Copy>(
+pub(super) fn go<P: Copy>(
     all: Vec<(P, Action)>,
     few: usize,
     seed: u64,
@@ -391,7 +397,7 @@ fn nothing_is_reserved(scene: &Scene, deed: &Deed) -> Result<()> {
 }
 
 /// Has the setting take effect once, at whoever comes by first.
-fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
+pub(super) fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()> {
     disarm(cluster)?;
     let setting: Vec<_> = points
         .iter()
@@ -419,7 +425,7 @@ fn disarm(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn has_fired(cluster: &Cluster, point: &str, action: Action) -> bool {
+pub(super) fn has_fired(cluster: &Cluster, point: &str, action: Action) -> bool {
     !once_file(cluster, point, action).exists()
 }
 
@@ -615,6 +621,7 @@ mod tests {
             .iter()
             .map(|(point, _)| *point)
             .chain(WORKER)
+            .chain(super::super::hits::POINTS)
             .chain([ENDING])
             .map(str::to_owned)
             .collect();

@@ -270,6 +270,13 @@ impl Scene<'_> {
     }
 }
 
+/// As long as this connection lives, whoever comes by a pause in its database stands still.
+pub(super) fn hold_pause_in(cluster: &Cluster, db: &str) -> Result<Client> {
+    let mut holder = cluster.connect_db(db)?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    Ok(holder)
+}
+
 /// Somebody waits at a paused point.
 pub(super) fn is_paused(client: &mut Client) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
