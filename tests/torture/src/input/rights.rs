@@ -34,6 +34,8 @@ const OPEN: &[&str] = &[
     "counter_incr_many",
     "counter_incr_once",
     "counter_incr_once_get",
+    "counter_hit",
+    "counter_try_hit",
     "counter_try_incr",
     "counter_take_up_to",
     "counter_hold",
