@@ -6,6 +6,8 @@
 //! hashes, which lie close together.
 
 use crate::pg::compat::WaitEvent;
+use crate::pg::ports;
+use crate::pg::shared::{Held, Waiter};
 use crate::settings;
 use counterx_core::escrow::{Account, Amounts, End};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
@@ -14,7 +16,6 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 /// A place for an account.
 #[derive(Clone, Copy)]
@@ -63,8 +64,7 @@ impl Slot {
 
 /// The time by which holds expire: it never goes back.
 pub fn clock() -> i64 {
-    // SAFETY: reads the clock.
-    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let now = ports::now();
     Partition::of(0).map_or(now, |partition| partition.clock(now))
 }
 
@@ -273,16 +273,21 @@ impl Partition {
 
     /// Locks the partition.
     pub fn lock(self) -> Guard {
-        // SAFETY: one lock of the tranche for each partition. Released by the guard, or by the
-        // server should an error come in between.
-        unsafe {
-            let lock = &raw mut (*self.attached.locks.add(self.number).as_ptr()).lock;
-            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-            Guard {
-                partition: self,
-                lock,
-            }
+        // SAFETY: one lock of the tranche for each partition.
+        let held =
+            unsafe { Held::take(&raw mut (*self.attached.locks.add(self.number).as_ptr()).lock) };
+        Guard {
+            partition: self,
+            _held: held,
         }
+    }
+
+    /// Whoever waits for a change listens here.
+    pub fn listen(&self) -> Waiter {
+        // Asked for before this process waits for anything.
+        let event = ROOM.number();
+        // SAFETY: inside of the memory, and initialized at startup.
+        unsafe { Waiter::new(&raw mut (*self.shared()).changed, event) }
     }
 
     /// Wakes all who wait for somebody to end.
@@ -292,51 +297,13 @@ impl Partition {
     }
 }
 
-/// Whoever is about to wait for a change of a partition. From the making on, none is missed.
-pub struct Waiter(Partition);
-
 /// What a session waits for.
 static ROOM: WaitEvent = WaitEvent::new(c"CounterxRoom");
-
-impl Waiter {
-    /// Listens from now on.
-    pub fn new(partition: Partition) -> Self {
-        // Asked for before this process waits for anything.
-        ROOM.number();
-        // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
-        unsafe {
-            pg_sys::ConditionVariablePrepareToSleep(&raw mut (*partition.shared()).changed);
-        }
-        Self(partition)
-    }
-
-    /// Sleeps until something has changed or the time is over. Interruptible.
-    pub fn wait(&self, timeout: Duration) {
-        let milliseconds = timeout.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
-        // SAFETY: as above.
-        unsafe {
-            pg_sys::ConditionVariableTimedSleep(
-                &raw mut (*self.0.shared()).changed,
-                milliseconds,
-                ROOM.number(),
-            );
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: takes this process off the list; does nothing when it is not on one.
-            unsafe { pg_sys::ConditionVariableCancelSleep() };
-        }
-    }
-}
 
 /// A locked partition.
 pub struct Guard {
     partition: Partition,
-    lock: *mut pg_sys::LWLock,
+    _held: Held,
 }
 
 impl Guard {
@@ -361,15 +328,6 @@ impl Guard {
             let all = base.add(self.partition.attached.geometry.slots_at());
             let ours = all.cast::<Slot>().add(self.partition.number * slots);
             std::slice::from_raw_parts_mut(ours.as_ptr(), slots)
-        }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: held.
-            unsafe { pg_sys::LWLockRelease(self.lock) };
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One request: reserve, look, be granted or give back. See `escrow.rs`.
 
-use crate::bounds::accounts::{self, Partition, Waiter};
+use crate::bounds::accounts::{self, Partition};
 use crate::bounds::limits::Shortage;
 use crate::bounds::reservations::RESERVATIONS;
 use crate::bounds::seen;
@@ -186,7 +186,7 @@ impl<'a> Call<'a> {
         loop {
             {
                 // Who ends after this wakes us; who has ended since we noted him is seen here.
-                let waiter = Waiter::new(partition);
+                let waiter = partition.listen();
                 while partition.lock().slots()[slot].given_back == known {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {

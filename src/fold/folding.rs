@@ -16,9 +16,10 @@ use crate::fold::totals::Totals;
 use crate::fold::way;
 use crate::pg::error::log;
 use crate::pg::memory::MemoryScope;
+use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::LatestSnapshot;
 use crate::store::catalog::{self, LaneRels, SharedRels, Unusable};
 use crate::store::columns;
 use crate::store::gate::Lease;
@@ -69,16 +70,15 @@ pub fn check_tables() -> Result<(), Refusal> {
 ///
 /// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes.
 pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
-    let started = state::now();
+    let started = ports::now();
     let shared = catalog::shared();
-    let folded = state::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    let (folded, origin) = state::folded_and_origin(lane, &shared);
     failpoint!("fold.settled");
     // After all writers of these epochs have ended.
     let latest = LatestSnapshot::take();
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let origin = state::origin(lane, &shared);
     let mut totals = Totals::open(&shared, origin.gen_of(through));
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
     for side in Side::BOTH {
@@ -93,7 +93,7 @@ pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
         state.folds += 1;
         state.deltas_folded += deltas;
         state.last_fold_at = Some(started);
-        state.last_fold_us = Some(state::now() - started);
+        state.last_fold_us = Some(ports::now() - started);
     });
     next_command();
     failpoint!("fold.state_saved");

@@ -5,11 +5,13 @@
 //! that nobody knows yet, and the error says so. Between pushing and waking nothing can interrupt.
 
 use super::failure;
-use super::memory::{self, Assignment, Spot, Waiter};
+use super::memory::{self, Assignment, Spot};
 use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock;
+use crate::pg::ports;
 use crate::pg::relation::LockMode;
+use crate::pg::shared::Waiter;
 use crate::pg::standby;
 use crate::store::catalog;
 use counterx_core::hits::{Answer, Full, Hit, Kind, Process, Pushed, Withdrawn};
@@ -233,7 +235,7 @@ fn try_push(spot: Spot, hit: &Hit) -> Tried {
     if place.database != database() {
         return Tried::NotOurs;
     }
-    let start = place.want(now());
+    let start = place.want(ports::now());
     let pushed = if place.admits(hit.waiter.is_none()) {
         place.queue.push(entries, hit).map_err(|Full| Tried::NoRoom)
     } else {
@@ -258,11 +260,6 @@ fn try_push(spot: Spot, hit: &Hit) -> Tried {
 fn database() -> u32 {
     // SAFETY: set once when the backend connected.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
-}
-
-fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 /// This database's place; one that nobody uses becomes it. None: all are in use, and one of them was asked
@@ -334,7 +331,7 @@ impl Waiting {
             let (place, entries) = guard.parts();
             let answer =
                 (place.queue).collect(entries, ticket, |text| failure = Some(text.to_vec()));
-            let start = answer.is_none() && place.want(now());
+            let start = answer.is_none() && place.want(ports::now());
             let is_alone = !matches!(place.process(), Process::Working | Process::Leaving);
             let room = place.queue.room_for_others();
             drop(guard);

@@ -4,6 +4,7 @@
 //! A header; the places; then, place by place, their entries. One LWLock for the header's purpose, and one
 //! for each place.
 
+use crate::pg::shared::{Held, Waiter};
 use crate::settings;
 use counterx_core::hits::{Entry, Place};
 use pgrx::{pg_guard, pg_sys};
@@ -11,7 +12,6 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 const NAME: &CStr = c"counterx hits";
 
@@ -181,26 +181,6 @@ impl Attached {
     }
 }
 
-/// An LWLock that is held.
-struct Held(*mut pg_sys::LWLock);
-
-impl Held {
-    fn take(lock: *mut pg_sys::LWLock) -> Self {
-        // SAFETY: a lock of ours. Released by the drop, or by the server should an error come in between.
-        unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
-        Self(lock)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: held.
-            unsafe { pg_sys::LWLockRelease(self.0) };
-        }
-    }
-}
-
 /// Is there any? Not without preloading, and where no committer may run.
 pub fn is_there() -> bool {
     ATTACHED.get().is_some()
@@ -232,7 +212,8 @@ impl Spot {
 
     /// Locks it.
     pub fn lock(self) -> Guard {
-        let held = Held::take(self.attached.lock(self.number));
+        // SAFETY: of the place, which is there.
+        let held = unsafe { Held::take(self.attached.lock(self.number)) };
         Guard {
             attached: self.attached,
             number: self.number,
@@ -252,8 +233,8 @@ impl Spot {
     /// Whoever cannot push listens here.
     pub fn listen(self) -> Waiter {
         let shared = self.attached.shared(self.number);
-        // SAFETY: inside of the memory.
-        Waiter::new(unsafe { &raw mut (*shared).room })
+        // SAFETY: inside of the memory, and initialized at startup.
+        unsafe { Waiter::new(&raw mut (*shared).room, pg_sys::PG_WAIT_EXTENSION) }
     }
 }
 
@@ -291,16 +272,17 @@ impl Assignment {
     /// Waits for it. To be taken before a place is locked. None: there is no shared memory.
     pub fn lock() -> Option<Self> {
         let attached = ATTACHED.get()?;
-        let _held = Held::take(attached.lock(attached.geometry.places));
+        // SAFETY: the one behind those of the places.
+        let _held = unsafe { Held::take(attached.lock(attached.geometry.places)) };
         Some(Self { _held })
     }
 }
 
 /// Whoever wants a place listens here. None: there is no shared memory.
 pub fn listen_for_places() -> Option<Waiter> {
-    // SAFETY: inside of the memory.
-    let changed = unsafe { &raw mut (*ATTACHED.get()?.header()).places };
-    Some(Waiter::new(changed))
+    let header = ATTACHED.get()?.header();
+    // SAFETY: inside of the memory, and initialized at startup.
+    Some(unsafe { Waiter::new(&raw mut (*header).places, pg_sys::PG_WAIT_EXTENSION) })
 }
 
 /// A place is free.
@@ -308,35 +290,6 @@ pub fn tell_of_place() {
     if let Some(attached) = ATTACHED.get() {
         // SAFETY: initialized at startup; neither allocates nor fails.
         unsafe { pg_sys::ConditionVariableBroadcast(&raw mut (*attached.header()).places) };
-    }
-}
-
-/// Whoever is about to wait for a change. From the making on, none is missed.
-pub struct Waiter(*mut pg_sys::ConditionVariable);
-
-impl Waiter {
-    fn new(changed: *mut pg_sys::ConditionVariable) -> Self {
-        // SAFETY: initialized at startup. An error in between is cleaned up after by the server.
-        unsafe { pg_sys::ConditionVariablePrepareToSleep(changed) };
-        Self(changed)
-    }
-
-    /// Sleeps until something has changed or the time is over. Interruptible.
-    pub fn wait(&self, timeout: Duration) {
-        let milliseconds = timeout.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
-        // SAFETY: as above.
-        unsafe {
-            pg_sys::ConditionVariableTimedSleep(self.0, milliseconds, pg_sys::PG_WAIT_EXTENSION);
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: takes this process off the list; does nothing when it is not on one.
-            unsafe { pg_sys::ConditionVariableCancelSleep() };
-        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod raw;
 pub mod relation;
 pub mod room;
 pub mod scan;
+pub mod shared;
 pub mod snapshot;
 pub mod spot;
 pub mod standby;

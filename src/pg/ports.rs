@@ -41,6 +41,12 @@ unsafe extern "C-unwind" {
     fn RecoveryInProgress() -> bool;
 }
 
+/// The server's clock, in microseconds.
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
 /// Random bits, not for secrets.
 pub fn random() -> u64 {
     // SAFETY: the generator is the process's own, and seeded when it starts.

@@ -8,11 +8,8 @@ use crate::bounds::types;
 use crate::hits::failure::Failure;
 use crate::hits::memory::{self, Spot};
 use crate::pg::error::{log, quoted};
-use crate::pg::relation::Relation;
 use crate::pg::room;
-use crate::pg::user::ActingAs;
 use crate::process::session;
-use crate::store::catalog;
 use crate::write::change;
 use counterx_core::escrow::Bounds;
 use counterx_core::hits::{Answer, Entry, Kind, Place, Queue};
@@ -92,47 +89,12 @@ unsafe extern "C-unwind" fn on_xact_event(
     }
 }
 
-/// Runs `body` in a transaction of its own, READ COMMITTED and writable, as the extension's owner.
+/// Runs `body` in a transaction of its own.
 fn in_transaction(body: impl FnOnce()) -> Result<(), Failure> {
-    let body = Cell::new(Some(body));
     COMMITTED.set(false);
-    let run = || {
-        // SAFETY: outside of any transaction, in a background worker. What was sent before to cancel
-        // something is not meant for what comes.
-        unsafe {
-            pg_sys::QueryCancelPending = 0;
-            pg_sys::QueryCancelHoldoffCount = 0;
-            pg_sys::XactLastCommitEnd = 0;
-            pg_sys::SetCurrentStatementStartTimestamp();
-            pg_sys::StartTransactionCommand();
-            pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
-            pg_sys::XactReadOnly = false;
-        }
-        let body = body.take().expect("runs once");
-        let owner = as_owner();
-        body();
-        drop(owner);
-        // SAFETY: ends what was started above.
-        unsafe { pg_sys::CommitTransactionCommand() };
-        Ok(())
-    };
-    let result = PgTryBuilder::new(AssertUnwindSafe(run))
-        .catch_others(|error| {
-            let failure = Failure::of(&error);
-            // SAFETY: an error was raised since the start; this brings the process back to rest.
-            unsafe { pg_sys::AbortCurrentTransaction() };
-            Err(failure)
-        })
-        .execute();
-    session::ignore_cancels();
-    // SAFETY: outside of any transaction.
-    unsafe { pg_sys::pgstat_report_stat(false) };
-    result
-}
-
-fn as_owner() -> Option<ActingAs> {
-    let gate = catalog::try_lane(0).ok()?.gate;
-    Relation::open_for_read(gate).map(|gate| ActingAs::owner_of(&gate))
+    // SAFETY: a plain variable of the process.
+    unsafe { pg_sys::XactLastCommitEnd = 0 };
+    session::attempt(body, Failure::of)
 }
 
 /// Adds one hit. Errors of bounds are its own; any other one is the transaction's.
@@ -234,7 +196,7 @@ impl Batches {
     /// So that each fails or succeeds by itself.
     fn count_one_by_one(&mut self, items: Vec<Item>) {
         let mut locked: [bool; LANES] = [false; LANES];
-        set(c"lock_timeout", SHORT_LOCK_TIMEOUT);
+        session::set(c"lock_timeout", SHORT_LOCK_TIMEOUT);
         for item in items {
             let lane = NameHash::of(&item.name).lane();
             let result = match locked[lane] {
@@ -247,7 +209,7 @@ impl Batches {
                 self.fail(item, failure);
             }
         }
-        set(c"lock_timeout", LOCK_TIMEOUT);
+        session::set(c"lock_timeout", LOCK_TIMEOUT);
     }
 
     /// Counts these in one transaction, and answers. An error: none is counted, and none is answered.
@@ -258,7 +220,7 @@ impl Batches {
         if SYNCHRONOUS.replace(Some(flush)) != Some(flush) {
             // Nobody waits for a standby here: see the module's note.
             let level = if flush { c"local" } else { c"off" };
-            set(c"synchronous_commit", level);
+            session::set(c"synchronous_commit", level);
         }
         FLUSHED.set(flush);
         CURRENT.with_borrow_mut(Vec::clear);
@@ -382,19 +344,6 @@ pub fn end(place: &mut Place, entries: &mut [Entry], wake: impl FnMut(usize)) {
     place.queue.put_back_taken(entries);
     place.gone();
     Queue::for_each_waiter(entries, wake);
-}
-
-/// Sets a setting of the session.
-pub fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
-    // SAFETY: strings that end with a zero.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
-    }
 }
 
 #[cfg(test)]

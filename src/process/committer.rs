@@ -56,16 +56,11 @@ thread_local! {
     static ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
 /// The launcher starts what is wanted. Returns after how long it is to look again.
 pub fn start_wanted() -> Duration {
     let mut pause = Duration::MAX;
     for spot in Spot::all() {
-        let now = now();
+        let now = ports::now();
         let next = spot.lock().place().next_start(now);
         match next {
             Start::Nothing => {}
@@ -143,37 +138,23 @@ pub extern "C-unwind" fn counterx_committer_main(arg: pg_sys::Datum) {
         );
     }
     compat::set_signal_handler(pg_sys::SIGTERM, ports::SignalHandlerForShutdownRequest);
-    own_settings();
+    session::own_settings(&[
+        (c"lock_timeout", batch::LOCK_TIMEOUT),
+        // One that is refused must not hold up the others.
+        (c"counterx.escrow_wait", c"0"),
+    ]);
     batch::register_callback();
     failpoint!("committer.ready");
     let expected = {
         let mut guard = spot.lock();
         let latch = memory::own_latch();
-        let entered = (guard.place()).enter(order.database, order.start, latch, now());
+        let entered = (guard.place()).enter(order.database, order.start, latch, ports::now());
         ENTERED.set(entered);
         entered
     };
     if expected {
         spot.tell_of_room();
         Committer::new(spot).run();
-    }
-}
-
-/// What the committer's session must have, whatever the configuration says.
-fn own_settings() {
-    let fixed = [
-        (c"statement_timeout", c"0"),
-        (c"lock_timeout", batch::LOCK_TIMEOUT),
-        (c"idle_in_transaction_session_timeout", c"0"),
-        (c"search_path", c"pg_catalog"),
-        (c"default_transaction_isolation", c"read committed"),
-        (c"default_transaction_read_only", c"off"),
-        // One that is refused must not hold up the others.
-        (c"counterx.escrow_wait", c"0"),
-    ];
-    let further = compat::FURTHER_TIMEOUTS.iter().map(|&name| (name, c"0"));
-    for (name, value) in fixed.into_iter().chain(further) {
-        batch::set(name, value);
     }
 }
 
@@ -187,7 +168,7 @@ unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum)
     if ENTERED.get() {
         give_up(spot);
     } else {
-        spot.lock().place().failed(order.start, now());
+        spot.lock().place().failed(order.start, ports::now());
     }
     spot.tell_of_room();
     directory::look();
@@ -200,7 +181,7 @@ fn give_up(spot: Spot) {
         let (place, entries) = guard.parts();
         batch::end(place, entries, memory::wake);
         if !place.queue.is_empty() {
-            place.want(now());
+            place.want(ports::now());
         }
     }
     ENTERED.set(false);

@@ -9,6 +9,7 @@
 //! it anew.
 
 use crate::pg::lock;
+use crate::pg::ports;
 use counterx_core::turns;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init, pg_sys};
@@ -48,7 +49,7 @@ pub fn set_launcher(latch: *mut pg_sys::Latch) {
 
 /// What the launcher is to do where so many may work at a time: see [`turns::Directory::plan`].
 pub fn plan(turns: usize, held_up: impl Fn(u32) -> Option<i64>) -> turns::Plan {
-    (DIRECTORY.exclusive().databases).plan(now(), turns, held_up)
+    (DIRECTORY.exclusive().databases).plan(ports::now(), turns, held_up)
 }
 
 /// The postmaster has refused these. Returns how many databases have their turn.
@@ -67,7 +68,7 @@ pub fn is_loaded() -> bool {
 
 /// A transaction of this database leaves something to fold. Called in that transaction.
 pub fn request(database: pg_sys::Oid) {
-    let lacks_worker = (DIRECTORY.share().databases).lacks_worker(database.to_u32(), now);
+    let lacks_worker = (DIRECTORY.share().databases).lacks_worker(database.to_u32(), ports::now);
     if lacks_worker && lock::database_allows_connections() {
         request_always(database);
     }
@@ -77,7 +78,7 @@ pub fn request(database: pg_sys::Oid) {
 pub fn request_always(database: pg_sys::Oid) {
     let latch = {
         let mut directory = DIRECTORY.exclusive();
-        directory.databases.request(database.to_u32(), now());
+        directory.databases.request(database.to_u32(), ports::now());
         directory.launcher_latch
     };
     wake(latch);
@@ -87,7 +88,7 @@ pub fn request_always(database: pg_sys::Oid) {
 pub fn set_working(database: pg_sys::Oid, visit: bool) {
     let latch = {
         let mut directory = DIRECTORY.exclusive();
-        (directory.databases).working(database.to_u32(), visit, now());
+        (directory.databases).working(database.to_u32(), visit, ports::now());
         directory.launcher_latch
     };
     // From now on it can be asked to make room.
@@ -101,19 +102,19 @@ pub fn set_stopped(database: pg_sys::Oid) {
 
 /// The worker of this database could not begin. Cannot fail: it is called when a process exits.
 pub fn set_failed(database: pg_sys::Oid) {
-    (DIRECTORY.exclusive().databases).failed(database.to_u32(), now());
+    (DIRECTORY.exclusive().databases).failed(database.to_u32(), ports::now());
 }
 
 /// The worker of this database ends without having looked whether there is work left. Cannot fail:
 /// it is called when a process exits.
 pub fn request_again(database: pg_sys::Oid) {
-    (DIRECTORY.exclusive().databases).request_again(database.to_u32(), now());
+    (DIRECTORY.exclusive().databases).request_again(database.to_u32(), ports::now());
 }
 
 /// A worker is to look in after this time, if no commit wants one before.
 pub fn visit_after(database: pg_sys::Oid, pause: Duration) {
-    let at = now() + pause.as_micros() as i64;
-    (DIRECTORY.exclusive().databases).visit_at(database.to_u32(), at, now());
+    let at = ports::now() + pause.as_micros() as i64;
+    (DIRECTORY.exclusive().databases).visit_at(database.to_u32(), at, ports::now());
 }
 
 /// The worker of this database has work, or has none.
@@ -138,10 +139,4 @@ fn wake(latch: usize) {
         // died, whoever has the slot now looks around once for nothing.
         unsafe { pg_sys::SetLatch(latch as *mut pg_sys::Latch) };
     }
-}
-
-/// The server's clock, in microseconds.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }

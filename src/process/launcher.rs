@@ -75,7 +75,7 @@ impl Launcher {
     /// Starts those whose turn it is. Returns how long there is nothing to do, if nobody calls.
     fn start_next(&mut self) -> Duration {
         const PAUSE_US: i64 = START_PAUSE.as_micros() as i64;
-        let now = directory::now();
+        let now = ports::now();
         self.last_starts.retain(|_, at| now - *at < PAUSE_US);
         let mut turns = settings::max_workers() as usize;
         if let Some(shortage) = self.shortage.filter(|shortage| now < shortage.until) {

@@ -8,6 +8,7 @@ use crate::store::catalog;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgTryBuilder, Spi, pg_sys};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -67,27 +68,23 @@ pub fn patiently(attempt: impl Fn() -> bool) -> bool {
     false
 }
 
-/// What the worker's session must have, whatever the configuration says.
-pub fn own_settings() {
+/// What the session must have, whatever the configuration says; `own` is for this kind of process alone.
+pub fn own_settings(own: &[(&'static CStr, &'static CStr)]) {
     let fixed = [
-        // A fold and its bookkeeping are one commit, and the increments' own commits are durable
-        // before it in the WAL: losing the fold in a crash loses nothing.
-        (c"synchronous_commit", c"off"),
         (c"statement_timeout", c"0"),
-        (c"lock_timeout", c"0"),
         (c"idle_in_transaction_session_timeout", c"0"),
         (c"search_path", c"pg_catalog"),
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
     ];
     let further = compat::FURTHER_TIMEOUTS.iter().map(|&name| (name, c"0"));
-    for (name, value) in fixed.into_iter().chain(further) {
+    for (name, value) in fixed.into_iter().chain(further).chain(own.iter().copied()) {
         set(name, value);
     }
 }
 
 /// Sets a setting for the rest of the session.
-pub fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
+pub fn set(name: &CStr, value: &CStr) {
     // SAFETY: strings that end with a zero.
     unsafe {
         pg_sys::SetConfigOption(
@@ -99,19 +96,46 @@ pub fn set(name: &core::ffi::CStr, value: &core::ffi::CStr) {
     }
 }
 
+/// Runs `body` in a transaction of its own, as of [`attempt`], and shows what it does in
+/// `pg_stat_activity`. An error comes back as its message.
+pub fn transaction<R>(activity: &CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+    let shown = || {
+        // SAFETY: in a transaction that has just begun.
+        unsafe {
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+        }
+        body()
+    };
+    let result = attempt(shown, |error| {
+        let report = match error {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+            CaughtError::RustPanic { ereport, .. } => ereport,
+        };
+        format!(
+            "{}: {}",
+            sqlstate(report.sql_error_code()),
+            report.message()
+        )
+    });
+    // SAFETY: outside of any transaction.
+    unsafe {
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+    result
+}
+
 /// Runs `body` in a transaction of its own, READ COMMITTED and writable, as the extension's owner. An
-/// error aborts the transaction and comes back as its message.
+/// error aborts the transaction and comes back as what `failure` makes of it.
 ///
 /// The session's user may be anybody: `ALTER DATABASE ... SET role` makes it so, and the bootstrap
 /// superuser need not be a superuser any more. The owner may write to what is the extension's.
-pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> Result<R, String> {
+pub fn attempt<R, E>(body: impl FnOnce() -> R, failure: fn(&CaughtError) -> E) -> Result<R, E> {
     let body = Cell::new(Some(body));
     let run = || {
         heed_cancels();
         // SAFETY: outside of any transaction, in a background worker.
         unsafe {
             pg_sys::SetCurrentStatementStartTimestamp();
-            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
             pg_sys::StartTransactionCommand();
             pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
             pg_sys::XactReadOnly = false;
@@ -126,26 +150,15 @@ pub fn transaction<R>(activity: &core::ffi::CStr, body: impl FnOnce() -> R) -> R
     };
     let result = PgTryBuilder::new(AssertUnwindSafe(run))
         .catch_others(|error| {
-            let report = match &error {
-                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
-                CaughtError::RustPanic { ereport, .. } => ereport,
-            };
-            let message = format!(
-                "{}: {}",
-                sqlstate(report.sql_error_code()),
-                report.message()
-            );
-            // SAFETY: an error was raised since the start; this brings the backend back to rest.
+            let failure = failure(&error);
+            // SAFETY: an error was raised since the start; this brings the process back to rest.
             unsafe { pg_sys::AbortCurrentTransaction() };
-            Err(message)
+            Err(failure)
         })
         .execute();
     ignore_cancels();
     // SAFETY: outside of any transaction.
-    unsafe {
-        pg_sys::pgstat_report_stat(false);
-        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
-    }
+    unsafe { pg_sys::pgstat_report_stat(false) };
     result
 }
 

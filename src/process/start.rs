@@ -4,6 +4,7 @@
 //! preloaded, by the committing backend itself.
 
 use crate::pg::lock::{self, WorkerMark};
+use crate::pg::ports;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::settings;
@@ -33,7 +34,7 @@ pub fn request() {
         directory::request(database);
         return;
     }
-    let now = now();
+    let now = ports::now();
     let pause = if turns::waits() {
         LOOK_OFTEN_US
     } else {
@@ -71,7 +72,7 @@ thread_local! {
 /// That a worker is on its way is known by a lock of the session that has asked for it. Many sessions
 /// end right after they have counted, and each that follows would ask for one more.
 fn stay_until_it_is_there() {
-    STARTED_AT.set(now());
+    STARTED_AT.set(ports::now());
     if !STAYS.replace(true) {
         // SAFETY: once in a process.
         unsafe { pg_sys::before_shmem_exit(Some(wait_before_exit), pg_sys::Datum::from(0)) };
@@ -85,16 +86,11 @@ unsafe extern "C-unwind" fn wait_before_exit(code: core::ffi::c_int, _arg: pg_sy
     const PAUSE: Duration = Duration::from_millis(10);
     // The session was not ended by force.
     if code == 0 {
-        while (0..LONGEST_US).contains(&(now() - STARTED_AT.get())) && !WorkerMark::is_set() {
+        while (0..LONGEST_US).contains(&(ports::now() - STARTED_AT.get())) && !WorkerMark::is_set()
+        {
             std::thread::sleep(PAUSE);
         }
     }
-}
-
-/// The server's clock, in microseconds.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 /// What a worker is started for.

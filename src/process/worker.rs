@@ -63,7 +63,12 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
-    session::own_settings();
+    session::own_settings(&[
+        // A fold and its bookkeeping are one commit, and the increments' own commits are durable
+        // before it in the WAL: losing the fold in a crash loses nothing.
+        (c"synchronous_commit", c"off"),
+        (c"lock_timeout", c"0"),
+    ]);
     // Before it waits for anything: from now on it notices that they were changed.
     let known = session::transaction(c"reading settings", || session::database_settings(database));
     if !duty::take_mark() {
@@ -134,7 +139,6 @@ const GLANCE_EVERY: Duration = Duration::from_secs(1);
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
 const OTHERS_EVERY_IDLE: Duration = Duration::from_millis(250);
-
 const OTHERS_EVERY: Duration = Duration::from_secs(1);
 
 /// While others wait, a worker does not wait longer than this before it goes on.
@@ -315,7 +319,7 @@ impl Worker {
         let waiting = if turns::is_any_free(settings::max_workers()) {
             0
         } else {
-            turns::waiting(start::now()).len() as u32
+            turns::waiting(ports::now()).len() as u32
         };
         self.others = Others {
             waiting,
@@ -370,7 +374,7 @@ impl Worker {
         if !turns::try_hand_over() {
             return false;
         }
-        let now = start::now();
+        let now = ports::now();
         let next = turns::waiting(now)
             .into_iter()
             .find(|&database| turns::may_start_next(database, turn, now));

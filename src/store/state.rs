@@ -129,15 +129,18 @@ pub struct State {
     pub last_error_at: Option<i64>,
 }
 
-/// The one that the lane's rows have, or a new one for those that come.
-pub fn origin(lane: usize, shared: &SharedRels) -> Origin {
+/// How far a lane is folded, as far as it is committed or done by this transaction, and what its `gen` begin
+/// with: a new one where it was never folded.
+pub fn folded_and_origin(lane: usize, shared: &SharedRels) -> (i64, Origin) {
     let table = tables::open(shared.state);
     let index = tables::index_of(&table, &columns::state::KEY);
     // SAFETY: the snapshot is a static.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    scan.next(Direction::Backward)
-        .map_or_else(|| State::first().origin, |row| State::read(&row).origin)
+    let state = scan
+        .next(Direction::Backward)
+        .map_or_else(State::first, |row| State::read(&row));
+    (state.folded_epoch, state.origin)
 }
 
 /// Writes a lane's state, changed. The caller holds the lease.
@@ -240,7 +243,7 @@ pub fn status(lane: usize) -> Option<Status> {
     if let Some(refusal) = unnoted {
         let message = refusal.message();
         state.last_error = Some(text_datum(in_server_encoding(&message).as_bytes()));
-        state.last_error_at = Some(now());
+        state.last_error_at = Some(ports::now());
     }
     Some(Status {
         folds: state.folds,
@@ -273,17 +276,11 @@ pub fn save_error(lane: usize, message: &str) {
     let text = in_server_encoding(&cut);
     save_state(lane, &shared, |state| {
         state.last_error = Some(text_datum(text.as_bytes()));
-        state.last_error_at = Some(now());
+        state.last_error_at = Some(ports::now());
     });
 }
 
 fn is_state_refused(shared: &SharedRels) -> bool {
     Relation::open_until_commit(shared.state, ROW_EXCLUSIVE)
         .is_some_and(|state| shape::check_foldable(&state).is_err())
-}
-
-/// The server's clock, in microseconds.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }
