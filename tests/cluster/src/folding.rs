@@ -35,16 +35,10 @@ impl Footprint {
         Ok(())
     }
 
-    /// Nor about truncation.
-    ///
-    /// # Errors
-    /// No log was emptied since `before`.
-    pub fn ensure_emptied_since(&self, before: &Self) -> Result<()> {
-        ensure!(
-            self.truncated > before.truncated,
-            "no log was emptied: {before:?} {self:?}"
-        );
-        Ok(())
+    /// Was a log emptied since `before`? That may come later than the folds: see [`folds_and_empties`].
+    #[must_use]
+    pub fn has_emptied_since(&self, before: &Self) -> bool {
+        self.truncated > before.truncated
     }
 }
 
@@ -134,6 +128,22 @@ pub fn folds_on(client: &mut Client, before: &Footprint) -> Result<Footprint> {
         after.folded > before.folded,
         "nothing was folded: {before:?} {after:?}"
     );
+    Ok(after)
+}
+
+/// The same, and waits until a log was emptied since `before` was measured: that comes after the folds, and
+/// only when no snapshot needs the log any more, on a standby with feedback neither.
+///
+/// # Errors
+/// As of [`folds_on`], and that none was.
+pub fn folds_and_empties(client: &mut Client, before: &Footprint) -> Result<Footprint> {
+    folds_on(client, before)?;
+    let mut after = before.clone();
+    let emptied = poll_until("a log to be emptied", DEADLINE, || {
+        after = footprint(client)?;
+        Ok(after.has_emptied_since(before))
+    });
+    emptied.with_context(|| format!("{before:?} {after:?}"))?;
     Ok(after)
 }
 
