@@ -25,12 +25,9 @@ pub const LOCK_TIMEOUT: &core::ffi::CStr = c"1s";
 /// The same for what is tried again, by itself.
 const SHORT_LOCK_TIMEOUT: &core::ffi::CStr = c"10ms";
 
-/// Where a flush takes longer than this, those who wait flush for themselves: the batch and then its own
-/// flush are too much beside other writers, and it costs them a second sleep. In microseconds.
-const SLOW_FLUSH: f32 = 500.0;
-
-/// Where it takes less, the committer flushes for them again.
-const QUICK_FLUSH: f32 = 300.0;
+/// Where flushes take longer than this, those who wait flush for themselves: the batch and then its own
+/// flush are too much beside other writers, and it costs them a second sleep.
+const SLOW_FLUSH: Duration = Duration::from_micros(500);
 
 /// A hit that was taken.
 pub struct Item {
@@ -122,23 +119,30 @@ fn add(item: &Item) -> Verdict {
 /// how long that takes now. What they measure says little: they wait for each other's flushes.
 const PROBE_EVERY: Duration = Duration::from_millis(200);
 
-/// What a commit with its flush takes, in microseconds, when this one took so long. On a busy machine many
-/// take longer than the disk does, so the quick ones count for more.
-fn flush_time(known: f32, took: Duration) -> f32 {
-    const QUICKER: f32 = 0.3;
-    const SLOWER: f32 = 0.05;
-    let took = took.as_secs_f32() * 1e6;
-    let weight = if took < known { QUICKER } else { SLOWER };
-    known + (took - known) * weight
+/// What the last commits with their flushes took. The quickest of them says what the disk takes: on a busy
+/// machine most wait for a processor as well.
+#[derive(Default)]
+struct Flushes {
+    took: [Duration; 8],
+    next: usize,
+}
+
+impl Flushes {
+    fn note(&mut self, took: Duration) {
+        self.took[self.next] = took;
+        self.next = (self.next + 1) % self.took.len();
+    }
+
+    fn are_slow(&self) -> bool {
+        self.took.iter().all(|&took| took > SLOW_FLUSH)
+    }
 }
 
 /// The committer's side of its place.
 pub struct Batches {
     spot: Spot,
-    /// Those who wait flush for themselves.
-    flushed_by_callers: bool,
-    /// What a flush took of late, in microseconds; and when one was measured last.
-    flush_time: f32,
+    flushes: Flushes,
+    /// When a flush was measured last.
     measured_at: Instant,
     /// What nobody waits for and could not be counted yet.
     left: Vec<Item>,
@@ -151,8 +155,7 @@ impl Batches {
     pub fn new(spot: Spot) -> Self {
         Self {
             spot,
-            flushed_by_callers: false,
-            flush_time: 0.0,
+            flushes: Flushes::default(),
             measured_at: Instant::now(),
             left: Vec::new(),
             told: false,
@@ -216,7 +219,7 @@ impl Batches {
     fn commit(&mut self, items: &[Item]) -> Result<(), Failure> {
         let durable = items.iter().any(|item| item.durable);
         let probes = self.measured_at.elapsed() > PROBE_EVERY;
-        let flush = durable && (probes || !self.flushed_by_callers);
+        let flush = durable && (probes || !self.flushes.are_slow());
         if SYNCHRONOUS.replace(Some(flush)) != Some(flush) {
             // Nobody waits for a standby here: see the module's note.
             let level = if flush { c"local" } else { c"off" };
@@ -234,13 +237,8 @@ impl Batches {
         })?;
         crashpoint!("committer.committed");
         if flush {
-            self.flush_time = flush_time(self.flush_time, start.elapsed());
+            self.flushes.note(start.elapsed());
             self.measured_at = Instant::now();
-            self.flushed_by_callers = if self.flushed_by_callers {
-                self.flush_time > QUICK_FLUSH
-            } else {
-                self.flush_time > SLOW_FLUSH
-            };
         }
         let mut guard = self.spot.lock();
         let (place, entries) = guard.parts();
@@ -352,15 +350,16 @@ mod tests {
 
     #[test]
     fn slow_disk_is_noticed_and_a_busy_machine_is_not_one() {
-        let after = |flushes: &mut dyn Iterator<Item = u64>| {
-            flushes.fold(0.0, |known, took| {
-                flush_time(known, Duration::from_micros(took))
-            })
+        let after = |took: &mut dyn Iterator<Item = u64>| {
+            let mut flushes = Flushes::default();
+            took.for_each(|took| flushes.note(Duration::from_micros(took)));
+            flushes
         };
-        assert!(after(&mut std::iter::repeat_n(2_000, 10)) > SLOW_FLUSH);
-        let mut busy = (0..500).map(|n| if n % 5 == 0 { 2_000 } else { 150 });
-        assert!(after(&mut busy) < QUICK_FLUSH);
-        let mut mended = std::iter::repeat_n(5_000, 200).chain(std::iter::repeat_n(100, 20));
-        assert!(after(&mut mended) < QUICK_FLUSH);
+        assert!(after(&mut std::iter::repeat_n(2_000, 8)).are_slow());
+        assert!(!after(&mut std::iter::repeat_n(2_000, 7)).are_slow());
+        let mut busy = (0..500).map(|n| if n % 5 == 0 { 150 } else { 2_000 });
+        assert!(!after(&mut busy).are_slow());
+        let mut mended = std::iter::repeat_n(5_000, 200).chain([100]);
+        assert!(!after(&mut mended).are_slow());
     }
 }
