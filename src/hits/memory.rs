@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const NAME: &CStr = c"counterx hits";
 
@@ -25,6 +26,8 @@ struct Header {
 struct Shared {
     /// Something has changed for those who could not push.
     room: pg_sys::ConditionVariable,
+    /// Is there nothing in the queue? As it was when the lock was given back last.
+    seems_empty: AtomicBool,
     place: Place,
 }
 
@@ -146,6 +149,7 @@ unsafe extern "C-unwind" fn on_startup() {
                 let entries =
                     std::slice::from_raw_parts_mut(attached.entries(number), geometry.entries);
                 (&raw mut (*shared).place).write(Place::new(entries));
+                (&raw mut (*shared).seems_empty).write(AtomicBool::new(true));
             }
         }
         ATTACHED.set(Some(attached));
@@ -210,6 +214,12 @@ impl Spot {
         self.number
     }
 
+    /// Is there nothing to be taken? Without the lock, so it may have changed by now.
+    pub fn seems_empty(self) -> bool {
+        // SAFETY: inside of the memory, and initialized at startup.
+        unsafe { &(*self.attached.shared(self.number)).seems_empty }.load(Ordering::Relaxed)
+    }
+
     /// Locks it.
     pub fn lock(self) -> Guard {
         // SAFETY: of the place, which is there.
@@ -260,6 +270,15 @@ impl Guard {
     /// The place.
     pub fn place(&mut self) -> &mut Place {
         self.parts().0
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let is_empty = self.place().queue.is_empty();
+        // SAFETY: inside of the memory, and initialized at startup.
+        let known = unsafe { &(*self.attached.shared(self.number)).seems_empty };
+        known.store(is_empty, Ordering::Relaxed);
     }
 }
 

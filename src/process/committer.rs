@@ -46,6 +46,9 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// So often others may run before it takes what there is: those whom it has just woken come again.
 const YIELDS: usize = 4;
 
+/// So long after a batch it looks for the next one before it sleeps.
+const LINGER: Duration = Duration::from_micros(50);
+
 /// When no process can be started, the log says so again after this time at the earliest.
 const SAY_AGAIN_AFTER_US: i64 = 60_000_000;
 
@@ -239,6 +242,9 @@ impl Committer {
             }
             let again = self.again_at.is_some_and(|at| now >= at);
             let naps = self.nap_until.is_none_or(|until| now < until);
+            if !again {
+                self.linger();
+            }
             let look = self.spot.lock().place().queue.look(naps);
             match look {
                 Look::Work => self.count(again),
@@ -262,6 +268,14 @@ impl Committer {
                     self.wait(pause);
                 }
             }
+        }
+    }
+
+    /// Gives a moment to those who were woken by the last batch, and others, before it sleeps: to be woken
+    /// costs them, and a lone client twice the time that its next call takes to come.
+    fn linger(&self) {
+        while self.spot.seems_empty() && self.last_work.elapsed() < LINGER {
+            std::thread::yield_now();
         }
     }
 
