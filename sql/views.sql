@@ -253,6 +253,7 @@ COMMENT ON FUNCTION counter_incr_many(jsonb) IS 'adds to many counters: an objec
 COMMENT ON FUNCTION counter_incr_once(text, text, bigint) IS 'adds to a counter once for each token; false when that was done before';
 COMMENT ON FUNCTION counter_incr_once_get(text, text, bigint) IS 'adds to a counter once for each token; returns the value seen then, also when that was done before';
 COMMENT ON FUNCTION counter_hit(text, bigint, boolean) IS 'adds to a counter at once, whatever becomes of the transaction; many sessions share a commit; returns true';
+COMMENT ON FUNCTION counter_hit_many(jsonb, boolean) IS 'adds to many counters at once, to all or to none, whatever becomes of the transaction: an object of names and deltas; returns true';
 COMMENT ON FUNCTION counter_try_hit(text, bigint) IS 'adds to a counter at once if its bounds allow it, whatever becomes of the transaction; false when they do not';
 COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
 COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';

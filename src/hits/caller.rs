@@ -13,8 +13,9 @@ use crate::pg::ports;
 use crate::pg::relation::LockMode;
 use crate::pg::shared::Waiter;
 use crate::pg::standby;
+use crate::settings;
 use crate::store::catalog;
-use counterx_core::hits::{Answer, Full, Hit, Kind, Process, Pushed, Withdrawn};
+use counterx_core::hits::{Answer, Change, Full, Hit, Kind, Process, Pushed, Queue, Withdrawn};
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_guard, pg_sys};
@@ -39,20 +40,23 @@ thread_local! {
     static LEAVES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Counts by itself. False: a bound forbids it, and `kind` is [`Kind::Try`].
+/// Counts by itself: all of these counters, at least one, or none. False: a bound forbids it, and `kind` is
+/// [`Kind::Try`].
 ///
 /// # Errors
 /// Raises 55000 where there are no committers, 55006 when the transaction itself holds what the committer
-/// needs, 53400 when there is no committer or no room for long, 57014 when it is cancelled, and whatever
-/// keeps the hit from being counted.
-pub fn hit(function: &str, name: &[u8], delta: i64, kind: Kind, wait: bool) -> bool {
+/// needs, 54000 for more counters than the queue may take, 53400 when there is no committer or no room for
+/// long, 57014 when it is cancelled, and whatever keeps the hit from being counted.
+pub fn hit(function: &str, changes: &[Change], kind: Kind, wait: bool) -> bool {
     check_preloaded(function);
-    check_bounds(name, wait);
-    check_own_locks(function, name);
+    check_size(changes);
+    for change in changes {
+        check_bounds(change.name, wait);
+        check_own_locks(function, change.name);
+    }
     let durable = wait && is_commit_durable();
     let hit = Hit {
-        name,
-        delta,
+        changes,
         kind,
         durable,
         waiter: wait.then(memory::own_latch),
@@ -94,6 +98,25 @@ fn check_preloaded(function: &str) {
     };
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
     raise(report(code, message).set_hint(hint))
+}
+
+/// A hit has to find room some day.
+fn check_size(changes: &[Change]) {
+    let most = Queue::most_of_one(settings::hit_queue_size());
+    if changes.len() > most {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                format!("too many counters in one hit: {}", changes.len()),
+            )
+            .set_detail(format!(
+                "At most {most} are possible, half of counterx.hit_queue_size."
+            ))
+            .set_hint(
+                "Hit fewer at a time, or raise counterx.hit_queue_size and restart the server.",
+            ),
+        );
+    }
 }
 
 /// Nobody would hear of it when a bound forbids what nobody waits for.

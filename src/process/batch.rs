@@ -12,7 +12,7 @@ use crate::pg::room;
 use crate::process::session;
 use crate::write::change;
 use counterx_core::escrow::Bounds;
-use counterx_core::hits::{Answer, Entry, Kind, Place, Queue};
+use counterx_core::hits::{Answer, Change, Entry, Kind, Place, Queue};
 use counterx_core::lane::{LANES, NameHash};
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -34,20 +34,41 @@ pub struct Item {
     ticket: u32,
     kind: Kind,
     durable: bool,
-    delta: i64,
+    first: OwnChange,
+    /// Further counters of the same hit.
+    others: Vec<OwnChange>,
+}
+
+struct OwnChange {
     name: Vec<u8>,
+    delta: i64,
 }
 
 impl Item {
-    /// Copies an entry, as what it says is needed when it is answered already.
-    pub fn of(ticket: u32, entry: &Entry) -> Self {
+    /// Copies a hit, as what it says is needed when it is answered already.
+    fn of(entries: &[Entry], ticket: u32) -> Self {
+        let own = |change: Change| OwnChange {
+            name: room::copy(change.name),
+            delta: change.delta,
+        };
+        let mut changes = Queue::changes(entries, ticket).map(own);
+        let entry = &entries[ticket as usize];
         Self {
             ticket,
             kind: entry.kind(),
             durable: entry.is_durable(),
-            delta: entry.delta(),
-            name: entry.text().to_vec(),
+            first: changes.next().expect("a hit has a counter"),
+            others: room::collect(changes),
         }
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &OwnChange> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// The lanes that it is written to.
+    fn lanes(&self) -> impl Iterator<Item = usize> {
+        (self.changes()).map(|change| NameHash::of(&change.name).lane())
     }
 }
 
@@ -94,21 +115,31 @@ fn in_transaction(body: impl FnOnce()) -> Result<(), Failure> {
     session::attempt(body, Failure::of)
 }
 
-/// Adds one hit. Errors of bounds are its own; any other one is the transaction's.
+const TRY_INSTEAD: &str = "counter_try_hit() answers false instead.";
+
+/// Adds one hit. Errors of bounds are its own; any other one is the transaction's, and also those of bounds
+/// where a hit has several counters: what was added to some of them has to be undone.
 fn add(item: &Item) -> Verdict {
-    let Err(shortage) = change::try_add(&item.name, item.delta) else {
+    if !item.others.is_empty() {
+        for OwnChange { name, delta } in item.changes() {
+            change::add(name, *delta);
+        }
+        return Verdict::Counted;
+    }
+    let OwnChange { name, delta } = &item.first;
+    let Err(shortage) = change::try_add(name, *delta) else {
         return Verdict::Counted;
     };
     if item.kind == Kind::Try {
         return Verdict::Refused;
     }
-    let bounds = types::limits_of(&item.name).map_or(Bounds::default(), |limits| limits.bounds);
+    let bounds = types::limits_of(name).map_or(Bounds::default(), |limits| limits.bounds);
     // What is raised there is made of texts alone, and leaves nothing behind.
-    let tell = || change::raise_shortage(&item.name, item.delta.into(), bounds, &shortage);
+    let tell = || change::raise_shortage(name, (*delta).into(), bounds, &shortage);
     PgTryBuilder::new(AssertUnwindSafe(tell))
         .catch_others(|error| {
             Verdict::Failed(Failure {
-                hint: "counter_try_hit() answers false instead.".to_owned(),
+                hint: TRY_INSTEAD.to_owned(),
                 ..Failure::of(&error)
             })
         })
@@ -182,7 +213,7 @@ impl Batches {
                 false => place.queue.take(entries),
             };
             while let Some(ticket) = take(place, entries) {
-                items.push(Item::of(ticket, &entries[ticket as usize]));
+                room::push(&mut items, Item::of(entries, ticket));
             }
         }
         if items.is_empty() {
@@ -201,14 +232,19 @@ impl Batches {
         let mut locked: [bool; LANES] = [false; LANES];
         session::set(c"lock_timeout", SHORT_LOCK_TIMEOUT);
         for item in items {
-            let lane = NameHash::of(&item.name).lane();
-            let result = match locked[lane] {
+            let result = match item.lanes().any(|lane| locked[lane]) {
                 // It would take the others' time as well.
                 true => Err(lane_is_locked()),
                 false => self.commit(std::slice::from_ref(&item)),
             };
-            if let Err(failure) = result {
-                locked[lane] |= failure.is_lock_timeout();
+            if let Err(mut failure) = result {
+                if failure.code == PgSqlErrorCode::ERRCODE_CHECK_VIOLATION {
+                    failure.hint = TRY_INSTEAD.to_owned();
+                }
+                // Of a hit of several lanes nobody knows which one it was.
+                if item.others.is_empty() && failure.is_lock_timeout() {
+                    locked[NameHash::of(&item.first.name).lane()] = true;
+                }
                 self.fail(item, failure);
             }
         }
@@ -278,7 +314,7 @@ impl Batches {
                 .queue
                 .answer(entries, item.ticket, Answer::Refused, b"");
             drop(guard);
-            let (name, why) = (quoted(&item.name), &failure.message);
+            let (name, why) = (quoted(&item.first.name), &failure.message);
             return log(format!(
                 "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
             ));

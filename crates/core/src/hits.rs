@@ -15,6 +15,8 @@
 //! that was taken cannot be withdrawn any more: its owner leaves, and the answer frees it. So an entry is
 //! used again only when both sides are through with it.
 //!
+//! A hit of several counters has an entry for each: all but the first hang on that one, and share its life.
+//!
 //! # Invariant
 //! A committer that ends in whatever way knows whether its transaction has committed: if so, it answers
 //! what was in it, else it puts it back, for the next one. So nothing is counted twice, and nothing that
@@ -58,6 +60,8 @@ enum State {
     Queued,
     Taken,
     Answered(Answer),
+    /// Belongs to the entry that it hangs on.
+    Part,
 }
 
 /// A hit on its way.
@@ -65,6 +69,10 @@ enum State {
 pub struct Entry {
     next: u32,
     before: u32,
+    /// The next counter of the same hit.
+    more: u32,
+    /// Entries of the hit, this one included.
+    parts: u32,
     state: State,
     /// Who waits for the answer; None: nobody does, or not any more.
     waiter: Option<usize>,
@@ -80,6 +88,8 @@ impl Entry {
     pub const FREE: Self = Self {
         next: NIL,
         before: NIL,
+        more: NIL,
+        parts: 0,
         state: State::Free,
         waiter: None,
         kind: Kind::Add,
@@ -104,13 +114,8 @@ impl Entry {
         self.waiter.is_none()
     }
 
-    /// By how much.
-    pub fn delta(&self) -> i64 {
-        self.delta
-    }
-
     /// The counter's name; of one that has failed, the error's text.
-    pub fn text(&self) -> &[u8] {
+    fn text(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
     }
 
@@ -121,13 +126,20 @@ impl Entry {
     }
 }
 
-/// A hit, as it is pushed.
+/// What one counter is to change by.
 #[derive(Clone, Copy, Debug)]
-pub struct Hit<'a> {
+pub struct Change<'a> {
     /// The counter's name, of [`TEXT`] bytes at most.
     pub name: &'a [u8],
     /// By how much.
     pub delta: i64,
+}
+
+/// A hit, as it is pushed.
+#[derive(Clone, Copy, Debug)]
+pub struct Hit<'a> {
+    /// One, or several that are counted in one commit or not at all; at most [`Queue::most_of_one`].
+    pub changes: &'a [Change<'a>],
     /// What is asked for.
     pub kind: Kind,
     /// Must the commit be on disk before the answer?
@@ -183,8 +195,11 @@ enum Watch {
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct Queue {
     free: u32,
+    /// So many are free.
+    room: u32,
     first: u32,
     last: u32,
+    /// So many entries are queued.
     queued: u32,
     /// Of those, so many are waited for.
     waited_for: u32,
@@ -206,6 +221,7 @@ impl Queue {
         }
         Self {
             free: if capacity > 0 { 0 } else { NIL },
+            room: capacity,
             first: NIL,
             last: NIL,
             queued: 0,
@@ -224,30 +240,49 @@ impl Queue {
 
     /// A quarter is kept for those who wait: what nobody waits for may be there for long, when it cannot be
     /// counted now.
-    fn has_room(&self, silent: bool) -> bool {
+    fn has_room(&self, parts: u32, silent: bool) -> bool {
         let most = self.capacity - self.capacity.div_ceil(4);
-        self.free != NIL && (!silent || self.silent < most.max(1))
+        self.room >= parts && (!silent || self.silent + parts <= most.max(1))
     }
 
-    /// A hit more.
+    /// A hit of more counters than this may never find room in a queue of so many entries.
+    pub fn most_of_one(capacity: usize) -> usize {
+        (capacity / 2).max(1)
+    }
+
+    /// A hit more, of one counter at least.
     ///
     /// # Errors
     /// [`Full`]; who is to hear when there is room again is told by [`Queue::room_for_others`].
     pub fn push(&mut self, entries: &mut [Entry], hit: &Hit) -> Result<Pushed, Full> {
         let silent = hit.waiter.is_none();
-        if !self.has_room(silent) {
+        let parts = hit.changes.len() as u32;
+        if !self.has_room(parts, silent) {
             self.room_wanted = true;
             return Err(Full);
         }
         let ticket = self.free;
+        let mut last = NIL;
+        for change in hit.changes {
+            let at = self.free;
+            let entry = &mut entries[at as usize];
+            self.free = entry.next;
+            entry.state = State::Part;
+            entry.more = NIL;
+            entry.delta = change.delta;
+            entry.set_text(change.name);
+            if last != NIL {
+                entries[last as usize].more = at;
+            }
+            last = at;
+        }
+        self.room -= parts;
         let entry = &mut entries[ticket as usize];
-        self.free = entry.next;
+        entry.parts = parts;
         entry.kind = hit.kind;
         entry.durable = hit.durable;
-        entry.delta = hit.delta;
         entry.waiter = hit.waiter;
-        entry.set_text(hit.name);
-        self.silent += u32::from(silent);
+        self.silent += if silent { parts } else { 0 };
         self.append(entries, ticket);
         let wake = match self.watch {
             Watch::Busy => false,
@@ -283,12 +318,17 @@ impl Queue {
     fn note_queued(&mut self, entry: &mut Entry, before: u32, next: u32) {
         entry.state = State::Queued;
         (entry.before, entry.next) = (before, next);
-        self.queued += 1;
-        self.waited_for += u32::from(!entry.is_silent());
+        self.queued += entry.parts;
+        self.waited_for += if entry.is_silent() { 0 } else { entry.parts };
     }
 
     fn unlink(&mut self, entries: &mut [Entry], ticket: u32) {
-        let Entry { before, next, .. } = entries[ticket as usize];
+        let Entry {
+            before,
+            next,
+            parts,
+            ..
+        } = entries[ticket as usize];
         match before {
             NIL => self.first = next,
             before => entries[before as usize].next = next,
@@ -297,16 +337,34 @@ impl Queue {
             NIL => self.last = before,
             next => entries[next as usize].before = before,
         }
-        self.queued -= 1;
-        self.waited_for -= u32::from(!entries[ticket as usize].is_silent());
+        self.queued -= parts;
+        if !entries[ticket as usize].is_silent() {
+            self.waited_for -= parts;
+        }
     }
 
+    /// The hit's entries are free again, all of them.
     fn free(&mut self, entries: &mut [Entry], ticket: u32) {
-        let entry = &mut entries[ticket as usize];
-        entry.state = State::Free;
-        entry.waiter = None;
-        entry.next = self.free;
-        self.free = ticket;
+        let mut at = ticket;
+        while at != NIL {
+            let entry = &mut entries[at as usize];
+            let more = std::mem::replace(&mut entry.more, NIL);
+            entry.state = State::Free;
+            entry.waiter = None;
+            entry.next = self.free;
+            self.free = at;
+            self.room += 1;
+            at = more;
+        }
+    }
+
+    /// What a hit that was taken is to change.
+    pub fn changes(entries: &[Entry], ticket: u32) -> impl Iterator<Item = Change<'_>> {
+        let entry = |at: u32| entries.get(at as usize);
+        std::iter::successors(entry(ticket), move |known| entry(known.more)).map(|entry| Change {
+            name: entry.text(),
+            delta: entry.delta,
+        })
     }
 
     /// Has somebody found no room who would find some now? Says so once.
@@ -373,7 +431,7 @@ impl Queue {
         let entry = &mut entries[ticket as usize];
         debug_assert_eq!(entry.state, State::Taken);
         let Some(waiter) = entry.waiter else {
-            self.silent -= 1;
+            self.silent -= entry.parts;
             self.free(entries, ticket);
             return None;
         };
@@ -432,10 +490,10 @@ impl Queue {
                 self.free(entries, ticket);
                 Withdrawn::Answered(answer)
             }
-            State::Taken | State::Free => {
+            State::Taken | State::Free | State::Part => {
                 // From now on it is one that nobody waits for.
                 entries[ticket as usize].waiter = None;
-                self.silent += 1;
+                self.silent += entries[ticket as usize].parts;
                 Withdrawn::Taken
             }
         }

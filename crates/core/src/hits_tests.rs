@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use xxhash_rust::xxh3::xxh3_128;
 
-const CAPACITY: usize = 2;
-
 /// What a client was told.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 enum Told {
@@ -37,6 +35,8 @@ enum CallerAt {
 struct Caller {
     at: CallerAt,
     silent: bool,
+    /// The hit is of so many counters.
+    parts: u8,
     latch: bool,
     may_cancel: bool,
 }
@@ -107,9 +107,11 @@ enum Fault {
     CancelBeforeWaking,
     /// A process that was given up begins as well.
     EnterAlways,
+    /// Of a hit of several counters only the first is counted.
+    CountFirst,
 }
 
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 15] = [
     Fault::NoWaking,
     Fault::PutBackCommitted,
     Fault::AnswerUncommitted,
@@ -124,6 +126,7 @@ const FAULTS: [Fault; 14] = [
     Fault::CommitTwice,
     Fault::CancelBeforeWaking,
     Fault::EnterAlways,
+    Fault::CountFirst,
 ];
 
 /// One step that is possible: what is so afterwards, and whether it is one that happens by itself.
@@ -148,15 +151,16 @@ impl Hasher for Bytes {
 }
 
 impl World {
-    fn new(silent: &[bool], deaths: u8, failures: u8, cancels: bool, fault: Fault) -> Self {
-        let mut entries = vec![Entry::FREE; CAPACITY];
+    fn new(scene: &Scene, fault: Fault) -> Self {
+        let mut entries = vec![Entry::FREE; scene.capacity];
         let mut place = Place::new(&mut entries);
         place.claim(DATABASE);
-        let callers = silent.iter().map(|&silent| Caller {
+        let callers = scene.callers.iter().map(|&(silent, parts)| Caller {
             at: CallerAt::Push,
             silent,
+            parts,
             latch: false,
-            may_cancel: cancels,
+            may_cancel: scene.cancels,
         });
         let callers: Vec<Caller> = callers.collect();
         Self {
@@ -165,8 +169,8 @@ impl World {
             entries,
             callers,
             committer: None,
-            deaths,
-            failures,
+            deaths: scene.deaths,
+            failures: scene.failures,
             ends: 1,
             fault,
         }
@@ -177,8 +181,8 @@ impl World {
         let mut bytes = Bytes(Vec::with_capacity(512));
         self.place.hash(&mut bytes);
         for entry in &self.entries {
-            (entry.next, entry.before, entry.state, entry.waiter).hash(&mut bytes);
-            entry.delta.hash(&mut bytes);
+            (entry.next, entry.before, entry.more, entry.parts).hash(&mut bytes);
+            (entry.state, entry.waiter, entry.delta).hash(&mut bytes);
         }
         self.callers.hash(&mut bytes);
         self.committer.hash(&mut bytes);
@@ -223,9 +227,12 @@ impl World {
             self.callers[who].at = CallerAt::NoRoom;
             return;
         }
-        let hit = Hit {
+        let change = Change {
             name: b"",
             delta: who as i64,
+        };
+        let hit = Hit {
+            changes: &vec![change; self.callers[who].parts.into()],
             kind: Kind::Add,
             durable: true,
             waiter: (!silent).then_some(who),
@@ -279,7 +286,12 @@ impl World {
 
     fn count(&mut self, tickets: &[u32]) {
         for &ticket in tickets {
-            self.counted[self.entries[ticket as usize].delta() as usize] += 1;
+            for Change { delta, .. } in Queue::changes(&self.entries, ticket) {
+                self.counted[delta as usize] += 1;
+                if self.fault == Fault::CountFirst {
+                    break;
+                }
+            }
         }
     }
 
@@ -524,11 +536,15 @@ impl World {
     fn check(&self) -> Result<(), String> {
         for (who, caller) in self.callers.iter().enumerate() {
             let counted = self.counted[who];
-            if counted > 1 {
-                return Err(format!("{who} was counted {counted} times"));
+            // All of its counters in one commit, or none.
+            if counted != 0 && counted != caller.parts {
+                let parts = caller.parts;
+                return Err(format!(
+                    "{who} has {parts} parts and was counted {counted} times"
+                ));
             }
             match caller.at {
-                CallerAt::Done(Told::Counted) if counted != 1 => {
+                CallerAt::Done(Told::Counted) if counted == 0 => {
                     return Err(format!("{who} was told that it is counted"));
                 }
                 CallerAt::Done(Told::NotCounted) if counted != 0 => {
@@ -549,7 +565,7 @@ impl World {
             listed += 1;
             at = self.entries[at as usize].next;
         }
-        if listed != free {
+        if listed != free || free != self.place.queue.room as usize {
             return Err(format!("{free} entries are free, {listed} are listed"));
         }
         Ok(())
@@ -561,7 +577,7 @@ impl World {
             return Err(format!("somebody sleeps for ever: {:?}", self.callers));
         }
         for (who, caller) in self.callers.iter().enumerate() {
-            if caller.at == CallerAt::Done(Told::Handed) && self.counted[who] != 1 {
+            if caller.at == CallerAt::Done(Told::Handed) && self.counted[who] == 0 {
                 return Err(format!("{who}, for which nobody waits, was lost"));
             }
         }
@@ -615,23 +631,52 @@ fn explore(world: &World) -> Result<usize, String> {
     }
 }
 
-/// Who calls, how many deaths and failures, and whether they may be cancelled.
-const SCENES: [(&[bool], u8, u8, bool); 6] = [
-    (&[false, false], 1, 1, true),
-    (&[false, true], 1, 1, true),
-    (&[true, true], 2, 2, true),
-    (&[false, false, false], 0, 0, true),
-    (&[false, false, true], 0, 1, false),
-    (&[false, true, true], 1, 0, false),
+struct Scene {
+    capacity: usize,
+    /// Does nobody wait, and how many counters has it?
+    callers: &'static [(bool, u8)],
+    deaths: u8,
+    failures: u8,
+    cancels: bool,
+}
+
+const fn scene(
+    capacity: usize,
+    callers: &'static [(bool, u8)],
+    (deaths, failures): (u8, u8),
+    cancels: bool,
+) -> Scene {
+    Scene {
+        capacity,
+        callers,
+        deaths,
+        failures,
+        cancels,
+    }
+}
+
+const SCENES: [Scene; 9] = [
+    scene(2, &[(false, 1), (false, 1)], (1, 1), true),
+    scene(2, &[(false, 1), (true, 1)], (1, 1), true),
+    scene(2, &[(true, 1), (true, 1)], (2, 2), true),
+    scene(2, &[(false, 1), (false, 1), (false, 1)], (0, 0), true),
+    scene(2, &[(false, 1), (false, 1), (true, 1)], (0, 1), false),
+    scene(2, &[(false, 1), (true, 1), (true, 1)], (1, 0), false),
+    scene(2, &[(false, 2), (false, 1)], (1, 1), true),
+    scene(3, &[(false, 2), (true, 2)], (1, 1), true),
+    scene(4, &[(true, 2), (false, 3), (false, 1)], (1, 0), false),
 ];
 
 #[test]
 fn each_hit_is_counted_once_or_its_caller_knows() {
-    for (silent, deaths, failures, cancels) in SCENES {
-        let world = World::new(silent, deaths, failures, cancels, Fault::None);
-        match explore(&world) {
-            Ok(states) => assert!(states > 100, "{silent:?}: {states} states"),
-            Err(why) => panic!("{silent:?}, {deaths} deaths, {failures} failures: {why}"),
+    for scene in &SCENES {
+        let callers = scene.callers;
+        match explore(&World::new(scene, Fault::None)) {
+            Ok(states) => assert!(states > 100, "{callers:?}: {states} states"),
+            Err(why) => panic!(
+                "{callers:?}, {} deaths, {} failures: {why}",
+                scene.deaths, scene.failures
+            ),
         }
     }
 }
@@ -639,9 +684,7 @@ fn each_hit_is_counted_once_or_its_caller_knows() {
 #[test]
 fn planted_faults_are_found() {
     for fault in FAULTS {
-        let found = SCENES.iter().any(|&(silent, deaths, failures, cancels)| {
-            explore(&World::new(silent, deaths, failures, cancels, fault)).is_err()
-        });
+        let found = (SCENES.iter()).any(|scene| explore(&World::new(scene, fault)).is_err());
         assert!(found, "{fault:?} was not found");
     }
 }
@@ -650,9 +693,12 @@ fn planted_faults_are_found() {
 fn who_waits_has_room_that_others_leave() {
     let mut entries = vec![Entry::FREE; 8];
     let mut queue = Queue::new(&mut entries);
-    let mut hit = Hit {
+    let change = Change {
         name: b"a",
         delta: 1,
+    };
+    let mut hit = Hit {
+        changes: &[change],
         kind: Kind::Add,
         durable: false,
         waiter: None,
@@ -676,9 +722,12 @@ fn hits_are_taken_in_order_and_silent_ones_apart() {
     let mut entries = vec![Entry::FREE; 8];
     let mut queue = Queue::new(&mut entries);
     let mut push = |delta: i64, waiter| {
-        let hit = Hit {
+        let change = Change {
             name: b"name",
             delta,
+        };
+        let hit = Hit {
+            changes: &[change],
             kind: Kind::Try,
             durable: true,
             waiter,
@@ -691,11 +740,12 @@ fn hits_are_taken_in_order_and_silent_ones_apart() {
     push(4, None);
     let take = |queue: &mut Queue, entries: &mut [Entry]| {
         let ticket = queue.take(entries)?;
-        assert_eq!(entries[ticket as usize].text(), b"name");
-        Some(entries[ticket as usize].delta())
+        let change = Queue::changes(entries, ticket).next().expect("one");
+        assert_eq!(change.name, b"name");
+        Some(change.delta)
     };
     let silent = queue.take_silent(&mut entries).expect("one");
-    assert_eq!(entries[silent as usize].delta(), 2);
+    assert_eq!(entries[silent as usize].delta, 2);
     assert_eq!(take(&mut queue, &mut entries), Some(1));
     queue.put_back_taken(&mut entries);
     let mut order = Vec::new();
@@ -705,6 +755,53 @@ fn hits_are_taken_in_order_and_silent_ones_apart() {
     order[..2].sort_unstable();
     assert_eq!(order, [1, 2, 3, 4]);
     assert_eq!(queue.look(true), Look::Nothing);
+}
+
+#[test]
+fn hit_of_several_counters_is_one() {
+    let mut entries = vec![Entry::FREE; 8];
+    let mut queue = Queue::new(&mut entries);
+    let changes = |all: &'static [&'static str]| -> Vec<Change<'static>> {
+        let all = all.iter().zip(1..);
+        all.map(|(name, delta)| Change {
+            name: name.as_bytes(),
+            delta,
+        })
+        .collect()
+    };
+    let mut push = |changes: &[Change], waiter| {
+        let hit = Hit {
+            changes,
+            kind: Kind::Add,
+            durable: true,
+            waiter,
+        };
+        queue.push(&mut entries, &hit).map(|pushed| pushed.ticket)
+    };
+    assert_eq!(Queue::most_of_one(8), 4);
+    let first = push(&changes(&["a", "b", "c"]), Some(1)).expect("room");
+    push(&changes(&["d", "e", "f", "g"]), None).expect("room");
+    assert_eq!(push(&changes(&["x", "y"]), Some(2)), Err(Full));
+    assert_eq!(push(&changes(&["h"]), None).map(drop), Ok(()));
+    assert_eq!(push(&changes(&["i"]), Some(2)), Err(Full));
+    assert_eq!(queue.withdraw(&mut entries, first), Withdrawn::Before);
+    assert_eq!(queue.room, 3);
+    let second = queue.take(&mut entries).expect("one");
+    let text = |entries: &[Entry], ticket| {
+        let all = Queue::changes(entries, ticket);
+        let all = all.map(|it| format!("{}{}", String::from_utf8_lossy(it.name), it.delta));
+        all.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(text(&entries, second), "d1 e2 f3 g4");
+    queue.put_back_taken(&mut entries);
+    let again = queue.take(&mut entries).expect("one");
+    assert_eq!(text(&entries, again), "d1 e2 f3 g4");
+    let counted = Answer::Counted {
+        lsn: 1,
+        flushed: true,
+    };
+    assert_eq!(queue.answer(&mut entries, again, counted, b""), None);
+    assert_eq!((queue.room, queue.silent, queue.queued), (7, 1, 1));
 }
 
 #[test]

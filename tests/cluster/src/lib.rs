@@ -22,6 +22,7 @@ mod check;
 mod control;
 mod database;
 mod folding;
+mod hits;
 mod kill;
 mod load;
 mod logs;
@@ -46,6 +47,7 @@ pub use folding::{
     Footprint, compact, count_and_settle, count_workers, folds_and_empties, folds_on, footprint,
     pause_folding, settle, turn_over, wait_for_no_worker, wait_for_pause, wait_for_worker,
 };
+pub use hits::{Book, Told, Way, hit_while, wait_for_hits};
 pub use kill::{committing, kill_and_recover, victim};
 pub use load::{
     Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed, together,

@@ -1,209 +1,35 @@
-//! Hits, by a book that the clients keep: each hit is of a counter of its own, so that what a client was
-//! told of it can be held against what is there, one by one.
+//! Hits, by a [`Book`] that the clients keep.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use counterx_cluster_tests::{DEADLINE, Recovering, bad_lines, create_bare_database, is_lost};
+use counterx_cluster_tests::{
+    Book, DEADLINE, Recovering, Told, Way, bad_lines, create_bare_database, hit_while,
+    wait_for_hits,
+};
 use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until};
-use postgres::{Client, Config};
+use postgres::Client;
 
 const COMMITTER: &str = "counterx committer";
 
+/// Of all names in the book.
+const PREFIX: &str = "book:";
+
+const HURRIES_WITH_SEVERAL: Way = Way {
+    timeout: 1,
+    ..Way::SEVERAL
+};
+
 fn builder(name: &str) -> ClusterBuilder {
     Cluster::builder().name(name)
-}
-
-/// What a client knows of a hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    /// The call has returned.
-    Counted,
-    /// The same, of one that nobody waits for.
-    Handed,
-    /// An error that says so.
-    NotCounted,
-    /// The connection broke, or the error leaves it open.
-    Unknown,
-}
-
-type Book = Vec<(String, Told)>;
-
-/// What a failed call says of the hit.
-fn told(error: &anyhow::Error) -> Result<Told> {
-    if is_lost(error) {
-        return Ok(Told::Unknown);
-    }
-    let error = (error.downcast_ref::<postgres::Error>())
-        .and_then(postgres::Error::as_db_error)
-        .with_context(|| format!("{error:#}"))?;
-    let Some(detail) = error.detail() else {
-        // Before the call began, or when it was over; the client's own transaction comes by a point of
-        // every commit.
-        let elsewhere = error.code().code() == "57014"
-            || ["failpoint hit.pushed", "failpoint commit.flushed"].contains(&error.message());
-        ensure!(elsewhere, "an error that says nothing of the hit: {error}");
-        return Ok(Told::Unknown);
-    };
-    Ok(match detail {
-        "The hit is not counted." => Told::NotCounted,
-        "The hit has been counted." => Told::Counted,
-        "The hit was handed to the committer, which may count it still." => Told::Unknown,
-        _ => bail!("{error}: {detail}"),
-    })
-}
-
-/// How one client hits.
-#[derive(Clone, Copy)]
-struct Way {
-    silent: bool,
-    /// `statement_timeout`, in milliseconds.
-    timeout: u32,
-}
-
-const WAITS: Way = Way {
-    silent: false,
-    timeout: 0,
-};
-const SILENT: Way = Way {
-    silent: true,
-    timeout: 0,
-};
-const HURRIES: Way = Way {
-    silent: false,
-    timeout: 1,
-};
-
-/// Hits from several sessions until `done` is set, and returns what they were told.
-fn hit_until(config: &Config, ways: &[Way], done: &AtomicBool, hits: &AtomicU64) -> Result<Book> {
-    thread::scope(|scope| {
-        let clients: Vec<_> = (ways.iter().enumerate())
-            .map(|(client, &way)| scope.spawn(move || one_client(config, client, way, done, hits)))
-            .collect();
-        let mut book = Vec::new();
-        for client in clients {
-            book.extend(client.join().expect("a client panicked")?);
-        }
-        Ok(book)
-    })
-}
-
-fn one_client(
-    config: &Config,
-    client: usize,
-    way: Way,
-    done: &AtomicBool,
-    hits: &AtomicU64,
-) -> Result<Book> {
-    let mut connection = Recovering::new(config);
-    let mut book = Vec::new();
-    let sql = match way.silent {
-        true => "SELECT counter_hit($1, 1, wait => false)",
-        false => "SELECT counter_hit($1)",
-    };
-    let mut at = 0;
-    let run = |connection: &mut Recovering, name: &str| -> Result<()> {
-        let session = connection.client()?;
-        if way.timeout > 0 {
-            session.batch_execute(&format!("SET statement_timeout = {}", way.timeout))?;
-        }
-        session.query_one(sql, &[&name])?;
-        Ok(())
-    };
-    while !done.load(Ordering::Relaxed) {
-        let name = format!("book:{client}:{at}");
-        at += 1;
-        let entry = match run(&mut connection, &name) {
-            Ok(()) if way.silent => Told::Handed,
-            Ok(()) => Told::Counted,
-            Err(error) => {
-                if is_lost(&error) {
-                    connection.forget();
-                }
-                told(&error)?
-            }
-        };
-        hits.fetch_add(1, Ordering::Relaxed);
-        book.push((name, entry));
-        if way.silent {
-            // Without this they would do nothing but wait for room.
-            thread::sleep(Duration::from_micros(200));
-        }
-    }
-    Ok(book)
-}
-
-/// Holds the book against the counters. Returns how many of those that nobody waits for are not there.
-fn audit(client: &mut Client, book: &Book) -> Result<usize> {
-    let names: Vec<&str> = book.iter().map(|(name, _)| name.as_str()).collect();
-    let rows = client.query(
-        // In one snapshot: what nobody waits for may be counted at any moment.
-        "SELECT value, counted
-           FROM counter_values($1) WITH ORDINALITY AS v (name, value, at),
-                (SELECT counter_sum('book:')::bigint AS counted OFFSET 0) AS s
-          ORDER BY at",
-        &[&names],
-    )?;
-    ensure!(rows.len() == book.len());
-    let mut missing = 0;
-    for (row, (name, told)) in rows.iter().zip(book) {
-        let value: i64 = row.get(0);
-        let right = match told {
-            Told::Counted => value == 1,
-            Told::NotCounted => value == 0,
-            Told::Unknown => value == 0 || value == 1,
-            Told::Handed => {
-                missing += usize::from(value == 0);
-                value == 0 || value == 1
-            }
-        };
-        ensure!(right, "{name} was told {told:?}, and its value is {value}");
-    }
-    let counted: i64 = rows.first().map_or(0, |row| row.get(1));
-    let sum: i64 = rows.iter().map(|row| row.get::<_, i64>(0)).sum();
-    ensure!(counted == sum, "{counted} are counted, {sum} are known");
-    Ok(missing)
-}
-
-/// The same where nothing may be lost. What could not be counted at once comes a little later.
-fn audit_all(client: &mut Client, book: &Book) -> Result<()> {
-    poll_until("all that was handed over to be counted", DEADLINE, || {
-        Ok(audit(client, book)? == 0)
-    })
 }
 
 /// A hit that waits comes after those that were handed over before.
 fn settle(client: &mut Client) -> Result<()> {
     client.query_one("SELECT counter_hit('settle')", &[])?;
     Ok(())
-}
-
-/// Hits while `events` happen, and returns what was told.
-fn hit_while(
-    config: &Config,
-    ways: &[Way],
-    events: impl FnOnce(&AtomicU64) -> Result<()>,
-) -> Result<Book> {
-    let done = AtomicBool::new(false);
-    let hits = AtomicU64::new(0);
-    thread::scope(|scope| {
-        let clients = scope.spawn(|| hit_until(config, ways, &done, &hits));
-        let result = wait_for_hits(&hits, 50).and_then(|()| events(&hits));
-        let result = result.and_then(|()| wait_for_hits(&hits, 50));
-        done.store(true, Ordering::Relaxed);
-        let book = clients.join().expect("does not panic")?;
-        result.map(|()| book)
-    })
-}
-
-fn wait_for_hits(hits: &AtomicU64, more: u64) -> Result<()> {
-    let target = hits.load(Ordering::Relaxed) + more;
-    poll_until("clients to go on", DEADLINE, || {
-        Ok(hits.load(Ordering::Relaxed) >= target)
-    })
 }
 
 fn committers(client: &mut Client) -> Result<Vec<(String, i32)>> {
@@ -286,21 +112,26 @@ fn at_each_point(name: &str, action: &str, crash: bool) -> Result<()> {
         if point == "committer.ready" {
             arm_once(&mut cluster, point, action)?;
         }
-        let book = hit_while(&config, &[WAITS, WAITS, SILENT], |hits| {
-            if point != "committer.ready" {
-                arm_once(&mut cluster, point, action)?;
-            }
-            wait_until_taken(&cluster, point, action)?;
-            wait_for_hits(hits, 20)
-        })
+        let book = hit_while(
+            &config,
+            PREFIX,
+            &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
+            |hits| {
+                if point != "committer.ready" {
+                    arm_once(&mut cluster, point, action)?;
+                }
+                wait_until_taken(&cluster, point, action)?;
+                wait_for_hits(hits, 20)
+            },
+        )
         .with_context(|| format!("{action} at {point}:\n{}", last_lines(&cluster)))?;
         if crash {
             client = cluster.connect_db("hits")?;
         }
         settle(&mut client)?;
         match crash {
-            true => audit(&mut client, &book).map(|_| ()),
-            false => audit_all(&mut client, &book),
+            true => book.audit(&mut client).map(|_| ()),
+            false => book.audit_all(&mut client),
         }
         .with_context(|| format!("{action} at {point}"))?;
         no_panics(&cluster)?;
@@ -329,32 +160,37 @@ fn killed_processes_lose_and_double_nothing() -> Result<()> {
     let cluster = builder("hits-kill").start()?;
     create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
-    let book = hit_while(&config, &[WAITS, WAITS, WAITS, SILENT], |hits| {
-        for victim in [COMMITTER, "client backend", "counterx launcher", COMMITTER] {
-            let mut connection = Recovering::new(&config);
-            let sql = format!(
-                "SELECT pid FROM pg_stat_activity WHERE backend_type = '{victim}'
+    let book = hit_while(
+        &config,
+        PREFIX,
+        &[Way::WAITS, Way::WAITS, Way::SEVERAL, Way::SEVERAL_SILENT],
+        |hits| {
+            for victim in [COMMITTER, "client backend", "counterx launcher", COMMITTER] {
+                let mut connection = Recovering::new(&config);
+                let sql = format!(
+                    "SELECT pid FROM pg_stat_activity WHERE backend_type = '{victim}'
                     AND pid <> pg_backend_pid() AND (datname = 'hits' OR datname IS NULL) LIMIT 1"
-            );
-            let mut pid = 0;
-            poll_until(victim, DEADLINE, || {
-                let row = connection.client()?.query_opt(&sql, &[])?;
-                pid = row.map_or(0, |row| row.get(0));
-                Ok(pid != 0)
-            })?;
-            kill9(pid)?;
-            poll_until("the server to notice", DEADLINE, || {
-                Ok(connection.client()?.batch_execute("SELECT 1").is_err())
-            })?;
-            connection.forget();
-            connection.client()?;
-            wait_for_hits(hits, 50)?;
-        }
-        Ok(())
-    })?;
+                );
+                let mut pid = 0;
+                poll_until(victim, DEADLINE, || {
+                    let row = connection.client()?.query_opt(&sql, &[])?;
+                    pid = row.map_or(0, |row| row.get(0));
+                    Ok(pid != 0)
+                })?;
+                kill9(pid)?;
+                poll_until("the server to notice", DEADLINE, || {
+                    Ok(connection.client()?.batch_execute("SELECT 1").is_err())
+                })?;
+                connection.forget();
+                connection.client()?;
+                wait_for_hits(hits, 50)?;
+            }
+            Ok(())
+        },
+    )?;
     let mut client = cluster.connect_db("hits")?;
     settle(&mut client)?;
-    audit(&mut client, &book)?;
+    book.audit(&mut client)?;
     no_panics(&cluster)
 }
 
@@ -364,24 +200,28 @@ fn committer_that_is_terminated_or_cancelled_loses_nothing() -> Result<()> {
     let mut client = create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
     let mut other = cluster.connect_db("hits")?;
-    let book = hit_while(&config, &[WAITS, WAITS, SILENT, SILENT], |hits| {
-        for round in 0..12 {
-            let pid = committer_of(&mut other, "hits")?;
-            let function = match round % 2 {
-                0 => "pg_cancel_backend",
-                _ => "pg_terminate_backend",
-            };
-            other.query_one(&format!("SELECT {function}($1)"), &[&pid])?;
-            wait_for_hits(hits, 30)?;
-        }
-        Ok(())
-    })?;
+    let book = hit_while(
+        &config,
+        PREFIX,
+        &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
+        |hits| {
+            for round in 0..12 {
+                let pid = committer_of(&mut other, "hits")?;
+                let function = match round % 2 {
+                    0 => "pg_cancel_backend",
+                    _ => "pg_terminate_backend",
+                };
+                other.query_one(&format!("SELECT {function}($1)"), &[&pid])?;
+                wait_for_hits(hits, 30)?;
+            }
+            Ok(())
+        },
+    )?;
     ensure!(
-        book.iter()
-            .all(|(_, told)| matches!(told, Told::Counted | Told::Handed)),
+        !book.has(Told::NotCounted) && !book.has(Told::Unknown),
         "somebody has heard of it"
     );
-    audit_all(&mut client, &book)?;
+    book.audit_all(&mut client)?;
     no_panics(&cluster)
 }
 
@@ -390,15 +230,20 @@ fn restart_loses_nothing() -> Result<()> {
     let mut cluster = builder("hits-restart").start()?;
     create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
-    let book = hit_while(&config, &[WAITS, WAITS, SILENT, SILENT], |hits| {
-        for _ in 0..3 {
-            cluster.restart(StopMode::Fast)?;
-            wait_for_hits(hits, 50)?;
-        }
-        Ok(())
-    })?;
+    let book = hit_while(
+        &config,
+        PREFIX,
+        &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
+        |hits| {
+            for _ in 0..3 {
+                cluster.restart(StopMode::Fast)?;
+                wait_for_hits(hits, 50)?;
+            }
+            Ok(())
+        },
+    )?;
     let mut client = cluster.connect_db("hits")?;
-    audit_all(&mut client, &book)?;
+    book.audit_all(&mut client)?;
     no_panics(&cluster)
 }
 
@@ -409,8 +254,15 @@ fn callers_who_are_stopped_know_what_became_of_it() -> Result<()> {
     let config = cluster.config("hits");
     let mut stopped = 0;
     let mut other = cluster.connect_db("hits")?;
-    let ways = [WAITS, WAITS, HURRIES, HURRIES, HURRIES, SILENT];
-    let book = hit_while(&config, &ways, |hits| {
+    let ways = [
+        Way::WAITS,
+        Way::WAITS,
+        Way::HURRIES,
+        Way::HURRIES,
+        HURRIES_WITH_SEVERAL,
+        Way::SILENT,
+    ];
+    let book = hit_while(&config, PREFIX, &ways, |hits| {
         for round in 0..40 {
             let function = match round % 4 {
                 3 => "pg_terminate_backend",
@@ -427,13 +279,12 @@ fn callers_who_are_stopped_know_what_became_of_it() -> Result<()> {
         Ok(())
     })?;
     ensure!(stopped > 0, "nobody was stopped");
-    let of = |wanted: Told| book.iter().filter(|(_, told)| *told == wanted).count();
-    ensure!(of(Told::Counted) > 0 && of(Told::Handed) > 0);
+    ensure!(book.has(Told::Counted) && book.has(Told::Handed));
     ensure!(
-        of(Told::NotCounted) + of(Told::Unknown) > 0,
+        book.has(Told::NotCounted) || book.has(Told::Unknown),
         "nobody was in doubt"
     );
-    audit_all(&mut client, &book)?;
+    book.audit_all(&mut client)?;
     no_panics(&cluster)
 }
 
@@ -486,7 +337,7 @@ fn cancelled_hit_is_withdrawn_or_in_doubt() -> Result<()> {
         let all: Vec<Told> = (results.into_iter())
             .map(|result| match result {
                 Ok(()) => Ok(Told::Counted),
-                Err(error) => told(&error.into()),
+                Err(error) => Told::of(&error.into()),
             })
             .collect::<Result<_>>()?;
         let expected = match cancels {
@@ -521,7 +372,9 @@ fn twelve_databases_share_two_committers() -> Result<()> {
             .map(|name| {
                 let config = cluster.config(name);
                 scope.spawn(move || {
-                    hit_while(&config, &[WAITS, SILENT], |hits| wait_for_hits(hits, 200))
+                    hit_while(&config, PREFIX, &[Way::WAITS, Way::SILENT], |hits| {
+                        wait_for_hits(hits, 200)
+                    })
                 })
             })
             .collect();
@@ -532,7 +385,7 @@ fn twelve_databases_share_two_committers() -> Result<()> {
     for (name, book) in names.iter().zip(&books) {
         let mut client = cluster.connect_db(name)?;
         settle(&mut client)?;
-        let missing = audit(&mut client, book).with_context(|| name.clone())?;
+        let missing = book.audit(&mut client).with_context(|| name.clone())?;
         ensure!(
             missing == 0,
             "{name}: {missing} that were handed over are lost"
@@ -877,15 +730,20 @@ fn callers_flush_for_themselves_where_it_takes_long() -> Result<()> {
     let mut client = create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
     // The committer's commits do not flush any more; who waits does, and was not told before.
-    let book = hit_while(&config, &[WAITS, WAITS, WAITS, SILENT], |_| {
-        let mut connection = cluster.connect_db("hits")?;
-        poll_until("callers to flush", DEADLINE, || {
-            let sql = "SELECT count(*) FROM pg_stat_activity
+    let book = hit_while(
+        &config,
+        PREFIX,
+        &[Way::WAITS, Way::WAITS, Way::WAITS, Way::SILENT],
+        |_| {
+            let mut connection = cluster.connect_db("hits")?;
+            poll_until("callers to flush", DEADLINE, || {
+                let sql = "SELECT count(*) FROM pg_stat_activity
                         WHERE backend_type = 'client backend' AND wait_event IN ('WALWrite', 'WALSync')";
-            Ok(connection.query_one(sql, &[])?.get::<_, i64>(0) > 0)
-        })
-    })?;
-    audit_all(&mut client, &book)?;
+                Ok(connection.query_one(sql, &[])?.get::<_, i64>(0) > 0)
+            })
+        },
+    )?;
+    book.audit_all(&mut client)?;
     Ok(())
 }
 
@@ -933,10 +791,11 @@ fn full_queue_makes_callers_wait_and_loses_nothing() -> Result<()> {
         "SELECT count(counter_hit('many', wait => false)) FROM generate_series(1, 3000)",
     )?;
     let config = cluster.config("hits");
-    let ways = [WAITS; 24];
-    let book = hit_while(&config, &ways, |hits| wait_for_hits(hits, 500))?;
+    let mut ways = [Way::WAITS; 24];
+    ways[..8].fill(Way::SEVERAL);
+    let book = hit_while(&config, PREFIX, &ways, |hits| wait_for_hits(hits, 500))?;
     settle(&mut client)?;
-    audit(&mut client, &book)?;
+    book.audit(&mut client)?;
     let value: i64 = client
         .query_one("SELECT counter_value('many')", &[])?
         .get(0);

@@ -92,6 +92,16 @@ FETCH 3 FROM c;
 ROLLBACK;
 SELECT * FROM counter_values(ARRAY['prepared', 'fetched']);
 
+-- Many counters in one commit, or none of them.
+SELECT counter_hit_many('{"many:a": 1, "many:b": 20}');
+SELECT counter_hit_many('{"many:a": -1, "many:b": 1, "many:c": 0}', wait => false);
+SELECT counter_hit_many('{}'), counter_hit_many(NULL);
+BEGIN;
+SELECT counter_hit_many(jsonb_object_agg('many:' || n, n)) FROM generate_series(1, 500) n;
+ROLLBACK;
+SELECT * FROM counter_list('many:', max_rows => 5);
+SELECT counter_sum('many:');
+
 -- Bounded counters.
 SELECT counter_type_create('quota', min => 0, max => 5);
 SELECT counter_try_hit('quota:a', 3), counter_try_hit('quota:a', 3), counter_try_hit('quota:a', 2);
@@ -100,6 +110,12 @@ SELECT counter_hit('quota:a', 1);
 SELECT counter_try_hit('quota:a', -6), counter_try_hit('quota:a', -5);
 SELECT counter_hit('quota:a', -1);
 SELECT counter_try_hit('free', 1), counter_value('free');
+SELECT counter_hit_many('{"free": 1, "quota:a": 1, "quota:b": 6}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_values(ARRAY['free', 'quota:a', 'quota:b']);
+SELECT counter_hit_many('{"free": 1, "quota:a": 1, "quota:b": 5}');
+SELECT counter_values(ARRAY['free', 'quota:a', 'quota:b']);
+SELECT counter_hit_many('{"quota:a": -1, "quota:b": -5}');
 -- What a transaction has reserved is not there for its own hit.
 BEGIN;
 SELECT counter_try_incr('quota:a', 4), counter_try_hit('quota:a', 4), counter_try_hit('quota:a', 1);
@@ -127,6 +143,25 @@ SELECT counter_try_hit('a', NULL);
 \echo :LAST_ERROR_SQLSTATE
 SELECT counter_hit('quota:a', 1, wait => false);
 \echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('{"free": 1, "quota:a": 1}', wait => false);
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('{"a": 1, "": 1}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('{"a": 1, "b": null}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('{"a": 1, "b": 1.5}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('["a"]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many('{"a": 1}', wait => NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hit_many(jsonb_object_agg('a' || n, n)) FROM generate_series(1, 513) n;
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_values(ARRAY['a', 'a1', 'b']);
+BEGIN READ ONLY;
+SELECT counter_hit_many('{"a": 1}');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
 BEGIN READ ONLY;
 SELECT counter_hit('a');
 \echo :LAST_ERROR_SQLSTATE
@@ -149,7 +184,7 @@ SELECT counter_value('a');
 
 -- In parallel plans they are not run in workers.
 SELECT proname, provolatile, proparallel, proisstrict FROM pg_proc
-WHERE proname IN ('counter_hit', 'counter_try_hit') ORDER BY proname;
+WHERE proname IN ('counter_hit', 'counter_hit_many', 'counter_try_hit') ORDER BY proname;
 
 -- Names of all sizes, and deltas of all sorts.
 SELECT counter_hit(repeat('x', 255), -9223372036854775808);

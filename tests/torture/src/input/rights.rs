@@ -35,6 +35,7 @@ const OPEN: &[&str] = &[
     "counter_incr_once",
     "counter_incr_once_get",
     "counter_hit",
+    "counter_hit_many",
     "counter_try_hit",
     "counter_try_incr",
     "counter_take_up_to",
