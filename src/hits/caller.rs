@@ -7,6 +7,7 @@
 use super::failure;
 use super::memory::{self, Assignment, Spot};
 use crate::bounds::types;
+use crate::pg::compat::WaitEvent;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock;
 use crate::pg::ports;
@@ -30,6 +31,9 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 
 /// So long a session waits for a place, for a committer, or for room.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a session waits for whose hit is on its way.
+static ANSWER: WaitEvent = WaitEvent::new(c"CounterxHit");
 
 thread_local! {
     /// The place of this database, as far as is known.
@@ -63,6 +67,8 @@ pub fn hit(function: &str, changes: &[Change], kind: Kind, wait: bool) -> bool {
     };
     if wait {
         withdraw_at_exit();
+        // The first call may fail: before there is something to be given up.
+        ANSWER.number();
     }
     let (spot, ticket) = push(&hit);
     if !wait {
@@ -409,8 +415,7 @@ fn sleep() {
     // SAFETY: the process's own latch.
     unsafe {
         let timeout = LOOK_EVERY.as_millis() as core::ffi::c_long;
-        let event = pg_sys::PG_WAIT_EXTENSION;
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout, event);
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout, ANSWER.number());
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
 }

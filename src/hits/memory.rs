@@ -4,6 +4,7 @@
 //! A header; the places; then, place by place, their entries. One LWLock for the header's purpose, and one
 //! for each place.
 
+use crate::pg::compat::WaitEvent;
 use crate::pg::shared::{Held, Waiter};
 use crate::settings;
 use counterx_core::hits::{Entry, Place};
@@ -15,6 +16,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const NAME: &CStr = c"counterx hits";
+
+/// What a session waits for that cannot hand over its hit.
+static ROOM: WaitEvent = WaitEvent::new(c"CounterxHitRoom");
 
 #[repr(C)]
 struct Header {
@@ -244,7 +248,7 @@ impl Spot {
     pub fn listen(self) -> Waiter {
         let shared = self.attached.shared(self.number);
         // SAFETY: inside of the memory, and initialized at startup.
-        unsafe { Waiter::new(&raw mut (*shared).room, pg_sys::PG_WAIT_EXTENSION) }
+        unsafe { Waiter::new(&raw mut (*shared).room, ROOM.number()) }
     }
 }
 
@@ -301,7 +305,7 @@ impl Assignment {
 pub fn listen_for_places() -> Option<Waiter> {
     let header = ATTACHED.get()?.header();
     // SAFETY: inside of the memory, and initialized at startup.
-    Some(unsafe { Waiter::new(&raw mut (*header).places, pg_sys::PG_WAIT_EXTENSION) })
+    Some(unsafe { Waiter::new(&raw mut (*header).places, ROOM.number()) })
 }
 
 /// A place is free.

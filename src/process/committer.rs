@@ -71,7 +71,20 @@ pub fn start_wanted() -> Duration {
                 let until = u64::try_from(at - now).unwrap_or(0);
                 pause = pause.min(Duration::from_micros(until));
             }
-            Start::Now { start, database } => {
+            Start::Now {
+                start,
+                database,
+                again,
+            } => {
+                if again && session::is_database_gone(database) {
+                    let _assignment = Assignment::lock();
+                    let mut guard = spot.lock();
+                    let (place, entries) = guard.parts();
+                    place.abandon(entries, start);
+                    drop(guard);
+                    memory::tell_of_place();
+                    continue;
+                }
                 if builder(spot, start, database).load_dynamic().is_ok() {
                     continue;
                 }

@@ -3,6 +3,8 @@
 use crate::pg::compat;
 use crate::pg::error::{log, sqlstate};
 use crate::pg::relation::Relation;
+use crate::pg::scan::TableScan;
+use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
 use pgrx::pg_sys::panic::CaughtError;
@@ -130,6 +132,20 @@ pub fn transaction<R>(activity: &CStr, body: impl FnOnce() -> R) -> Result<R, St
 /// The session's user may be anybody: `ALTER DATABASE ... SET role` makes it so, and the bootstrap
 /// superuser need not be a superuser any more. The owner may write to what is the extension's.
 pub fn attempt<R, E>(body: impl FnOnce() -> R, failure: fn(&CaughtError) -> E) -> Result<R, E> {
+    let as_owner = || {
+        let owner = as_owner();
+        let result = body();
+        drop(owner);
+        result
+    };
+    attempt_anywhere(as_owner, failure)
+}
+
+/// The same without a database, and so without an extension.
+fn attempt_anywhere<R, E>(
+    body: impl FnOnce() -> R,
+    failure: fn(&CaughtError) -> E,
+) -> Result<R, E> {
     let body = Cell::new(Some(body));
     let run = || {
         heed_cancels();
@@ -141,9 +157,7 @@ pub fn attempt<R, E>(body: impl FnOnce() -> R, failure: fn(&CaughtError) -> E) -
             pg_sys::XactReadOnly = false;
         }
         let body = body.take().expect("runs once");
-        let owner = as_owner();
         let result = body();
-        drop(owner);
         // SAFETY: ends what was started above.
         unsafe { pg_sys::CommitTransactionCommand() };
         Ok(result)
@@ -167,9 +181,33 @@ fn as_owner() -> Option<ActingAs> {
     Relation::open_for_read(gate).map(|gate| ActingAs::owner_of(&gate))
 }
 
+/// Was this database dropped? Not while that cannot be found out. For a process that may have none itself.
+pub fn is_database_gone(database: u32) -> bool {
+    /// pg_database.oid
+    const OID: usize = 1;
+    let look = || {
+        let databases = Relation::open_for_read(pg_sys::DatabaseRelationId)?;
+        let snapshot = LatestSnapshot::take();
+        // Without an index, as such a process has none of the catalogs' at hand.
+        // SAFETY: the snapshot lives longer.
+        let mut scan = unsafe { TableScan::new(&databases, snapshot.as_ptr()) };
+        let mut rows = std::iter::from_fn(|| scan.next()?.get(OID));
+        Some(!rows.any(|oid| oid.value() == database as usize))
+    };
+    attempt_anywhere(look, |error| {
+        let message = match error {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+            CaughtError::RustPanic { ereport, .. } => ereport,
+        }
+        .message();
+        log(format!("counterx: cannot look for a database: {message}"));
+    })
+    .is_ok_and(|gone| gone == Some(true))
+}
+
 /// What ALTER DATABASE ... SET has set, as one number. (The texts may be in any encoding.)
 pub fn database_settings(database: pg_sys::Oid) -> Option<i64> {
-    let _snapshot = crate::pg::snapshot::LatestSnapshot::take();
+    let _snapshot = LatestSnapshot::take();
     Spi::connect(|client| {
         client
             .select(

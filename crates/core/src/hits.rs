@@ -533,6 +533,8 @@ pub struct Place {
     /// Since when the process is what it is.
     since: i64,
     not_before: i64,
+    /// The last process could not begin.
+    failed: bool,
     asked: bool,
     /// The committer's latch; 0: there is none.
     latch: usize,
@@ -551,6 +553,8 @@ pub enum Start {
         start: u32,
         /// The database's OID.
         database: u32,
+        /// The last one could not begin: is the database still there?
+        again: bool,
     },
     /// Look again then.
     At(i64),
@@ -565,6 +569,7 @@ impl Place {
             start: 0,
             since: 0,
             not_before: 0,
+            failed: false,
             asked: false,
             latch: 0,
             queue: Queue::new(entries),
@@ -632,6 +637,7 @@ impl Place {
                 Start::Now {
                     start: self.start,
                     database: self.database,
+                    again: self.failed,
                 }
             }
             Process::Starting => Start::At(self.since + START_TIMEOUT_US),
@@ -656,6 +662,7 @@ impl Place {
             self.process == Process::Starting && self.start == start && self.database == database;
         if expected {
             self.process = Process::Working;
+            self.failed = false;
             self.since = now;
             self.latch = latch;
             self.asked = false;
@@ -672,7 +679,26 @@ impl Place {
                 false => Process::Wanted,
             };
             self.not_before = now + RETRY_US;
+            self.failed = true;
         }
+    }
+
+    /// The database was dropped: with it goes what nobody waited for. Nobody else can be there.
+    pub fn abandon(&mut self, entries: &mut [Entry], start: u32) {
+        if self.process != Process::Starting || self.start != start {
+            return;
+        }
+        while let Some(ticket) = self.queue.take(entries) {
+            if entries[ticket as usize].is_silent() {
+                self.queue.silent -= entries[ticket as usize].parts;
+            }
+            self.queue.free(entries, ticket);
+        }
+        *self = Self {
+            queue: self.queue,
+            start: self.start,
+            ..Self::new(&mut [])
+        };
     }
 
     /// Another database wants the place.

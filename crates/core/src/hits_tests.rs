@@ -811,7 +811,12 @@ fn place_is_tried_again_where_no_process_comes() {
     place.claim(3);
     assert!(place.want(10));
     assert!(!place.want(11));
-    let Start::Now { start, database: 3 } = place.next_start(12) else {
+    let Start::Now {
+        start,
+        database: 3,
+        again: false,
+    } = place.next_start(12)
+    else {
         panic!("nothing to start")
     };
     place.refused(start, 12);
@@ -825,4 +830,39 @@ fn place_is_tried_again_where_no_process_comes() {
     assert_eq!(place.next_start(20 + RETRY_US), Start::At(timeout));
     assert!(matches!(place.next_start(timeout), Start::Now { .. }));
     assert!(!place.enter(3, second, 1, 0), "it came too late");
+}
+
+#[test]
+fn place_of_a_dropped_database_is_free() {
+    let mut entries = vec![Entry::FREE; 8];
+    let mut place = Place::new(&mut entries);
+    place.claim(3);
+    let change = Change {
+        name: b"a",
+        delta: 1,
+    };
+    let hit = Hit {
+        changes: &[change; 3],
+        kind: Kind::Add,
+        durable: false,
+        waiter: None,
+    };
+    place.queue.push(&mut entries, &hit).expect("room");
+    place.want(10);
+    let Start::Now { start, .. } = place.next_start(12) else {
+        panic!("nothing to start")
+    };
+    place.failed(start, 12);
+    let Start::Now {
+        start, again: true, ..
+    } = place.next_start(12 + RETRY_US)
+    else {
+        panic!("it is not known that the last one has failed")
+    };
+    place.abandon(&mut entries, start.wrapping_sub(1));
+    assert!(!place.is_idle(), "by one who is late");
+    place.abandon(&mut entries, start);
+    assert!(place.is_idle());
+    assert_eq!((place.database, place.queue.room), (0, 8));
+    assert_eq!((place.queue.silent, place.queue.queued), (0, 0));
 }

@@ -545,6 +545,38 @@ fn database_is_dropped_renamed_and_copied_beside_its_committer() -> Result<()> {
 }
 
 #[test]
+fn what_nobody_waited_for_goes_with_its_database() -> Result<()> {
+    let mut cluster = builder("hits-gone")
+        .conf("counterx.max_committers", "1")
+        .start()?;
+    let mut admin = cluster.connect()?;
+    let mut client = create_bare_database(&cluster, "gone")?;
+    if !has_failpoints(&mut client)? {
+        return Ok(());
+    }
+    client.batch_execute("SELECT counter_hit('a')")?;
+    // No successor before the launcher is back, which takes five seconds.
+    admin.batch_execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'counterx launcher'",
+    )?;
+    arm_once(&mut cluster, "committer.taken", "error")?;
+    client.batch_execute("SELECT counter_hit('a', wait => false)")?;
+    wait_until_taken(&cluster, "committer.taken", "error")?;
+    drop(client);
+    poll_until("the database to be dropped", DEADLINE, || {
+        Ok(admin.batch_execute("DROP DATABASE gone").is_ok())
+    })?;
+    let mut other = create_bare_database(&cluster, "other")?;
+    poll_until("the place to be free", DEADLINE, || {
+        Ok(other.batch_execute("SELECT counter_hit('a')").is_ok())
+    })?;
+    let log = cluster.log();
+    let starts = log.matches("FATAL:  database").count();
+    ensure!(starts <= 1, "{starts} vain starts of a committer:\n{log}");
+    Ok(())
+}
+
+#[test]
 fn extension_is_dropped_and_made_beside_hits() -> Result<()> {
     let cluster = builder("hits-drop").start()?;
     let mut client = create_bare_database(&cluster, "hits")?;
