@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from psycopg import errors
+from psycopg.types.json import Jsonb
 
 from support import DEADLINE, POOLER, RESETTING_POOLER, CounterTest, backend_pid
 
@@ -81,6 +82,31 @@ class Pooled(CounterTest):
 
     def test_more_clients_than_servers_with_discard_all(self):
         self.mixed_load(RESETTING_POOLER)
+
+    def test_statement_mode(self):
+        hits, increments = self.name("hits"), self.name("increments")
+        pids = set()
+
+        def work(_):
+            with self.pooled(dbname="statement", autocommit=True) as client:
+                for n in range(20):
+                    self.assertTrue(client.execute("SELECT counter_hit(%s)", [hits]).fetchone()[0])
+                    client.execute("SELECT counter_hit_many(%s)", [Jsonb({hits: 1, self.name("both"): 2})])
+                    client.execute("SELECT counter_incr(%s)", [increments])
+                    pids.add(backend_pid(client))
+                client.execute("SELECT counter_hit(%s, wait => false)", [hits])
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        self.assertLessEqual(len(pids), 2)
+        # What waits comes after what was handed over before.
+        self.db.execute("SELECT counter_hit(%s, 0)", [hits])
+        self.assertEqual(self.values(), {"hits": 8 * 41, "both": 8 * 40, "increments": 8 * 20})
+        # What needs a transaction of several statements is refused by the pooler, and counts nothing.
+        client = self.pooled(dbname="statement", autocommit=False)
+        with self.assertRaises(psycopg.Error):
+            client.execute("SELECT counter_incr(%s)", [self.name("refused")])
+        self.assertNotIn("refused", self.values())
 
     def test_autocommit(self):
         def work(number):
