@@ -40,6 +40,8 @@ pub(crate) enum Goal {
     MillionOfInsert,
     ReadOfLookup,
     BusyReadOfLookup,
+    BusyMedianOfLookup,
+    HitsReadOfLookup,
     WalOfInsert,
     FoldCpuHot,
     FoldCpuSpread,
@@ -55,6 +57,7 @@ pub(crate) enum Goal {
     HitsOfUpdate,
     HitsWalOfInsert,
     SilentHitsOfSelect,
+    SilentHitsOfRedis,
     ManyHitsOfInsert,
     TryHitsOfUpdate,
     HitsLatency,
@@ -115,6 +118,13 @@ impl Goal {
             Self::BusyReadOfLookup => (
                 "point read of the hot counter beside its 32 writers, p99: times that of the look-up \
                  beside the same writers",
+                Section::Read,
+                AtMost(3.0),
+            ),
+            Self::BusyMedianOfLookup => ("the same, median", Section::Read, AtMost(4.0)),
+            Self::HitsReadOfLookup => (
+                "point read of the hot counter beside 32 that hit it, median: times that of the look-up \
+                 beside the same",
                 Section::Read,
                 AtMost(3.0),
             ),
@@ -192,6 +202,12 @@ impl Goal {
                 "counter_hit with wait => false, 32 clients: times the rate of SELECT 1",
                 Section::Hits,
                 AtLeast(0.9),
+            ),
+            Self::SilentHitsOfRedis => (
+                "the same, times the rate of Redis INCR with appendfsync everysec, each through its own \
+                 benchmark client",
+                Section::Redis,
+                AtLeast(0.75),
             ),
             Self::ManyHitsOfInsert => (
                 "counter_hit of 10,000 counters by lot, 32 clients: times the rate of the INSERT",

@@ -11,6 +11,8 @@ pub(crate) const MANY: u32 = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Counter,
+    /// By itself, with others' in one commit.
+    Hit,
     /// The least that writing down an increment can cost, if it is to be a row.
     Insert,
     Update,
@@ -33,7 +35,7 @@ pub(crate) enum Peer {
 }
 
 use Peer::{
-    Counter, FoldedLog, Insert, MaterializedView, Message, RowTrigger, SelectOne, Slots,
+    Counter, FoldedLog, Hit, Insert, MaterializedView, Message, RowTrigger, SelectOne, Slots,
     StatementTrigger, SummedLog, Update, Upsert,
 };
 
@@ -113,6 +115,7 @@ impl Peer {
     pub(crate) fn name(self) -> String {
         match self {
             Counter => "counter_incr".to_owned(),
+            Hit => "counter_hit".to_owned(),
             Insert => "INSERT, no index".to_owned(),
             Update => "UPDATE of a row".to_owned(),
             Upsert => "upsert of a row".to_owned(),
@@ -131,7 +134,7 @@ impl Peer {
     /// Tables and what belongs to them, before anything runs. Each way has its own.
     pub(crate) fn create(self, keys: Keys) -> String {
         match self {
-            Counter | Message | SelectOne => String::new(),
+            Counter | Hit | Message | SelectOne => String::new(),
             Insert => {
                 "CREATE TABLE plain_log (name text NOT NULL, delta bigint NOT NULL);".to_owned()
             }
@@ -198,7 +201,7 @@ impl Peer {
     /// Gives it as good a start as it ever has, before each round. Counters go on.
     pub(crate) fn reset(self, keys: Keys) -> String {
         match self {
-            Counter | Message | SelectOne => String::new(),
+            Counter | Hit | Message | SelectOne => String::new(),
             Insert => "TRUNCATE plain_log;".to_owned(),
             // To make a million rows anew would make each of their pages new to the WAL.
             Update if keys.rows() > MANY => String::new(),
@@ -222,6 +225,7 @@ impl Peer {
         let name = keys.name();
         match self {
             Counter => format!("SELECT counter_incr({name});"),
+            Hit => format!("SELECT counter_hit({name});"),
             Insert => insert("plain_log", name),
             Update => format!("UPDATE updated SET n = n + 1 WHERE name = {name};"),
             Upsert => format!(
@@ -267,8 +271,8 @@ impl Peer {
     /// kept.
     pub(crate) fn total(self, keys: Keys) -> Option<String> {
         Some(match self {
-            Counter if keys == Keys::Hot => "SELECT counter_value('hot')".to_owned(),
-            Counter => "SELECT counter_sum('page:')::bigint".to_owned(),
+            Counter | Hit if keys == Keys::Hot => "SELECT counter_value('hot')".to_owned(),
+            Counter | Hit => "SELECT counter_sum('page:')::bigint".to_owned(),
             Insert => "SELECT count(*) FROM plain_log".to_owned(),
             Update => sum("n", "updated"),
             Upsert => sum("n", "upserted"),
@@ -292,7 +296,7 @@ impl Peer {
     /// How one counter is read. None where it cannot be.
     pub(crate) fn read(self, name: &str) -> Option<String> {
         Some(match self {
-            Counter => format!("SELECT counter_value('{name}');"),
+            Counter | Hit => format!("SELECT counter_value('{name}');"),
             Update => format!("SELECT n FROM updated WHERE name = '{name}';"),
             Upsert => format!("SELECT n FROM upserted WHERE name = '{name}';"),
             Slots(count) => format!("SELECT sum(n) FROM slots_{count} WHERE name = '{name}';"),
@@ -330,7 +334,7 @@ impl Peer {
     /// Where its rows are, for their size: a condition on `pg_class c`.
     pub(crate) fn relations(self) -> String {
         match self {
-            Counter => "c.relnamespace = 'counterx'::regnamespace".to_owned(),
+            Counter | Hit => "c.relnamespace = 'counterx'::regnamespace".to_owned(),
             Update => "c.relname = 'updated'".to_owned(),
             Slots(count) => format!("c.relname = 'slots_{count}'"),
             FoldedLog { indexed } => {

@@ -65,6 +65,19 @@ impl Entry {
         }
     }
 
+    /// Hits that nobody waits for.
+    pub(crate) fn silent_hits(clients: u32) -> Self {
+        let mut silent = Self::custom(
+            "counter_hit, wait => false",
+            "SELECT counter_hit('silent', wait => false);",
+            "SELECT counter_value('silent')",
+            clients,
+        );
+        // Who waits comes after those.
+        silent.job = Some("SELECT counter_hit('silent', 0)".to_owned());
+        silent
+    }
+
     pub(crate) fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self

@@ -134,14 +134,7 @@ fn at(server: &mut Server, title: &str, pace: Pace, clients: u32, peers: &[Peer]
 }
 
 fn silent(server: &mut Server, pace: Pace, clients: u32) -> Result<Race> {
-    let mut silent = Entry::custom(
-        "counter_hit, wait => false",
-        "SELECT counter_hit('silent', wait => false);",
-        "SELECT counter_value('silent')",
-        clients,
-    );
-    // Who waits comes after those.
-    silent.job = Some("SELECT counter_hit('silent', 0)".to_owned());
+    let silent = Entry::silent_hits(clients);
     let floor = Entry::new(Peer::SelectOne, Keys::Hot, Batch::One, clients);
     let title = format!("hits that nobody waits for, {clients} clients");
     race(server, &title, pace, &[silent, floor])

@@ -36,8 +36,9 @@ pub(crate) fn fill(server: &mut Server) -> Result<()> {
 const FOR_EVER: u32 = 1_000_000;
 
 /// Those whose hot counter is read beside its writers.
-const WRITERS: [Peer; 6] = [
+const WRITERS: [Peer; 7] = [
     Peer::Counter,
+    Peer::Hit,
     Peer::Update,
     Peer::Slots(100),
     Peer::SummedLog,
@@ -156,7 +157,9 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
                 }
                 (Some(Peer::Counter), _, 0) => {
                     measured.goal(Goal::BusyReadOfLookup, p99.clone());
+                    measured.goal(Goal::BusyMedianOfLookup, p50.clone());
                 }
+                (Some(Peer::Hit), _, 0) => measured.goal(Goal::HitsReadOfLookup, p50.clone()),
                 _ => {}
             }
             if session.writers.is_some() && place == 0 {

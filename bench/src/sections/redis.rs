@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::goals::Goal;
 use crate::options::{Options, Section};
 use crate::peers::{Batch, Keys, Peer};
 use crate::race::{Entry, Named, Turn, race_with, slice};
@@ -84,6 +85,23 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     };
     let race = race_with(&mut server, &title, options.few_rounds(), &runners, turn)?;
 
+    // What neither waits for a disk nor survives each crash, each through its own benchmark client.
+    let silent = Entry::silent_hits(clients);
+    let rate = servers[1].incr("warm", clients, 1, TRY)?;
+    let rate = servers[1].incr("warm", clients, 1, (rate / 2.0) as u32 + 1)?;
+    let redis = "Redis, appendfsync everysec";
+    let not_waited_for = [
+        Runner::Postgres(silent),
+        Runner::Redis {
+            name: redis.to_owned(),
+            server: 1,
+            pipeline: 1,
+            times: (rate * f64::from(seconds)) as u32 + 1,
+        },
+    ];
+    let hits = format!("one hot counter, {clients} clients, hits that nobody waits for");
+    let hits = race_with(&mut server, &hits, options.rounds(), &not_waited_for, turn)?;
+
     let mut measured = Measured::new(
         Section::Redis,
         format!(
@@ -98,5 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     );
     measured.plots.push(race.plot("redis", &title));
     measured.races.push(race);
+    measured.goal(Goal::SilentHitsOfRedis, hits.row(redis)?.ratio.clone());
+    measured.races.push(hits);
     Ok(measured)
 }
