@@ -52,9 +52,11 @@ impl LaneMemory {
 
 /// What became of a tick.
 pub enum Tick {
-    /// Finished epochs were folded.
+    /// Finished epochs were folded: all that was committed before the last one was published.
     Folded,
-    /// Something is pending, and its turn will come.
+    /// An epoch was published: what was written before is folded when its writers have ended.
+    Published,
+    /// They have not.
     Waiting,
     /// Nothing is pending.
     Idle,
@@ -79,25 +81,24 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
     // The list of writers says who may write rows of the epochs before its own, whoever has published
     // since: `compact()` does so without the lease, and may wait then for as long as it likes. Who has
     // folded since has left nothing of them.
-    let left = |known: &&mut Published| {
+    let left = |known: &Published| {
         known.epoch <= gate.epoch && known.epoch - 1 > state::folded_epoch(lane)
     };
-    let folded = match memory.published.as_mut().filter(left) {
-        Some(published) => {
-            if !published.is_settled() {
-                return Ok(Tick::Waiting);
-            }
-            folding::check_tables()?;
-            memory.folded = folding::fold(lane, &lease, published.epoch - 1);
-            true
-        }
-        None => false,
-    };
-    // Should this transaction fail after the publish, the caller forgets what it knows.
-    if pending::has_pending(lane, &rels) {
+    // Should this transaction fail, the caller forgets what it knows.
+    let Some(mut published) = memory.published.take().filter(left) else {
         memory.published = Some(lease.publish(rotation::wants_switch(&rels, gate)));
+        return Ok(Tick::Published);
+    };
+    if !published.is_settled() {
+        memory.published = Some(published);
+        return Ok(Tick::Waiting);
     }
-    Ok(if folded { Tick::Folded } else { Tick::Waiting })
+    if let Err(refusal) = folding::check_tables() {
+        memory.published = Some(published);
+        return Err(refusal);
+    }
+    memory.folded = folding::fold(lane, &lease, published.epoch - 1);
+    Ok(Tick::Folded)
 }
 
 /// Truncates the lane's inactive log if nobody needs it any more. In a transaction of its own; if

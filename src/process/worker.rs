@@ -41,7 +41,7 @@ use crate::store::expired::Batch;
 use crate::store::pending;
 use crate::write::token;
 use counterx_core::lane::LANES;
-use counterx_core::schedule::{self, LaneClock, POLL};
+use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
 use counterx_core::turns::Turn;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -109,6 +109,8 @@ struct Worker {
     busy: bool,
     last_work: Duration,
     clocks: [LaneClock; LANES],
+    /// Of epochs that were published and are to be folded when their writers have ended.
+    settlings: [Settling; LANES],
     /// Of truncations: one that fails must not hold up folding.
     reclaims: [LaneClock; LANES],
     /// When to count next what is pending.
@@ -197,6 +199,7 @@ impl Worker {
             busy: true,
             last_work: Duration::ZERO,
             clocks: Default::default(),
+            settlings: Default::default(),
             reclaims: Default::default(),
             counts: Default::default(),
             memories: Default::default(),
@@ -238,8 +241,10 @@ impl Worker {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let clock = &self.clocks[lane];
                     let early = crowded || self.is_hurried(lane);
+                    let settled = self.settlings[lane].until_due(self.now());
                     if clock.due(self.now(), settings::compaction_interval())
                         || (early && clock.may_be_early())
+                        || settled == Some(Duration::ZERO)
                     {
                         self.tick(lane);
                     }
@@ -269,7 +274,8 @@ impl Worker {
                 .unwrap_or(POLL);
             if settings::compaction() {
                 let hurried = (0..LANES).any(|lane| self.is_hurried(lane));
-                session::wait(until_due.min(if hurried { HURRY } else { POLL }));
+                let pause = until_due.min(if hurried { HURRY } else { POLL });
+                session::wait(pause.min(self.until_look()));
             } else {
                 // SAFETY: outside of any transaction; what counterx.workers shows.
                 unsafe {
@@ -281,6 +287,14 @@ impl Worker {
                 session::wait(POLL);
             }
         }
+    }
+
+    /// Time until some lane is to be looked at before it is due.
+    fn until_look(&self) -> Duration {
+        let now = self.now();
+        let settled = (self.settlings.iter()).filter_map(|settling| settling.until_due(now));
+        let counted = (self.counts.iter()).map(|count| count.saturating_sub(now));
+        settled.chain(counted).min().unwrap_or(POLL).max(SHORTEST)
     }
 
     /// While others wait, this turn's first fold of each lane comes at once.
@@ -495,11 +509,20 @@ impl Worker {
             if now < self.counts[lane] {
                 continue;
             }
+            if self.settlings[lane].is_on() {
+                // It is about to be folded, or cannot be.
+                self.counts[lane] = now + POLL;
+                continue;
+            }
             let limit = self.memories[lane].early_at(threshold);
             let count = pending::count_pending_entries(lane, rels, limit);
             crowded[lane] = count >= limit;
             let since = self.clocks[lane].since(now);
-            self.counts[lane] = now + schedule::until_next_count(count, limit, since);
+            let pause = match count {
+                0 => POLL,
+                _ => schedule::until_next_count(count, limit, since).max(SHORTEST),
+            };
+            self.counts[lane] = now + pause;
         }
         Outlook::Crowded(crowded)
     }
@@ -512,21 +535,33 @@ impl Worker {
         let now = self.now();
         match result {
             Ok(Ok(tick)) => {
+                let settling = &mut self.settlings[lane];
+                match tick {
+                    Tick::Published => settling.published(now),
+                    Tick::Waiting => settling.waits(now),
+                    Tick::Folded | Tick::Idle | Tick::Busy => *settling = Settling::default(),
+                }
                 match tick {
                     Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),
-                    Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
+                    Tick::Published | Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
                 }
                 if matches!(tick, Tick::Folded) {
                     self.refused = None;
                 }
-                if !matches!(tick, Tick::Waiting) {
+                let goes_on = matches!(tick, Tick::Published | Tick::Waiting);
+                if !goes_on {
                     self.turn.lane_is_done(lane);
                 }
-                if matches!(tick, Tick::Folded | Tick::Waiting) {
+                if goes_on || matches!(tick, Tick::Folded) {
                     self.last_work = now;
+                }
+                if matches!(tick, Tick::Published) {
+                    // Back in a moment.
+                    return;
                 }
             }
             Ok(Err(refusal)) => {
+                self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
                 let message = refusal.message();
@@ -543,6 +578,7 @@ impl Worker {
             // No failure, and the worker is about to end.
             Err(_) if way::has_made_way() => return,
             Err(message) => {
+                self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
                 self.memories[lane] = LaneMemory::default();

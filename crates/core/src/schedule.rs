@@ -45,6 +45,44 @@ pub fn until_next_count(count: u64, limit: u64, since: Duration) -> Duration {
     }
 }
 
+/// The shortest pause between two looks at a lane.
+pub const SHORTEST: Duration = Duration::from_millis(2);
+
+/// When to look again whether all have ended who may still write rows of a published epoch: most
+/// transactions are over in a moment, and what is written until the fold has to wait for the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settling {
+    at: Option<Duration>,
+    looks: u32,
+}
+
+impl Settling {
+    /// The epoch was published.
+    pub fn published(&mut self, now: Duration) {
+        *self = Self {
+            at: Some(now + SHORTEST),
+            looks: 0,
+        };
+    }
+
+    /// Somebody may still write. Each pause is twice as long as the one before.
+    pub fn waits(&mut self, now: Duration) {
+        self.looks = self.looks.saturating_add(1);
+        let pause = SHORTEST.saturating_mul(1 << self.looks.min(16));
+        self.at = Some(now + pause.min(POLL));
+    }
+
+    /// Is it awaited that they end?
+    pub fn is_on(&self) -> bool {
+        self.at.is_some()
+    }
+
+    /// Time until the next look; None when nothing is awaited.
+    pub fn until_due(&self, now: Duration) -> Option<Duration> {
+        self.at.map(|at| at.saturating_sub(now))
+    }
+}
+
 /// One lane's clock. Times are durations since the worker's start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LaneClock {
@@ -112,6 +150,27 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn looks_for_writers_to_end_less_and_less_often() {
+        let mut settling = Settling::default();
+        assert!(!settling.is_on());
+        assert_eq!(settling.until_due(SECOND), None);
+        settling.published(SECOND);
+        assert!(settling.is_on());
+        assert_eq!(settling.until_due(SECOND), Some(SHORTEST));
+        assert_eq!(settling.until_due(SECOND * 2), Some(Duration::ZERO));
+        let mut last = SHORTEST;
+        for _ in 0..40 {
+            settling.waits(SECOND);
+            let pause = settling.until_due(SECOND).unwrap();
+            assert_eq!(pause, (last * 2).min(POLL));
+            last = pause;
+        }
+        assert_eq!(last, POLL);
+        settling.published(SECOND);
+        assert_eq!(settling.until_due(SECOND), Some(SHORTEST), "the next one");
+    }
 
     #[test]
     fn ticks_once_an_interval() {
