@@ -41,6 +41,10 @@ impl Told {
             Some("The hit has been counted.") => Self::Counted,
             Some("The hit was handed to the committer, which may count it still.") => Self::Unknown,
             Some(detail) if detail.contains("is not counted") => Self::NotCounted,
+            // What the committer's transaction has met, and a hit has met once more by itself.
+            _ if ["40001", "40P01", "53100", "53200"].contains(&error.code().code()) => {
+                Self::NotCounted
+            }
             Some(detail) => bail!("{error}: {detail}"),
             // What the committer's own transaction has met twice.
             None if error.message().starts_with("failpoint committer.") => Self::NotCounted,
@@ -131,6 +135,18 @@ pub struct Book {
 }
 
 impl Book {
+    /// So many hits.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Was there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Was some hit told this?
     #[must_use]
     pub fn has(&self, told: Told) -> bool {

@@ -7,6 +7,7 @@
 //! - Each transaction writes a row of a journal. What a client was told to be committed must be there,
 //!   and what it was told to be rolled back must not; where it was told nothing, as its connection was
 //!   cut, `pg_xact_status` says which of the two.
+//! - Others hit at the same time, each time counters of its own, and keep a book of what they were told.
 //! - At the end the counters that all have only added to must be what the clients' own books say.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, Load, Outcome, agree, compact,
-    folding_hard, footprint, nothing_is_kept, settle, together, totals_are_clean, watch_by,
-    within_bounds,
+    Book, BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, Load, Outcome, Told, Way,
+    agree, compact, folding_hard, footprint, hit_while, nothing_is_kept, settle, together,
+    totals_are_clean, watch_by, within_bounds,
 };
 use counterx_harness::{Cluster, poll_until};
-use postgres::{Client, IsolationLevel};
+use postgres::{Client, Config, IsolationLevel};
 use rand::RngExt;
 
 use super::client::Connection;
@@ -83,6 +84,7 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
     let tally = Tally::default();
     let sessions: Mutex<Vec<Session>> = Mutex::new(Vec::new());
     let mut upkept = BTreeMap::new();
+    let mut book = Book::default();
     let turn = AtomicU64::new(0);
     let watched = together(
         &load,
@@ -106,11 +108,13 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         },
         |control| {
             let by = |work| look_after(&cluster, DB, load.seed, work, until, control);
-            let (tables, engine) = std::thread::scope(|scope| {
+            let (tables, hits, engine) = std::thread::scope(|scope| {
                 let tables = scope.spawn(|| by(Work::Tables));
+                let hits = scope.spawn(|| hit(&cluster.config(DB), until, control));
                 let engine = by(Work::Engine);
-                (tables.join(), engine)
+                (tables.join(), hits.join(), engine)
             });
+            book = hits.map_err(|_| anyhow::anyhow!("a hitter panicked"))??;
             upkept = tables.map_err(|_| anyhow::anyhow!("upkeep panicked"))??;
             upkept.extend(engine?);
             Ok(())
@@ -122,6 +126,12 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
 
     journal_agrees(&mut admin, &sessions).context("the journal and what clients were told")?;
     books_agree(&mut admin, &sessions).context("the clients' books")?;
+    book.audit_all(&mut admin).context("what hits were told")?;
+    ensure!(
+        book.has(Told::Counted) && book.has(Told::Handed),
+        "no hit was counted"
+    );
+    report.tried("hits", book.len() as u64);
     // Whatever has been, space is got back: if no log was truncated before, one is now.
     poll_until("a log to be truncated", DEADLINE, || {
         let done = footprint(&mut admin)?.truncated > before.truncated;
@@ -174,6 +184,26 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         report.tried(&format!("beside it: {what}"), times);
     }
     Ok(())
+}
+
+/// Hits beside all of it, in all ways. Each is of counters of its own, so not too many.
+fn hit(config: &Config, until: Instant, control: &Control) -> Result<Book> {
+    let pause = Duration::from_millis(50);
+    let ways = [
+        Way::WAITS,
+        Way::SILENT,
+        Way::HURRIES,
+        Way::SEVERAL,
+        Way::SEVERAL_SILENT,
+    ]
+    .map(|way| Way { pause, ..way });
+    hit_while(config, "hit:", &ways, |_| {
+        while Instant::now() < until && !control.is_over() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    })
+    .inspect_err(|_| control.abort())
 }
 
 fn look(client: &mut Client, round: u64, patience: Duration, control: &Control) -> Result<u64> {
