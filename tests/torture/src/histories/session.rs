@@ -40,11 +40,11 @@ pub(crate) struct Transaction {
     own_off: bool,
     /// It may not be possible to prepare it, as it may have changed bounded counters ...
     unpreparable: bool,
-    /// ... and it is not, as it has written early.
+    /// ... and it is not, as it has written early, and that was not undone.
     flushed: bool,
     now: Known,
-    /// What was known, and whether the journal's row was written.
-    savepoints: Vec<(Known, bool)>,
+    /// What was known, whether the journal's row was written, and whether something was written early.
+    savepoints: Vec<(Known, bool, bool)>,
 }
 
 /// A cursor whose rows are calls.
@@ -134,7 +134,7 @@ impl Session {
     fn in_force(&self) -> Option<&Known> {
         let transaction = self.transaction.as_ref()?;
         if transaction.failed {
-            transaction.savepoints.last().map(|(known, _)| known)
+            transaction.savepoints.last().map(|(known, ..)| known)
         } else {
             Some(&transaction.now)
         }
@@ -435,7 +435,8 @@ impl Session {
             Step::Fail(_) => bail!("a division by zero went well"),
             Step::Savepoint => {
                 let transaction = self.open()?;
-                let state = (transaction.now.clone(), transaction.journalled);
+                let now = transaction.now.clone();
+                let state = (now, transaction.journalled, transaction.flushed);
                 transaction.savepoints.push(state);
             }
             Step::RollbackTo(to) => {
@@ -447,7 +448,8 @@ impl Session {
                     (*to).clamp(1, depth)
                 };
                 transaction.savepoints.truncate(to);
-                (transaction.now, transaction.journalled) = transaction.savepoints[to - 1].clone();
+                (transaction.now, transaction.journalled, transaction.flushed) =
+                    transaction.savepoints[to - 1].clone();
                 transaction.failed = false;
                 self.cursor = None;
                 self.changing.take_if(|changing| changing.depth >= to);
@@ -461,10 +463,10 @@ impl Session {
                     changing.depth = changing.depth.min(left);
                 }
             }
-            Step::FlushEarly { .. } => {
+            Step::FlushEarly { keep } => {
                 let transaction = self.open()?;
                 transaction.unpreparable = true;
-                transaction.flushed = true;
+                transaction.flushed |= keep;
             }
             Step::Cursor { hold } => {
                 self.cursors += 1;
@@ -507,8 +509,8 @@ impl Session {
                 for (op, answer) in ops[..*kept].iter().zip(answers) {
                     self.learn(op, answer)?;
                 }
-                // What was undone may have been of bounded counters, or was written early, too.
-                let overflows = ops.iter().any(|op| matches!(op, Op::Overflow(_)));
+                // What was undone may have been of bounded counters, too. What it has written early is gone.
+                let overflows = (ops[..*kept].iter()).any(|op| matches!(op, Op::Overflow(_)));
                 let transaction = self.open()?;
                 transaction.unpreparable = true;
                 transaction.flushed |= overflows;
