@@ -46,8 +46,9 @@ impl Failure {
     /// Can the same hit be counted later?
     pub fn may_pass(&self) -> bool {
         let class = sqlstate(self.code);
-        // Conflicts, resources, objects that are locked, cancellations and shutdowns, the disk.
-        ["40", "53", "55", "57", "58"]
+        // Conflicts, resources, limits such as that of xids, objects that are locked, cancellations and
+        // shutdowns, the disk.
+        ["40", "53", "54", "55", "57", "58"]
             .iter()
             .any(|passing| class.starts_with(passing))
     }
@@ -94,6 +95,24 @@ mod tests {
         let bare = decode(code, &failure("").encode());
         assert_eq!(bare.detail(), None);
         assert_eq!(bare.hint(), Some("Check free disk space."));
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_never_will() {
+        let may_pass = |code| {
+            Failure {
+                code,
+                ..failure("")
+            }
+            .may_pass()
+        };
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_DISK_FULL));
+        // No xids are left until somebody has vacuumed.
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED));
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE));
+        assert!(!may_pass(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION));
+        // The extension was dropped.
+        assert!(!may_pass(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT));
     }
 
     #[test]

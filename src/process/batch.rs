@@ -319,6 +319,10 @@ impl Batches {
                 "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
             ));
         }
+        if failure.code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+            // The committer's statement, not that of who waits.
+            return place.queue.put_back(entries, item.ticket);
+        }
         let answer = Answer::Failed(failure.code as i32);
         let waiter = place
             .queue

@@ -78,6 +78,8 @@ pub fn own_settings(own: &[(&'static CStr, &'static CStr)]) {
         (c"search_path", c"pg_catalog"),
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
+        // An error is to be dealt with, not to end the process.
+        (c"exit_on_error", c"off"),
     ];
     let further = compat::FURTHER_TIMEOUTS.iter().map(|&name| (name, c"0"));
     for (name, value) in fixed.into_iter().chain(further).chain(own.iter().copied()) {

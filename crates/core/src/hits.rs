@@ -440,11 +440,17 @@ impl Queue {
         Some(waiter)
     }
 
+    /// This one, which was taken, is to be tried anew.
+    pub fn put_back(&mut self, entries: &mut [Entry], ticket: u32) {
+        debug_assert_eq!(entries[ticket as usize].state, State::Taken);
+        self.prepend(entries, ticket);
+    }
+
     /// The committer ends, and this one is not counted: all that were taken, in any order.
     pub fn put_back_taken(&mut self, entries: &mut [Entry]) {
         for ticket in 0..self.capacity {
             if entries[ticket as usize].state == State::Taken {
-                self.prepend(entries, ticket);
+                self.put_back(entries, ticket);
             }
         }
     }

@@ -109,9 +109,11 @@ enum Fault {
     EnterAlways,
     /// Of a hit of several counters only the first is counted.
     CountFirst,
+    /// One whose transaction was cancelled is not put back.
+    ForgetCancelled,
 }
 
-const FAULTS: [Fault; 15] = [
+const FAULTS: [Fault; 16] = [
     Fault::NoWaking,
     Fault::PutBackCommitted,
     Fault::AnswerUncommitted,
@@ -127,6 +129,7 @@ const FAULTS: [Fault; 15] = [
     Fault::CancelBeforeWaking,
     Fault::EnterAlways,
     Fault::CountFirst,
+    Fault::ForgetCancelled,
 ];
 
 /// One step that is possible: what is so afterwards, and whether it is one that happens by itself.
@@ -467,15 +470,26 @@ impl World {
                 let wake = world.answer(&batch, counted);
                 world.at(CommitterAt::Wake(wake, rest.clone()));
             }),
-            CommitterAt::Failed(ticket, rest) => add(true, &mut |world| {
-                // What nobody waits for is tried again, until it is counted.
-                if Queue::is_waited_for(&world.entries, ticket) {
-                    let wake = world.answer(&[ticket], Answer::Failed(1));
-                    world.at(CommitterAt::Wake(wake, rest.clone()));
-                } else {
-                    world.at(CommitterAt::Commit(vec![ticket], rest.clone()));
+            CommitterAt::Failed(ticket, rest) => {
+                add(true, &mut |world| {
+                    // What nobody waits for is tried again, until it is counted.
+                    if Queue::is_waited_for(&world.entries, ticket) {
+                        let wake = world.answer(&[ticket], Answer::Failed(1));
+                        world.at(CommitterAt::Wake(wake, rest.clone()));
+                    } else {
+                        world.at(CommitterAt::Commit(vec![ticket], rest.clone()));
+                    }
+                });
+                // Somebody has cancelled the committer.
+                if Queue::is_waited_for(&self.entries, ticket) {
+                    add(false, &mut |world| {
+                        if world.fault != Fault::ForgetCancelled {
+                            world.place.queue.put_back(&mut world.entries, ticket);
+                        }
+                        world.at(CommitterAt::Wake(Vec::new(), rest.clone()));
+                    });
                 }
-            }),
+            }
             CommitterAt::Wake(wake, rest) => add(true, &mut |world| {
                 let (Some((&first, others)), false) =
                     (wake.split_first(), world.fault == Fault::NoWaking)

@@ -225,6 +225,71 @@ fn committer_that_is_terminated_or_cancelled_loses_nothing() -> Result<()> {
     no_panics(&cluster)
 }
 
+/// Keeps hits from being counted, as long as it lives.
+fn obstacle(cluster: &Cluster) -> Result<Client> {
+    let mut session = cluster.connect_db("hits")?;
+    session.batch_execute("BEGIN; SELECT counter_type_create('obstacle', max => 1)")?;
+    Ok(session)
+}
+
+#[test]
+fn callers_do_not_hear_that_the_committer_was_cancelled() -> Result<()> {
+    let cluster = builder("hits-cancelled").start()?;
+    let mut client = create_bare_database(&cluster, "hits")?;
+    settle(&mut client)?;
+    let obstacle = obstacle(&cluster)?;
+    let done = AtomicBool::new(false);
+    let rounds = AtomicU64::new(0);
+    thread::scope(|scope| -> Result<()> {
+        let cancels = [(); 2].map(|()| {
+            scope.spawn(|| -> Result<()> {
+                let mut session = cluster.connect()?;
+                let sql = "SELECT pg_cancel_backend(pid)
+                             FROM pg_stat_activity, generate_series(1, 200)
+                            WHERE backend_type = $1";
+                while !done.load(Ordering::Relaxed) {
+                    session.execute(sql, &[&COMMITTER])?;
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            })
+        });
+        let hits = scope.spawn(|| -> Result<()> {
+            while !done.load(Ordering::Relaxed) {
+                if let Err(error) = client.batch_execute("SELECT counter_hit('a')") {
+                    // Between two cancels it may find that somebody is in the way.
+                    let code = error.code().context("the connection broke")?.code();
+                    ensure!(code == "55P03", "{error}");
+                }
+            }
+            Ok(())
+        });
+        let result = wait_for_hits(&rounds, 500);
+        drop(obstacle);
+        done.store(true, Ordering::Relaxed);
+        for cancels in cancels {
+            cancels.join().expect("does not panic")?;
+        }
+        hits.join().expect("does not panic")?;
+        result
+    })?;
+    no_panics(&cluster)
+}
+
+#[test]
+fn errors_do_not_end_the_committer() -> Result<()> {
+    let cluster = builder("hits-exit-on-error").start()?;
+    create_bare_database(&cluster, "hits")?
+        .batch_execute("ALTER DATABASE hits SET exit_on_error = on")?;
+    let _obstacle = obstacle(&cluster)?;
+    let mut client = cluster.connect_db("hits")?;
+    client.batch_execute("SET statement_timeout = '60s'")?;
+    let error = (client.batch_execute("SELECT counter_hit('a')")).expect_err("counted");
+    let code = error.code().context("the connection broke")?.code();
+    ensure!(code == "55P03", "{error}");
+    Ok(())
+}
+
 #[test]
 fn restart_loses_nothing() -> Result<()> {
     let mut cluster = builder("hits-restart").start()?;
