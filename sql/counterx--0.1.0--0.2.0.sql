@@ -6,6 +6,18 @@
 -- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
 -- counted, prepared ones too, and nobody deadlocks with it.
 
+-- What was committed while this waits for its locks has to be seen: no snapshot may be older than they are.
+DO $$
+BEGIN
+    IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
+        RAISE active_sql_transaction USING
+            MESSAGE = 'extension "counterx" cannot be updated in a REPEATABLE READ or SERIALIZABLE transaction',
+            DETAIL = 'What is committed while the update waits for others would be lost.',
+            HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED; ALTER EXTENSION counterx UPDATE; COMMIT.';
+    END IF;
+END
+$$;
+
 -- What is made here belongs to the extension's owner, whichever superuser runs this. Ends with the script.
 DO $$
 DECLARE
@@ -365,6 +377,16 @@ BEGIN
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
           AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
+          -- Not what somebody else has put into the schema.
+          AND EXISTS (
+            SELECT FROM pg_catalog.pg_depend d
+            JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+            WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND d.objid OPERATOR(pg_catalog.=) c.oid
+              AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+              AND d.deptype OPERATOR(pg_catalog.=) 'e'
+              AND e.extname OPERATOR(pg_catalog.=) 'counterx'
+          )
         ORDER BY c.oid
     LOOP
         IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
@@ -422,13 +444,17 @@ DECLARE
     granted aclitem[];
 BEGIN
     FOR target IN
-        SELECT g.command, i.initprivs, n.oid, n.nspacl AS acl, true AS is_schema
+        -- pg_upgrade notes no initial rights that are those of every new object.
+        SELECT g.command, COALESCE(i.initprivs, pg_catalog.acldefault('n', n.nspowner)) AS initprivs,
+            n.oid, n.nspacl AS acl, true AS is_schema
         FROM (VALUES ('GRANT USAGE ON SCHEMA counterx TO pg_database_owner')) g(command)
         JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) 'counterx'
         LEFT JOIN pg_catalog.pg_init_privs i
             ON i.objoid OPERATOR(pg_catalog.=) n.oid AND i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
         UNION ALL
-        SELECT g.command, i.initprivs, c.oid, c.relacl, false
+        SELECT g.command,
+            COALESCE(i.initprivs, pg_catalog.acldefault(CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'S'::pg_catalog."char" THEN 's'::pg_catalog."char" ELSE 'r'::pg_catalog."char" END, c.relowner)),
+            c.oid, c.relacl, false
         FROM (VALUES
             ('counterx.token'::pg_catalog.regclass, 'GRANT SELECT, INSERT ON counterx.token TO pg_database_owner'),
             ('counterx.type', 'GRANT SELECT, INSERT ON counterx.type TO pg_database_owner'),
@@ -440,7 +466,7 @@ BEGIN
             ON i.objoid OPERATOR(pg_catalog.=) c.oid AND i.objsubid OPERATOR(pg_catalog.=) 0
             AND i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
     LOOP
-        IF target.initprivs IS NULL OR target.acl IS NULL THEN
+        IF target.acl IS NULL THEN
             EXECUTE target.command;
             CONTINUE;
         END IF;

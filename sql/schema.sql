@@ -14,8 +14,7 @@ BEGIN
     SELECT pg_catalog.string_agg(pg_catalog.quote_ident(c.relname::text), ', ' ORDER BY c.relname)
     INTO taken
     FROM pg_catalog.pg_class c
-    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-    WHERE n.nspname OPERATOR(pg_catalog.=) '@extschema@'
+    WHERE c.relnamespace OPERATOR(pg_catalog.=) '@extschema@'::pg_catalog.regnamespace
       AND c.relname OPERATOR(pg_catalog.=) ANY (ARRAY['counters', 'counter_types', 'counter_holds']::pg_catalog.name[]);
     IF taken IS NOT NULL THEN
         RAISE duplicate_table USING

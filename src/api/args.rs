@@ -5,6 +5,7 @@ use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::{self, Member};
 use crate::pg::room;
 use crate::pg::varlena::text_datum;
+use crate::store::catalog;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
@@ -33,6 +34,30 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Text<'fcx> {
     unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
         // SAFETY: the argument is a text and not null, by the contract of the trait.
         Self(unsafe { arg.unbox_arg_using_from_datum::<&[u8]>() }.unwrap_or_default())
+    }
+}
+
+/// No argument in SQL. Before those that follow it are read, it makes sure that the SQL objects are of the
+/// library's version: for functions that an older version has with fewer arguments.
+pub struct SameVersion;
+
+// SAFETY: it is no part of the SQL.
+unsafe impl SqlTranslatable for SameVersion {
+    const TYPE_IDENT: &'static str = "counterx::SameVersion";
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::Skip);
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::Skip));
+}
+
+// SAFETY: takes nothing from the call.
+unsafe impl<'fcx> ArgAbi<'fcx> for SameVersion {
+    unsafe fn unbox_arg_unchecked(_: Arg<'_, 'fcx>) -> Self {
+        catalog::shared();
+        Self
+    }
+
+    fn is_virtual_arg() -> bool {
+        true
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::args;
 use super::args::NameOut;
+use super::args::SameVersion;
 use super::args::Text;
 use super::args::TextArray;
 use crate::query::paging;
@@ -51,6 +52,7 @@ fn counter_rank(name: Option<Text>, prefix: default!(Option<Text>, "''")) -> Opt
 #[pg_extern(stable, parallel_restricted, cost = 10000)]
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn counter_top(
+    _version: SameVersion,
     n: default!(Option<i64>, 10),
     prefix: default!(Option<Text>, "''"),
     after_value: default!(Option<i64>, "NULL"),
@@ -69,6 +71,7 @@ fn counter_top(
 #[pg_extern(stable, parallel_restricted, cost = 10000)]
 #[allow(clippy::type_complexity, reason = "the columns of a table function")]
 fn counter_bottom(
+    _version: SameVersion,
     n: default!(Option<i64>, 10),
     prefix: default!(Option<Text>, "''"),
     after_value: default!(Option<i64>, "NULL"),

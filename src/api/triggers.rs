@@ -6,6 +6,7 @@ use crate::api;
 use crate::bounds::types;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
+use crate::store::catalog;
 use crate::store::columns::{hold, late};
 use crate::store::ours;
 use pgrx::trigger_support::called_as_trigger;
@@ -57,6 +58,12 @@ impl Call {
 
     fn is_for_row(&self) -> bool {
         self.is(pg_sys::TRIGGER_EVENT_ROW, pg_sys::TRIGGER_EVENT_ROW)
+    }
+
+    /// The relation.
+    fn relation(&self) -> pg_sys::Oid {
+        // SAFETY: as above; an open relation.
+        unsafe { (*(*self.data).tg_relation).rd_id }
     }
 
     /// The name of the relation.
@@ -139,9 +146,11 @@ fn is_replicated() -> bool {
 #[pg_guard]
 #[doc(hidden)]
 pub extern "C-unwind" fn counterx_type_changed(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    trigger_data(fcinfo, "type_changed");
-    types::changed();
-    if !ours::is_at_work() {
+    let call = Call::new(fcinfo, "type_changed");
+    types::changed_in(call.relation());
+    // Objects of an older version take a dump of that version, to be updated then. Who has this library
+    // counts nothing there.
+    if !ours::is_at_work() && !catalog::is_of_older_version() {
         api::types::recheck_all();
     }
     pg_sys::Datum::null()

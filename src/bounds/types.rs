@@ -51,8 +51,13 @@ thread_local! {
 
 /// Definitions of types have changed: what each session has in memory of them is outdated.
 pub fn changed() {
+    changed_in(catalog::shared().types);
+}
+
+/// The same, where this is the table of types.
+pub fn changed_in(table: pg_sys::Oid) {
     // SAFETY: invalidates a relation that exists. The message is sent when the transaction commits.
-    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog::shared().types) };
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table) };
 }
 
 /// The limits of a counter; None: it has none. Notes that the running transaction goes by them.

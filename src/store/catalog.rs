@@ -124,6 +124,14 @@ pub fn shared() -> SharedRels {
     try_shared().unwrap_or_else(|why| why.raise())
 }
 
+/// Are the SQL objects those of an older version than the library?
+pub fn is_of_older_version() -> bool {
+    match try_shared() {
+        Err(Unusable::Version(installed)) => is_older(&installed, env!("CARGO_PKG_VERSION")),
+        _ => false,
+    }
+}
+
 /// The relations of a lane; looks them up where needed.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use counterx_cluster_tests::{DEADLINE, catch_up, compact, settle, shared};
+use counterx_cluster_tests::{DEADLINE, catch_up, compact, settle, shared, wait_for_blocked};
 use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -49,15 +49,9 @@ fn of_0_1_0(name: &str) -> Result<Client> {
     Ok(client)
 }
 
+/// As a dump of 0.1.0 is restored.
 fn fill(client: &mut Client) -> Result<()> {
-    // Its trigger would call a function that asks for the newest version.
-    client
-        .batch_execute(&format!(
-            "ALTER TABLE counterx.type DISABLE TRIGGER type_changed;
-             {ROWS}
-             ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;"
-        ))
-        .context("rows of 0.1.0")
+    client.batch_execute(ROWS).context("rows of 0.1.0")
 }
 
 /// What the counters of those rows are, once more.
@@ -226,6 +220,46 @@ fn is_older_version(error: &postgres::Error) -> bool {
             && error.message().contains("but its library is version")
             && error.hint() == Some("Run ALTER EXTENSION counterx UPDATE.")
     })
+}
+
+/// Each function of the older objects says what to do, whatever arguments it has there.
+#[test]
+fn older_objects_are_refused_by_each_function() -> Result<()> {
+    for version in VERSIONS {
+        let name = format!("refused_{}", version.replace('.', "_"));
+        let mut client = database(&name, Some(version), "public")?;
+        // Nulls for all arguments without a default, and then for all.
+        let calls = client.query(
+            "SELECT format('SELECT * FROM %s(%s)', p.oid::regproc, (
+                 SELECT string_agg('NULL::' || format_type(t, NULL), ', ' ORDER BY nr)
+                 FROM unnest(p.proargtypes) WITH ORDINALITY AS a (t, nr)
+                 WHERE nr <= p.pronargs - CASE WHEN whole THEN 0 ELSE p.pronargdefaults END))
+             FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+             JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'counterx',
+                 (VALUES (true), (false)) v (whole)
+             WHERE p.prorettype NOT IN ('trigger'::regtype, 'fdw_handler'::regtype)",
+            &[],
+        )?;
+        ensure!(calls.len() > 60, "only {} calls", calls.len());
+        for call in calls {
+            let call: String = call.get(0);
+            let error = client.batch_execute(&call).err();
+            let error = error.with_context(|| format!("{call} worked with version {version}"))?;
+            // What it says of the arguments is as good.
+            let is_argument = error.code() == Some(&SqlState::NULL_VALUE_NOT_ALLOWED);
+            ensure!(is_argument || is_older_version(&error), "{call}: {error:?}");
+        }
+        for call in [
+            "counter_top(3)",
+            "counter_bottom(3, 'x')",
+            "counter_list('x')",
+        ] {
+            let error = client.batch_execute(&format!("SELECT * FROM {call}")).err();
+            let error = error.with_context(|| format!("{call} worked with version {version}"))?;
+            ensure!(is_older_version(&error), "{call}: {error:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Sessions count all the time: they are refused before the update and told what to do, and go on after it.
@@ -404,6 +438,12 @@ fn rights_and_users_of_functions_stay_as_they_were() -> Result<()> {
         );
         client.batch_execute(&format!("DROP {drop}"))?;
     }
+    // As pg_upgrade leaves those that are what a table has by default.
+    client.batch_execute(
+        "DELETE FROM pg_init_privs WHERE classoid = 'pg_class'::regclass
+             AND objoid = ANY ('{counterx.type,counterx.hold_id}'::regclass[]);
+         GRANT SELECT ON counterx.hold_id TO upgrade_admin",
+    )?;
     client.batch_execute(
         "ALTER EXTENSION counterx UPDATE; CREATE VIEW top AS SELECT * FROM counter_top(3);
          TABLE one; SELECT visit(); SET ROLE upgrade_reader; SELECT counter_incr('visits');
@@ -419,6 +459,7 @@ fn rights_and_users_of_functions_stay_as_they_were() -> Result<()> {
     for grant in [
         "GRANT USAGE ON SCHEMA counterx TO upgrade_admin;",
         "GRANT SELECT ON TABLE counterx.type TO upgrade_admin;",
+        "GRANT SELECT ON SEQUENCE counterx.hold_id TO upgrade_admin;",
         "FUNCTION public.counter_set(name text, value bigint) TO upgrade_admin;",
         "FUNCTION public.counter_top(n bigint, prefix text, after_value bigint, after_name text) TO upgrade_reader;",
     ] {
@@ -428,6 +469,68 @@ fn rights_and_users_of_functions_stay_as_they_were() -> Result<()> {
         !dump.contains("TO pg_database_owner"),
         "the dump has what the extension itself grants"
     );
+    Ok(())
+}
+
+/// What is committed while the update waits for its locks is there afterwards. A snapshot that is older than
+/// the locks would not show it, so the update refuses to go by one.
+#[test]
+fn an_update_does_not_go_by_an_old_snapshot() -> Result<()> {
+    let mut client = of_0_1_0("isolation")?;
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        for begin in [
+            format!("BEGIN ISOLATION LEVEL {level}"),
+            format!(
+                "SET default_transaction_isolation = '{}'",
+                level.to_lowercase()
+            ),
+        ] {
+            client.batch_execute(&begin)?;
+            let refused = client.batch_execute("ALTER EXTENSION counterx UPDATE");
+            client.batch_execute("ROLLBACK; RESET default_transaction_isolation")?;
+            let refused = refused
+                .err()
+                .with_context(|| format!("it was updated after {begin}"))?;
+            let error = refused.as_db_error().context("no error of the server")?;
+            ensure!(
+                error.code() == &SqlState::ACTIVE_SQL_TRANSACTION
+                    && error
+                        .hint()
+                        .is_some_and(|hint| hint.contains("READ COMMITTED")),
+                "{error:?}"
+            );
+        }
+    }
+    client.batch_execute(
+        "BEGIN; INSERT INTO counterx.late VALUES (5, 'late:only', 1000, now(), NULL);
+         PREPARE TRANSACTION 'meanwhile'",
+    )?;
+    let mut updater = cluster().connect_db("isolation")?;
+    let pid: i32 = updater.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    std::thread::scope(|scope| -> Result<()> {
+        let update = scope.spawn(move || updater.batch_execute("ALTER EXTENSION counterx UPDATE"));
+        let waited = wait_for_blocked(&mut client, "the update", pid);
+        client.batch_execute("COMMIT PREPARED 'meanwhile'")?;
+        let updated = update.join().map_err(|_| anyhow!("it panicked"))?;
+        waited?;
+        Ok(updated?)
+    })?;
+    let mut expected = expected_values();
+    let late: i64 = expected["late:only"].parse()?;
+    expected.insert("late:only".to_owned(), (late + 1000).to_string());
+    ensure!(values(&mut client)? == expected);
+    Ok(())
+}
+
+/// What somebody has put into the schema `counterx` stays his.
+#[test]
+fn an_update_leaves_tables_of_others_alone() -> Result<()> {
+    let mut client = of_0_1_0("others")?;
+    client.batch_execute(
+        "CREATE TABLE counterx.saved AS TABLE counterx.late;
+         ALTER EXTENSION counterx UPDATE;
+         DELETE FROM counterx.saved WHERE delta = 1; TRUNCATE counterx.saved; DROP EXTENSION counterx CASCADE",
+    )?;
     Ok(())
 }
 

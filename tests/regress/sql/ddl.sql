@@ -4,6 +4,11 @@
 CREATE VIEW counters AS SELECT 1 AS mine;
 CREATE EXTENSION counterx;
 DROP VIEW counters;
+CREATE SCHEMA "My Counters";
+CREATE TABLE "My Counters".counter_types ();
+CREATE EXTENSION counterx SCHEMA "My Counters";
+DROP TABLE "My Counters".counter_types;
+DROP SCHEMA "My Counters";
 -- Tables are heaps, whatever new ones are here.
 CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler;
 SET default_table_access_method = heap2;
