@@ -283,7 +283,8 @@ fn errors_do_not_end_the_committer() -> Result<()> {
         .batch_execute("ALTER DATABASE hits SET exit_on_error = on")?;
     let _obstacle = obstacle(&cluster)?;
     let mut client = cluster.connect_db("hits")?;
-    client.batch_execute("SET statement_timeout = '60s'")?;
+    // The session itself is to hear of it.
+    client.batch_execute("SET exit_on_error = off; SET statement_timeout = '60s'")?;
     let error = (client.batch_execute("SELECT counter_hit('a')")).expect_err("counted");
     let code = error.code().context("the connection broke")?.code();
     ensure!(code == "55P03", "{error}");
