@@ -16,9 +16,14 @@ const ELSEWHERE: &[&str] = &["docs/recipes/several-servers.md"];
 
 fn documents() -> Result<Vec<PathBuf>> {
     let root = checkout().canonicalize()?;
-    let mut files = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-        .map(|name| root.join(name))
-        .to_vec();
+    let mut files = [
+        "README.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ]
+    .map(|name| root.join(name))
+    .to_vec();
     let mut directories = vec![root.join("docs")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
@@ -130,9 +135,8 @@ fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
         let outputs =
             run_blocks(&cluster, DATABASE, &blocks).with_context(|| file.display().to_string())?;
         for (block, output) in blocks.iter().zip(&outputs) {
-            with_output += u32::from(
-                (block.check(output)).with_context(|| file.display().to_string())?,
-            );
+            with_output +=
+                u32::from((block.check(output)).with_context(|| file.display().to_string())?);
         }
         // Its worker may be busy still: it goes by itself.
         cluster.psql("postgres", &format!("DROP DATABASE {DATABASE}"))?;

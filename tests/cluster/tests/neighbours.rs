@@ -100,7 +100,9 @@ fn load(cluster: &Cluster, there: &[(&str, Option<&str>)], db: &str) -> Result<(
 }
 
 fn value(client: &mut Client, name: &str) -> Result<i64> {
-    Ok(client.query_one("SELECT counter_value($1)", &[&name])?.get(0))
+    Ok(client
+        .query_one("SELECT counter_value($1)", &[&name])?
+        .get(0))
 }
 
 /// Each call is seen once, and counts once, also where the plan is run to be explained.
@@ -108,7 +110,9 @@ fn statements_are_seen(cluster: &Cluster) -> Result<()> {
     let mut client = create_database(cluster, "seen")?;
     client.batch_execute("CREATE EXTENSION pg_stat_statements; SELECT pg_stat_statements_reset(); SET auto_explain.sample_rate = 1")?;
     for _ in 0..7 {
-        client.batch_execute("SELECT counter_incr('seen'); CALL counter_add('seen'); SELECT counter_hit('seen')")?;
+        client.batch_execute(
+            "SELECT counter_incr('seen'); CALL counter_add('seen'); SELECT counter_hit('seen')",
+        )?;
     }
     client.batch_execute("SET auto_explain.sample_rate = 0")?;
     let rows = client.query(
@@ -149,7 +153,10 @@ fn cron_counts(cluster: &Cluster) -> Result<()> {
         client.execute("SELECT cron.schedule('* * * * *', $1)", &[&job])?;
     }
     // By its connection, and by its background workers.
-    client.execute("UPDATE cron.job SET nodename = $1", &[&cluster.socket_dir().to_string_lossy()])?;
+    client.execute(
+        "UPDATE cron.job SET nodename = $1",
+        &[&cluster.socket_dir().to_string_lossy()],
+    )?;
     poll_until("all jobs to be done", MINUTES, || {
         let sql = "SELECT count(DISTINCT command) FILTER (WHERE status = 'succeeded'),
                           coalesce(string_agg(command || ': ' || return_message, '; ') FILTER (WHERE status = 'failed'), '')
@@ -199,7 +206,10 @@ fn partitions_are_counted(cluster: &Cluster) -> Result<()> {
             &[&next],
         )?;
         next += 50;
-        client.execute("DELETE FROM event WHERE id % 10 = 3 AND id >= $1 - 50", &[&next])?;
+        client.execute(
+            "DELETE FROM event WHERE id % 10 = 3 AND id >= $1 - 50",
+            &[&next],
+        )?;
         Ok(client.query_one(partitions, &[])?.get::<_, i64>(0) > before + 4)
     })?;
     let sql = "SELECT (SELECT count(*) FROM event), counter_sum('events:')::bigint,
@@ -207,7 +217,10 @@ fn partitions_are_counted(cluster: &Cluster) -> Result<()> {
                       (SELECT count(*) FROM ONLY event_default)";
     let row = client.query_one(sql, &[])?;
     let (rows, counted): (i64, i64) = (row.get(0), row.get(1));
-    ensure!(rows == counted && rows > 0, "{rows} rows, {counted} counted");
+    ensure!(
+        rows == counted && rows > 0,
+        "{rows} rows, {counted} counted"
+    );
     Ok(())
 }
 

@@ -39,7 +39,9 @@ impl Servers {
     }
 
     fn get(&self, name: &str) -> Result<&Cluster> {
-        self.0.get(name).with_context(|| format!("no server {name}"))
+        self.0
+            .get(name)
+            .with_context(|| format!("no server {name}"))
     }
 
     fn connect(&self, name: &str) -> Result<Client> {
@@ -102,7 +104,10 @@ fn block_with(all: &[Block], has: &str) -> Result<Block> {
     let mut found = all.iter().filter(|block| block.sql.contains(has));
     match (found.next(), found.next()) {
         (Some(block), None) => Ok(block.clone()),
-        (first, _) => bail!("{} blocks with {has}", if first.is_some() { "several" } else { "no" }),
+        (first, _) => bail!(
+            "{} blocks with {has}",
+            if first.is_some() { "several" } else { "no" }
+        ),
     }
 }
 
@@ -122,7 +127,10 @@ fn counters_of_several_servers_are_read_as_one_and_carried_over() -> Result<()> 
     for block in &all {
         compared += u32::from(servers.run(block)?);
     }
-    ensure!(compared >= 8, "the page shows {compared} outputs: is the parser broken?");
+    ensure!(
+        compared >= 8,
+        "the page shows {compared} outputs: is the parser broken?"
+    );
 
     conditions_are_sent_to_the_servers(&servers)?;
     one_snapshot_of_each_server(&servers)?;
@@ -148,13 +156,16 @@ fn conditions_are_sent_to_the_servers(servers: &Servers) -> Result<()> {
             "WHERE ((name >= 'likes:')) AND ((name < 'likes;'))",
         ),
     ] {
-        let lines = plan(&format!("SELECT name, value FROM counters WHERE {condition}"))?;
+        let lines = plan(&format!(
+            "SELECT name, value FROM counters WHERE {condition}"
+        ))?;
         let remote = lines.iter().filter(|line| line.contains("Remote SQL:"));
         let sent: Vec<bool> = remote.map(|line| line.contains(sent)).collect();
         ensure!(sent == [true, true, true], "{condition}: {lines:#?}");
     }
     // Those that cannot have it are not asked.
-    let lines = plan("SELECT value FROM counters_by_server WHERE server = 'b' AND name = 'likes:3'")?;
+    let lines =
+        plan("SELECT value FROM counters_by_server WHERE server = 'b' AND name = 'likes:3'")?;
     let scans = lines.iter().filter(|line| line.contains("Foreign Scan"));
     let scans: Vec<&String> = scans.collect();
     ensure!(
@@ -169,7 +180,9 @@ fn conditions_are_sent_to_the_servers(servers: &Servers) -> Result<()> {
     )?;
     let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     ensure!(
-        lines.iter().any(|line| line.contains("likes:1") && !line.contains("Filter")),
+        lines
+            .iter()
+            .any(|line| line.contains("likes:1") && !line.contains("Filter")),
         "{lines:#?}"
     );
     Ok(())
@@ -209,7 +222,8 @@ fn a_server_that_is_down(servers: &mut Servers) -> Result<()> {
         };
         let code = sqlstate(&error).map(|code| code.code().to_owned());
         ensure!(
-            code.as_deref().is_some_and(|code| code.starts_with("08") || code.starts_with("57P")),
+            code.as_deref()
+                .is_some_and(|code| code.starts_with("08") || code.starts_with("57P")),
             "{error:?}"
         );
         ensure!(number(client, others)? == without);
@@ -243,13 +257,26 @@ fn carried_over_under_load(servers: &Servers, all: &[Block]) -> Result<()> {
     let names: Vec<String> = (0..NAMES).map(|n| format!("moving:{n}")).collect();
     let mut home = BTreeMap::new();
     for name in &names {
-        let row = reader.query_one("SELECT server_of($1, '{a,b}'), server_of($1, '{a,b,c}')", &[name])?;
-        home.insert(name.clone(), (row.get::<_, String>(0), row.get::<_, String>(1)));
+        let row = reader.query_one(
+            "SELECT server_of($1, '{a,b}'), server_of($1, '{a,b,c}')",
+            &[name],
+        )?;
+        home.insert(
+            name.clone(),
+            (row.get::<_, String>(0), row.get::<_, String>(1)),
+        );
     }
-    let moving: BTreeSet<&String> = (names.iter()).filter(|name| home[*name].0 != home[*name].1).collect();
+    let moving: BTreeSet<&String> = (names.iter())
+        .filter(|name| home[*name].0 != home[*name].1)
+        .collect();
     ensure!(!moving.is_empty() && moving.len() < names.len());
-    ensure!(moving.iter().all(|name| home[*name].1 == "c"), "a name has moved between old servers");
-    servers.connect("a")?.batch_execute(&format!("SELECT counter_incr('stock:pot', {STOCK})"))?;
+    ensure!(
+        moving.iter().all(|name| home[*name].1 == "c"),
+        "a name has moved between old servers"
+    );
+    servers
+        .connect("a")?
+        .batch_execute(&format!("SELECT counter_incr('stock:pot', {STOCK})"))?;
 
     // Each client hears of the new server at another time.
     let progress = Progress::default();
@@ -275,16 +302,23 @@ fn carried_over_under_load(servers: &Servers, all: &[Block]) -> Result<()> {
     });
     let (books, killed) = (books?, killed??);
     ensure!(killed > 0, "no step was cut off");
-    ensure!(books.iter().all(|book| book.on_c > 0), "a client never came to c");
+    ensure!(
+        books.iter().all(|book| book.on_c > 0),
+        "a client never came to c"
+    );
 
     let mut expected: BTreeMap<&String, i64> = names.iter().map(|name| (name, 0)).collect();
     for (name, sum) in books.iter().flat_map(|book| &book.counted) {
         *expected.get_mut(name).context("an unknown name")? += sum;
     }
     for (name, expected) in expected {
-        let sql = format!("SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = '{name}'");
+        let sql =
+            format!("SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = '{name}'");
         let found = number(&mut reader, &sql)?;
-        ensure!(found == expected, "{name}: {found}, and {expected} were counted");
+        ensure!(
+            found == expected,
+            "{name}: {found}, and {expected} were counted"
+        );
         let sql = format!(
             "SELECT coalesce(string_agg(server, ' ' ORDER BY server), '') FROM counters_by_server WHERE name = '{name}' AND value <> 0"
         );

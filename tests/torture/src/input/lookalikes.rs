@@ -282,11 +282,7 @@ fn prepare(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Res
 }
 
 /// The script of an update meets them as well.
-pub(super) fn updated(
-    cluster: &Cluster,
-    options: &Options,
-    report: &mut PartReport,
-) -> Result<()> {
+pub(super) fn updated(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Result<()> {
     let since = "0.1.0";
     cluster
         .connect()?
