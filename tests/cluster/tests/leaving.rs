@@ -133,7 +133,8 @@ fn leaving_beside_a_prepared_transaction_gives_up_and_has_done_nothing() -> Resu
         format!("{error:#}").contains("canceling statement due to lock timeout"),
         "{error:#}"
     );
-    client.batch_execute("COMMIT PREPARED 'staying'; SELECT counter_incr('x', 4)")?;
+    client.batch_execute("COMMIT PREPARED 'staying'")?;
+    client.batch_execute("SELECT counter_incr('x', 4)")?;
     let value: i64 = client.query_one("SELECT counter_value('x')", &[])?.get(0);
     ensure!(value == 7);
     Ok(())
