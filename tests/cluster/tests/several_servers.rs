@@ -159,6 +159,13 @@ fn conditions_are_sent_to_the_servers(servers: &Servers) -> Result<()> {
         let lines = plan(&format!(
             "SELECT name, value FROM counters WHERE {condition}"
         ))?;
+        let at_once = lines
+            .iter()
+            .filter(|line| line.contains("Async Foreign Scan"));
+        ensure!(
+            at_once.count() == COUNTING.len(),
+            "the servers do not work at the same time: {lines:#?}"
+        );
         let remote = lines.iter().filter(|line| line.contains("Remote SQL:"));
         let sent: Vec<bool> = remote.map(|line| line.contains(sent)).collect();
         ensure!(sent == [true, true, true], "{condition}: {lines:#?}");
