@@ -13,6 +13,7 @@
 //!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
 //!   [`bounded_under_watch`] with bounded counters; [`mixed_under_watch`] does all of that at once;
 //! - [`settle`] waits until all is folded, [`footprint`] measures what that has come to;
+//! - [`blocks`] and [`run_blocks`] take SQL out of the documents, and run it;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
 
 mod amcheck;
@@ -27,6 +28,7 @@ mod kill;
 mod load;
 mod logs;
 mod mixed;
+mod pages;
 mod replica;
 mod server;
 
@@ -55,5 +57,6 @@ pub use load::{
 };
 pub use logs::{bad_lines, nothing_crashed, nothing_crashed_by_itself};
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
+pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};

@@ -1,78 +1,29 @@
 //! Every SQL block of README.md and docs/ runs, and prints what the document says it prints; and
 //! every link from one of these files to another leads somewhere.
 //!
-//! A file's blocks run one after the other in a database of their own. A ```text block right after
-//! an ```sql block is the output of that block's last statement, as psql prints it. Where that is
-//! an error, the last statement has to fail, with this error; no other statement may.
+//! A file's blocks run one after the other in a database of their own: see `pages.rs` for their form.
 
 use anyhow::{Context, Result, ensure};
+use counterx_cluster_tests::{blocks, checkout, run_blocks};
 use counterx_harness::Cluster;
-use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
+use pulldown_cmark::{Event, Parser, Tag, TagEnd};
+use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::thread;
 
-struct Block {
-    sql: String,
-    output: Option<String>,
-}
-
-impl Block {
-    fn has_to_fail(&self) -> bool {
-        let output = self.output.as_deref();
-        output.is_some_and(|output| output.starts_with("ERROR:"))
-    }
-
-    /// What psql is given.
-    fn script(&self) -> String {
-        if self.has_to_fail() {
-            format!(
-                "\\set ON_ERROR_STOP 0\n{}\n\\set ON_ERROR_STOP 1\n",
-                self.sql
-            )
-        } else {
-            format!("{}\n", self.sql)
-        }
-    }
-}
-
-fn blocks(markdown: &str) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut language: Option<String> = None;
-    let mut after_sql = false;
-    for event in Parser::new(markdown) {
-        match event {
-            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(info))) => {
-                language = Some(info.to_string());
-            }
-            Event::End(TagEnd::CodeBlock) => {
-                after_sql = language.as_deref() == Some("sql");
-                language = None;
-            }
-            Event::Text(text) => match language.as_deref() {
-                Some("sql") => blocks.push(Block {
-                    sql: text.to_string(),
-                    output: None,
-                }),
-                Some("text") if after_sql => {
-                    if let Some(block) = blocks.last_mut() {
-                        block.output = Some(text.to_string());
-                    }
-                }
-                _ => {}
-            },
-            Event::Start(_) => after_sql = false,
-            _ => {}
-        }
-    }
-    blocks
-}
+/// Pages whose blocks run on several servers, in `tests/several_servers.rs`.
+const ELSEWHERE: &[&str] = &["docs/recipes/several-servers.md"];
 
 fn documents() -> Result<Vec<PathBuf>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut files = vec![root.join("README.md")];
+    let root = checkout().canonicalize()?;
+    let mut files = [
+        "README.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ]
+    .map(|name| root.join(name))
+    .to_vec();
     let mut directories = vec![root.join("docs")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
@@ -88,60 +39,72 @@ fn documents() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The blocks of one file in one psql session; a marker line between each two.
-fn run(cluster: &Cluster, database: &str, blocks: &[Block]) -> Result<Vec<String>> {
-    const MARK: &str = "-- next block --";
-    // Errors come in their place among the results, as on a terminal.
-    let (mut reader, writer) = std::io::pipe()?;
-    let mut psql = cluster
-        .tool("psql")
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database])
-        .stdin(Stdio::piped())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()?;
-    let script: String = blocks
-        .iter()
-        .map(|block| format!("{}\\echo {MARK}\n", block.script()))
-        .collect();
-    let mut stdin = psql.stdin.take().context("stdin")?;
-    let writing = thread::spawn(move || stdin.write_all(script.as_bytes()));
-    let mut output = String::new();
-    reader.read_to_string(&mut output)?;
-    let status = psql.wait()?;
-    // It fails when psql has stopped at an error, of which more is known here.
-    let written = writing.join();
-    ensure!(status.success(), "psql: {output}");
-    written.expect("the thread does not panic")?;
-    Ok(output
-        .split(&format!("{MARK}\n"))
-        .map(str::to_owned)
-        .collect())
-}
-
-/// The targets of a file's links to other files.
+/// The targets of a file's links within the project.
 fn links(markdown: &str) -> Vec<String> {
     Parser::new(markdown)
         .filter_map(|event| match event {
             Event::Start(Tag::Link { dest_url, .. }) if !dest_url.contains("://") => {
-                let file = dest_url.split('#').next().unwrap_or_default();
-                (!file.is_empty()).then(|| file.to_owned())
+                Some(dest_url.to_string())
             }
             _ => None,
         })
         .collect()
 }
 
+/// What links to a file's headings can name, as GitHub and its kind make it of their text.
+fn anchors(markdown: &str) -> HashSet<String> {
+    let mut anchors = HashSet::new();
+    let mut heading: Option<String> = None;
+    for event in Parser::new(markdown) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::Text(text) | Event::Code(text) => {
+                if let Some(heading) = &mut heading {
+                    heading.push_str(&text);
+                }
+            }
+            Event::End(TagEnd::Heading(_)) => {
+                let text = heading.take().unwrap_or_default().to_lowercase();
+                let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+                let anchor = text.chars().filter(kept).collect::<String>();
+                anchors.insert(anchor.replace(' ', "-"));
+            }
+            _ => {}
+        }
+    }
+    anchors
+}
+
 #[test]
-fn every_link_to_a_file_leads_somewhere() -> Result<()> {
+fn every_link_leads_somewhere() -> Result<()> {
     let mut found = 0;
+    let mut headings: HashMap<PathBuf, HashSet<String>> = HashMap::new();
+    let mut broken = Vec::new();
     for file in documents()? {
         for link in links(&fs::read_to_string(&file)?) {
             found += 1;
-            let target = file.parent().context("a directory")?.join(&link);
-            ensure!(target.exists(), "{}: no file {link}", file.display());
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() {
+                file.clone()
+            } else {
+                file.parent().context("a directory")?.join(path)
+            };
+            let Ok(target) = target.canonicalize() else {
+                broken.push(format!("{}: no file {link}", file.display()));
+                continue;
+            };
+            if anchor.is_empty() {
+                continue;
+            }
+            if !headings.contains_key(&target) {
+                headings.insert(target.clone(), anchors(&fs::read_to_string(&target)?));
+            }
+            if !headings[&target].contains(anchor) {
+                broken.push(format!("{}: no heading {link}", file.display()));
+            }
         }
     }
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
     ensure!(found > 0, "no document has a link: is the parser broken?");
     Ok(())
 }
@@ -149,13 +112,17 @@ fn every_link_to_a_file_leads_somewhere() -> Result<()> {
 /// The name that the documents use where they have to name their database.
 const DATABASE: &str = "shop";
 
+fn runs_elsewhere(file: &Path) -> bool {
+    ELSEWHERE.iter().any(|page| file.ends_with(page))
+}
+
 #[test]
 fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
     let cluster = Cluster::builder().name("docs").start()?;
     let mut with_output = 0;
     for file in documents()? {
         let blocks = blocks(&fs::read_to_string(&file)?);
-        if blocks.is_empty() {
+        if blocks.is_empty() || runs_elsewhere(&file) {
             continue;
         }
         cluster.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
@@ -166,17 +133,10 @@ fn every_sql_block_runs_and_prints_what_it_says() -> Result<()> {
             cluster.psql(DATABASE, "CREATE EXTENSION counterx")?;
         }
         let outputs =
-            run(&cluster, DATABASE, &blocks).with_context(|| file.display().to_string())?;
+            run_blocks(&cluster, DATABASE, &blocks).with_context(|| file.display().to_string())?;
         for (block, output) in blocks.iter().zip(&outputs) {
-            if let Some(expected) = &block.output {
-                with_output += 1;
-                ensure!(
-                    output.ends_with(expected),
-                    "{}: this block\n{}\nprinted\n{output}\nand the document says\n{expected}",
-                    file.display(),
-                    block.sql
-                );
-            }
+            with_output +=
+                u32::from((block.check(output)).with_context(|| file.display().to_string())?);
         }
         // Its worker may be busy still: it goes by itself.
         cluster.psql("postgres", &format!("DROP DATABASE {DATABASE}"))?;

@@ -3,12 +3,9 @@
 //! tenants; statements that fire no row trigger; rows that belong to nothing.
 
 use anyhow::{Context, Result, ensure};
-use counterx_cluster_tests::{DEADLINE, create_database, shared};
+use counterx_cluster_tests::{DEADLINE, blocks, create_database, page, shared};
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::Client;
-use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
-use std::fs;
-use std::path::Path;
 
 fn cluster() -> &'static Cluster {
     shared(|| {
@@ -19,28 +16,12 @@ fn cluster() -> &'static Cluster {
     })
 }
 
-/// The SQL blocks of a page.
-fn blocks(page: &str) -> Result<Vec<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/recipes");
-    let markdown = fs::read_to_string(root.join(page)).context(page.to_owned())?;
-    let mut blocks = Vec::new();
-    let mut sql = false;
-    for event in Parser::new(&markdown) {
-        match event {
-            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(info))) => sql = &*info == "sql",
-            Event::End(TagEnd::CodeBlock) => sql = false,
-            Event::Text(text) if sql => blocks.push(text.to_string()),
-            _ => {}
-        }
-    }
-    Ok(blocks)
-}
-
 /// The block with this in it, up to where it begins to try what it has defined.
-fn definitions(page: &str, has: &str) -> Result<String> {
-    let block = (blocks(page)?.into_iter())
-        .find(|block| block.contains(has))
-        .with_context(|| format!("{page} has no block with {has}"))?;
+fn definitions(name: &str, has: &str) -> Result<String> {
+    let block = (blocks(&page(&format!("recipes/{name}"))?).into_iter())
+        .map(|block| block.sql)
+        .find(|sql| sql.contains(has))
+        .with_context(|| format!("{name} has no block with {has}"))?;
     let tries = |line: &str| {
         [
             "INSERT INTO",

@@ -57,6 +57,9 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
     report.step("look-alikes of everything around", |report| {
         lookalikes::run(&cluster, options, report)
     });
+    report.step("an update beside look-alikes", |report| {
+        lookalikes::updated(&cluster, options, report)
+    });
     report.step(
         "names that are taken before the extension comes",
         |report| lookalikes::names_taken(&cluster, options, report),

@@ -266,6 +266,47 @@ fn prepare(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Res
         .connect()?
         .batch_execute("CREATE DATABASE lookalikes")?;
     let mut client = cluster.connect_db("lookalikes")?;
+    make(&mut client, options)?;
+    client.batch_execute("SET search_path = evil, public; CREATE EXTENSION counterx SCHEMA public; SET search_path = pg_catalog")?;
+    client.batch_execute(OTHERS)?;
+    for row in client.query(
+        "SELECT what, count(*) FROM evil.made GROUP BY what ORDER BY what",
+        &[],
+    )? {
+        let what = format!("look-alikes: {}s", row.get::<_, String>(0));
+        report.tried(&what, u64::try_from(row.get::<_, i64>(1))?);
+    }
+    was_not_called(&mut client).context("CREATE EXTENSION")?;
+    nothing_foreign(&mut client)?;
+    Ok(client)
+}
+
+/// The script of an update meets them as well.
+pub(super) fn updated(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Result<()> {
+    let since = "0.1.0";
+    cluster
+        .connect()?
+        .batch_execute("CREATE DATABASE updated")?;
+    let mut client = cluster.connect_db("updated")?;
+    client.batch_execute(&format!(
+        "CREATE EXTENSION counterx SCHEMA public VERSION '{since}'"
+    ))?;
+    make(&mut client, options)?;
+    client.batch_execute(OTHERS)?;
+    client.batch_execute(
+        "SET search_path = evil, public; ALTER EXTENSION counterx UPDATE; SET search_path = pg_catalog",
+    )?;
+    was_not_called(&mut client).context("ALTER EXTENSION UPDATE")?;
+    nothing_foreign(&mut client)?;
+    client.batch_execute("SELECT public.counter_incr('x', 3)")?;
+    let value = "SELECT public.counter_value('x')";
+    ensure!(client.query_one(value, &[])?.get::<_, i64>(0) == 3);
+    report.tried("updates beside look-alikes", 1);
+    Ok(())
+}
+
+/// All but what has the names of relations, and those that come after them.
+fn make(client: &mut Client, options: &Options) -> Result<()> {
     client.batch_execute(TRAP)?;
     // In the short form those that are not about geometry, networks and the like.
     let filter = options.size(
@@ -280,20 +321,14 @@ fn prepare(cluster: &Cluster, options: &Options, report: &mut PartReport) -> Res
     );
     let names = "ARRAY['=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '/', '||', '^@', '~~']";
     client.batch_execute(&BETTER.replace("$types$", types).replace("$names$", names))?;
-    client.batch_execute("SET search_path = evil, public; CREATE EXTENSION counterx SCHEMA public; SET search_path = pg_catalog")?;
-    client.batch_execute(OTHERS)?;
-    for row in client.query(
-        "SELECT what, count(*) FROM evil.made GROUP BY what ORDER BY what",
-        &[],
-    )? {
-        let what = format!("look-alikes: {}s", row.get::<_, String>(0));
-        report.tried(&what, u64::try_from(row.get::<_, i64>(1))?);
-    }
-    was_not_called(&mut client).context("CREATE EXTENSION")?;
+    Ok(())
+}
+
+fn nothing_foreign(client: &mut Client) -> Result<()> {
     let foreign = client.query(FOREIGN, &[])?;
     let foreign: Vec<String> = foreign.iter().map(|row| row.get(0)).collect();
     ensure!(foreign.is_empty(), "{}", foreign.join("\n"));
-    Ok(client)
+    Ok(())
 }
 
 fn was_not_called(client: &mut Client) -> Result<()> {
