@@ -277,6 +277,43 @@ fn callers_do_not_hear_that_the_committer_was_cancelled() -> Result<()> {
 }
 
 #[test]
+fn many_that_nobody_waits_for_do_not_hold_up_those_who_wait() -> Result<()> {
+    let cluster = builder("hits-left")
+        .conf("counterx.hit_queue_size", "20000")
+        .start()?;
+    let mut client = create_bare_database(&cluster, "hits")?;
+    let mut obstacle = cluster.connect_db("hits")?;
+    obstacle.batch_execute("BEGIN; LOCK TABLE counterx.gate_0 IN SHARE MODE")?;
+    let (mut locked, mut free) = (None, None);
+    for n in 0..1000 {
+        let name = format!("n{n}");
+        match client.query_one("SELECT counter_hit($1)", &[&name]) {
+            Ok(_) => free = Some(name),
+            Err(_) => locked = Some(name),
+        }
+        if locked.is_some() && free.is_some() {
+            break;
+        }
+    }
+    let locked = locked.context("no counter is in the locked lane")?;
+    let free = free.context("all counters are in the locked lane")?;
+    // Each of them waits for the lock by itself.
+    let sql = "SELECT count(counter_hit_many(jsonb_build_object($1::text, 1, $2::text, 1), wait => false))
+                 FROM generate_series(1, 6000)";
+    client.query_one(sql, &[&locked, &free])?;
+    client.batch_execute("SET statement_timeout = '20s'")?;
+    for _ in 0..3 {
+        client.query_one("SELECT counter_hit($1)", &[&free])?;
+    }
+    drop(obstacle);
+    poll_until("all to be counted", DEADLINE, || {
+        let row = client.query_one("SELECT counter_value($1)", &[&locked])?;
+        Ok(row.get::<_, i64>(0) == 6000)
+    })?;
+    no_panics(&cluster)
+}
+
+#[test]
 fn errors_do_not_end_the_committer() -> Result<()> {
     let cluster = builder("hits-exit-on-error").start()?;
     create_bare_database(&cluster, "hits")?
