@@ -291,13 +291,13 @@ fn database() -> u32 {
     unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
-/// This database's place; one that nobody uses becomes it. None: all are in use, and one of them was asked
-/// for.
+/// This database's place; one that nobody uses becomes it, if no other database has waited for one for
+/// longer. None: all are in use, and one of them was asked for.
 fn place() -> Option<Spot> {
     if let Some(number) = PLACE.get() {
         return Spot::get(number);
     }
-    let _assignment = Assignment::lock()?;
+    let mut assignment = Assignment::lock()?;
     let database = database();
     let mut idle = None;
     let mut longest: Option<(i64, Spot)> = None;
@@ -323,12 +323,18 @@ fn place() -> Option<Spot> {
             }
         }
     }
+    let is_next = assignment.line().join(database, ports::now());
     if let Some(spot) = idle {
         let mut guard = spot.lock();
         // Somebody may have come back to it.
-        if guard.place().is_idle() {
+        if is_next && guard.place().is_idle() {
             guard.place().claim(database);
             PLACE.set(Some(spot.number()));
+            drop(guard);
+            if assignment.line().leave(database) {
+                // There may be another place for the next one.
+                memory::tell_of_place();
+            }
             return Some(spot);
         }
     } else if let Some((_, spot)) = longest.filter(|_| !makes_room) {

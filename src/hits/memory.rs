@@ -7,7 +7,7 @@
 use crate::pg::compat::WaitEvent;
 use crate::pg::shared::{Held, Waiter};
 use crate::settings;
-use counterx_core::hits::{Entry, Place};
+use counterx_core::hits::{Entry, Line, Place};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -24,6 +24,8 @@ static ROOM: WaitEvent = WaitEvent::new(c"CounterxHitRoom");
 struct Header {
     /// A place may be free.
     places: pg_sys::ConditionVariable,
+    /// Who waits for one.
+    line: Line,
 }
 
 #[repr(C)]
@@ -144,6 +146,7 @@ unsafe extern "C-unwind" fn on_startup() {
         };
         if !found {
             pg_sys::ConditionVariableInit(&raw mut (*attached.header()).places);
+            (&raw mut (*attached.header()).line).write(Line::EMPTY);
             for number in 0..geometry.places {
                 let shared = attached.shared(number);
                 pg_sys::ConditionVariableInit(&raw mut (*shared).room);
@@ -288,6 +291,7 @@ impl Drop for Guard {
 
 /// Keeps places from changing hands.
 pub struct Assignment {
+    attached: Attached,
     _held: Held,
 }
 
@@ -297,7 +301,13 @@ impl Assignment {
         let attached = ATTACHED.get()?;
         // SAFETY: the one behind those of the places.
         let _held = unsafe { Held::take(attached.lock(attached.geometry.places)) };
-        Some(Self { _held })
+        Some(Self { attached, _held })
+    }
+
+    /// The databases that wait for a place.
+    pub fn line(&mut self) -> &mut Line {
+        // SAFETY: initialized at startup, and locked.
+        unsafe { &mut (*self.attached.header()).line }
     }
 }
 

@@ -25,6 +25,9 @@ pub const LOCK_TIMEOUT: &core::ffi::CStr = c"1s";
 /// The same for what is tried again, by itself.
 const SHORT_LOCK_TIMEOUT: &core::ffi::CStr = c"10ms";
 
+/// Where many wait for a lock one by one, others are held up no longer than this by what nobody waits for.
+const ROUND: Duration = Duration::from_secs(1);
+
 /// Where flushes take longer than this, those who wait flush for themselves: the batch and then its own
 /// flush are too much beside other writers, and it costs them a second sleep.
 const SLOW_FLUSH: Duration = Duration::from_micros(500);
@@ -34,6 +37,7 @@ pub struct Item {
     ticket: u32,
     kind: Kind,
     durable: bool,
+    silent: bool,
     first: OwnChange,
     /// Further counters of the same hit.
     others: Vec<OwnChange>,
@@ -57,6 +61,7 @@ impl Item {
             ticket,
             kind: entry.kind(),
             durable: entry.is_durable(),
+            silent: entry.is_silent(),
             first: changes.next().expect("a hit has a counter"),
             others: room::collect(changes),
         }
@@ -230,8 +235,14 @@ impl Batches {
     /// So that each fails or succeeds by itself.
     fn count_one_by_one(&mut self, items: Vec<Item>) {
         let mut locked: [bool; LANES] = [false; LANES];
+        let mut untried = Vec::new();
+        let start = Instant::now();
         session::set(c"lock_timeout", SHORT_LOCK_TIMEOUT);
         for item in items {
+            if item.silent && start.elapsed() > ROUND {
+                room::push(&mut untried, item);
+                continue;
+            }
             let result = match item.lanes().any(|lane| locked[lane]) {
                 // It would take the others' time as well.
                 true => Err(lane_is_locked()),
@@ -249,6 +260,10 @@ impl Batches {
             }
         }
         session::set(c"lock_timeout", LOCK_TIMEOUT);
+        // It is their turn first next time.
+        for item in std::mem::replace(&mut self.left, untried) {
+            room::push(&mut self.left, item);
+        }
     }
 
     /// Counts these in one transaction, and answers. An error: none is counted, and none is answered.

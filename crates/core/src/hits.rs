@@ -744,6 +744,59 @@ impl Place {
     }
 }
 
+/// One that waits for a place looks more often than this, in microseconds.
+const FORGOTTEN_AFTER_US: i64 = 500_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    database: u32,
+    since: i64,
+    seen: i64,
+}
+
+/// The databases that wait for a place, so that each of them gets one, however many sessions it has. Where
+/// more wait than there is room for here, they wait for that first.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    waits: [Option<Waits>; 64],
+}
+
+impl Line {
+    /// Nobody waits.
+    pub const EMPTY: Self = Self { waits: [None; 64] };
+
+    /// This database waits, or goes on to. True: nobody has waited for longer who still does.
+    pub fn join(&mut self, database: u32, now: i64) -> bool {
+        for waits in &mut self.waits {
+            *waits = waits.filter(|other| now - other.seen < FORGOTTEN_AFTER_US);
+        }
+        let is_own = |waits: &&mut Option<Waits>| waits.is_some_and(|it| it.database == database);
+        let own = match self.waits.iter_mut().find(is_own) {
+            Some(own) => own,
+            None => match self.waits.iter_mut().find(|waits| waits.is_none()) {
+                Some(free) => free,
+                None => return false,
+            },
+        };
+        let since = own.map_or(now, |own| own.since);
+        *own = Some(Waits {
+            database,
+            since,
+            seen: now,
+        });
+        let mut others = self.waits.iter().flatten();
+        others.all(|other| (since, database) <= (other.since, other.database))
+    }
+
+    /// It has a place. True: others still wait.
+    pub fn leave(&mut self, database: u32) -> bool {
+        for waits in &mut self.waits {
+            *waits = waits.filter(|other| other.database != database);
+        }
+        self.waits.iter().any(Option::is_some)
+    }
+}
+
 #[cfg(test)]
 #[path = "hits_tests.rs"]
 mod tests;

@@ -880,3 +880,39 @@ fn place_of_a_dropped_database_is_free() {
     assert_eq!((place.database, place.queue.room), (0, 8));
     assert_eq!((place.queue.silent, place.queue.queued), (0, 0));
 }
+
+#[test]
+fn places_go_to_those_who_have_waited_longest() {
+    let mut line = Line::EMPTY;
+    assert!(line.join(5, 0));
+    assert!(!line.join(3, 1));
+    // Of one that has many sessions none comes first.
+    assert!(!line.join(3, 2));
+    assert!(!line.join(4, 3));
+    assert!(line.join(5, 4));
+    assert!(line.leave(5));
+    assert!(!line.join(5, 5));
+    assert!(line.join(3, 6));
+    assert!(line.leave(3));
+    assert!(line.join(4, 7));
+    // One that does not look any more is not waited for.
+    assert!(!line.join(5, FORGOTTEN_AFTER_US));
+    assert!(line.join(5, FORGOTTEN_AFTER_US + 7));
+    assert!(!line.leave(5));
+}
+
+#[test]
+fn line_that_is_full_has_room_later() {
+    let mut line = Line::EMPTY;
+    for database in 1..=64 {
+        assert_eq!(line.join(database, database.into()), database == 1);
+    }
+    assert!(!line.join(65, 65));
+    assert!(line.leave(1));
+    assert!(!line.join(65, 66));
+    for database in 2..=64 {
+        assert!(line.join(database, 67));
+        assert!(line.leave(database));
+    }
+    assert!(line.join(65, 68));
+}

@@ -1,6 +1,7 @@
 //! Hits, by a [`Book`] that the clients keep.
 
 use std::fs;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -277,6 +278,43 @@ fn callers_do_not_hear_that_the_committer_was_cancelled() -> Result<()> {
 }
 
 #[test]
+fn many_that_nobody_waits_for_do_not_hold_up_those_who_wait() -> Result<()> {
+    let cluster = builder("hits-left")
+        .conf("counterx.hit_queue_size", "20000")
+        .start()?;
+    let mut client = create_bare_database(&cluster, "hits")?;
+    let mut obstacle = cluster.connect_db("hits")?;
+    obstacle.batch_execute("BEGIN; LOCK TABLE counterx.gate_0 IN SHARE MODE")?;
+    let (mut locked, mut free) = (None, None);
+    for n in 0..1000 {
+        let name = format!("n{n}");
+        match client.query_one("SELECT counter_hit($1)", &[&name]) {
+            Ok(_) => free = Some(name),
+            Err(_) => locked = Some(name),
+        }
+        if locked.is_some() && free.is_some() {
+            break;
+        }
+    }
+    let locked = locked.context("no counter is in the locked lane")?;
+    let free = free.context("all counters are in the locked lane")?;
+    // Each of them waits for the lock by itself.
+    let sql = "SELECT count(counter_hit_many(jsonb_build_object($1::text, 1, $2::text, 1), wait => false))
+                 FROM generate_series(1, 6000)";
+    client.query_one(sql, &[&locked, &free])?;
+    client.batch_execute("SET statement_timeout = '20s'")?;
+    for _ in 0..3 {
+        client.query_one("SELECT counter_hit($1)", &[&free])?;
+    }
+    drop(obstacle);
+    poll_until("all to be counted", DEADLINE, || {
+        let row = client.query_one("SELECT counter_value($1)", &[&locked])?;
+        Ok(row.get::<_, i64>(0) == 6000)
+    })?;
+    no_panics(&cluster)
+}
+
+#[test]
 fn errors_do_not_end_the_committer() -> Result<()> {
     let cluster = builder("hits-exit-on-error").start()?;
     create_bare_database(&cluster, "hits")?
@@ -461,6 +499,61 @@ fn twelve_databases_share_two_committers() -> Result<()> {
     poll_until("idle committers to end", DEADLINE, || {
         Ok(committers(&mut client)?.is_empty())
     })
+}
+
+#[test]
+fn databases_have_their_turn_in_the_order_of_their_coming() -> Result<()> {
+    let mut cluster = builder("hits-turns")
+        .conf("counterx.max_committers", "1")
+        .start()?;
+    let mut control = create_bare_database(&cluster, "first")?;
+    if !has_failpoints(&mut control)? {
+        return Ok(());
+    }
+    const NAMES: [&str; 3] = ["second", "third", "fourth"];
+    for name in NAMES {
+        create_bare_database(&cluster, name)?;
+    }
+    cluster.reload(&[("counterx.failpoint", "committer.taken=pause")])?;
+    control.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    let served = Mutex::new(Vec::new());
+    let hit = |name: &'static str| -> Result<()> {
+        let mut session = cluster.connect_db(name)?;
+        session.batch_execute("SET statement_timeout = '60s'; SELECT counter_hit('a')")?;
+        served.lock().expect("is not poisoned").push(name);
+        Ok(())
+    };
+    thread::scope(|scope| -> Result<()> {
+        let mut hits = vec![scope.spawn(|| hit("first"))];
+        let mut wait_for = |name: &str, sessions: i64| {
+            poll_until("sessions to hit", DEADLINE, || {
+                let sql = "SELECT count(*) FROM pg_stat_activity
+                            WHERE datname = $1 AND query LIKE '%counter_hit%'
+                              AND wait_event IN ('Extension', 'CounterxHit', 'CounterxHitRoom')";
+                Ok(control.query_one(sql, &[&name])?.get::<_, i64>(0) == sessions)
+            })
+        };
+        let mut waited = wait_for("first", 1);
+        // Who comes first is alone, and so would rarely be the first by chance.
+        for (name, sessions) in NAMES.into_iter().zip([1, 4, 8]) {
+            hits.extend((0..sessions).map(|_| scope.spawn(|| hit(name))));
+            waited = waited.and_then(|()| wait_for(name, sessions));
+        }
+        control.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+        for hit in hits {
+            hit.join().expect("does not panic")?;
+        }
+        waited
+    })?;
+    let mut order = served.into_inner().expect("is not poisoned");
+    let mut known = Vec::new();
+    order.retain(|name| {
+        let fresh = !known.contains(name);
+        known.push(*name);
+        fresh
+    });
+    ensure!(order == ["first", "second", "third", "fourth"], "{order:?}");
+    no_panics(&cluster)
 }
 
 #[test]
