@@ -25,6 +25,7 @@ fn cluster() -> &'static Cluster {
             .name("upgrade")
             .conf("counterx.compaction_interval", "50ms")
             .conf("max_prepared_transactions", "10")
+            .conf("wal_level", "logical")
             .start()
     })
 }
@@ -646,6 +647,69 @@ fn a_standby_follows_an_update_or_is_promoted_before_it() -> Result<()> {
         ensure!(values(&mut reader)? == expected);
     }
     Ok(())
+}
+
+/// As the documentation has it: in this order no row arrives that the subscriber has no table for. Before,
+/// between and after, the subscription brings what it is there for, and no counters.
+#[test]
+fn a_subscriber_is_updated_before_its_publisher() -> Result<()> {
+    let mut there = of_0_1_0("publisher")?;
+    let mut here = database("subscriber", Some("0.1.0"), "public")?;
+    for client in [&mut there, &mut here] {
+        client.batch_execute("CREATE TABLE goods (id int PRIMARY KEY)")?;
+    }
+    here.batch_execute("INSERT INTO counterx.late VALUES (0, 'own', 5, now(), NULL)")?;
+    there.batch_execute("CREATE PUBLICATION updated FOR ALL TABLES")?;
+    there.batch_execute("SELECT pg_create_logical_replication_slot('updated', 'pgoutput')")?;
+    here.batch_execute(&format!(
+        "CREATE SUBSCRIPTION updated CONNECTION 'host={} port={} user=postgres dbname=publisher'
+         PUBLICATION updated WITH (create_slot = false)",
+        cluster().socket_dir().display(),
+        cluster().port()
+    ))?;
+    const UPDATE: &str = "ALTER EXTENSION counterx UPDATE";
+    let steps = [
+        (0, "SELECT 1"),
+        (1, UPDATE),
+        (0, UPDATE),
+        (1, "ALTER SUBSCRIPTION updated REFRESH PUBLICATION"),
+        (
+            0,
+            "SELECT counter_incr('page:1'), counter_type_create('new')",
+        ),
+    ];
+    for (id, (side, step)) in (1..).zip(steps) {
+        [&mut there, &mut here][side].batch_execute(step)?;
+        there.execute("INSERT INTO goods VALUES ($1)", &[&id])?;
+        poll_until("a row to arrive", DEADLINE, || {
+            let row = here.query_one(
+                "SELECT (SELECT apply_error_count + sync_error_count FROM pg_stat_subscription_stats
+                         WHERE subname = 'updated'),
+                        (SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel),
+                        EXISTS (SELECT FROM goods WHERE id = $1)",
+                &[&id],
+            )?;
+            let errors: i64 = row.get(0);
+            ensure!(errors == 0, "the subscription has failed after \"{step}\"");
+            Ok(row.get::<_, bool>(1) && row.get::<_, bool>(2))
+        })?;
+    }
+    let own = values(&mut here)?;
+    ensure!(
+        own == BTreeMap::from([("own".to_owned(), "5".to_owned())]),
+        "{own:?}"
+    );
+    let mut expected = expected_values();
+    expected.insert("page:1".to_owned(), "8".to_owned());
+    ensure!(values(&mut there)? == expected);
+    here.batch_execute("ALTER SUBSCRIPTION updated DISABLE")?;
+    here.batch_execute("ALTER SUBSCRIPTION updated SET (slot_name = NONE)")?;
+    here.batch_execute("DROP SUBSCRIPTION updated")?;
+    poll_until("the slot to be free", DEADLINE, || {
+        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                   WHERE slot_name = 'updated' AND NOT active";
+        Ok(there.execute(sql, &[])? == 1)
+    })
 }
 
 /// Sessions that have a newer or an older idea of the installation than what is there: they say so.
