@@ -1,8 +1,13 @@
 # The verbs of this project. What they do is in scripts/, for people and CI alike.
+#
+# The sources of a release have what `make`, `make install` and `make installcheck` need, and no more; packagers
+# call these in directories of their own.
 
 # `. scripts/env` is bash.
 SHELL := /bin/bash
-.DEFAULT_GOAL := help
+SOURCES := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+IS_RELEASE := $(wildcard $(SOURCES)vendor)
+.DEFAULT_GOAL := $(if $(IS_RELEASE),all,help)
 .NOTPARALLEL:
 
 .PHONY: help
@@ -17,9 +22,21 @@ setup: ## Install what is needed: Debian packages, cargo-pgrx, a private copy of
 build: setup ## Build the extension and install it into the private copy of PostgreSQL
 	@scripts/build
 
-.PHONY: install
-install: setup ## Install the extension into a real server (PG_CONFIG=...; sudo where needed)
-	@scripts/install
+.PHONY: all install installcheck
+all: $(if $(IS_RELEASE),,setup) ## Build the extension for a real server (PG_CONFIG=...)
+	@$(SOURCES)scripts/stage
+install: $(if $(IS_RELEASE),,setup) ## Install the extension into a real server (PG_CONFIG=...; sudo where needed)
+	@$(SOURCES)scripts/install
+installcheck: ## Regression SQL against a running server (PG_CONFIG=..., PGHOST=..., PGPORT=..., PGUSER=...)
+	@$(SOURCES)scripts/installcheck regress
+
+.PHONY: dist deb release
+dist: setup ## Pack what a release consists of: sources, binaries for each PostgreSQL
+	@scripts/dist
+deb: setup ## Build Debian packages, and check them with lintian
+	@scripts/deb
+release: setup ## Check that all is ready for a release, pack it and tag it
+	@scripts/release
 
 .PHONY: demo demo-psql demo-stop
 demo: setup ## Count 336,776 real events through 8 connections, and check the result
@@ -47,6 +64,10 @@ test-clients: setup ## Tests with real clients and frameworks, directly and thro
 test-torture: setup ## The short form of the torture harness
 	@scripts/test torture
 
+.PHONY: test-packages
+test-packages: setup ## Build, install, use and remove the Debian package and the tarballs, on this machine
+	@scripts/test packages
+
 .PHONY: test-versions
 test-versions: setup ## The tests with PostgreSQL 16, 17 and 18, and the ways from one version to another (SHORT=yes)
 	@scripts/test-versions $(if $(SHORT),--short)
@@ -72,4 +93,4 @@ bench-publish: ## Copy the report to docs/bench, and its figures into the docume
 
 .PHONY: clean
 clean: ## Remove all that was built or left running here
-	@scripts/clean
+	@$(if $(IS_RELEASE),rm -rf $(SOURCES)target,scripts/clean)

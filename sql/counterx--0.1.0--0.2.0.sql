@@ -251,6 +251,9 @@ CREATE FUNCTION counter_hold_reduce(id bigint, amount bigint) RETURNS bigint
 CREATE FUNCTION counterx.drop_all_counters() RETURNS bigint
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE COST 10000 SECURITY DEFINER SET search_path TO pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'drop_all_counters_wrapper';
+CREATE FUNCTION counterx.version() RETURNS TABLE (library text, objects text, server text, preloaded bool, hint text)
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 1000 ROWS 1
+    AS 'MODULE_PATHNAME', 'version_wrapper';
 CREATE FUNCTION counterx.lock_key(name text) RETURNS bigint
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'lock_key_wrapper';
@@ -429,12 +432,12 @@ ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 -- Rights on what is new.
 REVOKE ALL ON counterx.locks FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.version()
     FROM PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
-GRANT EXECUTE ON FUNCTION counterx.lock_key(text) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
 -- grants these, and so takes none of it for the extension's own.
@@ -542,6 +545,7 @@ COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; retur
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
+COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';
 COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

@@ -136,13 +136,13 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 -- but the names of those that are locked.
 GRANT USAGE ON SCHEMA counterx TO pg_monitor;
 GRANT SELECT ON counterx.lanes, counterx.workers, counterx.locks TO pg_monitor;
-GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counterx.lock_key(text) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counterx.lock_key(text), counterx.version() TO pg_monitor;
 
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
 GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.hold TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
 
 -- What happens when others than we change our tables. All of these fire in every session, whatever
 -- session_replication_role says; the functions look who it is.
@@ -243,6 +243,7 @@ ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
 ALTER FUNCTION counterx.fold_status() ROWS 8;
+ALTER FUNCTION counterx.version() ROWS 1;
 
 COMMENT ON FUNCTION counter_incr(text, bigint) IS 'adds to a counter, with the transaction; returns true; waits for nobody unless the counter has bounds';
 COMMENT ON PROCEDURE counter_add(text, bigint) IS 'what counter_incr() does, as a command: for clients that take a SELECT for a read';
@@ -288,6 +289,7 @@ COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; retur
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
+COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';
 COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

@@ -5,6 +5,7 @@ use super::args::Text;
 use super::drop_all;
 use crate::bounds::holds;
 use crate::fold::compaction::{self, Due};
+use crate::hits;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::query::value_index;
@@ -14,6 +15,7 @@ use crate::store::state;
 use crate::transaction::pending;
 use crate::write::change;
 use crate::write::token;
+use counterx_core::installation::Installation;
 use counterx_core::lane::{LANES, NameHash};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
@@ -64,6 +66,28 @@ pub fn remove_expired() -> bool {
     let tokens = token::remove_expired(BATCH, &mut token::Progress::default());
     let holds = holds::remove_expired(BATCH);
     tokens == Batch::More || holds == Batch::More
+}
+
+/// What the server knows of the installation: the SQL objects' version, that of the control file, and its
+/// own. Looks at catalogs alone, so that it works whichever versions they are.
+fn installed() -> (Option<String>, Option<String>, Option<String>) {
+    let found = Spi::connect(|client| {
+        let row = client.select(
+            "SELECT e.extversion, a.default_version::pg_catalog.text, pg_catalog.current_setting('server_version') \
+             FROM (VALUES ('counterx'::pg_catalog.name)) n (name) \
+             LEFT JOIN pg_catalog.pg_extension e ON e.extname OPERATOR(pg_catalog.=) n.name \
+             LEFT JOIN pg_catalog.pg_available_extensions a ON a.name OPERATOR(pg_catalog.=) n.name",
+            Some(1),
+            &[],
+        )?;
+        row.first().get_three::<String, String, String>()
+    });
+    found.unwrap_or_else(|error| {
+        raise(report(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("cannot read what is installed: {error}"),
+        ))
+    })
 }
 
 /// Functions of the schema `counterx`.
@@ -161,6 +185,33 @@ pub mod counterx {
             "Run it in a READ COMMITTED transaction: it drops what is there now, not what the first snapshot has.",
         );
         drop_all::drop_all()
+    }
+
+    /// One row: what is installed, and what is missing.
+    #[pg_extern(stable, parallel_restricted, cost = 1000)]
+    #[allow(clippy::type_complexity, reason = "the columns of a table function")]
+    fn version() -> TableIterator<
+        'static,
+        (
+            name!(library, String),
+            name!(objects, Option<String>),
+            name!(server, Option<String>),
+            name!(preloaded, bool),
+            name!(hint, Option<String>),
+        ),
+    > {
+        let library = env!("CARGO_PKG_VERSION");
+        let preloaded = hits::memory::is_preloaded();
+        let (objects, files, server) = installed();
+        let hints = Installation {
+            library,
+            objects: objects.as_deref(),
+            files: files.as_deref(),
+            preloaded,
+        }
+        .hints();
+        let hint = (!hints.is_empty()).then(|| hints.join("\n"));
+        TableIterator::once((library.to_owned(), objects, server, preloaded, hint))
     }
 
     /// What `pg_locks` shows of a lock on a counter's name, as one number.

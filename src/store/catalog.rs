@@ -8,6 +8,7 @@ use crate::pg::error::{raise, report};
 use crate::store::shape;
 use crate::store::since;
 use counterx_core::gate::Side;
+use counterx_core::installation::compare;
 use counterx_core::lane::LANES;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -85,7 +86,7 @@ impl Unusable {
                 format!("relation counterx.{name} of the extension \"counterx\" is missing"),
             )
             .set_hint("Where it was renamed, or moved to another schema, do the opposite. Else restore a backup."),
-            Unusable::Version(installed) if is_older(&installed, library) => report(
+            Unusable::Version(installed) if compare(&installed, library).is_lt() => report(
                 code,
                 format!("extension \"counterx\" is version {installed}, but its library is version {library}"),
             )
@@ -97,17 +98,6 @@ impl Unusable {
             .set_hint("Install the newer library, reconnect, and restart the server if shared_preload_libraries names counterx."),
         })
     }
-}
-
-/// Compares two versions by their numbers.
-fn is_older(a: &str, b: &str) -> bool {
-    let parts = |version: &str| -> Vec<u64> {
-        version
-            .split(['.', '-', '+'])
-            .map_while(|part| part.parse().ok())
-            .collect()
-    };
-    parts(a) < parts(b)
 }
 
 /// Has this backend found a usable extension, and heard nothing else since? One flag, for the
@@ -127,7 +117,7 @@ pub fn shared() -> SharedRels {
 /// Are the SQL objects those of an older version than the library?
 pub fn is_of_older_version() -> bool {
     match try_shared() {
-        Err(Unusable::Version(installed)) => is_older(&installed, env!("CARGO_PKG_VERSION")),
+        Err(Unusable::Version(installed)) => compare(&installed, env!("CARGO_PKG_VERSION")).is_lt(),
         _ => false,
     }
 }

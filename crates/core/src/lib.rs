@@ -2,14 +2,15 @@
 //! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), what of a
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
-//! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), and what to do where there
-//! is no memory for any of it ([`room`]).
+//! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), what an installation lacks
+//! ([`installation`]), and what to do where there is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
 pub mod escrow;
 pub mod gate;
 pub mod hits;
+pub mod installation;
 pub mod lane;
 pub mod names;
 pub mod path;

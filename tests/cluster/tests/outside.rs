@@ -69,6 +69,20 @@ fn files_outside_of_the_server_are_found_from_18_on() -> Result<()> {
         mapped.contains(&format!("{place}/counterx.so")),
         "process {pid} has another library:\n{mapped}"
     );
+    // A newer version was put there, and the server was not restarted yet.
+    let library = env!("CARGO_PKG_VERSION");
+    let other = text.replace(&format!("'{library}'"), "'999.0'");
+    ensure!(other != text, "the control file has no version {library}");
+    fs::write(&control, other)?;
+    let mut hint = || -> Result<String> {
+        let row = client.query_one("SELECT hint FROM counterx.version()", &[])?;
+        Ok(row.get::<_, Option<String>>(0).unwrap_or_default())
+    };
+    let said = hint()?;
+    ensure!(
+        said == "Version 999.0 is installed: restart the server, and run ALTER EXTENSION counterx UPDATE.",
+        "{said}"
+    );
     drop(cluster);
     fs::remove_dir_all(&outside)?;
     Ok(())

@@ -87,3 +87,22 @@ fn without_preload_a_session_that_never_loaded_the_library_reads() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn without_preload_the_version_says_what_is_missing() -> Result<()> {
+    let mut client = create_database(cluster(), "version")?;
+    let row = client.query_one(
+        "SELECT library = objects, preloaded, hint FROM counterx.version()",
+        &[],
+    )?;
+    let said: (bool, bool, String) = (row.get(0), row.get(1), row.get(2));
+    ensure!(
+        said.0
+            && !said.1
+            && said
+                .2
+                .starts_with("Add counterx to shared_preload_libraries"),
+        "{said:?}"
+    );
+    Ok(())
+}

@@ -741,6 +741,19 @@ fn library_and_objects_of_other_versions_are_told_apart() -> Result<()> {
             errors.push(warm.batch_execute(sql));
             errors.push(new.batch_execute(sql));
         }
+        for session in [&mut warm, &mut new] {
+            let row =
+                session.query_one("SELECT library, objects, hint FROM counterx.version()", &[])?;
+            let said: (String, String, String) = (row.get(0), row.get(1), row.get(2));
+            let hint = match set_to {
+                "0.1.0" => "Run ALTER EXTENSION counterx UPDATE.",
+                _ => {
+                    "The library is older than the SQL objects of this database: install the newer one."
+                }
+            };
+            let expected = (env!("CARGO_PKG_VERSION"), set_to, hint);
+            ensure!((&*said.0, &*said.1, &*said.2) == expected, "{said:?}");
+        }
         for (number, result) in errors.into_iter().enumerate() {
             let error = result
                 .err()
