@@ -26,7 +26,9 @@ BEGIN
     SELECT r.rolname INTO extension_owner
     FROM pg_catalog.pg_extension e
     JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) e.extowner
-    WHERE e.extname OPERATOR(pg_catalog.=) 'counterx' AND r.rolsuper;
+    WHERE e.extname OPERATOR(pg_catalog.=) 'counterx' AND r.rolsuper
+      -- Who is that already may be so by means that do not allow it to be set again.
+      AND r.rolname OPERATOR(pg_catalog.<>) current_user;
     IF FOUND THEN
         PERFORM pg_catalog.set_config('role', extension_owner::text, true);
     END IF;

@@ -523,6 +523,19 @@ fn an_update_does_not_go_by_an_old_snapshot() -> Result<()> {
     Ok(())
 }
 
+/// Where the role cannot be set, and need not be, it is not.
+#[test]
+fn an_update_can_be_made_by_a_function_of_the_owner() -> Result<()> {
+    let mut client = of_0_1_0("by_function")?;
+    client.batch_execute(
+        "CREATE FUNCTION update_counterx() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+             AS 'BEGIN ALTER EXTENSION counterx UPDATE; END'",
+    )?;
+    client.batch_execute("SELECT update_counterx()")?;
+    ensure!(values(&mut client)? == expected_values());
+    Ok(())
+}
+
 /// What somebody has put into the schema `counterx` stays his.
 #[test]
 fn an_update_leaves_tables_of_others_alone() -> Result<()> {
