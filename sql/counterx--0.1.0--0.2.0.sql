@@ -3,8 +3,9 @@
 -- From 0.1.0 to 0.2.0: what a fresh installation of 0.2.0 has, with the counters, tokens, holds and types of
 -- before, and with the rights that were granted. tests/cluster/tests/upgrade.rs compares the two.
 --
--- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
--- counted, prepared ones too, and nobody deadlocks with it.
+-- It locks the gates first, lanes ascending, as everybody does at commit: it waits for transactions that have
+-- counted, prepared ones too. Those that keep a lane for a token or a hold, and have counted in an earlier
+-- one, it can meet as a deadlock.
 
 -- What was committed while this waits for its locks has to be seen: no snapshot may be older than they are.
 DO $$
