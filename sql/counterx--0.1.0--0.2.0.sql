@@ -3,8 +3,9 @@
 -- From 0.1.0 to 0.2.0: what a fresh installation of 0.2.0 has, with the counters, tokens, holds and types of
 -- before, and with the rights that were granted. tests/cluster/tests/upgrade.rs compares the two.
 --
--- It locks the gates first, lanes ascending, as everybody does: it waits for transactions that have
--- counted, prepared ones too, and nobody deadlocks with it.
+-- It locks the gates first, lanes ascending, as everybody does at commit: it waits for transactions that have
+-- counted, prepared ones too. Those that keep a lane for a token or a hold, and have counted in an earlier
+-- one, it can meet as a deadlock.
 
 -- What was committed while this waits for its locks has to be seen: no snapshot may be older than they are.
 DO $$
@@ -26,7 +27,9 @@ BEGIN
     SELECT r.rolname INTO extension_owner
     FROM pg_catalog.pg_extension e
     JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) e.extowner
-    WHERE e.extname OPERATOR(pg_catalog.=) 'counterx' AND r.rolsuper;
+    WHERE e.extname OPERATOR(pg_catalog.=) 'counterx' AND r.rolsuper
+      -- Who is that already may be so by means that do not allow it to be set again.
+      AND r.rolname OPERATOR(pg_catalog.<>) current_user;
     IF FOUND THEN
         PERFORM pg_catalog.set_config('role', extension_owner::text, true);
     END IF;

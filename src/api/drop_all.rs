@@ -27,7 +27,7 @@ use crate::pg::relation::{
 use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::read::reader::{Lanes, Reader};
-use crate::store::catalog::{self, Unusable};
+use crate::store::catalog;
 use crate::store::totals::{self, Order};
 use crate::transaction::notes;
 use crate::write::change;
@@ -89,7 +89,7 @@ fn lock_all() {
     // Tokens are removed by one at a time.
     for (relation, mode) in all.into_iter().chain([token]) {
         if Relation::open_until_commit(relation, mode).is_none() {
-            Unusable::NotInstalled.raise()
+            catalog::gone()
         }
     }
 }

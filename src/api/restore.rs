@@ -116,7 +116,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
     let subxact = unsafe { pg_sys::GetCurrentSubTransactionId() };
     if LOCKED_BY.get() != subxact || !writing::wakes_worker_at_commit() {
         if Relation::open_until_commit(shared.late, SHARE_UPDATE_EXCLUSIVE).is_none() {
-            catalog::Unusable::NotInstalled.raise()
+            catalog::gone()
         }
         LOCKED_BY.set(subxact);
         writing::wake_worker_at_commit();
@@ -159,7 +159,7 @@ pub fn after_rows() {
     if ports::isolation_is_serializable() {
         let Some(anchor) = Relation::open_until_commit(catalog::shared().anchor, ACCESS_SHARE)
         else {
-            catalog::Unusable::NotInstalled.raise()
+            catalog::gone()
         };
         // SAFETY: the relation is open.
         unsafe { ports::check_table_for_serializable_conflict_in(anchor.as_ptr()) };

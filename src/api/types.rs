@@ -310,7 +310,7 @@ pub fn lock_types(looker: Looker) {
     };
     match Relation::open_until_commit(catalog::shared().types, mode) {
         Some(table) => shape::check(&table),
-        None => catalog::Unusable::NotInstalled.raise(),
+        None => catalog::gone(),
     }
 }
 
@@ -397,7 +397,7 @@ fn lock_counters(looker: Looker) {
     }
     for (relation, mode) in relations {
         if Relation::open_until_commit(relation, mode).is_none() {
-            catalog::Unusable::NotInstalled.raise()
+            catalog::gone()
         }
     }
 }

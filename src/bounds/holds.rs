@@ -33,7 +33,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::user::ActingAs;
 use crate::pg::varlena::NameText;
-use crate::store::catalog::{self, SharedRels, Unusable};
+use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::hold;
 use crate::store::expired::Batch;
 use crate::store::gate;
@@ -229,7 +229,7 @@ pub fn remove(hold: &Hold) {
 
 fn delete(hold: &Hold) {
     let Some(table) = Relation::open_until_commit(catalog::shared().hold, ROW_EXCLUSIVE) else {
-        Unusable::NotInstalled.raise()
+        catalog::gone()
     };
     if hold.is_own {
         // This very command may have made it.
@@ -327,7 +327,7 @@ fn insert_row(id: i64, name: &[u8], amount: i64, created_at: i64, expires_at: i6
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let Some(mut table) = Inserter::open(catalog::shared().hold) else {
-        Unusable::NotInstalled.raise()
+        catalog::gone()
     };
     let fires = shape::fires_triggers(table.table());
     let name = NameText::new(name);

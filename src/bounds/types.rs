@@ -237,7 +237,7 @@ pub fn announce_early_writing() {
     if is_locked(shared.hold, ROW_EXCLUSIVE) {
         let _announced = Relation::open_if_free(shared.types, ROW_EXCLUSIVE);
     } else if Relation::open_until_commit(shared.types, ROW_EXCLUSIVE).is_none() {
-        catalog::Unusable::NotInstalled.raise()
+        catalog::gone()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key};
 use crate::pg::snapshot::LatestSnapshot;
-use crate::store::catalog::{self, LaneRels, SharedRels, Unusable};
+use crate::store::catalog::{self, LaneRels, SharedRels};
 use crate::store::columns;
 use crate::store::gate::Lease;
 use crate::store::pending;
@@ -59,7 +59,7 @@ pub fn check_tables() -> Result<(), Refusal> {
     let shared = catalog::shared();
     for table in [shared.total, shared.state] {
         let Some(table) = Relation::open_until_commit(table, ROW_EXCLUSIVE) else {
-            Unusable::NotInstalled.raise()
+            catalog::gone()
         };
         shape::check_foldable(&table)?;
     }
@@ -152,7 +152,7 @@ fn fold_late(
     totals: &mut Totals,
 ) -> i64 {
     let Some(late) = Relation::open_until_commit(shared.late, ROW_EXCLUSIVE) else {
-        Unusable::NotInstalled.raise()
+        catalog::gone()
     };
     shape::check(&late);
     if late.blocks() == 0 {

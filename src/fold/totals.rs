@@ -7,7 +7,7 @@ use crate::pg::scan::{Direction, IndexScan, Key};
 use crate::pg::snapshot;
 use crate::pg::spot::Spot;
 use crate::pg::varlena::NameText;
-use crate::store::catalog::{SharedRels, Unusable};
+use crate::store::catalog::{self, SharedRels};
 use crate::store::columns;
 use crate::store::tables;
 use crate::store::totals;
@@ -37,7 +37,7 @@ impl Totals {
     /// Opens the table; rows that are new get this `gen`, or more.
     pub fn open(shared: &SharedRels, generation: i64) -> Self {
         let Some(table) = Relation::open_until_commit(shared.total, ROW_EXCLUSIVE) else {
-            Unusable::NotInstalled.raise()
+            catalog::gone()
         };
         let index = tables::index_of(&table, &columns::total::KEY);
         totals::remember_many();

@@ -8,7 +8,7 @@
 use crate::pg::error::{raise, report};
 use crate::pg::index_only::IndexOnlyScan;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE};
-use crate::store::catalog::{self, Unusable};
+use crate::store::catalog;
 use crate::store::columns;
 use crate::store::tables;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
@@ -89,7 +89,7 @@ pub fn remove() -> bool {
 /// Locks the table of totals to the end of the transaction.
 fn lock(mode: LockMode) {
     if Relation::open_until_commit(catalog::shared().total, mode).is_none() {
-        Unusable::NotInstalled.raise();
+        catalog::gone();
     }
 }
 

@@ -317,6 +317,19 @@ pub fn forget() {
     forget_relations();
 }
 
+/// A relation that was known has gone: the extension was dropped, or it was updated while this transaction
+/// had counted with the library of before.
+///
+/// # Errors
+/// Raises 42704, or 55000 as of [`Unusable`].
+pub fn gone() -> ! {
+    forget();
+    match try_shared() {
+        Ok(_) => Unusable::NotInstalled.raise(),
+        Err(why) => why.raise(),
+    }
+}
+
 static LISTENER: OnceLock<fn(pg_sys::Oid)> = OnceLock::new();
 
 fn tell(oid: pg_sys::Oid) {

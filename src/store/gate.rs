@@ -65,10 +65,7 @@ pub fn lift(gate: &Relation, above: i64) -> Gate {
 
 /// Opens a lane's gate for reading.
 pub fn open(lane: usize) -> Relation {
-    Relation::open_for_read(catalog::lane(lane).gate).unwrap_or_else(|| {
-        catalog::forget();
-        catalog::Unusable::NotInstalled.raise()
-    })
+    Relation::open_for_read(catalog::lane(lane).gate).unwrap_or_else(|| catalog::gone())
 }
 
 /// Locks a lane's gate to the end of the transaction, as a reader does: for those who keep a lock on
@@ -76,7 +73,7 @@ pub fn open(lane: usize) -> Relation {
 pub fn enter(lane: usize) {
     let gate = catalog::lane(lane).gate;
     if Relation::open_until_commit(gate, ACCESS_SHARE).is_none() {
-        catalog::Unusable::NotInstalled.raise()
+        catalog::gone()
     }
 }
 
@@ -85,7 +82,7 @@ pub fn enter(lane: usize) {
 /// It is the same gate for all of them, and the first that the other one locks, so the two do not deadlock.
 pub fn enter_to_change() {
     if Relation::open_until_commit(catalog::lane(0).gate, ROW_SHARE).is_none() {
-        catalog::Unusable::NotInstalled.raise()
+        catalog::gone()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::Spot;
 use crate::pg::varlena::text_datum;
-use crate::store::catalog::{self, SharedRels, Unusable};
+use crate::store::catalog::{self, SharedRels};
 use crate::store::columns;
 use crate::store::shape;
 use crate::store::tables;
@@ -146,7 +146,7 @@ pub fn folded_and_origin(lane: usize, shared: &SharedRels) -> (i64, Origin) {
 /// Writes a lane's state, changed. The caller holds the lease.
 pub fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut State)) {
     let Some(table) = Relation::open_until_commit(shared.state, ROW_EXCLUSIVE) else {
-        Unusable::NotInstalled.raise()
+        catalog::gone()
     };
     let index = tables::index_of(&table, &columns::state::KEY);
     // SAFETY: the snapshot is a static.

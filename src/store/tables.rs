@@ -5,7 +5,7 @@ use crate::pg::insert::form_row;
 use crate::pg::ports;
 use crate::pg::relation::{ROW_SHARE, Relation, Replaying};
 use crate::pg::scan::{Row, TableScan};
-use crate::store::catalog::{self, LaneRels, SharedRels, Unusable};
+use crate::store::catalog::{self, LaneRels, SharedRels};
 use crate::store::columns;
 use crate::store::shape;
 use counterx_core::gate::Side;
@@ -32,10 +32,7 @@ fn uses(row: &Row, column: usize) -> i64 {
 
 /// Opens a relation of ours for reading.
 pub fn open(oid: pg_sys::Oid) -> Relation {
-    let relation = Relation::open_for_read(oid).unwrap_or_else(|| {
-        catalog::forget();
-        Unusable::NotInstalled.raise()
-    });
+    let relation = Relation::open_for_read(oid).unwrap_or_else(|| catalog::gone());
     shape::check(&relation);
     relation
 }
@@ -62,8 +59,7 @@ pub fn open_log_table(log: pg_sys::Oid) -> Relation {
             log
         }
         Ok(None) => {
-            catalog::forget();
-            Unusable::NotInstalled.raise()
+            catalog::gone()
         }
         Err(Replaying) => raise(
             report(
@@ -151,15 +147,6 @@ pub unsafe fn write_row<const N: usize>(
 /// `lock_counters` in `api/types.rs`. Restores take no such lock, so they do not wait for each other.
 pub fn keep_restorers_waiting() {
     if Relation::open_until_commit(catalog::shared().anchor, ROW_SHARE).is_none() {
-        not_installed()
+        catalog::gone()
     }
-}
-
-/// The extension is not there any more.
-///
-/// # Errors
-/// Raises 42704.
-pub fn not_installed() -> ! {
-    catalog::forget();
-    catalog::Unusable::NotInstalled.raise()
 }

@@ -98,7 +98,7 @@ fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
 }
 
 fn inserter(table: pg_sys::Oid) -> Inserter {
-    let inserter = Inserter::open(table).unwrap_or_else(|| tables::not_installed());
+    let inserter = Inserter::open(table).unwrap_or_else(|| catalog::gone());
     shape::check(inserter.table());
     inserter
 }
@@ -147,7 +147,7 @@ impl LogWriter {
         let rels = catalog::lane(lane);
         // The order is the whole point: first the lock, then the epoch.
         let gate = Relation::open_until_commit(rels.gate, ROW_EXCLUSIVE)
-            .unwrap_or_else(|| tables::not_installed());
+            .unwrap_or_else(|| catalog::gone());
         failpoint!("flush.gate_locked");
         if !catalog::gate_was_seen(lane) {
             lift_gate(lane, &rels, &gate);
@@ -183,7 +183,7 @@ impl SerializableAnchor {
     fn open() -> Self {
         Self(ports::isolation_is_serializable().then(|| {
             Relation::open_until_commit(catalog::shared().anchor, ACCESS_SHARE)
-                .unwrap_or_else(|| catalog::Unusable::NotInstalled.raise())
+                .unwrap_or_else(|| catalog::gone())
         }))
     }
 

@@ -26,7 +26,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, Row};
 use crate::pg::snapshot::{self, DirtySnapshot, LatestSnapshot};
 use crate::pg::varlena::NameText;
 use crate::settings;
-use crate::store::catalog::{self, Unusable};
+use crate::store::catalog;
 use crate::store::columns;
 use crate::store::expired::Batch;
 use crate::store::gate;
@@ -193,7 +193,7 @@ fn insert(token: &[u8], wanted: Use, value: Option<i64>) {
     // SAFETY: nothing allocated in the scope leaves it.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let Some(mut table) = Inserter::open(catalog::shared().token) else {
-        Unusable::NotInstalled.raise()
+        catalog::gone()
     };
     let fires = shape::fires_triggers(table.table());
     let (token, name) = (NameText::new(token), NameText::new(wanted.name));

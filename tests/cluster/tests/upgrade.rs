@@ -523,6 +523,19 @@ fn an_update_does_not_go_by_an_old_snapshot() -> Result<()> {
     Ok(())
 }
 
+/// Where the role cannot be set, and need not be, it is not.
+#[test]
+fn an_update_can_be_made_by_a_function_of_the_owner() -> Result<()> {
+    let mut client = of_0_1_0("by_function")?;
+    client.batch_execute(
+        "CREATE FUNCTION update_counterx() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+             AS 'BEGIN ALTER EXTENSION counterx UPDATE; END'",
+    )?;
+    client.batch_execute("SELECT update_counterx()")?;
+    ensure!(values(&mut client)? == expected_values());
+    Ok(())
+}
+
 /// What somebody has put into the schema `counterx` stays his.
 #[test]
 fn an_update_leaves_tables_of_others_alone() -> Result<()> {
@@ -784,5 +797,45 @@ fn library_and_objects_of_other_versions_are_told_apart() -> Result<()> {
     let count: i64 = client.query_one("SELECT counter_value('n')", &[])?.get(0);
     // Once before, and once for each round: what was refused at commit is not there.
     ensure!(count == 4, "{count}");
+    Ok(())
+}
+
+/// The same where the update has put other tables in the place of those that a transaction has counted with,
+/// as that from 0.1.0 does, and the transaction waits for it at its commit.
+#[test]
+fn a_transaction_that_an_update_overtakes_hears_of_it() -> Result<()> {
+    let mut client = database("overtaken", None, "public")?;
+    for call in ["counter_incr('n')", "counter_incr_once('t', 'n')"] {
+        let mut counting = cluster().connect_db("overtaken")?;
+        let pid: i32 = counting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+        counting.batch_execute(&format!("SELECT {call}; ROLLBACK"))?;
+        client.batch_execute(
+            "BEGIN; UPDATE pg_extension SET extversion = '1.0.0' WHERE extname = 'counterx';
+             DO $$ BEGIN
+                 FOR lane IN 0 .. 7 LOOP
+                     EXECUTE format('ALTER EXTENSION counterx DROP TABLE counterx.gate_%s', lane);
+                     EXECUTE format('DROP TABLE counterx.gate_%s', lane);
+                 END LOOP;
+             END $$;
+             ALTER TABLE counterx.anchor SET (autovacuum_enabled = off)",
+        )?;
+        let error = std::thread::scope(|scope| -> Result<_> {
+            let sql = format!("SELECT {call}");
+            let counted = scope.spawn(move || counting.batch_execute(&sql));
+            let waited = wait_for_blocked(&mut cluster().connect()?, "the commit", pid);
+            client.batch_execute("COMMIT")?;
+            let counted = counted.join().map_err(|_| anyhow!("it panicked"))?;
+            waited?;
+            counted.err().context("it was committed")
+        })?;
+        let error = error.as_db_error().context("no error of the server")?;
+        ensure!(
+            error.code() == &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
+                && error.message().contains("1.0.0")
+                && error.hint().is_some_and(|hint| hint.contains("reconnect")),
+            "{error:?}"
+        );
+        client.batch_execute("DROP EXTENSION counterx; CREATE EXTENSION counterx")?;
+    }
     Ok(())
 }
