@@ -2,6 +2,7 @@
 
 #[pgrx::pg_schema]
 mod tests {
+    use crate::hits::failure::Failure;
     use pgrx::prelude::*;
 
     fn value(name: &str) -> i64 {
@@ -43,5 +44,25 @@ mod tests {
         Spi::run("SELECT counter_incr('pg_test:both', 10)").expect("an increment");
         hit("counter_hit('pg_test:both')");
         assert_eq!(value("pg_test:both"), before + 11);
+    }
+    /// In a server, as that knows how codes are made.
+    #[pg_test]
+    fn what_may_pass_is_told_from_what_never_will() {
+        let may_pass = |code| {
+            let failure = Failure {
+                code,
+                message: String::new(),
+                detail: String::new(),
+                hint: String::new(),
+            };
+            failure.may_pass()
+        };
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_DISK_FULL));
+        // No xids are left until somebody has vacuumed.
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED));
+        assert!(may_pass(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE));
+        assert!(!may_pass(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION));
+        // The extension was dropped.
+        assert!(!may_pass(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT));
     }
 }

@@ -329,10 +329,15 @@ fn place() -> Option<Spot> {
         // Somebody may have come back to it.
         if is_next && guard.place().is_idle() {
             guard.place().claim(database);
+            // The next one would take it for idle still.
+            guard.place().want(ports::now());
             PLACE.set(Some(spot.number()));
             drop(guard);
-            if assignment.line().leave(database) {
-                // There may be another place for the next one.
+            let others_wait = assignment.line().leave(database);
+            drop(assignment);
+            memory::wake_launcher();
+            if others_wait {
+                // There may be another place.
                 memory::tell_of_place();
             }
             return Some(spot);

@@ -98,24 +98,6 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_told_from_what_never_will() {
-        let may_pass = |code| {
-            Failure {
-                code,
-                ..failure("")
-            }
-            .may_pass()
-        };
-        assert!(may_pass(PgSqlErrorCode::ERRCODE_DISK_FULL));
-        // No xids are left until somebody has vacuumed.
-        assert!(may_pass(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED));
-        assert!(may_pass(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE));
-        assert!(!may_pass(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION));
-        // The extension was dropped.
-        assert!(!may_pass(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT));
-    }
-
-    #[test]
     fn error_that_is_too_long_loses_its_end() {
         let long = failure(&"\u{e9}".repeat(1000)).encode();
         let report = decode(0, &long[..long.len().min(counterx_core::hits::TEXT)]);
