@@ -317,11 +317,12 @@ fn many_that_nobody_waits_for_do_not_hold_up_those_who_wait() -> Result<()> {
 #[test]
 fn errors_do_not_end_the_committer() -> Result<()> {
     let cluster = builder("hits-exit-on-error").start()?;
-    let mut client = create_bare_database(&cluster, "hits")?;
-    // From the next session on, which is the committer's.
-    client.batch_execute("ALTER DATABASE hits SET exit_on_error = on")?;
+    create_bare_database(&cluster, "hits")?
+        .batch_execute("ALTER DATABASE hits SET exit_on_error = on")?;
     let _obstacle = obstacle(&cluster)?;
-    client.batch_execute("SET statement_timeout = '60s'")?;
+    let mut client = cluster.connect_db("hits")?;
+    // The session itself is to hear of it.
+    client.batch_execute("SET exit_on_error = off; SET statement_timeout = '60s'")?;
     let error = (client.batch_execute("SELECT counter_hit('a')")).expect_err("counted");
     let code = error.code().context("the connection broke")?.code();
     ensure!(code == "55P03", "{error}");
