@@ -177,6 +177,10 @@ pub extern "C-unwind" fn counterx_committer_main(arg: pg_sys::Datum) {
 /// Whatever ends the process.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
+    // An error under a lock, for want of memory say, leaves it held: not all minor releases of the server give
+    // it back before this.
+    // SAFETY: the process ends, and does nothing any more that a lock protects.
+    unsafe { pg_sys::LWLockReleaseAll() };
     let order = Order::decode(arg);
     let Some(spot) = Spot::get(order.place) else {
         return;

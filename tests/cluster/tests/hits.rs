@@ -424,7 +424,7 @@ fn cancelled_hit_is_withdrawn_or_in_doubt() -> Result<()> {
         let (second, second_call) = hit("second")?;
         poll_until("the second one to wait", DEADLINE, || {
             let sql = "SELECT count(*) FROM pg_stat_activity
-                        WHERE pid = $1 AND state = 'active' AND wait_event = 'Extension'";
+                        WHERE pid = $1 AND state = 'active' AND wait_event IN ('Extension', 'CounterxHit')";
             Ok(control.query_one(sql, &[&second])?.get::<_, i64>(0) > 0)
         })?;
         let calls = [(first, first_call), (second, second_call)];
