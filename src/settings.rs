@@ -7,9 +7,9 @@ use std::time::Duration;
 /// A second keeps reads short at tens of thousands of increments a second, and an idle server
 /// idle.
 static COMPACTION_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1000);
-/// Reading a counter visits each of its pending deltas, at some 0.1 microseconds: with a thousand of
-/// them a read of a hot counter stays around that of a plain row with a few dead versions.
-static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(1000);
+/// Reading a counter visits each of its pending deltas, at some 0.1 microseconds: with a few hundred of them
+/// a read of a hot counter stays around that of a plain row with a few dead versions.
+static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(500);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 /// Few enough to leave most of the default of max_worker_processes, which is 8, to others; more than
@@ -114,7 +114,7 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"counterx.compaction_threshold",
         c"Number of pending deltas in a lane that starts a fold before its time.",
-        c"Up to four times as many where they are of many counters. Counted up to twenty times a second while a worker runs.",
+        c"Up to four times as many where they are of many counters. Counted many times a second while a worker runs and a lane fills.",
         &COMPACTION_THRESHOLD,
         1,
         i32::MAX,
