@@ -10,7 +10,7 @@
 //! two batches, so that what nobody waits for is not lost when a server shuts down: no batch waits longer
 //! than its `lock_timeout`.
 
-use crate::hits::memory::{self, Assignment, Spot};
+use crate::hits::memory::{self, Assignment, Guard, Spot};
 use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock;
@@ -186,7 +186,7 @@ unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum)
         return;
     };
     if ENTERED.get() {
-        give_up(spot);
+        give_up(spot, spot.lock());
     } else {
         spot.lock().place().failed(order.start, ports::now());
     }
@@ -195,15 +195,16 @@ unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum)
 }
 
 /// Ends with hits in the queue, or without knowing. Neither waits nor fails.
-fn give_up(spot: Spot) {
-    {
-        let mut guard = spot.lock();
-        let (place, entries) = guard.parts();
-        batch::end(place, entries, memory::wake);
-        if !place.queue.is_empty() {
-            place.want(ports::now());
-        }
+///
+/// The place stays locked from when it is known that this process ends: a successor could have entered, and
+/// what it has taken would be put back.
+fn give_up(spot: Spot, mut guard: Guard) {
+    let (place, entries) = guard.parts();
+    batch::end(place, entries, memory::wake);
+    if !place.queue.is_empty() {
+        place.want(ports::now());
     }
+    drop(guard);
     ENTERED.set(false);
     spot.tell_of_room();
     memory::tell_of_place();
@@ -355,7 +356,7 @@ impl Committer {
             }
         }
         // The next one has to go on with what is left.
-        give_up(self.spot);
+        give_up(self.spot, self.spot.lock());
     }
 
     /// The server ends, or somebody has ended this process.
@@ -369,12 +370,15 @@ impl Committer {
                     log(
                         "counterx: the committer ends with hits that could not be counted yet, and that nobody waits for",
                     );
-                    return give_up(self.spot);
+                    return give_up(self.spot, self.spot.lock());
                 }
                 // Told to end, so the latch stays set.
                 std::thread::sleep(NAP);
-            } else if self.spot.lock().place().try_end(false) {
-                return give_up(self.spot);
+            } else {
+                let mut guard = self.spot.lock();
+                if guard.place().try_end(false) {
+                    return give_up(self.spot, guard);
+                }
             }
         }
     }

@@ -547,6 +547,8 @@ impl Worker {
                 }
                 if matches!(tick, Tick::Folded) {
                     self.refused = None;
+                    // What has come since is to be counted now: it was not while the writers were waited for.
+                    self.counts[lane] = now;
                 }
                 let goes_on = matches!(tick, Tick::Published | Tick::Waiting);
                 if !goes_on {

@@ -48,6 +48,9 @@ pub fn until_next_count(count: u64, limit: u64, since: Duration) -> Duration {
 /// The shortest pause between two looks at a lane.
 pub const SHORTEST: Duration = Duration::from_millis(2);
 
+/// The longest one at writers who do not end: each look is a transaction.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
 /// When to look again whether all have ended who may still write rows of a published epoch: most
 /// transactions are over in a moment, and what is written until the fold has to wait for the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +72,7 @@ impl Settling {
     pub fn waits(&mut self, now: Duration) {
         self.looks = self.looks.saturating_add(1);
         let pause = SHORTEST.saturating_mul(1 << self.looks.min(16));
-        self.at = Some(now + pause.min(POLL));
+        self.at = Some(now + pause.min(LONGEST_LOOK));
     }
 
     /// Is it awaited that they end?
@@ -164,10 +167,10 @@ mod tests {
         for _ in 0..40 {
             settling.waits(SECOND);
             let pause = settling.until_due(SECOND).unwrap();
-            assert_eq!(pause, (last * 2).min(POLL));
+            assert_eq!(pause, (last * 2).min(LONGEST_LOOK));
             last = pause;
         }
-        assert_eq!(last, POLL);
+        assert_eq!(last, LONGEST_LOOK);
         settling.published(SECOND);
         assert_eq!(settling.until_due(SECOND), Some(SHORTEST), "the next one");
     }
