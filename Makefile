@@ -6,6 +6,10 @@
 # `. scripts/env` is bash.
 SHELL := /bin/bash
 SOURCES := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+# make takes a name with spaces for several: `make clean` would remove what the first of them is.
+ifneq ($(words $(MAKEFILE_LIST)) $(words $(SOURCES)),1 1)
+$(error counterx cannot be built where a directory's name has spaces in it: $(CURDIR))
+endif
 IS_RELEASE := $(wildcard $(SOURCES)vendor)
 .DEFAULT_GOAL := $(if $(IS_RELEASE),all,help)
 .NOTPARALLEL:

@@ -7,6 +7,7 @@ mod tests {
     use pgxn_meta::dist::Distribution;
     use std::fs;
     use std::path::{Path, PathBuf};
+    use std::process::Command;
 
     /// That of `Cargo.toml`.
     const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -49,6 +50,30 @@ mod tests {
         let meta = Distribution::try_from(meta).map_err(|error| anyhow!("META.json: {error}"))?;
         ensure!(meta.name() == "counterx");
         ensure!(meta.version().to_string() == VERSION, "{}", meta.version());
+        Ok(())
+    }
+
+    /// make takes such a name for two, and would remove what the first of them is.
+    #[test]
+    fn nothing_is_removed_where_a_name_has_spaces() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        // The first half is there.
+        fs::create_dir_all(directory.path().join("my/vendor"))?;
+        let spaced = directory.path().join("my sources");
+        fs::create_dir(&spaced)?;
+        fs::copy(file("Makefile"), spaced.join("Makefile"))?;
+        for verb in ["clean", "install", "all"] {
+            let output = Command::new("make")
+                .args(["--dry-run", verb])
+                .current_dir(&spaced)
+                .output()?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                !output.status.success() && error.contains("has spaces in it"),
+                "{verb}: {error} {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
         Ok(())
     }
 
