@@ -34,13 +34,18 @@ fn count_until(db: &str, number: u64, over: &AtomicBool, counted: &AtomicU64) ->
     let mut client = cluster().connect_db(db)?;
     let mut rng = StdRng::seed_from_u64(seed() + number);
     let mut book = Book::default();
+    let mut round = 0;
     while !over.load(Ordering::Relaxed) {
         let name = format!("name:{}", rng.random_range(0..20));
         let delta = rng.random_range(-5..50_i64);
+        round += 1;
+        // A token keeps a lock on the counter's gate to the end, so DROP EXTENSION has to wait for it.
+        let call = match number % 2 {
+            0 => format!("counter_incr('{name}', {delta})"),
+            _ => format!("counter_incr_once('token:{number}:{round}', '{name}', {delta})"),
+        };
         // As text: no plan of the session's own outlives the functions.
-        let result = client.batch_execute(&format!(
-            "BEGIN; SELECT counter_incr('{name}', {delta}); COMMIT"
-        ));
+        let result = client.batch_execute(&format!("BEGIN; SELECT {call}; COMMIT"));
         match result {
             Ok(()) => {
                 *book.counted.entry(name).or_default() += delta;
