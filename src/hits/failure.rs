@@ -1,7 +1,6 @@
 //! Errors that are handed from the committer to whoever waits for a hit.
 
-use crate::pg::error::report;
-use crate::pg::error::sqlstate;
+use crate::pg::error::{caught, report, sqlstate};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 
@@ -19,10 +18,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn of(error: &CaughtError) -> Self {
-        let report = match error {
-            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
-            CaughtError::RustPanic { ereport, .. } => ereport,
-        };
+        let report = caught(error);
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         Self {
             code: report.sql_error_code(),

@@ -1,9 +1,17 @@
 //! Errors as PostgreSQL's users know them: a SQLSTATE, a message, a detail, a hint.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use std::borrow::Cow;
 use std::fmt::Write as _;
+
+/// What an error that was caught says.
+pub fn caught(error: &CaughtError) -> &ErrorReportWithLevel {
+    match error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+        CaughtError::RustPanic { ereport, .. } => ereport,
+    }
+}
 
 /// Raises an error; control goes back to the server, which aborts the (sub)transaction.
 pub fn raise(report: ErrorReport) -> ! {

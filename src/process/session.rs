@@ -1,7 +1,7 @@
 //! The session of a background process: its settings, its transactions, how it sleeps.
 
 use crate::pg::compat;
-use crate::pg::error::{log, sqlstate};
+use crate::pg::error::{caught, log, sqlstate};
 use crate::pg::relation::Relation;
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::LatestSnapshot;
@@ -111,10 +111,7 @@ pub fn transaction<R>(activity: &CStr, body: impl FnOnce() -> R) -> Result<R, St
         body()
     };
     let result = attempt(shown, |error| {
-        let report = match error {
-            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
-            CaughtError::RustPanic { ereport, .. } => ereport,
-        };
+        let report = caught(error);
         format!(
             "{}: {}",
             sqlstate(report.sql_error_code()),
@@ -197,11 +194,7 @@ pub fn is_database_gone(database: u32) -> bool {
         Some(!rows.any(|oid| oid.value() == database as usize))
     };
     attempt_anywhere(look, |error| {
-        let message = match error {
-            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
-            CaughtError::RustPanic { ereport, .. } => ereport,
-        }
-        .message();
+        let message = caught(error).message();
         log(format!("counterx: cannot look for a database: {message}"));
     })
     .is_ok_and(|gone| gone == Some(true))

@@ -104,6 +104,14 @@ impl Way {
         ..Self::SILENT
     };
 
+    /// Whoever waits, and who does not, with one counter at a time and with several.
+    pub const ALL: [Self; 4] = [
+        Self::WAITS,
+        Self::SEVERAL,
+        Self::SILENT,
+        Self::SEVERAL_SILENT,
+    ];
+
     fn sql(self) -> &'static str {
         match (self.counters > 1, self.silent) {
             (false, false) => "SELECT counter_hit($1)",

@@ -113,18 +113,13 @@ fn at_each_point(name: &str, action: &str, crash: bool) -> Result<()> {
         if point == "committer.ready" {
             arm_once(&mut cluster, point, action)?;
         }
-        let book = hit_while(
-            &config,
-            PREFIX,
-            &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
-            |hits| {
-                if point != "committer.ready" {
-                    arm_once(&mut cluster, point, action)?;
-                }
-                wait_until_taken(&cluster, point, action)?;
-                wait_for_hits(hits, 20)
-            },
-        )
+        let book = hit_while(&config, PREFIX, &Way::ALL, |hits| {
+            if point != "committer.ready" {
+                arm_once(&mut cluster, point, action)?;
+            }
+            wait_until_taken(&cluster, point, action)?;
+            wait_for_hits(hits, 20)
+        })
         .with_context(|| format!("{action} at {point}:\n{}", last_lines(&cluster)))?;
         if crash {
             client = cluster.connect_db("hits")?;
@@ -201,23 +196,18 @@ fn committer_that_is_terminated_or_cancelled_loses_nothing() -> Result<()> {
     let mut client = create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
     let mut other = cluster.connect_db("hits")?;
-    let book = hit_while(
-        &config,
-        PREFIX,
-        &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
-        |hits| {
-            for round in 0..12 {
-                let pid = committer_of(&mut other, "hits")?;
-                let function = match round % 2 {
-                    0 => "pg_cancel_backend",
-                    _ => "pg_terminate_backend",
-                };
-                other.query_one(&format!("SELECT {function}($1)"), &[&pid])?;
-                wait_for_hits(hits, 30)?;
-            }
-            Ok(())
-        },
-    )?;
+    let book = hit_while(&config, PREFIX, &Way::ALL, |hits| {
+        for round in 0..12 {
+            let pid = committer_of(&mut other, "hits")?;
+            let function = match round % 2 {
+                0 => "pg_cancel_backend",
+                _ => "pg_terminate_backend",
+            };
+            other.query_one(&format!("SELECT {function}($1)"), &[&pid])?;
+            wait_for_hits(hits, 30)?;
+        }
+        Ok(())
+    })?;
     ensure!(
         !book.has(Told::NotCounted) && !book.has(Told::Unknown),
         "somebody has heard of it"
@@ -334,18 +324,13 @@ fn restart_loses_nothing() -> Result<()> {
     let mut cluster = builder("hits-restart").start()?;
     create_bare_database(&cluster, "hits")?;
     let config = cluster.config("hits");
-    let book = hit_while(
-        &config,
-        PREFIX,
-        &[Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT],
-        |hits| {
-            for _ in 0..3 {
-                cluster.restart(StopMode::Fast)?;
-                wait_for_hits(hits, 50)?;
-            }
-            Ok(())
-        },
-    )?;
+    let book = hit_while(&config, PREFIX, &Way::ALL, |hits| {
+        for _ in 0..3 {
+            cluster.restart(StopMode::Fast)?;
+            wait_for_hits(hits, 50)?;
+        }
+        Ok(())
+    })?;
     let mut client = cluster.connect_db("hits")?;
     book.audit_all(&mut client)?;
     no_panics(&cluster)

@@ -31,14 +31,6 @@ const DB: &str = "hits";
 /// There are the other parts' loads as well.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Whoever waits, and who does not, with one counter at a time and with several.
-fn ways() -> [Way; 4] {
-    [Way::WAITS, Way::SEVERAL, Way::SILENT, Way::SEVERAL_SILENT].map(|way| Way {
-        pause: PAUSE,
-        ..way
-    })
-}
-
 pub(super) fn run(rig: &mut Rig, options: &Options, report: &mut PartReport) -> Result<()> {
     create_bare_database(&rig.cluster, DB)?;
     let all: Vec<_> = POINTS
@@ -61,9 +53,15 @@ pub(super) fn run(rig: &mut Rig, options: &Options, report: &mut PartReport) -> 
 
 fn step(rig: &mut Rig, number: usize, point: &str, action: Action) -> Result<()> {
     let config = rig.cluster.config(DB);
-    let book = hit_while(&config, &format!("book:{number}:"), &ways(), |hits| {
-        meanwhile(rig, &config, hits, point, action)
-    })?;
+    let book = hit_while(
+        &config,
+        &format!("book:{number}:"),
+        &Way::ALL.map(|way| Way {
+            pause: PAUSE,
+            ..way
+        }),
+        |hits| meanwhile(rig, &config, hits, point, action),
+    )?;
     ensure!(book.has(Told::Counted), "nobody was counted");
     let crash = action == Action::Crash;
     let mut connection = Recovering::new(&config);
