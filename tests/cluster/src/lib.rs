@@ -46,8 +46,9 @@ pub use database::{
     create_bare_database, create_database, names_in_lanes, oracle_schema, pages, wait_for_blocked,
 };
 pub use folding::{
-    Footprint, compact, count_and_settle, count_workers, folds_and_empties, folds_on, footprint,
-    pause_folding, settle, turn_over, wait_for_no_worker, wait_for_pause, wait_for_worker,
+    Footprint, compact, count_and_settle, count_workers, folds_and_empties, folds_often, folds_on,
+    footprint, pause_folding, settle, turn_over, wait_for_no_worker, wait_for_pause,
+    wait_for_worker,
 };
 pub use hits::{Book, Told, Way, hit_while, wait_for_hits};
 pub use kill::{committing, kill_and_recover, victim};

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, agree, changes_schema, changes_under_watch, check, create_database,
-    folding_hard, footprint, pages, refused, settle, shared, totals_are_clean, under_watch,
+    folding_hard, folds_often, footprint, pages, refused, settle, shared, totals_are_clean,
+    under_watch,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -48,10 +49,7 @@ fn old_snapshot(db: &str, isolation: IsolationLevel) -> Result<()> {
         }
         Ok(())
     })?;
-    client.batch_execute("SELECT bump('last', 1)")?;
-    settle(&mut client)?;
-    let full = footprint(&mut client)?;
-    full.ensure_many_folds_since(&before)?;
+    let full = folds_often(&mut client, &before)?;
     ensure!(
         full.truncated == before.truncated,
         "emptied a log in use: {before:?} {full:?}"
@@ -210,8 +208,7 @@ fn old_snapshot_keeps_counters_that_were_dropped_or_renamed_since() -> Result<()
          DELETE FROM oracle WHERE name ~ '^.:[0-8]$'",
     )?;
     settle(&mut client)?;
-    let after = footprint(&mut client)?;
-    after.ensure_many_folds_since(&before)?;
+    let after = folds_often(&mut client, &before)?;
     totals_are_clean(&mut client)?;
     agree(&mut client)?;
     ensure!(agree(&mut snapshot)? == truth, "the snapshot has changed");

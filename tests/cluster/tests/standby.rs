@@ -60,9 +60,9 @@ fn look(connection: &mut Recovering, age: Duration) -> Result<bool> {
     }
 }
 
-/// A load on the primary, and readers on the standby all the time. Returns how many snapshots
-/// were read to their end, and how many conflicts there were.
-fn read_beside_load(db: &str, standby: &Config) -> Result<(u64, u64)> {
+/// A load on the primary, and readers on the standby all the time, and then until some of their snapshots
+/// were read to their end.
+fn read_beside_load(db: &str, standby: &Config) -> Result<()> {
     let mut client = create_database(primary(), db)?;
     let before = footprint(&mut client)?;
     let (mut whole, mut conflicts) = (0, 0);
@@ -93,17 +93,17 @@ fn read_beside_load(db: &str, standby: &Config) -> Result<(u64, u64)> {
     })?;
     // The load may end before the standby says that it needs an emptied log no more: its readers go on.
     let mut connection = Recovering::new(standby);
-    poll_until("a log to be emptied beside readers", DEADLINE, || {
+    poll_until("a log to be emptied beside some readers", DEADLINE, || {
         client.batch_execute("SELECT bump('last', 1)")?;
         if look(&mut connection, Duration::from_millis(60))? {
             whole += 1;
         } else {
             conflicts += 1;
         }
-        Ok(footprint(&mut client)?.has_emptied_since(&before))
+        let enough = whole > 0 && whole + conflicts > 3;
+        Ok(enough && footprint(&mut client)?.has_emptied_since(&before))
     })?;
-    settle(&mut client)?;
-    Ok((whole, conflicts))
+    settle(&mut client)
 }
 
 fn same_truth_at_last(db: &str, standby: &Cluster) -> Result<()> {
@@ -114,22 +114,14 @@ fn same_truth_at_last(db: &str, standby: &Cluster) -> Result<()> {
 #[test]
 fn standby_without_feedback_is_exact_or_says_40001() -> Result<()> {
     let standby = standby("nofeedback", "off", "20ms")?;
-    let (whole, conflicts) = read_beside_load("nofeedback", &standby.config("nofeedback"))?;
-    ensure!(
-        whole > 0 && whole + conflicts > 3,
-        "{whole} snapshots could be read, {conflicts} could not"
-    );
+    read_beside_load("nofeedback", &standby.config("nofeedback"))?;
     same_truth_at_last("nofeedback", &standby)
 }
 
 #[test]
 fn standby_with_feedback_is_exact() -> Result<()> {
     let standby = standby("feedback", "on", "30s")?;
-    let (whole, conflicts) = read_beside_load("feedback", &standby.config("feedback"))?;
-    ensure!(
-        whole > 0 && whole + conflicts > 3,
-        "{whole} snapshots could be read, {conflicts} could not"
-    );
+    read_beside_load("feedback", &standby.config("feedback"))?;
     same_truth_at_last("feedback", &standby)
 }
 
