@@ -125,6 +125,15 @@ CREATE FUNCTION counterx.guard() RETURNS trigger
 CREATE FUNCTION counterx.restored() RETURNS trigger
     LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_restored';
+CREATE FUNCTION counter_key(VARIADIC "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_key';
+CREATE FUNCTION counterx.count_row() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_row';
+CREATE FUNCTION counterx.count_truncate() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_truncate';
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
@@ -140,7 +149,7 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counte
 
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
-GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.hold TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
 
@@ -158,7 +167,7 @@ BEGIN
           AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
@@ -207,6 +216,12 @@ COMMENT ON COLUMN counter_types.description IS 'what somebody has said of it';
 COMMENT ON COLUMN counter_types.counters IS 'number of its counters';
 GRANT SELECT ON counter_types TO PUBLIC;
 
+CREATE VIEW counter_tracks AS
+SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
+       t.state, t.since, t.reason, t.rows_seen, t.waiting_for, t.last_error
+FROM ONLY counterx.track t;
+GRANT SELECT ON counter_tracks TO PUBLIC;
+
 CREATE VIEW counter_holds AS
 SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
        h.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired
@@ -223,7 +238,9 @@ GRANT SELECT ON counter_holds TO PUBLIC;
 REVOKE ALL ON FUNCTION
     counter_type_create(text, bigint, bigint, text, jsonb),
     counter_type_alter(text, bigint, bigint, text, jsonb),
-    counter_type_drop(text)
+    counter_type_drop(text),
+    counter_track(regclass, text, text[], text, integer, text, boolean),
+    counter_untrack(regclass, text, boolean)
 FROM PUBLIC;
 
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters

@@ -37,6 +37,7 @@ mod query;
 mod read;
 mod settings;
 mod store;
+mod track;
 mod transaction;
 mod write;
 

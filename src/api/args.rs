@@ -334,6 +334,20 @@ pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
     room::collect(elements.into_iter().map(|element| name(element.map(Text))))
 }
 
+/// Texts, in the order given; no array is none.
+///
+/// # Errors
+/// Raises 22004 for NULL among them, 2202E for an array of several dimensions.
+pub fn texts<'a>(what: &'static str, array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
+    let Some(array) = array else {
+        return Vec::new();
+    };
+    // SAFETY: a text[] argument.
+    let elements = unsafe { array::texts::<'a>(array.0) };
+    let elements = elements.unwrap_or_else(|dimensions| raise_dimensions(what, dimensions));
+    room::collect(elements.into_iter().map(|element| required(what, element)))
+}
+
 /// Deltas, in the order given; likewise.
 ///
 /// # Errors

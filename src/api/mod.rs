@@ -35,5 +35,7 @@ mod look;
 mod once;
 pub mod restore;
 mod steps;
+mod track;
+pub mod track_triggers;
 pub mod triggers;
 pub mod types;

@@ -131,7 +131,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
             .set_hint("Restore counters into a database that does not have them, or drop those that it has with counter_drop() first."),
         )
     }
-    let Some(limits) = types::limits_of(name) else {
+    let Some(limits) = types::known_limits_of(name) else {
         return;
     };
     let could_break =
@@ -143,7 +143,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
 
 /// Looks at a row of `hold` that comes by SQL.
 pub fn check_hold(name: &[u8]) {
-    if types::limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
+    if types::known_limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
         restored::note(name);
     }
 }

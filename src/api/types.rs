@@ -256,7 +256,7 @@ fn check_done(name: &str, wanted: Option<Bounds>) {
 }
 
 /// The name of a type: what stands before the colon in the names of its counters.
-fn type_name(name: Option<Text>) -> String {
+pub fn type_name(name: Option<Text>) -> String {
     let name = args::type_name(name);
     let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b':';
     if !name.iter().all(plain) {

@@ -4,12 +4,16 @@
 pub mod array;
 pub mod cell;
 pub mod compat;
+pub mod compiled;
 pub mod error;
+pub mod expression;
 pub mod firing;
 pub mod function;
+pub mod guc_scope;
 pub mod index_only;
 pub mod insert;
 pub mod json;
+pub mod key_text;
 pub mod lock;
 pub mod memory;
 pub mod number;

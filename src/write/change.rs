@@ -8,7 +8,7 @@ use crate::pg::ports;
 use crate::pg::room;
 use crate::settings;
 use crate::store::catalog;
-use crate::transaction::pending::{self, PENDING, PHASE, Phase};
+use crate::transaction::pending::{self, PHASE, Phase, Source};
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
@@ -130,12 +130,28 @@ pub fn drop_unchecked(name: &[u8], written: Tally) {
     });
 }
 
-fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
-    let level = ports::xact_nest_level();
-    let full = PENDING.with_borrow_mut(|pending| {
-        how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
+/// Adds to the counter of a group of a tracked table's rows: `rows` more came than went.
+///
+/// # Errors
+/// As of [`add`], but for the bounds.
+pub fn add_rows(hash: NameHash, name: &[u8], delta: i64, rows: i64) {
+    change_in(Source::Rows, name, |level, pending| {
+        pending.add_rows(level, hash, name, delta, rows)
     });
-    match full {
+}
+
+fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
+    change_in(Source::Calls, name, how);
+}
+
+fn change_in(
+    source: Source,
+    name: &[u8],
+    how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>,
+) {
+    let level = ports::xact_nest_level();
+    let changed = pending::change(source, |pending| how(level, pending));
+    match changed.map(|()| pending::bytes() > settings::pending_work_mem()) {
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => writing::flush_early(level),
         Err(Refused::NoMemory) => room::raise_no_memory(),

@@ -21,13 +21,14 @@ use counterx_core::pending::{PendingMap, Row};
 use counterx_core::room::give_spare;
 use pgrx::pg_sys;
 
-/// Writes all pending rows to the active logs of their lanes. The caller clears the map.
+/// Writes all that is pending, of calls and of rows, to the active logs of its lanes. The caller clears the
+/// maps.
 ///
 /// # Errors
 /// Raises what an insertion can raise, 40001 in a serializable transaction, and an error when
 /// the extension is gone.
-pub fn to_logs(pending: &PendingMap) {
-    let rows = in_order(pending);
+pub fn to_logs(calls: &PendingMap, rows: &PendingMap) {
+    let rows = in_order(calls, rows);
     let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
     for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
@@ -37,19 +38,19 @@ pub fn to_logs(pending: &PendingMap) {
         }
         failpoint!("flush.lane_written");
     }
-    unchanged::check_unchanged(&rows);
+    unchanged::check_unchanged(calls);
     anchor.check_writes(&rows);
     // SAFETY: the rows shall be visible to later commands of this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Writes all pending rows to the table of late deltas: no gate is locked, so a transaction that
+/// Writes it to the table of late deltas: no gate is locked, so a transaction that
 /// stays prepared for days holds up no lane.
 ///
 /// # Errors
 /// As of [`to_logs`].
-pub fn to_late(pending: &PendingMap) {
-    let rows = in_order(pending);
+pub fn to_late(calls: &PendingMap, rows: &PendingMap) {
+    let rows = in_order(calls, rows);
     let _scope = scope(rows.len());
     let anchor = SerializableAnchor::open();
     let mut late = inserter(catalog::shared().late);
@@ -66,7 +67,7 @@ pub fn to_late(pending: &PendingMap) {
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
     }
-    unchanged::check_unchanged(&rows);
+    unchanged::check_unchanged(calls);
     anchor.check_writes(&rows);
 }
 
@@ -74,8 +75,8 @@ pub fn to_late(pending: &PendingMap) {
 const MANY: usize = 4096;
 
 /// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
-fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
-    let mut rows: Vec<Row> = room::collect(pending.rows());
+fn in_order<'a>(calls: &'a PendingMap, rows: &'a PendingMap) -> Vec<Row<'a>> {
+    let mut rows: Vec<Row> = room::collect(calls.rows().chain(rows.rows()));
     if rows.len() > MANY {
         // What the server needs to insert them, it cannot ask for: an error there must find some memory.
         give_spare();

@@ -41,15 +41,17 @@ struct Content {
     used: bool,
     /// The uses that a drop takes back.
     dropped: i64,
+    /// Those that rows of a tracked table are: more came than went.
+    rows: i64,
 }
 
 impl Content {
     fn is_present(&self) -> bool {
-        self.used || self.dropped != 0
+        self.used || self.delta != 0 || self.dropped != 0 || self.rows != 0
     }
 
     fn uses(&self) -> i64 {
-        i64::from(self.used) - self.dropped
+        i64::from(self.used) - self.dropped + self.rows
     }
 }
 
@@ -84,7 +86,7 @@ pub struct Row<'a> {
     pub name: &'a [u8],
     /// Its net change. Zero is a row too: the counter exists from its first increment on.
     pub delta: i64,
-    /// Its net change of uses: 1 as a rule, less when the counter was dropped.
+    /// Its net change of uses: 1 as a rule, less when the counter was dropped; of a tracked table that of rows.
     pub uses: i64,
 }
 
@@ -145,6 +147,30 @@ impl PendingMap {
         Ok(self.put(level, hash, name, at, after)?)
     }
 
+    /// Adds `delta` to the counter of a group of a tracked table's rows, of which `rows` more came than
+    /// went, on behalf of the subtransaction at nesting level `level`. Changes that cancel each other out
+    /// leave nothing.
+    ///
+    /// # Errors
+    /// As of [`PendingMap::add`].
+    pub fn add_rows(
+        &mut self,
+        level: u32,
+        hash: NameHash,
+        name: &[u8],
+        delta: i64,
+        rows: i64,
+    ) -> Result<(), Refused> {
+        let at = self.find(hash, name);
+        let before = at.map_or_else(Content::default, |at| self.entries[at].content);
+        let after = Content {
+            delta: before.delta.checked_add(delta).ok_or(Refused::Overflow)?,
+            rows: before.rows.checked_add(rows).ok_or(Refused::Overflow)?,
+            ..before
+        };
+        Ok(self.put(level, hash, name, at, after)?)
+    }
+
     /// Drops a counter on behalf of the subtransaction at nesting level `level`: forgets what is
     /// pending of it, and takes back `written`, which is all that stands elsewhere.
     ///
@@ -161,6 +187,7 @@ impl PendingMap {
             delta: i64::try_from(-written.value).map_err(|_| Refused::Overflow)?,
             used: false,
             dropped: written.uses,
+            rows: 0,
         };
         let at = self.find(hash, name);
         Ok(self.put(level, hash, name, at, after)?)

@@ -21,14 +21,18 @@ struct Pending {
     delta: i128,
     used: bool,
     dropped: i64,
+    rows: i64,
 }
 
 impl Pending {
     fn tally(self) -> Tally {
         Tally {
             value: self.delta,
-            uses: i64::from(self.used) - self.dropped,
+            uses: i64::from(self.used) - self.dropped + self.rows,
         }
+    }
+    fn is_nothing(self) -> bool {
+        !self.used && self.dropped == 0 && self.delta == 0 && self.rows == 0
     }
 }
 
@@ -48,10 +52,25 @@ impl Model {
         if fits {
             pending.delta = sum;
             pending.used = true;
-        } else if !pending.used && pending.dropped == 0 {
+        }
+        self.forget_nothing(name);
+        fits
+    }
+    fn add_rows(&mut self, name: u8, delta: i64, rows: i64) -> bool {
+        let pending = self.top().pending.entry(name).or_default();
+        let sum = pending.delta + i128::from(delta);
+        let fits = i64::try_from(sum).is_ok();
+        if fits {
+            pending.delta = sum;
+            pending.rows += rows;
+        }
+        self.forget_nothing(name);
+        fits
+    }
+    fn forget_nothing(&mut self, name: u8) {
+        if self.top().pending[&name].is_nothing() {
             self.top().pending.remove(&name);
         }
-        fits
     }
     fn drop_counter(&mut self, name: u8, written: Tally) {
         self.top().pending.insert(
@@ -60,11 +79,10 @@ impl Model {
                 delta: -written.value,
                 used: false,
                 dropped: written.uses,
+                rows: 0,
             },
         );
-        if written.uses == 0 {
-            self.top().pending.remove(&name);
-        }
+        self.forget_nothing(name);
     }
     fn begin(&mut self) {
         self.levels.push(self.levels.last().unwrap().clone());
@@ -92,6 +110,8 @@ impl Model {
 #[derive(Clone, Debug)]
 enum Step {
     Add(u8, i64),
+    /// Of a group, and so many rows.
+    Rows(u8, i64, i64),
     /// Of a counter of which others have written so much.
     Drop(u8, Tally),
     Begin,
@@ -108,9 +128,10 @@ fn written() -> impl Strategy<Value = Tally> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let delta = prop_oneof![-3i64..=3, Just(i64::MAX), Just(i64::MIN)];
+    let delta = || prop_oneof![-3i64..=3, Just(i64::MAX), Just(i64::MIN)];
     prop_oneof![
-        8 => (0u8..6, delta).prop_map(|(name, delta)| Step::Add(name, delta)),
+        5 => (0u8..6, delta(), -2i64..=2).prop_map(|(name, delta, rows)| Step::Rows(name, delta, rows)),
+        8 => (0u8..6, delta()).prop_map(|(name, delta)| Step::Add(name, delta)),
         2 => (0u8..6, written()).prop_map(|(name, written)| Step::Drop(name, written)),
         3 => Just(Step::Begin),
         2 => Just(Step::Release),
@@ -137,6 +158,11 @@ proptest! {
                 Step::Add(name, delta) => {
                     let fits = model.add(name, delta);
                     let added = map.add(level, NameHash::of(&[name]), &[name], delta);
+                    prop_assert_eq!(added.is_ok(), fits);
+                }
+                Step::Rows(name, delta, rows) => {
+                    let fits = model.add_rows(name, delta, rows);
+                    let added = map.add_rows(level, NameHash::of(&[name]), &[name], delta, rows);
                     prop_assert_eq!(added.is_ok(), fits);
                 }
                 Step::Drop(name, others) => {

@@ -1,0 +1,110 @@
+//! What the triggers of tracked tables call.
+
+use super::triggers::{Call, FirstArgument};
+use crate::bounds::types;
+use crate::pg::error::quoted;
+use crate::pg::function::version_1;
+use crate::pg::key_text::KeyType;
+use crate::pg::memory::kept_in_call;
+use crate::pg::relation::Relation;
+use crate::pg::varlena::text_datum;
+use crate::track::fill;
+use crate::track::row::Counting;
+use crate::track::tables::Catalogs;
+use counterx_core::parts;
+use pgrx::{pg_guard, pg_sys, warning};
+
+version_1!(
+    pg_finfo_counterx_count_row,
+    pg_finfo_counterx_count_truncate,
+    pg_finfo_counterx_key
+);
+
+/// What a query knows of one trigger.
+struct Known {
+    counting: Counting,
+    /// Is there such a track? A table that was restored into another database has the triggers alone.
+    is_tracked: bool,
+}
+
+/// After each change of a row that may change what its group comes to.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let call = Call::new(fcinfo, "count_row");
+    // SAFETY: what the trigger manager hands over; it calls with the same `flinfo` for all rows of a query,
+    // which ends with the memory context of that.
+    unsafe {
+        let known = kept_in_call::<Known>(fcinfo, |memory| {
+            let counting = Counting::of_trigger(call.trigger(), memory);
+            let is_tracked = types::is_tracked(counting.type_name());
+            if !is_tracked {
+                warning!(
+                    "rows of table \"{}\" are not counted: there is no track of type {}",
+                    call.table(),
+                    quoted(counting.type_name())
+                );
+            }
+            Known {
+                counting,
+                is_tracked,
+            }
+        });
+        if known.is_tracked {
+            let [old, new] = call.slots();
+            if let Some(old) = old {
+                known.counting.count(old, false);
+            }
+            if let Some(new) = new {
+                known.counting.count(new, true);
+            }
+        }
+    }
+    pg_sys::Datum::null()
+}
+
+/// Before a table, or partition, is emptied. It is locked.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_count_truncate(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    let call = Call::new(fcinfo, "count_truncate");
+    if let Some(FirstArgument(type_name)) = call.first_argument()
+        && types::is_tracked(type_name.as_bytes())
+        && let Some(table) = Relation::open_for_read(call.relation())
+    {
+        let catalogs = Catalogs::enter();
+        fill::subtract_rows(&catalogs, &table, &type_name);
+    }
+    pg_sys::Datum::null()
+}
+
+/// `counter_key(weight, part, …)`: what two versions of a row differ in if their groups, or what they add to
+/// them, differ. Its type is what the conditions of the triggers need; what it says is for nobody to read.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_key(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: called by the server; the function has as many arguments as it says, of these types.
+    unsafe {
+        let count = usize::from((*fcinfo).nargs.unsigned_abs());
+        let types = kept_in_call::<Vec<KeyType>>(fcinfo, |_| {
+            (0..count)
+                .map(|at| KeyType::of(pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, at as i32)))
+                .collect()
+        });
+        let arguments = (*fcinfo).args.as_slice(count);
+        let mut key = Vec::new();
+        parts::begin(&mut key, b"");
+        for (key_type, argument) in types.iter().zip(arguments) {
+            match argument.isnull {
+                true => parts::push_null(&mut key),
+                false => key_type.append_part(argument.value, &mut key),
+            }
+        }
+        text_datum(&key)
+    }
+}
