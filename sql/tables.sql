@@ -161,6 +161,6 @@ CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at times
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.track', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

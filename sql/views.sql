@@ -134,6 +134,12 @@ CREATE FUNCTION counterx.count_row() RETURNS trigger
 CREATE FUNCTION counterx.count_truncate() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_count_truncate';
+CREATE FUNCTION counterx.track_restored() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_track_restored';
+CREATE FUNCTION counterx.tracked_ddl() RETURNS event_trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_tracked_ddl';
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
@@ -202,6 +208,12 @@ ALTER TABLE counterx.hold ENABLE ALWAYS TRIGGER restored_all;
 CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE ON counterx.type
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
 ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
+
+CREATE TRIGGER restored_all AFTER INSERT ON counterx.track
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.track_restored();
+ALTER TABLE counterx.track ENABLE ALWAYS TRIGGER restored_all;
+CREATE EVENT TRIGGER counterx_tracked_ddl ON ddl_command_end EXECUTE FUNCTION counterx.tracked_ddl();
+ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS;
 
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,

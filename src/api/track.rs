@@ -7,16 +7,18 @@ use crate::pg::guc_scope::GucScope;
 use crate::pg::number::numeric;
 use crate::pg::ports;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
-use crate::pg::snapshot;
+use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::user::ActingAs;
 use crate::track::compare::Difference;
 use crate::track::definition::Definition;
 use crate::track::fill::{self, Locked, NotNow};
 use crate::track::tables::{self, Catalogs, Track};
+use crate::track::watch;
 use crate::write::{change, writing};
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, FromDatum, PgSqlErrorCode, pg_sys};
+use std::time::Duration;
 
 /// The table of an argument, by somebody who may say how it is counted.
 ///
@@ -70,16 +72,20 @@ fn lock_against_writers(table: &Relation) -> Relation {
         tables::holders(&catalogs, oid)
     };
     // The server asks an autovacuum to make room only when it looks for deadlocks.
-    let _patience = GucScope::enter(&[(c"lock_timeout", c"500ms"), (c"deadlock_timeout", c"100ms")]);
+    let _patience =
+        GucScope::enter(&[(c"lock_timeout", c"500ms"), (c"deadlock_timeout", c"100ms")]);
     let name = tables::shown(table);
     let waited = PgTryBuilder::new(|| Relation::open_until_commit(oid, SHARE_ROW_EXCLUSIVE))
-        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, move |_| {
+        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
                     format!("could not lock table {name} against writers in 500 ms"),
                 )
-                .set_detail(format!("It was in use by {holders}."))
+                .set_detail(format!(
+                    "It was in use by {}.",
+                    holders.as_deref().unwrap_or("somebody who has gone")
+                ))
                 .set_hint("Nothing was changed. Try again, or end that transaction first."),
             )
         })
@@ -139,6 +145,7 @@ fn counter_track(
     let scale = definition.sum.as_ref().map(|(_, scale)| *scale);
     tables::make_triggers(&catalogs, table, &type_name, &conditions, scale);
     tables::add(&catalogs, table, &type_name, &key, &definition);
+    watch::note(&catalogs, table, &type_name);
     writing::wake_worker_at_commit();
     true
 }
@@ -313,4 +320,53 @@ fn raise_trouble(table: &Relation, trouble: &str) -> ! {
         .set_detail(format!("Because {trouble}."))
         .set_hint("ALTER TABLE ... ENABLE ALWAYS TRIGGER for a trigger that is there; else counter_untrack() and counter_track() again."),
     )
+}
+
+#[pg_extern(sql = "
+CREATE FUNCTION counter_track_wait(\"table\" regclass, timeout interval DEFAULT NULL)
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval>) -> bool {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let table = args::required("table", table);
+    // SAFETY: reads the clock.
+    let until = timeout.map(|timeout| timeout.after(ports::now()));
+    loop {
+        let unfinished = {
+            let _latest = LatestSnapshot::take();
+            let catalogs = Catalogs::enter();
+            let tracks = tables::tracks(&catalogs, Some(table), None);
+            if tracks.is_empty() {
+                raise(
+                    report(
+                        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                        "the table is not tracked",
+                    )
+                    .set_hint("SELECT * FROM counter_tracks shows the tracks."),
+                )
+            }
+            tracks
+                .iter()
+                .any(|track| track.state != "exact")
+                .then(|| tables::are_any_ours(&catalogs))
+        };
+        match unfinished {
+            None => return true,
+            Some(true) => raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                    "cannot wait for a track in the transaction that has made it",
+                )
+                .set_hint("Commit first: nobody else sees it before."),
+            ),
+            Some(false) => {}
+        }
+        if until.is_some_and(|until| ports::now() >= until) {
+            return false;
+        }
+        ports::pause(PAUSE);
+        pgrx::check_for_interrupts!();
+    }
 }

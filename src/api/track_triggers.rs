@@ -2,22 +2,27 @@
 
 use super::triggers::{Call, FirstArgument};
 use crate::bounds::types;
-use crate::pg::error::quoted;
+use crate::pg::error::{quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::key_text::KeyType;
 use crate::pg::memory::kept_in_call;
 use crate::pg::relation::Relation;
 use crate::pg::varlena::text_datum;
+use crate::store::catalog;
+use crate::store::ours;
 use crate::track::fill;
 use crate::track::row::Counting;
 use crate::track::tables::Catalogs;
+use crate::track::watch;
 use counterx_core::parts;
-use pgrx::{pg_guard, pg_sys, warning};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys, warning};
 
 version_1!(
     pg_finfo_counterx_count_row,
     pg_finfo_counterx_count_truncate,
-    pg_finfo_counterx_key
+    pg_finfo_counterx_key,
+    pg_finfo_counterx_tracked_ddl,
+    pg_finfo_counterx_track_restored
 );
 
 /// What a query knows of one trigger.
@@ -107,4 +112,53 @@ pub extern "C-unwind" fn counterx_key(fcinfo: pg_sys::FunctionCallInfo) -> pg_sy
         }
         text_datum(&key)
     }
+}
+
+/// After each command of DDL. Nothing is looked at where no table is tracked.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_tracked_ddl(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: what the server calls event triggers with has this context; anything else has another one, or
+    // none.
+    let is_event = unsafe {
+        let context = (*fcinfo).context;
+        !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_EventTriggerData
+    };
+    if !is_event {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED,
+                "counterx.tracked_ddl() can only be called as an event trigger",
+            )
+            .set_hint("It is a part of the extension, and nothing to call."),
+        );
+    }
+    // What we do ourselves; and what is done while the extension is made, updated or dropped.
+    if !ours::is_at_work() && catalog::try_shared().is_ok() && types::are_any_tracked() {
+        let catalogs = Catalogs::enter();
+        let created = catalogs.rows(
+            "SELECT c.objid FROM pg_event_trigger_ddl_commands() c
+              WHERE c.classid = 'pg_class'::regclass AND c.command_tag LIKE 'CREATE %TABLE%'",
+            &[],
+            |row| row.get::<pg_sys::Oid>(1),
+        );
+        let created: Vec<pg_sys::Oid> = created.into_iter().flatten().collect();
+        watch::after_ddl(&catalogs, &created);
+    }
+    pg_sys::Datum::null()
+}
+
+/// After rows of `counterx.track` were brought by SQL.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_track_restored(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    let _call = Call::new(fcinfo, "track_restored");
+    if !ours::is_at_work() {
+        watch::restored(&Catalogs::enter());
+    }
+    pg_sys::Datum::null()
 }

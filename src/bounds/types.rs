@@ -98,6 +98,12 @@ pub fn is_tracked(type_name: &[u8]) -> bool {
     TYPES.with_borrow(|types| types.find(type_name).is_some_and(|limits| limits.tracked))
 }
 
+/// Is there any type that is that of a tracked table?
+pub fn are_any_tracked() -> bool {
+    know();
+    TYPES.with_borrow(|types| types.0.iter().any(|(_, limits)| limits.tracked))
+}
+
 /// Makes sure that the types are known.
 fn know() {
     let changes = if KNOWN.get() {

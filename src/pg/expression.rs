@@ -135,10 +135,7 @@ impl Expression {
             let text = CStr::from_ptr(text).to_bytes();
             // A string constant is written as numbers, so this is a node and nothing else.
             let coerced = text.windows(12).any(|part| part == b"{COERCEVIAIO");
-            (
-                pg_sys::contain_mutable_functions(planned.cast()),
-                coerced,
-            )
+            (pg_sys::contain_mutable_functions(planned.cast()), coerced)
         };
         if mutable {
             self.refuse(
@@ -174,7 +171,8 @@ fn parse(table: &Relation, text: &str) -> *mut pg_sys::Node {
     };
     // SAFETY: the parser's trees live in the current context; each node is looked at as what its tag says.
     unsafe {
-        let statements = pg_sys::raw_parser(query.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+        let statements =
+            pg_sys::raw_parser(query.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
         let Some(select) = only(statements)
             .map(|raw| (*raw.cast::<pg_sys::RawStmt>()).stmt)
             .filter(|stmt| (**stmt).type_ == pg_sys::NodeTag::T_SelectStmt)
@@ -216,11 +214,8 @@ fn parse(table: &Relation, text: &str) -> *mut pg_sys::Node {
             true,
         );
         pg_sys::addNSItemToQuery(state, item, false, true, true);
-        let node = pg_sys::transformExpr(
-            state,
-            value,
-            pg_sys::ParseExprKind::EXPR_KIND_TRIGGER_WHEN,
-        );
+        let node =
+            pg_sys::transformExpr(state, value, pg_sys::ParseExprKind::EXPR_KIND_TRIGGER_WHEN);
         // The error of an unknown literal is of the next step: it is a text.
         let node = if pg_sys::exprType(node) == pg_sys::UNKNOWNOID {
             pg_sys::coerce_to_common_type(state, node, pg_sys::TEXTOID, c"counter_track".as_ptr())

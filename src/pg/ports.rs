@@ -296,3 +296,10 @@ pub fn wait_for_xact(xid: pg_sys::TransactionId) {
         );
     }
 }
+
+/// Sleeps, up to the next signal.
+pub fn pause(time: std::time::Duration) {
+    let us = core::ffi::c_long::try_from(time.as_micros()).unwrap_or(core::ffi::c_long::MAX);
+    // SAFETY: sleeps.
+    unsafe { pg_sys::pg_usleep(us) };
+}

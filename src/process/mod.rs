@@ -8,6 +8,7 @@ mod batch;
 mod committer;
 pub mod directory;
 mod duty;
+mod filler;
 pub mod launcher;
 mod mend;
 pub mod session;

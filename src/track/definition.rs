@@ -91,26 +91,46 @@ impl Definition {
     /// The condition of a trigger. `key` is the function `counter_key`, with its schema.
     pub fn condition(&self, table: &Relation, event: Event, key: &str) -> String {
         let filter_and = |of: Of| {
-            let filter = self.filter.as_ref().map(|filter| format!("({}) AND ", filter.over(of)));
+            let filter = self
+                .filter
+                .as_ref()
+                .map(|filter| format!("({}) AND ", filter.over(of)));
             let definition = self.over(of, key);
-            format!("{}(true OR ({definition}) IS NULL)", filter.unwrap_or_default())
+            format!(
+                "{}(true OR ({definition}) IS NULL)",
+                filter.unwrap_or_default()
+            )
         };
         match event {
             Event::Insert => filter_and(Of::New),
             Event::Delete => filter_and(Of::Old),
             Event::Update => {
                 let differ = self.columns_differ(table);
-                let differ = differ.map(|differ| format!("({differ}) AND ")).unwrap_or_default();
+                let differ = differ
+                    .map(|differ| format!("({differ}) AND "))
+                    .unwrap_or_default();
                 let [old, new] = [Of::Old, Of::New].map(|of| self.over(of, key));
-                format!("{differ}(({old}) COLLATE pg_catalog.\"C\" IS DISTINCT FROM ({new}) COLLATE pg_catalog.\"C\")")
+                format!(
+                    "{differ}(({old}) COLLATE pg_catalog.\"C\" IS DISTINCT FROM ({new}) COLLATE pg_catalog.\"C\")"
+                )
             }
         }
     }
 
     fn over(&self, of: Of, key: &str) -> String {
-        let filter = self.filter.as_ref().map_or("true".to_owned(), |filter| filter.over(of));
-        let weight = self.sum.as_ref().map_or("0".to_owned(), |(sum, _)| sum.over(of));
-        let parts: String = self.parts.iter().map(|part| format!(", {}", part.over(of))).collect();
+        let filter = self
+            .filter
+            .as_ref()
+            .map_or("true".to_owned(), |filter| filter.over(of));
+        let weight = self
+            .sum
+            .as_ref()
+            .map_or("0".to_owned(), |(sum, _)| sum.over(of));
+        let parts: String = self
+            .parts
+            .iter()
+            .map(|part| format!(", {}", part.over(of)))
+            .collect();
         format!("CASE WHEN {filter} THEN {key}({weight}{parts}) END")
     }
 
@@ -119,7 +139,10 @@ impl Definition {
         let mut expressions: Vec<&Expression> = self.parts.iter().collect();
         expressions.extend(&self.filter);
         expressions.extend(self.sum.as_ref().map(|(sum, _)| sum));
-        let mut columns: Vec<i16> = expressions.iter().flat_map(|expression| expression.columns()).collect();
+        let mut columns: Vec<i16> = expressions
+            .iter()
+            .flat_map(|expression| expression.columns())
+            .collect();
         columns.sort_unstable();
         columns.dedup();
         // SAFETY: the table is open.
@@ -147,8 +170,8 @@ fn has_one_image(attribute: &pg_sys::FormData_pg_attribute) -> bool {
     let (type_oid, is_enum, deterministic) = unsafe {
         let type_oid = pg_sys::getBaseType(attribute.atttypid);
         let collation = attribute.attcollation;
-        let deterministic = collation == pg_sys::InvalidOid
-            || pg_sys::get_collation_isdeterministic(collation);
+        let deterministic =
+            collation == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(collation);
         (type_oid, pg_sys::type_is_enum(type_oid), deterministic)
     };
     let plain = [

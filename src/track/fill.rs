@@ -30,7 +30,11 @@ const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 pub fn wait_for_others(catalogs: &Catalogs, table: pg_sys::Oid) {
     let shared = catalog::shared();
     let mut all: Vec<(pg_sys::Oid, LockMode)> = vec![(table, SHARE)];
-    all.extend(tables::leaves(catalogs, table).into_iter().map(|leaf| (leaf, SHARE)));
+    all.extend(
+        tables::leaves(catalogs, table)
+            .into_iter()
+            .map(|leaf| (leaf, SHARE)),
+    );
     all.extend((0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE)));
     all.extend([shared.late, shared.hold].map(|table| (table, SHARE_ROW_EXCLUSIVE)));
     for (relation, mode) in all {
@@ -92,7 +96,11 @@ impl Locked {
 ///
 /// # Errors
 /// [`NotNow`]; else what is raised on the way.
-pub fn fill(catalogs: &Catalogs, track: &Track, table: pg_sys::Oid) -> Result<Vec<Difference>, NotNow> {
+pub fn fill(
+    catalogs: &Catalogs,
+    track: &Track,
+    table: pg_sys::Oid,
+) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
     wait_for_others(catalogs, table);
     failpoint!("track.waited");

@@ -8,3 +8,4 @@ pub mod definition;
 pub mod fill;
 pub mod row;
 pub mod tables;
+pub mod watch;

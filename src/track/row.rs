@@ -54,9 +54,8 @@ impl Arguments {
     unsafe fn of(trigger: &pg_sys::Trigger) -> Option<Self> {
         let text = |at: usize| {
             // SAFETY: so many texts that end with a zero.
-            (at < usize::from(trigger.tgnargs.unsigned_abs())).then(|| unsafe {
-                CStr::from_ptr(*trigger.tgargs.add(at)).to_bytes().to_vec()
-            })
+            (at < usize::from(trigger.tgnargs.unsigned_abs()))
+                .then(|| unsafe { CStr::from_ptr(*trigger.tgargs.add(at)).to_bytes().to_vec() })
         };
         let scale = match text(1) {
             None => None,
@@ -90,14 +89,19 @@ impl Counting {
     pub unsafe fn of_trigger(trigger: &pg_sys::Trigger, memory: pg_sys::MemoryContext) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let Some((arguments, definition)) = Arguments::of(trigger).zip(definition(trigger)) else {
-                let name = CStr::from_ptr(trigger.tgname).to_string_lossy().into_owned();
+            let Some((arguments, definition)) = Arguments::of(trigger).zip(definition(trigger))
+            else {
+                let name = CStr::from_ptr(trigger.tgname)
+                    .to_string_lossy()
+                    .into_owned();
                 raise(
                     report(
                         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                         format!("trigger \"{name}\" is not one that counter_track() has made"),
                     )
-                    .set_hint("Drop it, and call counter_track() to have the table's rows counted."),
+                    .set_hint(
+                        "Drop it, and call counter_track() to have the table's rows counted.",
+                    ),
                 )
             };
             let types: Vec<pg_sys::Oid> = definition
@@ -232,7 +236,7 @@ impl Sum {
             .set_hint("SELECT * FROM counter_tracks shows what is added up."),
         )
     })
-}
+    }
 }
 
 /// The parts of a definition, in the condition of a trigger.
@@ -269,8 +273,12 @@ unsafe fn find(node: *mut pg_sys::Node) -> Option<Definition> {
             pg_sys::NodeTag::T_DistinctExpr => {
                 find((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
             }
-            pg_sys::NodeTag::T_CollateExpr => find((*node.cast::<pg_sys::CollateExpr>()).arg.cast()),
-            pg_sys::NodeTag::T_RelabelType => find((*node.cast::<pg_sys::RelabelType>()).arg.cast()),
+            pg_sys::NodeTag::T_CollateExpr => {
+                find((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
+            }
+            pg_sys::NodeTag::T_RelabelType => {
+                find((*node.cast::<pg_sys::RelabelType>()).arg.cast())
+            }
             pg_sys::NodeTag::T_CaseExpr => {
                 let case = &*node.cast::<pg_sys::CaseExpr>();
                 let when = members(case.args).next()?.cast::<pg_sys::CaseWhen>();

@@ -30,7 +30,8 @@ impl Catalogs {
     /// Raises an error when the extension cannot be used.
     pub fn enter() -> Self {
         let types = catalog::shared().types;
-        let types = Relation::open_until_commit(types, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
+        let types =
+            Relation::open_until_commit(types, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
         let owner = ActingAs::owner_of(&types);
         Self {
             _path: GucScope::enter(&[
@@ -111,7 +112,9 @@ pub fn tracks(
     table: Option<pg_sys::Oid>,
     type_name: Option<&str>,
 ) -> Vec<Track> {
-    let query = format!("{TRACKS} WHERE ($1 IS NULL OR g.tgrelid = $1) AND ($2 IS NULL OR t.type = $2) ORDER BY t.type");
+    let query = format!(
+        "{TRACKS} WHERE ($1 IS NULL OR g.tgrelid = $1) AND ($2 IS NULL OR t.type = $2) ORDER BY t.type"
+    );
     catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
         Ok(Track {
             type_name: row.get(1)?.unwrap_or_default(),
@@ -124,10 +127,15 @@ pub fn tracks(
 
 /// The function of the row triggers.
 pub fn row_function(catalogs: &Catalogs) -> pg_sys::Oid {
-    let oid = catalogs.rows("SELECT 'counterx.count_row()'::regprocedure::oid", &[], |row| {
-        row.get(1)
-    });
-    oid.into_iter().flatten().next().unwrap_or(pg_sys::InvalidOid)
+    let oid = catalogs.rows(
+        "SELECT 'counterx.count_row()'::regprocedure::oid",
+        &[],
+        |row| row.get(1),
+    );
+    oid.into_iter()
+        .flatten()
+        .next()
+        .unwrap_or(pg_sys::InvalidOid)
 }
 
 /// What has the rows: a table's partitions that have none themselves, or the table.
@@ -143,7 +151,8 @@ pub fn leaves(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 
 /// The partitioned tables among a table and those below it.
 pub fn partitioned(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    let query = "SELECT p.relid::oid FROM pg_partition_tree($1) p WHERE NOT p.isleaf ORDER BY p.level, 1";
+    let query =
+        "SELECT p.relid::oid FROM pg_partition_tree($1) p WHERE NOT p.isleaf ORDER BY p.level, 1";
     let all = catalogs.rows(query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
     all.into_iter().flatten().collect()
 }
@@ -198,7 +207,9 @@ pub fn shown(table: &Relation) -> String {
 /// A table's name, with its schema, for commands.
 pub fn full_name(catalogs: &Catalogs, table: pg_sys::Oid) -> String {
     // The search path has the system's schemas alone.
-    let name = catalogs.rows("SELECT $1::regclass::text", &[table.into()], |row| row.get(1));
+    let name = catalogs.rows("SELECT $1::regclass::text", &[table.into()], |row| {
+        row.get(1)
+    });
     name.into_iter().flatten().next().unwrap_or_default()
 }
 
@@ -220,7 +231,11 @@ pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition
         &[],
         |row| row.get::<String>(1),
     );
-    let key = key.into_iter().flatten().next().unwrap_or_else(|| catalog::gone());
+    let key = key
+        .into_iter()
+        .flatten()
+        .next()
+        .unwrap_or_else(|| catalog::gone());
     Event::ALL.map(|event| definition.condition(table, event, &key))
 }
 
@@ -237,7 +252,9 @@ pub fn make_triggers(
 ) {
     let name = full_name(catalogs, table);
     let prefix = trigger_prefix(type_name);
-    let scale = scale.map(|scale| format!(", '{scale}'")).unwrap_or_default();
+    let scale = scale
+        .map(|scale| format!(", '{scale}'"))
+        .unwrap_or_default();
     for (event, condition) in Event::ALL.into_iter().zip(conditions) {
         let trigger = quote_identifier(format!("{prefix}_{}", event.keyword().to_lowercase()));
         catalogs.run(
@@ -248,7 +265,10 @@ pub fn make_triggers(
             ),
             &[],
         );
-        catalogs.run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"), &[]);
+        catalogs.run(
+            &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
+            &[],
+        );
     }
     for leaf in leaves(catalogs, table) {
         make_truncate_trigger(catalogs, leaf, type_name);
@@ -266,7 +286,10 @@ pub fn make_truncate_trigger(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: 
         ),
         &[],
     );
-    catalogs.run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"), &[]);
+    catalogs.run(
+        &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
+        &[],
+    );
 }
 
 /// Drops the triggers of a track.
@@ -309,7 +332,9 @@ pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Opti
                 = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
         WHERE g.oid IS NULL OR g.tgenabled <> 'A'
         LIMIT 1";
-    let found = catalogs.rows(query, &[table.into(), type_name.into()], |row| row.get::<String>(1));
+    let found = catalogs.rows(query, &[table.into(), type_name.into()], |row| {
+        row.get::<String>(1)
+    });
     found.into_iter().flatten().next()
 }
 
@@ -325,7 +350,9 @@ pub fn check_is_owner(table: &Relation) {
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("must be owner of table {}", shown(table)),
             )
-            .set_hint("Whoever tracks a table puts triggers on it, and everybody may read the counters."),
+            .set_hint(
+                "Whoever tracks a table puts triggers on it, and everybody may read the counters.",
+            ),
         )
     }
 }
@@ -344,8 +371,26 @@ pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
     );
 }
 
-/// Who has a table locked for writing.
-pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> String {
+/// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`.
+pub fn note(catalogs: &Catalogs, type_name: &str, what: &str, text: Option<&str>) {
+    let column = quote_identifier(what);
+    catalogs.run(
+        &format!("UPDATE ONLY counterx.track SET {column} = $2 WHERE type = $1 AND {column} IS DISTINCT FROM $2"),
+        &[type_name.into(), text.into()],
+    );
+}
+
+/// Says which tracks are not exact, by a number that is another one when one more is not. None: all are.
+pub fn unfinished(catalogs: &Catalogs) -> Option<i64> {
+    let query =
+        "SELECT sum(hashtextextended(t.type, t.version) >> 8)::bigint FROM ONLY counterx.track t
+                  WHERE t.state <> 'exact' AND t.looked IS NOT NULL";
+    let found = catalogs.rows(query, &[], |row| row.get::<i64>(1));
+    found.into_iter().flatten().next()
+}
+
+/// Who has a table locked for writing; None: nobody.
+pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
     let query = "
         SELECT string_agg(DISTINCT coalesce('process ' || l.pid, 'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
         FROM pg_locks l
@@ -355,7 +400,7 @@ pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> String {
           AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
           AND l.pid IS DISTINCT FROM pg_backend_pid()";
     let holders = catalogs.rows(query, &[table.into()], |row| row.get::<String>(1));
-    holders.into_iter().flatten().next().unwrap_or_else(|| "somebody who has gone".to_owned())
+    holders.into_iter().flatten().next()
 }
 
 /// Makes a type one that is tracked.
@@ -373,7 +418,9 @@ pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
                 format!("type \"{type_name}\" is that of a tracked table already"),
             )
-            .set_hint("SELECT * FROM counter_tracks shows which. Each track needs a type of its own."),
+            .set_hint(
+                "SELECT * FROM counter_tracks shows which. Each track needs a type of its own.",
+            ),
         ),
         Some((_, Some(true))) => raise(
             report(
@@ -393,7 +440,9 @@ pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!("there are counters of type \"{type_name}\""),
                 )
-                .set_detail("They would become those of the table, and nobody else could change them.")
+                .set_detail(
+                    "They would become those of the table, and nobody else could change them.",
+                )
                 .set_hint("Use another type, or say adopt => true."),
             )
         }
@@ -436,6 +485,34 @@ pub fn add(
 
 /// A track is no more: its counters, if there are any, are anybody's.
 pub fn remove(catalogs: &Catalogs, type_name: &str) {
-    catalogs.run("DELETE FROM ONLY counterx.track WHERE type = $1", &[type_name.into()]);
-    catalogs.run("DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked", &[type_name.into()]);
+    catalogs.run(
+        "DELETE FROM ONLY counterx.track WHERE type = $1",
+        &[type_name.into()],
+    );
+    catalogs.run(
+        "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
+        &[type_name.into()],
+    );
+}
+
+/// The same where there is none yet.
+pub fn make_truncate_trigger_if_missing(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
+    let query = "
+        SELECT EXISTS (SELECT FROM pg_trigger g
+            WHERE g.tgrelid = $1 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
+              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)";
+    let there = catalogs.rows(query, &[leaf.into(), type_name.into()], |row| {
+        row.get::<bool>(1)
+    });
+    if there.first() == Some(&Some(false)) {
+        make_truncate_trigger(catalogs, leaf, type_name);
+    }
+}
+
+/// Does the running transaction have changes of tracks that nobody else sees yet?
+pub fn are_any_ours(catalogs: &Catalogs) -> bool {
+    let query = "SELECT EXISTS (SELECT FROM ONLY counterx.track t WHERE t.xmin = pg_current_xact_id_if_assigned()::xid)";
+    let found = catalogs.rows(query, &[], |row| row.get::<bool>(1));
+    found.first() == Some(&Some(true))
 }

@@ -84,12 +84,25 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         assert_eq!(scaled(b"12.345", 2), Err(Unsuitable::TooFine));
-        assert_eq!(scaled(b"9223372036854775808", 0), Err(Unsuitable::OutOfRange));
-        assert_eq!(scaled(b"92233720368547758.08", 2), Err(Unsuitable::OutOfRange));
+        assert_eq!(
+            scaled(b"9223372036854775808", 0),
+            Err(Unsuitable::OutOfRange)
+        );
+        assert_eq!(
+            scaled(b"92233720368547758.08", 2),
+            Err(Unsuitable::OutOfRange)
+        );
         for text in ["NaN", "Infinity", "-Infinity", "", "-", ".", "1e5"] {
-            assert_eq!(scaled(text.as_bytes(), 2), Err(Unsuitable::NotFinite), "{text}");
+            assert_eq!(
+                scaled(text.as_bytes(), 2),
+                Err(Unsuitable::NotFinite),
+                "{text}"
+            );
         }
-        assert_eq!(scaled_integer(i64::MAX / 10 + 1, 1), Err(Unsuitable::OutOfRange));
+        assert_eq!(
+            scaled_integer(i64::MAX / 10 + 1, 1),
+            Err(Unsuitable::OutOfRange)
+        );
         assert_eq!(scaled_integer(1, 19), Err(Unsuitable::OutOfRange));
         assert_eq!(scaled_integer(0, 19), Ok(0));
     }
