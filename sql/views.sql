@@ -212,8 +212,9 @@ ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 CREATE TRIGGER restored_all AFTER INSERT ON counterx.track
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.track_restored();
 ALTER TABLE counterx.track ENABLE ALWAYS TRIGGER restored_all;
+-- Enabled as long as there are tracked tables: see src/track/tables.rs.
 CREATE EVENT TRIGGER counterx_tracked_ddl ON ddl_command_end EXECUTE FUNCTION counterx.tracked_ddl();
-ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS;
+ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
 
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,

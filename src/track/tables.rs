@@ -88,13 +88,15 @@ pub struct Track {
     pub state: String,
     /// Rises with each change of the row that says that the counters may be wrong.
     pub version: i64,
+    /// What it stands on was looked at: not when it has just been restored.
+    pub is_known: bool,
     /// The table that the triggers are on; None: there are none.
     pub table: Option<pg_sys::Oid>,
 }
 
 /// The tracks, each with the table on which its triggers are: those that are no partition's copies.
 const TRACKS: &str = "
-    SELECT t.type, t.state, t.version, g.tgrelid
+    SELECT t.type, t.state, t.version, t.looked IS NOT NULL, g.tgrelid
     FROM ONLY counterx.track t
     LEFT JOIN LATERAL (
         SELECT g.tgrelid
@@ -120,7 +122,8 @@ pub fn tracks(
             type_name: row.get(1)?.unwrap_or_default(),
             state: row.get(2)?.unwrap_or_default(),
             version: row.get(3)?.unwrap_or_default(),
-            table: row.get(4)?,
+            is_known: row.get(4)?.unwrap_or_default(),
+            table: row.get(5)?,
         })
     })
 }
@@ -481,6 +484,30 @@ pub fn add(
             definition.filter.as_ref().map(|filter| filter.text()).into(),
         ],
     );
+    watch_ddl_if_needed(catalogs);
+}
+
+/// DDL is watched as long as there are tracks.
+fn watch_ddl(catalogs: &Catalogs, watch: bool) {
+    let query = "SELECT e.evtenabled = 'A' FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl'";
+    let watched = catalogs.rows(query, &[], |row| row.get::<bool>(1));
+    if watched.first() != Some(&Some(watch)) {
+        let how = if watch { "ENABLE ALWAYS" } else { "DISABLE" };
+        catalogs.run(
+            &format!("ALTER EVENT TRIGGER counterx_tracked_ddl {how}"),
+            &[],
+        );
+    }
+}
+
+/// The same, as the rows of `counterx.track` say.
+pub fn watch_ddl_if_needed(catalogs: &Catalogs) {
+    let there = catalogs.rows(
+        "SELECT EXISTS (SELECT FROM ONLY counterx.track)",
+        &[],
+        |row| row.get::<bool>(1),
+    );
+    watch_ddl(catalogs, there.first() == Some(&Some(true)));
 }
 
 /// A track is no more: its counters, if there are any, are anybody's.

@@ -172,15 +172,11 @@ pub fn set_stale(catalogs: &Catalogs, type_name: &str, why: &str, table: Option<
     writing::wake_worker_at_commit();
 }
 
-/// Rows of `counterx.track` have come by SQL: those of a dump. What they stand on is to be looked at here. If
-/// the triggers are there already, rows may have been counted before their counters came.
+/// Rows of `counterx.track` have come by SQL: those of a dump, which do not say what they stand on. If the
+/// triggers are there already, rows may have been counted before their counters came.
 pub fn restored(catalogs: &Catalogs) {
-    catalogs.run(
-        "UPDATE ONLY counterx.track SET looked = NULL WHERE looked IS NOT NULL",
-        &[],
-    );
     for track in tables::tracks(catalogs, None, None) {
-        if let Some(table) = track.table {
+        if let Some(table) = track.table.filter(|_| !track.is_known) {
             set_stale(
                 catalogs,
                 &track.type_name,
