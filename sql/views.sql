@@ -233,6 +233,19 @@ CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
        t.state, t.since, t.reason, t.rows_seen, t.waiting_for, t.last_error
 FROM ONLY counterx.track t;
+COMMENT ON VIEW counter_tracks IS 'tracked tables';
+COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
+COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';
+COMMENT ON COLUMN counter_tracks.key IS 'columns and expressions that the names are made of';
+COMMENT ON COLUMN counter_tracks.sum IS 'what is added up; null: rows are counted';
+COMMENT ON COLUMN counter_tracks.scale IS 'digits after the point of the sum: values are whole numbers of its smallest unit';
+COMMENT ON COLUMN counter_tracks.filter IS 'which rows count; null: all';
+COMMENT ON COLUMN counter_tracks.state IS 'exact, attached (rows of before are still to be counted), or stale (the counters may be wrong)';
+COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state';
+COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
+COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
+COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
+COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact';
 GRANT SELECT ON counter_tracks TO PUBLIC;
 
 CREATE VIEW counter_holds AS
@@ -253,7 +266,9 @@ REVOKE ALL ON FUNCTION
     counter_type_alter(text, bigint, bigint, text, jsonb),
     counter_type_drop(text),
     counter_track(regclass, text, text[], text, integer, text, boolean),
-    counter_untrack(regclass, text, boolean)
+    counter_untrack(regclass, text, boolean),
+    counter_recount(regclass, text),
+    counter_drift(regclass, text)
 FROM PUBLIC;
 
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
@@ -309,6 +324,16 @@ COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much o
 COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
+COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
+COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';
+COMMENT ON FUNCTION counter_drift(regclass, text) IS 'groups of a tracked table whose counters do not agree with the rows, by one snapshot; no rows: exact';
+COMMENT ON FUNCTION counter_recount(regclass, text) IS 'makes the counters of a tracked table exact, and returns what was not';
+COMMENT ON FUNCTION counter_key("any") IS 'what the triggers of tracked tables compare; for their conditions alone';
+COMMENT ON FUNCTION counterx.count_row() IS 'counts the rows of tracked tables';
+COMMENT ON FUNCTION counterx.count_truncate() IS 'takes back what the rows of a tracked table were counted as, before it is emptied';
+COMMENT ON FUNCTION counterx.tracked_ddl() IS 'notices DDL that may make the counters of tracked tables wrong';
+COMMENT ON FUNCTION counterx.track_restored() IS 'sees to the tracks that a restore brings';
 COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
 COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
