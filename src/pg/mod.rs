@@ -10,6 +10,7 @@ pub mod function;
 pub mod index_only;
 pub mod insert;
 pub mod json;
+pub mod key_text;
 pub mod lock;
 pub mod memory;
 pub mod number;
