@@ -143,6 +143,9 @@ CREATE FUNCTION counterx.tracked_ddl() RETURNS event_trigger
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
+CREATE FUNCTION counter_name(type text, VARIADIC parts "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_name';
 
 REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
@@ -308,6 +311,8 @@ COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix'
 COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
 COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
 COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_name(text, "any") IS 'the name of a counter of a type, made of parts';
+COMMENT ON FUNCTION counter_parts(text) IS 'the parts that a counter''s name is made of, without the type';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';

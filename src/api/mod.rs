@@ -12,6 +12,7 @@
 //! | [`change`] | set, reset, drop, rename, merge |
 //! | [`drop_all`] | all counters dropped at once |
 //! | [`once`] | increments with a token |
+//! | [`parts`] | names that are made of parts |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`steps`] | the procedure that folds lane by lane |
@@ -33,6 +34,7 @@ mod holds;
 mod increment;
 mod look;
 mod once;
+mod parts;
 pub mod restore;
 mod steps;
 mod track;

@@ -15,6 +15,7 @@ use crate::track::fill::{self, Locked, NotNow};
 use crate::track::tables::{self, Catalogs, Track};
 use crate::track::watch;
 use crate::write::{change, writing};
+use counterx_core::parts::{MAX_KEPT_BYTES, TypeName};
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, FromDatum, PgSqlErrorCode, pg_sys};
@@ -119,6 +120,16 @@ fn counter_track(
     change::check_may_write(c"counter_track()");
     check_isolation("counter_track()");
     let type_name = super::types::type_name(type_name);
+    if TypeName::new(type_name.as_bytes()).is_none() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "name of a counter type is too long for names that are made of parts",
+            )
+            .set_detail(format!("The maximum is {MAX_KEPT_BYTES} bytes."))
+            .set_hint("Use a shorter name of a type."),
+        )
+    }
     let key = key_of(key);
     let (sum, filter) = (text(sum), text(filter));
     let scale = u32::try_from(scale.unwrap_or(0)).unwrap_or(u32::MAX);

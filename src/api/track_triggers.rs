@@ -14,7 +14,7 @@ use crate::track::fill;
 use crate::track::row::Counting;
 use crate::track::tables::Catalogs;
 use crate::track::watch;
-use counterx_core::parts;
+use counterx_core::parts::{NameBuilder, TypeName};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys, warning};
 
 version_1!(
@@ -97,20 +97,22 @@ pub extern "C-unwind" fn counterx_key(fcinfo: pg_sys::FunctionCallInfo) -> pg_sy
     unsafe {
         let count = usize::from((*fcinfo).nargs.unsigned_abs());
         let types = kept_in_call::<Vec<KeyType>>(fcinfo, |_| {
+            let of = |at| pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, at as i32);
             (0..count)
-                .map(|at| KeyType::of(pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, at as i32)))
+                .map(|at| KeyType::of(of(at)).unwrap_or_else(|refusal| raise(refusal)))
                 .collect()
         });
-        let arguments = (*fcinfo).args.as_slice(count);
-        let mut key = Vec::new();
-        parts::begin(&mut key, b"");
-        for (key_type, argument) in types.iter().zip(arguments) {
+        let mut key = NameBuilder::default();
+        if let Some(no_type) = TypeName::new(b"-") {
+            key.begin(no_type);
+        }
+        for (key_type, argument) in types.iter().zip((*fcinfo).args.as_slice(count)) {
             match argument.isnull {
-                true => parts::push_null(&mut key),
-                false => key_type.append_part(argument.value, &mut key),
+                true => key.null(),
+                false => key_type.append(argument.value, &mut key),
             }
         }
-        text_datum(&key)
+        text_datum(key.finish())
     }
 }
 

@@ -255,24 +255,10 @@ fn check_done(name: &str, wanted: Option<Bounds>) {
     }
 }
 
-/// The name of a type: what stands before the colon in the names of its counters.
+/// The name of a type.
 pub fn type_name(name: Option<Text>) -> String {
-    let name = args::type_name(name);
-    let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b':';
-    if !name.iter().all(plain) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("invalid name of a counter type: {}", quoted(name)),
-            )
-            .set_detail("It may have ASCII letters, digits and signs other than the colon.")
-            .set_hint(
-                "The counters of type \"stock\" are those whose names begin with \"stock:\".",
-            ),
-        );
-    }
     // ASCII, so it is the same in every encoding.
-    String::from_utf8_lossy(name).into_owned()
+    String::from_utf8_lossy(args::type_name(name)).into_owned()
 }
 
 /// Every counter starts at 0, so 0 has to be allowed.

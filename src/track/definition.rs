@@ -65,7 +65,9 @@ impl Definition {
         let parse = |text: &str| Expression::parse(table, &column_or_expression(table, text));
         let parts: Vec<Expression> = parts.iter().map(|part| parse(part)).collect();
         for part in &parts {
-            KeyType::of(part.type_oid());
+            if let Err(refusal) = KeyType::of(part.type_oid()) {
+                raise(refusal)
+            }
         }
         let filter = filter.map(|filter| {
             let filter = parse(filter);

@@ -8,9 +8,10 @@
 use crate::pg::compiled::Compiled;
 use crate::pg::error::{raise, report};
 use crate::pg::key_text::KeyType;
+use crate::pg::number;
 use crate::write::change;
 use counterx_core::lane::NameHash;
-use counterx_core::parts;
+use counterx_core::parts::{NameBuilder, TypeName};
 use counterx_core::weight::{self, Unsuitable};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::CStr;
@@ -21,7 +22,7 @@ pub struct Counting {
     sum: Option<Sum>,
     keys: Vec<KeyType>,
     compiled: Compiled,
-    name: Vec<u8>,
+    name: NameBuilder,
 }
 
 /// What is added up.
@@ -30,8 +31,6 @@ struct Sum {
     scale: u32,
     /// What the numbers are.
     type_oid: pg_sys::Oid,
-    text: KeyType,
-    digits: Vec<u8>,
 }
 
 /// What a row is to its group.
@@ -66,6 +65,10 @@ impl Arguments {
             scale,
         })
     }
+}
+
+fn key_type(oid: pg_sys::Oid) -> KeyType {
+    KeyType::of(oid).unwrap_or_else(|refusal| raise(refusal))
 }
 
 /// The type of the counters that a trigger of ours counts in.
@@ -109,7 +112,7 @@ impl Counting {
                 .iter()
                 .map(|&part| pg_sys::exprType(part))
                 .collect();
-            let keys = types.iter().map(|&oid| KeyType::of(oid)).collect();
+            let keys = types.iter().map(|&oid| key_type(oid)).collect();
             let weight_type = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
             let mut nodes = vec![definition.filter];
             nodes.extend(arguments.scale.is_some().then_some(definition.weight));
@@ -119,12 +122,10 @@ impl Counting {
                 sum: arguments.scale.map(|scale| Sum {
                     scale,
                     type_oid: weight_type,
-                    text: KeyType::of(weight_type),
-                    digits: Vec::new(),
                 }),
                 keys,
                 compiled: Compiled::of(&nodes, memory),
-                name: Vec::new(),
+                name: NameBuilder::default(),
             }
         }
     }
@@ -159,17 +160,20 @@ impl Counting {
                 (value, &values[2..])
             }
         };
-        name.clear();
-        parts::begin(name, type_name);
+        // Who has made the trigger has seen to it.
+        let type_name = TypeName::new(type_name)?;
+        name.begin(type_name);
         for (key, part) in keys.iter().zip(parts) {
             match part {
-                None => parts::push_null(name),
+                None => name.null(),
                 // SAFETY: a datum of the key's type.
-                Some(datum) => unsafe { key.append_part(*datum, name) },
+                Some(datum) => unsafe { key.append(*datum, name) },
             }
         }
-        parts::finish(name, type_name);
-        Some(Share { name, value })
+        Some(Share {
+            name: name.finish(),
+            value,
+        })
     }
 
     /// Counts a row that has come, or one that has gone.
@@ -203,18 +207,14 @@ impl Counting {
 impl Sum {
     /// # Safety
     /// The datum is of its type.
-    unsafe fn part(&mut self, datum: pg_sys::Datum, type_name: &[u8]) -> i64 {
+    unsafe fn part(&self, datum: pg_sys::Datum, type_name: &[u8]) -> i64 {
         let scale = self.scale;
         let scaled = match self.type_oid {
             pg_sys::INT2OID => weight::scaled_integer((datum.value() as i16).into(), scale),
             pg_sys::INT4OID => weight::scaled_integer((datum.value() as i32).into(), scale),
             pg_sys::INT8OID => weight::scaled_integer(datum.value() as i64, scale),
-            _ => {
-                self.digits.clear();
-                // SAFETY: the caller's promise.
-                unsafe { self.text.append(datum, &mut self.digits) };
-                weight::scaled(&self.digits, scale)
-            }
+            // SAFETY: the caller's promise; Definition::parse() accepts nothing else.
+            _ => unsafe { number::with_digits(datum, |digits| weight::scaled(digits, scale)) },
         };
         scaled.unwrap_or_else(|why| {
         let why = match why {

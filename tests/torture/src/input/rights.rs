@@ -27,6 +27,8 @@ const OPEN: &[&str] = &[
     "counter_rank",
     "counter_top",
     "counter_bottom",
+    "counter_name",
+    "counter_parts",
     "counter_available",
     "counter_incr",
     "counter_decr",
