@@ -332,6 +332,8 @@ COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counter
 COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
 COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
 COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';
+COMMENT ON FUNCTION counter_groups(text) IS 'the groups of a tracked table: parts of the name, value, rows, and the average of a sum';
+COMMENT ON FUNCTION counter_groups(text, "any") IS 'the groups of a tracked table whose names begin with these parts';
 COMMENT ON FUNCTION counter_drift(regclass, text) IS 'groups of a tracked table whose counters do not agree with the rows, by one snapshot; no rows: exact';
 COMMENT ON FUNCTION counter_recount(regclass, text) IS 'makes the counters of a tracked table exact, and returns what was not';
 COMMENT ON FUNCTION counter_key("any") IS 'what the triggers of tracked tables compare; for their conditions alone';

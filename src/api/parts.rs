@@ -26,7 +26,19 @@ pub extern "C-unwind" fn counterx_name(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
         let type_name = (!first.isnull).then(|| Text(text_bytes(first.value)));
         (args::type_name(type_name), parts, (*fcinfo).flinfo)
     };
-    let type_name = TypeName::new(type_name).unwrap_or_else(|| {
+    let mut name = NameBuilder::default();
+    name.begin(of_parts(type_name));
+    // SAFETY: the call's own arguments, and the function that it is of.
+    unsafe { append_all(function, parts, &mut name) };
+    text_datum(name.finish())
+}
+
+/// A type whose counters' names can be made of parts.
+///
+/// # Errors
+/// Raises 22023 when its name is too long for that.
+pub fn of_parts(type_name: &[u8]) -> TypeName<'_> {
+    TypeName::new(type_name).unwrap_or_else(|| {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -38,24 +50,55 @@ pub extern "C-unwind" fn counterx_name(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
             ))
             .set_hint("Use a shorter name of a type."),
         )
-    });
-    let mut name = NameBuilder::default();
-    name.begin(type_name);
-    // SAFETY: the call's own arguments, and the function that it is of.
+    })
+}
+
+/// The same for a function that keeps something else from call to call.
+///
+/// # Safety
+/// As of [`append_all`].
+pub unsafe fn append_once(
+    function: *mut pg_sys::FmgrInfo,
+    parts: &[pg_sys::NullableDatum],
+    name: &mut NameBuilder,
+) {
+    // SAFETY: the caller's promise.
     unsafe {
         if pg_sys::get_fn_expr_variadic(function) {
-            append_elements(parts, &mut name);
+            return append_elements(parts, name);
+        }
+        for (index, part) in parts.iter().enumerate() {
+            match part.isnull {
+                true => name.null(),
+                false => key_type(function, index).append(part.value, name),
+            }
+        }
+    }
+}
+
+/// Adds the arguments from the second one on, or the elements of the array that is in their place.
+///
+/// # Safety
+/// The arguments are those of a call of the function, from the second one on.
+unsafe fn append_all(
+    function: *mut pg_sys::FmgrInfo,
+    parts: &[pg_sys::NullableDatum],
+    name: &mut NameBuilder,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if pg_sys::get_fn_expr_variadic(function) {
+            append_elements(parts, name);
         } else {
             let keys = key_types(function, parts.len());
             for (part, key) in parts.iter().zip(keys) {
                 match part.isnull {
                     true => name.null(),
-                    false => key.append(part.value, &mut name),
+                    false => key.append(part.value, name),
                 }
             }
         }
     }
-    text_datum(name.finish())
 }
 
 fn no_parts() -> ! {
@@ -106,18 +149,23 @@ unsafe fn key_types<'a>(function: *mut pg_sys::FmgrInfo, count: usize) -> &'a [K
             let size = size_of::<KeyType>() * count;
             let kept = pg_sys::MemoryContextAlloc((*function).fn_mcxt, size).cast::<KeyType>();
             for index in 0..count {
-                // The type comes first.
-                let of = pg_sys::get_fn_expr_argtype(function, index as i32 + 1);
-                if of == pg_sys::InvalidOid {
-                    raise_unknown_types();
-                }
-                let key = KeyType::of(of).unwrap_or_else(|error| raise(error));
-                kept.add(index).write(key);
+                kept.add(index).write(key_type(function, index));
             }
             (*function).fn_extra = kept.cast();
         }
         std::slice::from_raw_parts((*function).fn_extra.cast(), count)
     }
+}
+
+/// # Safety
+/// The function has so many arguments behind the first one.
+unsafe fn key_type(function: *mut pg_sys::FmgrInfo, index: usize) -> KeyType {
+    // SAFETY: the caller's promise. The type comes first.
+    let of = unsafe { pg_sys::get_fn_expr_argtype(function, index as i32 + 1) };
+    if of == pg_sys::InvalidOid {
+        raise_unknown_types();
+    }
+    KeyType::of(of).unwrap_or_else(|error| raise(error))
 }
 
 /// Somebody has called the function past SQL.
@@ -144,10 +192,22 @@ fn counter_parts(name: Option<Text>) -> Vec<Option<NameOut>> {
             .set_hint("counter_name() makes such names."),
         )
     };
+    texts(parts)
+}
+
+fn texts(parts: Vec<Part>) -> Vec<Option<NameOut>> {
     let parts = parts.into_iter().map(|part| match part {
         Part::Null => None,
         Part::Text(text) => Some(NameOut(text.into())),
         Part::Rest(rest) => Some(NameOut(rest.into())),
     });
     parts.collect()
+}
+
+/// The parts of a name that parts make; of another one, the name.
+pub fn parts_of(name: &[u8]) -> Vec<Option<NameOut>> {
+    match split(name) {
+        Some((_, parts)) => texts(parts),
+        None => vec![Some(NameOut(name.into()))],
+    }
 }

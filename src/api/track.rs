@@ -1,6 +1,7 @@
 //! Tracked tables: `counter_track()` and its relatives.
 
 use super::args::{self, NameOut, Text, TextArray};
+use super::parts;
 use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
@@ -9,13 +10,14 @@ use crate::pg::ports;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::user::ActingAs;
-use crate::track::compare::Difference;
+use crate::track::compare::{self, Difference};
 use crate::track::definition::Definition;
 use crate::track::fill::{self, Locked, NotNow};
 use crate::track::tables::{self, Catalogs, Track};
 use crate::track::watch;
 use crate::write::{change, writing};
-use counterx_core::parts::{MAX_KEPT_BYTES, TypeName};
+use counterx_core::names::NameRange;
+use counterx_core::parts::NameBuilder;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, FromDatum, PgSqlErrorCode, pg_sys};
@@ -120,16 +122,7 @@ fn counter_track(
     change::check_may_write(c"counter_track()");
     check_isolation("counter_track()");
     let type_name = super::types::type_name(type_name);
-    if TypeName::new(type_name.as_bytes()).is_none() {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                "name of a counter type is too long for names that are made of parts",
-            )
-            .set_detail(format!("The maximum is {MAX_KEPT_BYTES} bytes."))
-            .set_hint("Use a shorter name of a type."),
-        )
-    }
+    parts::of_parts(type_name.as_bytes());
     let key = key_of(key);
     let (sum, filter) = (text(sum), text(filter));
     let scale = u32::try_from(scale.unwrap_or(0)).unwrap_or(u32::MAX);
@@ -380,4 +373,80 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
         ports::pause(PAUSE);
         pgrx::check_for_interrupts!();
     }
+}
+
+/// `counter_groups(type, part, …)`. A function of any types, so it reads its arguments by itself.
+#[pg_extern(sql = "
+CREATE FUNCTION counter_groups(type text)
+    RETURNS TABLE (key text[], value numeric, rows bigint, avg numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 100
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+CREATE FUNCTION counter_groups(type text, VARIADIC parts \"any\")
+    RETURNS TABLE (key text[], value numeric, rows bigint, avg numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 100
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+#[allow(clippy::type_complexity, reason = "the columns of a table function")]
+fn counter_groups(
+    type_name: Option<Text>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> TableIterator<
+    'static,
+    (
+        name!(key, Vec<Option<NameOut>>),
+        name!(value, AnyNumeric),
+        name!(rows, i64),
+        name!(avg, Option<AnyNumeric>),
+    ),
+> {
+    let type_name = super::types::type_name(type_name);
+    let scale = tables::scale_of(&Catalogs::enter(), &type_name).unwrap_or_else(|| {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!("no table is tracked by type \"{type_name}\""),
+            )
+            .set_hint("SELECT * FROM counter_tracks shows the tracks."),
+        )
+    });
+    let mut prefix = NameBuilder::default();
+    prefix.begin(parts::of_parts(type_name.as_bytes()));
+    // SAFETY: the call's own arguments.
+    let count = unsafe {
+        let arguments = (*fcinfo)
+            .args
+            .as_slice(usize::from((*fcinfo).nargs.unsigned_abs()));
+        parts::append_once((*fcinfo).flinfo, &arguments[1..], &mut prefix);
+        arguments.len() - 1
+    };
+    let prefix: Vec<u8> = match count {
+        0 => [type_name.as_bytes(), b":"].concat(),
+        _ => prefix.finish().to_vec(),
+    };
+    let mut range = NameRange::all();
+    range.starting_with(&prefix);
+    let snapshot = snapshot::active_or_latest();
+    let mut groups = compare::recorded_in(&range, snapshot.as_ptr());
+    groups.retain(|(name, tally)| {
+        tally.exists() && (count == 0 || matches!(name.get(prefix.len()), None | Some(b':')))
+    });
+    groups.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    TableIterator::new(groups.into_iter().map(move |(name, tally)| {
+        let value = scaled(tally.value, scale.unwrap_or(0));
+        let avg = scale.map(|_| value.clone() / AnyNumeric::from(tally.uses));
+        (parts::parts_of(&name), value, tally.uses, avg)
+    }))
+}
+
+/// A whole number of the smallest unit, with its point.
+fn scaled(value: i128, scale: u32) -> AnyNumeric {
+    let digits = format!(
+        "{:0>width$}",
+        value.unsigned_abs(),
+        width = scale as usize + 1
+    );
+    let (whole, fraction) = digits.split_at(digits.len() - scale as usize);
+    let sign = if value < 0 { "-" } else { "" };
+    let point = if scale > 0 { "." } else { "" };
+    AnyNumeric::try_from(format!("{sign}{whole}{point}{fraction}").as_str()).unwrap_or_default()
 }

@@ -191,7 +191,7 @@ fn counter_type_alter(
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     lock_types(Looker::Definer);
-    let old = must_exist(&name);
+    let old = must_be_changeable(&name);
     let new = changed(old, &options);
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
@@ -224,7 +224,7 @@ fn counter_type_drop(name: Option<Text>) -> bool {
     change::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
     lock_types(Looker::Definer);
-    must_exist(&name);
+    must_be_changeable(&name);
     must_be_visible(&name);
     run(
         "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
@@ -332,6 +332,23 @@ fn must_be_visible(name: &str) {
         Ok(_) => types::raise_changed_type(name),
         Err(error) => internal(&error),
     }
+}
+
+/// # Errors
+/// Raises 42704 when there is no such type, 0A000 when it is that of a tracked table.
+fn must_be_changeable(name: &str) -> Bounds {
+    let bounds = must_exist(name);
+    if types::is_tracked(name.as_bytes()) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("type \"{name}\" is that of a tracked table"),
+            )
+            .set_detail("It has no bounds, and is there as long as the table is tracked.")
+            .set_hint("counter_untrack() ends the track."),
+        )
+    }
+    bounds
 }
 
 fn must_exist(name: &str) -> Bounds {

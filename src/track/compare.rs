@@ -101,10 +101,14 @@ pub fn add_up(
 
 /// All counters of a type, by a snapshot, which is active.
 pub fn recorded(type_name: &[u8], snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
+    recorded_in(&names_of(type_name), snapshot)
+}
+
+/// All counters whose names are in a range; likewise.
+pub fn recorded_in(range: &NameRange, snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
     catalog::shared();
-    let range = names_of(type_name);
     let mut reader = Reader::open(Lanes::All, snapshot);
-    let mut pending = reader.pending_in(&range);
+    let mut pending = reader.pending_in(range);
     let mut counters = Vec::new();
     let mut keep = |name: &[u8], tally: Tally| {
         if !tally.is_zero() {
@@ -113,7 +117,7 @@ pub fn recorded(type_name: &[u8], snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, T
     };
     // SAFETY: the caller's snapshot is active.
     let _all = unsafe {
-        totals::visit(&range, Order::ByName, snapshot, |name, row| {
+        totals::visit(range, Order::ByName, snapshot, |name, row| {
             keep(name, totals::tally(row) + pending.take(name));
             ControlFlow::Continue(())
         })

@@ -543,3 +543,12 @@ pub fn are_any_ours(catalogs: &Catalogs) -> bool {
     let found = catalogs.rows(query, &[], |row| row.get::<bool>(1));
     found.first() == Some(&Some(true))
 }
+
+/// The digits after the point of a track's sum; `Some(None)` where rows are counted; None: there is no such
+/// track.
+pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
+    let query = "SELECT CASE WHEN t.sum IS NOT NULL THEN t.scale END FROM ONLY counterx.track t WHERE t.type = $1";
+    let scale = catalogs.rows(query, &[type_name.into()], |row| row.get::<i32>(1));
+    let scale = scale.first()?;
+    Some(scale.and_then(|scale| u32::try_from(scale).ok()))
+}

@@ -45,7 +45,11 @@ const LOOK: &str = "
             JOIN pg_proc f ON f.oid = d.refobjid),
         'labels', (
             SELECT coalesce(jsonb_object_agg(e.oid::text, e.enumlabel), '{}')
-            FROM pg_enum e WHERE e.enumtypid IN (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = $1)))";
+            FROM pg_enum e WHERE e.enumtypid IN (
+                SELECT coalesce(nullif(y.typbasetype, 0), y.oid)
+                FROM pg_depend d JOIN ours g ON g.oid = d.objid AND d.classid = 'pg_trigger'::regclass
+                JOIN pg_attribute a ON d.refclassid = 'pg_class'::regclass AND a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                JOIN pg_type y ON y.oid = a.atttypid)))";
 
 /// Why a track that stood on `$1` may be wrong on `$2`; `$3` are partitions that have just been made, and are
 /// empty. NULL: it is not.
