@@ -82,7 +82,7 @@ unsafe fn append_elements(parts: &[pg_sys::NullableDatum], name: &mut NameBuilde
         if elements.is_empty() {
             no_parts();
         }
-        let key = KeyType::of(of).unwrap_or_else(|error| raise(error));
+        let key = KeyType::of(of).unwrap_or_else(|refused| raise(refused.report()));
         for element in elements {
             match element {
                 None => name.null(),
@@ -111,7 +111,7 @@ unsafe fn key_types<'a>(function: *mut pg_sys::FmgrInfo, count: usize) -> &'a [K
                 if of == pg_sys::InvalidOid {
                     raise_unknown_types();
                 }
-                let key = KeyType::of(of).unwrap_or_else(|error| raise(error));
+                let key = KeyType::of(of).unwrap_or_else(|refused| raise(refused.report()));
                 kept.add(index).write(key);
             }
             (*function).fn_extra = kept.cast();
