@@ -97,7 +97,8 @@ impl KeyType {
         Ok(Self(kind))
     }
 
-    /// Adds the text of a value as the next part.
+    /// Adds the text of a value as the next part. What is stored out of line or compressed, and bits, leave a
+    /// copy in the current memory context, which has to be one that is emptied between rows.
     ///
     /// # Errors
     /// Raises errors of the server's: 22008 for a time that is out of range, XX000 for a label that is gone.
@@ -211,10 +212,14 @@ unsafe fn numeric(value: pg_sys::Datum, name: &mut NameBuilder) {
         if let Some(plain) = plain {
             return whole(plain, name);
         }
-        let value = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
-        let text = pg_sys::numeric_normalize(value.cast());
+        let unpacked = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
+        let text = pg_sys::numeric_normalize(unpacked.cast());
         name.plain(CStr::from_ptr(text).to_bytes());
         pg_sys::pfree(text.cast());
+        // One in a row is packed, so that is a copy.
+        if unpacked != value.cast_mut_ptr() {
+            pg_sys::pfree(unpacked.cast());
+        }
     }
 }
 
