@@ -125,7 +125,7 @@ unsafe fn append_elements(parts: &[pg_sys::NullableDatum], name: &mut NameBuilde
         if elements.is_empty() {
             no_parts();
         }
-        let key = KeyType::of(of).unwrap_or_else(|error| raise(error));
+        let key = KeyType::of(of).unwrap_or_else(|refused| raise(refused.report()));
         for element in elements {
             match element {
                 None => name.null(),
@@ -165,7 +165,7 @@ unsafe fn key_type(function: *mut pg_sys::FmgrInfo, index: usize) -> KeyType {
     if of == pg_sys::InvalidOid {
         raise_unknown_types();
     }
-    KeyType::of(of).unwrap_or_else(|error| raise(error))
+    KeyType::of(of).unwrap_or_else(|refused| raise(refused.report()))
 }
 
 /// Somebody has called the function past SQL.

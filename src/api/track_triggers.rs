@@ -99,7 +99,7 @@ pub extern "C-unwind" fn counterx_key(fcinfo: pg_sys::FunctionCallInfo) -> pg_sy
         let types = kept_in_call::<Vec<KeyType>>(fcinfo, |_| {
             let of = |at| pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, at as i32);
             (0..count)
-                .map(|at| KeyType::of(of(at)).unwrap_or_else(|refusal| raise(refusal)))
+                .map(|at| KeyType::of(of(at)).unwrap_or_else(|refused| raise(refused.report())))
                 .collect()
         });
         let mut key = NameBuilder::default();

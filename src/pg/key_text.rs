@@ -65,9 +65,8 @@ impl KeyType {
     /// The type of this OID, or a domain over it.
     ///
     /// # Errors
-    /// 42804, to be raised, for a type whose values cannot be parts of names. (Raises XX000 when there is no
-    /// such type.)
-    pub fn of(type_oid: pg_sys::Oid) -> Result<Self, ErrorReport> {
+    /// [`Refused`] is a type whose values cannot be parts of names. (Raises XX000 when there is no such type.)
+    pub fn of(type_oid: pg_sys::Oid) -> Result<Self, Refused> {
         // SAFETY: looks the type up.
         let base = unsafe { pg_sys::getBaseType(type_oid) };
         let kind = match base {
@@ -93,12 +92,13 @@ impl KeyType {
             pg_sys::VARBITOID => Kind::Output(Output::Varbit),
             // SAFETY: looks the type up.
             other if unsafe { pg_sys::type_is_enum(other) } => Kind::Output(Output::Enum),
-            _ => return Err(refusal(type_oid)),
+            _ => return Err(Refused(type_oid)),
         };
         Ok(Self(kind))
     }
 
-    /// Adds the text of a value as the next part.
+    /// Adds the text of a value as the next part. What is stored out of line or compressed, and bits, leave a
+    /// copy in the current memory context, which has to be one that is emptied between rows.
     ///
     /// # Errors
     /// Raises errors of the server's: 22008 for a time that is out of range, XX000 for a label that is gone.
@@ -133,22 +133,27 @@ impl KeyType {
     }
 }
 
-/// Why a type is none for a name.
-#[cold]
-fn refusal(type_oid: pg_sys::Oid) -> ErrorReport {
-    // SAFETY: the type exists; the result is a text of the server's in the current memory context.
-    let of = unsafe { CStr::from_ptr(pg_sys::format_type_be(type_oid)) };
-    report(
-        PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-        format!(
-            "a value of type {} cannot be a part of a counter name",
-            unquoted(of.to_bytes())
-        ),
-    )
-    .set_detail(
-        "A part of a name is the same text for equal values, in every session and for ever.",
-    )
-    .set_hint(HINT)
+/// A type whose values cannot be parts of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pg_sys::Oid);
+
+impl Refused {
+    /// 42804, to be raised.
+    pub fn report(self) -> ErrorReport {
+        // SAFETY: the type exists; the result is a text of the server's in the current memory context.
+        let of = unsafe { CStr::from_ptr(pg_sys::format_type_be(self.0)) };
+        report(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!(
+                "a value of type {} cannot be a part of a counter name",
+                unquoted(of.to_bytes())
+            ),
+        )
+        .set_detail(
+            "A part of a name is the same text for equal values, in every session and for ever.",
+        )
+        .set_hint(HINT)
+    }
 }
 
 /// Without the blanks at the end, as char(n) compares.

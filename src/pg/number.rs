@@ -61,10 +61,14 @@ pub unsafe fn whole(value: pg_sys::Datum) -> Option<i128> {
 pub unsafe fn with_digits<R>(value: pg_sys::Datum, read: impl FnOnce(&[u8]) -> R) -> R {
     // SAFETY: the caller's promise; the text is in the current memory context.
     unsafe {
-        let value = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
-        let text = pg_sys::numeric_normalize(value.cast());
+        let unpacked = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
+        let text = pg_sys::numeric_normalize(unpacked.cast());
         let result = read(core::ffi::CStr::from_ptr(text).to_bytes());
         pg_sys::pfree(text.cast());
+        // One in a row is packed, so that is a copy.
+        if unpacked != value.cast_mut_ptr() {
+            pg_sys::pfree(unpacked.cast());
+        }
         result
     }
 }

@@ -65,8 +65,8 @@ impl Definition {
         let parse = |text: &str| Expression::parse(table, &column_or_expression(table, text));
         let parts: Vec<Expression> = parts.iter().map(|part| parse(part)).collect();
         for part in &parts {
-            if let Err(refusal) = KeyType::of(part.type_oid()) {
-                raise(refusal)
+            if let Err(refused) = KeyType::of(part.type_oid()) {
+                raise(refused.report())
             }
         }
         let filter = filter.map(|filter| {

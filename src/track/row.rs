@@ -68,7 +68,7 @@ impl Arguments {
 }
 
 fn key_type(oid: pg_sys::Oid) -> KeyType {
-    KeyType::of(oid).unwrap_or_else(|refusal| raise(refusal))
+    KeyType::of(oid).unwrap_or_else(|refused| raise(refused.report()))
 }
 
 /// The type of the counters that a trigger of ours counts in.
