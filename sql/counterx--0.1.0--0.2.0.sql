@@ -508,6 +508,7 @@ ALTER TABLE counterx.track ENABLE ALWAYS TRIGGER restored_all;
 -- Enabled as long as there are tracked tables: see src/track/tables.rs.
 CREATE EVENT TRIGGER counterx_tracked_ddl ON ddl_command_end EXECUTE FUNCTION counterx.tracked_ddl();
 ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
+COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the counters of tracked tables wrong';
 
 CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,

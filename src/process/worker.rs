@@ -252,7 +252,9 @@ impl Worker {
             };
             self.look_for_others();
             mend::triggers_now_and_then();
-            self.see_to_tracks();
+            if settings::compaction() {
+                self.see_to_tracks();
+            }
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let clock = &self.clocks[lane];

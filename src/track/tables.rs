@@ -520,6 +520,7 @@ pub fn remove(catalogs: &Catalogs, type_name: &str) {
         "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
         &[type_name.into()],
     );
+    watch_ddl_if_needed(catalogs);
 }
 
 /// The same where there is none yet.
