@@ -102,7 +102,7 @@ fn existing(snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
     let mut pending = reader.pending_in(&range);
     let mut counters = Vec::new();
     let mut keep = |name: &[u8], tally: Tally| {
-        if tally.exists() && !types::known_limits_of(name).is_some_and(|limits| limits.tracked) {
+        if tally.exists() && !types::is_of_tracked(name) {
             room::push(&mut counters, (name.to_vec(), tally));
         }
     };

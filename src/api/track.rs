@@ -8,7 +8,7 @@ use crate::pg::guc_scope::GucScope;
 use crate::pg::number::numeric;
 use crate::pg::ports;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::{self, CurrentSnapshot, LatestSnapshot};
 use crate::pg::user::ActingAs;
 use crate::track::compare::{self, Difference};
 use crate::track::definition::Definition;
@@ -217,6 +217,16 @@ fn counter_untrack(
     true
 }
 
+/// What [`counter_drift`] goes by: a transaction's snapshot, where that is bound to one. Else the latest, as that
+/// of the statement is older than the lock on the table, which may have been emptied before that was granted.
+fn snapshot_of_comparison() -> CurrentSnapshot {
+    if ports::isolation_uses_xact_snapshot() {
+        snapshot::active_or_transactions()
+    } else {
+        CurrentSnapshot::Latest(LatestSnapshot::take())
+    }
+}
+
 type Row = (NameOut, AnyNumeric, AnyNumeric, i64, i64);
 
 fn row(difference: Difference) -> Row {
@@ -257,10 +267,9 @@ fn counter_drift(
     {
         let catalogs = Catalogs::enter();
         for track in tracks_of(&catalogs, &table, type_name) {
-            let snapshot = snapshot::active_or_latest();
-            let compared = Locked::take(&catalogs, table.oid())
-                .unwrap_or_else(|| raise_locked(&table))
-                .compare(&catalogs, &track.type_name, snapshot.as_ptr(), |_| {});
+            let locked = Locked::take(&catalogs, table.oid()).unwrap_or_else(|| raise_locked(&table));
+            let snapshot = snapshot_of_comparison();
+            let compared = locked.compare(&catalogs, &track.type_name, snapshot.as_ptr(), |_| {});
             let (differences, _) =
                 compared.unwrap_or_else(|| raise_trouble(&table, "a trigger is missing"));
             rows.extend(differences);

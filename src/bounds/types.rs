@@ -75,7 +75,10 @@ pub fn limits_of(name: &[u8]) -> Option<Limits> {
 
 /// The same of a counter that is looked at, or restored.
 pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
-    know();
+    let changes = know();
+    if CHANGES_AT_START.get().is_none() {
+        CHANGES_AT_START.set(Some(changes));
+    }
     if NONE.get() {
         return None;
     }
@@ -98,21 +101,24 @@ pub fn is_tracked(type_name: &[u8]) -> bool {
     TYPES.with_borrow(|types| types.find(type_name).is_some_and(|limits| limits.tracked))
 }
 
+/// Is a counter that of a tracked table?
+pub fn is_of_tracked(name: &[u8]) -> bool {
+    know();
+    find(name).is_some_and(|limits| limits.tracked)
+}
+
 /// Is there any type that is that of a tracked table?
 pub fn are_any_tracked() -> bool {
     know();
     TYPES.with_borrow(|types| types.0.iter().any(|(_, limits)| limits.tracked))
 }
 
-/// Makes sure that the types are known.
-fn know() {
-    let changes = if KNOWN.get() {
+/// Makes sure that the types are known. Returns of which number of changes they are.
+fn know() -> u64 {
+    if KNOWN.get() {
         CHANGES.get()
     } else {
         load(read_all)
-    };
-    if CHANGES_AT_START.get().is_none() {
-        CHANGES_AT_START.set(Some(changes));
     }
 }
 
