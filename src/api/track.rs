@@ -267,7 +267,8 @@ fn counter_drift(
     {
         let catalogs = Catalogs::enter();
         for track in tracks_of(&catalogs, &table, type_name) {
-            let locked = Locked::take(&catalogs, table.oid()).unwrap_or_else(|| raise_locked(&table));
+            let locked =
+                Locked::take(&catalogs, table.oid()).unwrap_or_else(|| raise_locked(&table));
             let snapshot = snapshot_of_comparison();
             let compared = locked.compare(&catalogs, &track.type_name, snapshot.as_ptr(), |_| {});
             let (differences, _) =

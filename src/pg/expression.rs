@@ -62,6 +62,15 @@ impl Expression {
         unsafe { pg_sys::exprType(self.node) }
     }
 
+    /// Are there different texts that its collation takes for equal?
+    pub fn is_nondeterministic(&self) -> bool {
+        // SAFETY: a transformed expression; looks into the catalogs.
+        unsafe {
+            let collation = pg_sys::exprCollation(self.node);
+            collation != pg_sys::InvalidOid && !pg_sys::get_collation_isdeterministic(collation)
+        }
+    }
+
     /// The columns that it looks at, by number.
     pub fn columns(&self) -> Vec<i16> {
         let mut columns = Vec::new();

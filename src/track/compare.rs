@@ -6,7 +6,7 @@
 //! same, group by group: what the snapshot sees of such transactions adds the same to both. So the
 //! difference by any of these snapshots, added once, makes it zero in all that see the addition.
 
-use crate::pg::memory::MemoryScope;
+use crate::pg::memory::{MemoryArena, MemoryScope, MemorySwitch};
 use crate::pg::relation::Relation;
 use crate::pg::room;
 use crate::pg::scan::TableScan;
@@ -84,13 +84,17 @@ pub fn add_up(
         let _scope = MemoryScope::enter(pg_sys::CurrentMemoryContext);
         let mut counting = counting_of(table, function, type_name, pg_sys::CurrentMemoryContext)?;
         let mut scan = TableScan::new(table, snapshot);
+        // What is unpacked of a row.
+        let arena = MemoryArena::below(pg_sys::CurrentMemoryContext);
         let mut rows = 0_u64;
         while let Some(row) = scan.next() {
             rows += 1;
             if rows.is_multiple_of(1024) {
                 pgrx::check_for_interrupts!();
                 seen(rows);
+                arena.reset();
             }
+            let _switch = MemorySwitch::to(arena.as_ptr());
             if let Some(share) = counting.share(row.slot()) {
                 room::granted(sums.add(share.name, Tally::of(share.value, 1)));
             }

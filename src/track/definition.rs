@@ -68,6 +68,16 @@ impl Definition {
             if let Err(refused) = KeyType::of(part.type_oid()) {
                 raise(refused.report())
             }
+            if part.is_nondeterministic() {
+                raise(
+                    report(
+                        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                        format!("cannot track rows by the expression {}", part.text()),
+                    )
+                    .set_detail("Its collation takes different texts for equal, and each of them would be a group.")
+                    .set_hint("Give it another one: (name COLLATE \"C\"), or lower(name)."),
+                )
+            }
         }
         let filter = filter.map(|filter| {
             let filter = parse(filter);
