@@ -24,6 +24,7 @@ use crate::pg::number;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::snapshot;
+use crate::pg::varlena::text_bytes;
 use crate::query::listing::{Entry, Listing, Wanted};
 use crate::read::reader;
 use crate::store::catalog;
@@ -57,15 +58,17 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             pgrx::check_for_interrupts!();
             row.reset();
             let _switch = MemorySwitch::to(row.as_ptr());
-            let Some(Entry { name, value }) = listing.next() else {
+            let Some(Entry { name, value, uses }) = listing.next() else {
                 break;
             };
             let mut rest = number::total(value);
+            // Those of a tracked table are its rows; else nobody needs their number.
+            let mut uses = types::is_of_tracked(text_bytes(name)).then_some(uses);
             loop {
                 let part = rest.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
                 rest -= i128::from(part);
-                let mut values = [name, part.into(), now.into(), 0i64.into()];
-                let mut nulls = [false, false, false, true];
+                let mut values = [name, part.into(), now.into(), uses.unwrap_or(0).into()];
+                let mut nulls = [false, false, false, uses.is_none()];
                 pg_sys::tuplestore_putvalues(
                     (*result).setResult,
                     (*result).setDesc,
@@ -75,6 +78,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
                 if rest == 0 {
                     break;
                 }
+                uses = uses.map(|_| 0);
             }
         }
     }
@@ -85,6 +89,9 @@ thread_local! {
     /// The (sub)transaction that has locked `late` against other restores.
     static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
 }
+
+/// More rows than any table has, and far from overflowing a sum of them.
+const MOST_ROWS: i64 = 1 << 50;
 
 /// Looks at a row of `late` that comes by SQL.
 ///
@@ -100,13 +107,13 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
             .set_hint(format!("It can have 1 to {MAX_NAME_BYTES}. Rename the counter with counter_rename() before the dump is made, or restore it into a database of the same encoding.")),
         )
     }
-    if let Some(uses) = uses.filter(|&uses| uses != 1) {
+    if let Some(uses) = uses.filter(|uses| !(0..=MOST_ROWS).contains(uses)) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("counter {} is restored with {uses} uses", quoted(name)),
             )
-            .set_detail("Whether a counter exists is counted by its uses. A dump has none.")
+            .set_detail("Whether a counter exists is counted by its uses. A dump has those of tracked tables: numbers of rows.")
             .set_hint("Leave the column \"uses\" out, or null."),
         )
     }
