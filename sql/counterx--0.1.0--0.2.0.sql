@@ -512,8 +512,18 @@ COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the 
 
 CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
-       t.state, t.since, t.reason, t.rows_seen, t.waiting_for, t.last_error
-FROM ONLY counterx.track t;
+       CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
+       CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
+       t.rows_seen, t.waiting_for, t.last_error
+FROM ONLY counterx.track t,
+LATERAL (
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger g
+        WHERE g.tgfoid OPERATOR(pg_catalog.=) 'counterx.count_row()'::pg_catalog.regprocedure
+          AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
+              OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
+    ) AS is_here
+) h;
 COMMENT ON VIEW counter_tracks IS 'tracked tables';
 COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
 COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';

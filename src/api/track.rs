@@ -199,6 +199,11 @@ fn counter_untrack(
 ) -> bool {
     change::check_may_write(c"counter_untrack()");
     check_isolation("counter_untrack()");
+    if table.is_none() {
+        untrack_without_table(type_name, keep.unwrap_or(false));
+        types::changed();
+        return true;
+    }
     let table = {
         let table = owned(table);
         lock_against_writers(&table)
@@ -225,6 +230,41 @@ fn snapshot_of_comparison() -> CurrentSnapshot {
     } else {
         CurrentSnapshot::Latest(LatestSnapshot::take())
     }
+}
+
+/// Ends a track whose table is not here: a restore may have left it out.
+///
+/// # Errors
+/// Raises 42704 when there is no such track, 55000 when there is the table.
+fn untrack_without_table(type_name: Option<Text>, keep: bool) {
+    let type_name = text(Some(args::required("table or type", type_name)));
+    let catalogs = Catalogs::enter();
+    let tracks = tables::tracks(&catalogs, None, type_name.as_deref());
+    let Some(track) = tracks.first() else {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!(
+                    "no table is tracked by type {}",
+                    quoted(type_name.unwrap_or_default().as_bytes())
+                ),
+            )
+            .set_hint("SELECT * FROM counter_tracks shows the tracks."),
+        )
+    };
+    if track.table.is_some() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the tracked table of type \"{}\" is here", track.type_name),
+            )
+            .set_hint("Name the table as well."),
+        )
+    }
+    if !keep {
+        fill::forget(track);
+    }
+    tables::remove(&catalogs, &track.type_name);
 }
 
 type Row = (NameOut, AnyNumeric, AnyNumeric, i64, i64);

@@ -42,6 +42,7 @@ use crate::store::catalog::{self, LaneRels, Unusable};
 use crate::store::expired::Batch;
 use crate::store::pending;
 use crate::track::tables::{self, Catalogs};
+use crate::track::watch;
 use crate::write::token;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
@@ -686,7 +687,9 @@ impl Worker {
             types::are_any_tracked()
                 .then(|| {
                     let _latest = LatestSnapshot::take();
-                    tables::unfinished(&Catalogs::enter())
+                    let catalogs = Catalogs::enter();
+                    watch::see_to(&catalogs);
+                    tables::unfinished(&catalogs)
                 })
                 .flatten()
         });

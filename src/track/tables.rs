@@ -487,27 +487,28 @@ pub fn add(
     watch_ddl_if_needed(catalogs);
 }
 
-/// DDL is watched as long as there are tracks.
-fn watch_ddl(catalogs: &Catalogs, watch: bool) {
-    let query = "SELECT e.evtenabled = 'A' FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl'";
-    let watched = catalogs.rows(query, &[], |row| row.get::<bool>(1));
-    if watched.first() != Some(&Some(watch)) {
-        let how = if watch { "ENABLE ALWAYS" } else { "DISABLE" };
-        catalogs.run(
-            &format!("ALTER EVENT TRIGGER counterx_tracked_ddl {how}"),
-            &[],
-        );
+/// DDL is watched as long as there are tracks. True when it is now, and was not.
+pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
+    let query = "
+        SELECT EXISTS (SELECT FROM ONLY counterx.track),
+               EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl' AND e.evtenabled = 'A')";
+    let found = catalogs.rows(query, &[], |row| {
+        Ok((row.get::<bool>(1)?, row.get::<bool>(2)?))
+    });
+    match found.first() {
+        Some((Some(true), Some(false))) => {
+            catalogs.run(
+                "ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS",
+                &[],
+            );
+            true
+        }
+        Some((Some(false), Some(true))) => {
+            catalogs.run("ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE", &[]);
+            false
+        }
+        _ => false,
     }
-}
-
-/// The same, as the rows of `counterx.track` say.
-pub fn watch_ddl_if_needed(catalogs: &Catalogs) {
-    let there = catalogs.rows(
-        "SELECT EXISTS (SELECT FROM ONLY counterx.track)",
-        &[],
-        |row| row.get::<bool>(1),
-    );
-    watch_ddl(catalogs, there.first() == Some(&Some(true)));
 }
 
 /// A track is no more: its counters, if there are any, are anybody's.

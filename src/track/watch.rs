@@ -91,6 +91,14 @@ pub fn note(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
     );
 }
 
+/// Has DDL watched where that was switched off: by hand, or by a restore that switches triggers off. What was
+/// missed is seen by what the tracks stand on now.
+pub fn see_to(catalogs: &Catalogs) {
+    if tables::watch_ddl_if_needed(catalogs) {
+        after_ddl(catalogs, &[]);
+    }
+}
+
 /// After a command of DDL. `created` are the tables that it has made.
 pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
     for track in tables::tracks(catalogs, None, None) {

@@ -249,6 +249,22 @@ SELECT counter_untrack('event');
 SELECT counter_untrack('theirs.t');
 SELECT evtenabled FROM pg_event_trigger WHERE evtname = 'counterx_tracked_ddl';
 
+-- A track without its table, as a restore may leave it.
+CREATE TABLE gone (a int);
+SELECT counter_track('gone', 'gone', '{a}');
+INSERT INTO gone VALUES (1);
+SELECT counter_untrack(NULL, 'gone');
+ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
+DROP TABLE gone;
+ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS;
+SELECT state('gone');
+SELECT counter_incr('gone:1');
+SELECT counter_untrack(NULL, 'nosuch');
+SELECT counter_untrack(NULL);
+SELECT counter_untrack(NULL, 'gone');
+SELECT counter_value('gone:1');
+SELECT counter_track('task_of_nobody', 'gone', '{a}');
+
 SET client_min_messages = warning;
 DROP SCHEMA tracks, theirs CASCADE;
 REVOKE EXECUTE ON FUNCTION counter_track, counter_drift, counter_recount, counter_untrack FROM track_user;
