@@ -21,12 +21,20 @@ fn builder(name: &str) -> ClusterBuilder {
     folding_hard(name).conf("deadlock_timeout", "50ms")
 }
 
+fn is_one_in_the_way(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref().is_some_and(is_in_the_way))
+}
+
+fn all_tracks() -> Vec<(&'static str, &'static str)> {
+    let names = TRACKS.iter().map(|(table, name, _)| (*table, *name));
+    names.collect()
+}
+
 /// When all has ended.
 fn agree_at_last(client: &mut Client) -> Result<()> {
-    let all: Vec<(&str, &str)> = TRACKS
-        .iter()
-        .map(|(table, name, _)| (*table, *name))
-        .collect();
+    let all = all_tracks();
     // The load may have emptied everything.
     client.batch_execute(
         "INSERT INTO task (id, status) VALUES (-1, 'last'), (-2, 'very last');
@@ -217,7 +225,12 @@ fn subscriber_counts_what_it_applies() -> Result<()> {
     let mut here = create_bare_database(cluster(), "subscribed")?;
     track_all(&mut there)?;
     here.batch_execute(TRACKED_TABLES)?;
-    here.batch_execute("TRUNCATE project, owner, item CASCADE")?;
+    // Foreign keys are in the way of a TRUNCATE that arrives while one of the tables is being copied.
+    here.batch_execute(
+        "ALTER TABLE task DROP CONSTRAINT task_project_fkey, DROP CONSTRAINT task_owner_fkey;
+         ALTER TABLE comment DROP CONSTRAINT comment_task_fkey;
+         TRUNCATE project, owner, task, comment, item",
+    )?;
     for (table, type_name, how) in TRACKS {
         track(&mut here, table, type_name, how)?;
     }
@@ -250,39 +263,26 @@ fn subscriber_counts_what_it_applies() -> Result<()> {
             match rows_agree(&mut client) {
                 Ok(_) => looks += 1,
                 // The load empties tables there, too.
-                Err(error)
-                    if error
-                        .chain()
-                        .any(|cause| cause.downcast_ref().is_some_and(is_in_the_way)) => {}
+                Err(error) if is_one_in_the_way(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         ensure!(looks > 3, "nobody looked at the subscriber");
         Ok(())
     })?;
-    there.batch_execute("INSERT INTO item (id, shard, status) VALUES (-7, 0, 'the end')")?;
-    poll_until("the rows to arrive", DEADLINE, || {
-        let errors: i64 = here
-            .query_one(
-                "SELECT (apply_error_count + sync_error_count)::bigint
-                   FROM pg_stat_subscription_stats WHERE subname = 'tracked'",
-                &[],
-            )?
-            .get(0);
-        ensure!(errors == 0, "the subscription has failed {errors} times");
-        rows_agree(&mut here)?;
-        let sql = "SELECT bool_and(srsubstate = 'r') AND EXISTS (SELECT FROM item WHERE id = -7) FROM pg_subscription_rel";
-        Ok(here.query_one(sql, &[])?.get(0))
-    })?;
-    for client in [&mut there, &mut here] {
-        agree_at_last(client)?;
-    }
+    agree_at_last(&mut there)?;
     let counters = "SELECT array_agg(concat_ws(' ', name, value) ORDER BY name) FROM counters";
-    let [sent, applied]: [Vec<String>; 2] = [
-        there.query_one(counters, &[])?.get(0),
-        here.query_one(counters, &[])?.get(0),
-    ];
-    ensure!(sent == applied, "{sent:?}\n{applied:?}");
+    let sent: Vec<String> = there.query_one(counters, &[])?.get(0);
+    poll_until("the rows to arrive", DEADLINE, || {
+        // A TRUNCATE that comes and a reader may have been each other's deadlock: the worker tries again.
+        if let Err(error) = rows_agree(&mut here) {
+            ensure!(is_one_in_the_way(&error), error);
+            return Ok(false);
+        }
+        let counted: Option<Vec<String>> = here.query_one(counters, &[])?.get(0);
+        Ok(counted.as_ref() == Some(&sent))
+    })?;
+    no_drift(&mut here, &all_tracks())?;
     here.batch_execute("DROP SUBSCRIPTION tracked")?;
     Ok(())
 }
@@ -301,10 +301,7 @@ fn standby_sees_the_same() -> Result<()> {
         .conf("wal_receiver_status_interval", "1s")
         .start()?;
     let mut connection = Recovering::new(&standby.config(DB));
-    let all: Vec<(&str, &str)> = TRACKS
-        .iter()
-        .map(|(table, name, _)| (*table, *name))
-        .collect();
+    let all = all_tracks();
     let load = Load {
         clients: 6,
         transactions: 150,
