@@ -1,6 +1,7 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
 use crate::pg::lock::{NameLock, conflicting_xacts};
+use crate::pg::ports;
 use crate::pg::relation::{
     ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
@@ -54,9 +55,15 @@ pub struct Locked {
 impl Locked {
     /// Locks without waiting: whoever holds one of these may want to write to the track.
     pub fn take(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<Self> {
+        // A standby has no such lock to give: there, partitions come by replay, which asks for none.
+        let mode = if ports::recovery_in_progress() {
+            ACCESS_SHARE
+        } else {
+            SHARE_UPDATE_EXCLUSIVE
+        };
         let parents = tables::partitioned(catalogs, table)
             .into_iter()
-            .map(|oid| Relation::open_if_free(oid, SHARE_UPDATE_EXCLUSIVE))
+            .map(|oid| Relation::open_if_free(oid, mode))
             .collect::<Option<Vec<_>>>()?;
         // No partition comes or goes from here on.
         let leaves = tables::leaves(catalogs, table)

@@ -188,19 +188,9 @@ impl Counting {
         let Some(share) = (unsafe { self.share(slot) }) else {
             return;
         };
-        let (delta, rows) = match came {
-            true => (Some(share.value), 1),
-            false => (share.value.checked_neg(), -1),
-        };
         let hash = NameHash::of(share.name);
-        match delta {
-            Some(delta) => change::add_rows(hash, share.name, delta, rows),
-            // The least bigint has no opposite.
-            None => {
-                change::add_rows(hash, share.name, i64::MAX, rows);
-                change::add_rows(hash, share.name, 1, 0);
-            }
-        }
+        let (delta, rows) = if came { (share.value, 1) } else { (-share.value, -1) };
+        change::add_rows(hash, share.name, delta, rows);
     }
 }
 
@@ -216,6 +206,11 @@ impl Sum {
             // SAFETY: the caller's promise; Definition::parse() accepts nothing else.
             _ => unsafe { number::with_digits(datum, |digits| weight::scaled(digits, scale)) },
         };
+        // The least bigint has no opposite, and what is added has to be taken back when the row goes.
+        let scaled = scaled.and_then(|value| match value {
+            i64::MIN => Err(Unsuitable::OutOfRange),
+            value => Ok(value),
+        });
         scaled.unwrap_or_else(|why| {
         let why = match why {
             Unsuitable::NotFinite => "It is not a finite number.".to_owned(),

@@ -3,6 +3,7 @@
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
+use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation};
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
@@ -10,7 +11,7 @@ use crate::store::ours::AtWork;
 use crate::track::definition::{Definition, Event};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiError, quote_identifier, quote_literal};
+use pgrx::spi::{SpiError, SpiTupleTable, quote_identifier, quote_literal};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::CStr;
 
@@ -61,15 +62,21 @@ impl Catalogs {
         arguments: &[DatumWithOid],
         mut read: impl FnMut(&pgrx::spi::SpiHeapTupleData) -> Result<T, SpiError>,
     ) -> Vec<T> {
-        let rows = Spi::connect_mut(|client| {
-            let table = client.update(query, None, arguments)?;
-            let mut rows = Vec::new();
+        let mut rows = Vec::new();
+        let mut collect = |table: SpiTupleTable| {
             for row in table {
                 rows.push(read(&row)?);
             }
-            Ok::<_, SpiError>(rows)
-        });
-        rows.unwrap_or_else(|error| internal(&error))
+            Ok::<_, SpiError>(())
+        };
+        // What sees the own transaction's latest changes takes a transaction id, which a standby has none of.
+        let done = if ports::recovery_in_progress() {
+            Spi::connect(|client| collect(client.select(query, None, arguments)?))
+        } else {
+            Spi::connect_mut(|client| collect(client.update(query, None, arguments)?))
+        };
+        done.unwrap_or_else(|error| internal(&error));
+        rows
     }
 }
 

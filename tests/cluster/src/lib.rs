@@ -63,6 +63,6 @@ pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};
 pub use tracked::{
-    TRACKED_TABLES, TRACKS, TrackedLoad, no_drift, patiently, rows_agree, track, track_all,
-    tracked_under_watch,
+    TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, no_drift, patiently, rows_agree, track,
+    track_all, tracked_under_watch,
 };
