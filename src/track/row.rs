@@ -189,7 +189,11 @@ impl Counting {
             return;
         };
         let hash = NameHash::of(share.name);
-        let (delta, rows) = if came { (share.value, 1) } else { (-share.value, -1) };
+        let (delta, rows) = if came {
+            (share.value, 1)
+        } else {
+            (-share.value, -1)
+        };
         change::add_rows(hash, share.name, delta, rows);
     }
 }
