@@ -21,6 +21,7 @@ use counterx_core::parts::NameBuilder;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, FromDatum, PgSqlErrorCode, pg_sys};
+use std::ffi::CStr;
 use std::time::Duration;
 
 /// The table of an argument, by somebody who may say how it is counted.
@@ -61,6 +62,10 @@ fn text(text: Option<Text>) -> Option<String> {
     text.map(|Text(bytes)| String::from_utf8_lossy(bytes).into_owned())
 }
 
+/// How long a lock on a table is waited for: others queue behind who waits. The server asks an autovacuum to make
+/// room only when it looks for deadlocks.
+const PATIENCE: &[(&CStr, &CStr)] = &[(c"lock_timeout", c"500ms"), (c"deadlock_timeout", c"100ms")];
+
 /// Locks a table against writers, so that all who write later see its triggers.
 ///
 /// # Errors
@@ -74,9 +79,7 @@ fn lock_against_writers(table: &Relation) -> Relation {
         let catalogs = Catalogs::enter();
         tables::holders(&catalogs, oid)
     };
-    // The server asks an autovacuum to make room only when it looks for deadlocks.
-    let _patience =
-        GucScope::enter(&[(c"lock_timeout", c"500ms"), (c"deadlock_timeout", c"100ms")]);
+    let _patience = GucScope::enter(PATIENCE);
     let name = tables::shown(table);
     let waited = PgTryBuilder::new(|| Relation::open_until_commit(oid, SHARE_ROW_EXCLUSIVE))
         .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
@@ -135,6 +138,8 @@ fn counter_track(
         let sum = sum.as_deref().map(|sum| (sum, scale));
         Definition::parse(&table, &key, filter.as_deref(), sum)
     };
+    // Partitions are locked as their triggers are made.
+    let _patience = GucScope::enter(PATIENCE);
     let catalogs = Catalogs::enter();
     tables::check_table(&catalogs, &table);
     tables::take_type(&catalogs, &type_name, adopt.unwrap_or(false));
