@@ -1,12 +1,13 @@
 //! Counters of tracked tables equal their rows, in every snapshot, whatever happens to the rows.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     Load, TRACKS, TrackedLoad, create_bare_database, folding_hard, footprint, no_drift, rows_agree,
     settle, shared, track_all, tracked_under_watch,
 };
 use counterx_harness::Cluster;
-use postgres::Client;
+use postgres::error::SqlState;
+use postgres::{Client, NoTls};
 
 fn cluster() -> &'static Cluster {
     shared(|| {
@@ -86,4 +87,31 @@ fn truncates_in_the_mix_change_nothing_of_that() -> Result<()> {
         "too few looks to mean anything: {watched:?}"
     );
     agree_at_last(&mut client)
+}
+
+#[test]
+fn who_keeps_a_table_from_being_tracked_is_named() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "holders")?;
+    client.batch_execute("CREATE TABLE used (a int)")?;
+    client.batch_execute("BEGIN; INSERT INTO used VALUES (1); PREPARE TRANSACTION 'the one'")?;
+    let mut writer = cluster().config("holders").connect(NoTls)?;
+    let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    writer.batch_execute("BEGIN; INSERT INTO used VALUES (2)")?;
+    let track = "SELECT counter_track('used', 'used', '{a}')";
+    let refused = client.batch_execute(track).expect_err("it is in use");
+    let refused = refused.as_db_error().context("an error of the server's")?;
+    ensure!(
+        *refused.code() == SqlState::LOCK_NOT_AVAILABLE,
+        "{refused:?}"
+    );
+    let expected = format!("It was in use by prepared transaction 'the one', process {pid}.");
+    ensure!(
+        refused.detail() == Some(expected.as_str()),
+        "{refused:?} instead of: {expected}"
+    );
+    writer.batch_execute("COMMIT")?;
+    client.batch_execute("COMMIT PREPARED 'the one'")?;
+    client.batch_execute(track)?;
+    client.batch_execute("SELECT counter_track_wait('used', '1 min')")?;
+    no_drift(&mut client, &[("used", "used")])
 }
