@@ -404,7 +404,9 @@ pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
     let query = "
         SELECT string_agg(DISTINCT coalesce('process ' || l.pid, 'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
         FROM pg_locks l
-        LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+        LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
+            AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
+        LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
         WHERE l.locktype = 'relation' AND l.relation IN (SELECT p.relid FROM pg_partition_tree($1) p UNION SELECT $1)
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
           AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')

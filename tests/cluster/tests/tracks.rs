@@ -1,6 +1,6 @@
 //! Counters of tracked tables equal their rows, in every snapshot, whatever happens to the rows.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, Load, Recovering, TRACKED_TABLES, TRACKS, TrackedLoad, catch_up, committing,
     create_bare_database, folding_hard, footprint, is_in_the_way, kill_and_recover, no_drift,
@@ -8,6 +8,7 @@ use counterx_cluster_tests::{
     track_all, tracked_under_watch, undisturbed,
 };
 use counterx_harness::{Cluster, ClusterBuilder, poll_until};
+use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
 const DB: &str = "tracked";
@@ -103,6 +104,33 @@ fn truncates_in_the_mix_change_nothing_of_that() -> Result<()> {
         "too few looks to mean anything: {watched:?}"
     );
     agree_at_last(&mut client)
+}
+
+#[test]
+fn who_keeps_a_table_from_being_tracked_is_named() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "holders")?;
+    client.batch_execute("CREATE TABLE used (a int)")?;
+    client.batch_execute("BEGIN; INSERT INTO used VALUES (1); PREPARE TRANSACTION 'the one'")?;
+    let mut writer = cluster().config("holders").connect(NoTls)?;
+    let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    writer.batch_execute("BEGIN; INSERT INTO used VALUES (2)")?;
+    let track = "SELECT counter_track('used', 'used', '{a}')";
+    let refused = client.batch_execute(track).expect_err("it is in use");
+    let refused = refused.as_db_error().context("an error of the server's")?;
+    ensure!(
+        *refused.code() == SqlState::LOCK_NOT_AVAILABLE,
+        "{refused:?}"
+    );
+    let expected = format!("It was in use by prepared transaction 'the one', process {pid}.");
+    ensure!(
+        refused.detail() == Some(expected.as_str()),
+        "{refused:?} instead of: {expected}"
+    );
+    writer.batch_execute("COMMIT")?;
+    client.batch_execute("COMMIT PREPARED 'the one'")?;
+    client.batch_execute(track)?;
+    client.batch_execute("SELECT counter_track_wait('used', '1 min')")?;
+    no_drift(&mut client, &[("used", "used")])
 }
 
 /// As an administrator does it, who is in nobody's way.
