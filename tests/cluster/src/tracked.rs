@@ -322,7 +322,12 @@ fn run_client(
                 Ok(End::Unknown)
             }
             Err(error) if is_expected(&error) => {
-                connection.client()?.batch_execute("ROLLBACK")?;
+                match connection.client()?.batch_execute("ROLLBACK") {
+                    Ok(()) => {}
+                    // It is rolled back all the same.
+                    Err(error) if load.survives && is_lost(&error.into()) => connection.forget(),
+                    Err(error) => return Err(error.into()),
+                }
                 Ok(End::Refused)
             }
             Err(error) => Err(error),
