@@ -322,11 +322,13 @@ fn run_client(
                 Ok(End::Unknown)
             }
             Err(error) if is_expected(&error) => {
-                match connection.client()?.batch_execute("ROLLBACK") {
-                    Ok(()) => {}
+                let ended = connection
+                    .client()
+                    .and_then(|client| Ok(client.batch_execute("ROLLBACK")?));
+                match ended {
                     // It is rolled back all the same.
-                    Err(error) if load.survives && is_lost(&error.into()) => connection.forget(),
-                    Err(error) => return Err(error.into()),
+                    Err(error) if load.survives && is_lost(&error) => connection.forget(),
+                    ended => ended?,
                 }
                 Ok(End::Refused)
             }
