@@ -8,9 +8,9 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
     Book, DEADLINE, Recovering, Told, Way, bad_lines, create_bare_database, hit_while,
-    wait_for_hits,
+    victim as choose, wait_for_hits,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9_chosen, poll_until};
 use postgres::Client;
 
 const COMMITTER: &str = "counterx committer";
@@ -167,13 +167,7 @@ fn killed_processes_lose_and_double_nothing() -> Result<()> {
                     "SELECT pid FROM pg_stat_activity WHERE backend_type = '{victim}'
                     AND pid <> pg_backend_pid() AND (datname = 'hits' OR datname IS NULL) LIMIT 1"
                 );
-                let mut pid = 0;
-                poll_until(victim, DEADLINE, || {
-                    let row = connection.client()?.query_opt(&sql, &[])?;
-                    pid = row.map_or(0, |row| row.get(0));
-                    Ok(pid != 0)
-                })?;
-                kill9(pid)?;
+                kill9_chosen(|| choose(&mut connection, victim, &sql))?;
                 poll_until("the server to notice", DEADLINE, || {
                     Ok(connection.client()?.batch_execute("SELECT 1").is_err())
                 })?;
