@@ -78,7 +78,6 @@ fn fill_one(track: &Track) {
     if let Ok(Some(holders)) = waits_for {
         noted("waiting_for", Some(holders));
     }
-    failpoint!("filler.begins");
     let result = session::transaction(c"counting the rows of a tracked table", || {
         let _latest = crate::pg::snapshot::LatestSnapshot::take();
         let catalogs = Catalogs::enter();

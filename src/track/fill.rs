@@ -110,14 +110,12 @@ pub fn fill(
 ) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
     wait_for_others(catalogs, table);
-    failpoint!("track.waited");
     NameLock::take(format!("{type_name}:").as_bytes());
     let locked = Locked::take(catalogs, table).ok_or(NotNow::Locked)?;
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }
     let latest = LatestSnapshot::take();
-    failpoint!("track.snapshot");
     let missing = || NotNow::Trouble("a trigger is missing".to_owned());
     let (differences, rows) = locked
         .compare(catalogs, type_name, latest.as_ptr(), |_| {})
@@ -126,7 +124,6 @@ pub fn fill(
     for difference in &differences {
         add(&difference.name, difference.counted - difference.recorded);
     }
-    failpoint!("track.added");
     tables::set_exact(catalogs, track, rows);
     Ok(differences)
 }

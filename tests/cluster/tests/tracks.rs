@@ -229,8 +229,7 @@ fn worst(name: &str, worst: impl Fn(&mut Cluster) -> Result<()>) -> Result<()> {
 fn killed_backend_loses_and_doubles_nothing() -> Result<()> {
     worst("tracks-kill-backend", |cluster| {
         let mut connection = Recovering::new(&cluster.config(DB));
-        let victim = committing(&mut connection)?;
-        kill_and_recover(&mut connection, victim)
+        kill_and_recover(&mut connection, committing)
     })
 }
 
