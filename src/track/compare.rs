@@ -78,6 +78,9 @@ pub fn add_up(
     sums: &mut Sums,
     mut seen: impl FnMut(u64),
 ) -> Option<u64> {
+    if !table.has_rows_here() {
+        return None;
+    }
     let _owner = ActingAs::owner_of(table);
     // SAFETY: the current context outlives this call; the caller's snapshot is active.
     unsafe {

@@ -12,6 +12,7 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::expression::{Expression, Of};
 use crate::pg::key_text::KeyType;
 use crate::pg::relation::Relation;
+use crate::track::row::Sum;
 use counterx_core::weight::MAX_SCALE;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::CStr;
@@ -222,13 +223,7 @@ fn column_or_expression(table: &Relation, text: &str) -> String {
 fn check_sum(sum: &Expression, scale: u32) {
     // SAFETY: looks into the catalogs.
     let type_oid = unsafe { pg_sys::getBaseType(sum.type_oid()) };
-    let possible = [
-        pg_sys::INT2OID,
-        pg_sys::INT4OID,
-        pg_sys::INT8OID,
-        pg_sys::NUMERICOID,
-    ];
-    if !possible.contains(&type_oid) {
+    if !Sum::POSSIBLE.contains(&type_oid) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,

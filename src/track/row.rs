@@ -26,7 +26,7 @@ pub struct Counting {
 }
 
 /// What is added up.
-struct Sum {
+pub struct Sum {
     /// Digits after the point.
     scale: u32,
     /// What the numbers are.
@@ -92,8 +92,12 @@ impl Counting {
     pub unsafe fn of_trigger(trigger: &pg_sys::Trigger, memory: pg_sys::MemoryContext) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let Some((arguments, definition)) = Arguments::of(trigger).zip(definition(trigger))
-            else {
+            let found = Arguments::of(trigger).zip(definition(trigger));
+            let is_sound = |(arguments, definition): &(Arguments, Definition)| {
+                let type_oid = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
+                arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid)
+            };
+            let Some((arguments, definition)) = found.filter(is_sound) else {
                 let name = CStr::from_ptr(trigger.tgname)
                     .to_string_lossy()
                     .into_owned();
@@ -199,6 +203,14 @@ impl Counting {
 }
 
 impl Sum {
+    /// What can be added up exactly.
+    pub const POSSIBLE: [pg_sys::Oid; 4] = [
+        pg_sys::INT2OID,
+        pg_sys::INT4OID,
+        pg_sys::INT8OID,
+        pg_sys::NUMERICOID,
+    ];
+
     /// # Safety
     /// The datum is of its type.
     unsafe fn part(&self, datum: pg_sys::Datum, type_name: &[u8]) -> i64 {
@@ -207,7 +219,7 @@ impl Sum {
             pg_sys::INT2OID => weight::scaled_integer((datum.value() as i16).into(), scale),
             pg_sys::INT4OID => weight::scaled_integer((datum.value() as i32).into(), scale),
             pg_sys::INT8OID => weight::scaled_integer(datum.value() as i64, scale),
-            // SAFETY: the caller's promise; Definition::parse() accepts nothing else.
+            // SAFETY: the caller's promise, and one of the possible types.
             _ => unsafe { number::with_digits(datum, |digits| weight::scaled(digits, scale)) },
         };
         // The least bigint has no opposite, and what is added has to be taken back when the row goes.
@@ -245,7 +257,8 @@ struct Definition {
     parts: Vec<*mut pg_sys::Node>,
 }
 
-/// `CASE WHEN filter THEN counter_key(weight, part, …) END`, wherever it stands in the condition.
+/// `CASE WHEN filter THEN counter_key(weight, part, …) END`: it stands last in the condition, in each of the forms
+/// that `definition.rs` makes. What comes before it is somebody's filter.
 ///
 /// # Safety
 /// The trigger is a live one.
@@ -254,29 +267,30 @@ unsafe fn definition(trigger: &pg_sys::Trigger) -> Option<Definition> {
         return None;
     }
     // SAFETY: the catalog's text of an expression; nodes are looked at as what their tags say.
-    unsafe { find(pg_sys::stringToNode(trigger.tgqual).cast()) }
+    unsafe { last_case(pg_sys::stringToNode(trigger.tgqual).cast()) }
 }
 
 /// # Safety
 /// A live node, or null.
-unsafe fn find(node: *mut pg_sys::Node) -> Option<Definition> {
+unsafe fn last_case(node: *mut pg_sys::Node) -> Option<Definition> {
     if node.is_null() {
         return None;
     }
     // SAFETY: as above.
     unsafe {
         match (*node).type_ {
-            pg_sys::NodeTag::T_List => members(node.cast()).find_map(|member| find(member)),
-            pg_sys::NodeTag::T_BoolExpr => find((*node.cast::<pg_sys::BoolExpr>()).args.cast()),
-            pg_sys::NodeTag::T_NullTest => find((*node.cast::<pg_sys::NullTest>()).arg.cast()),
+            pg_sys::NodeTag::T_List => last_case(members(node.cast()).last()?),
+            pg_sys::NodeTag::T_BoolExpr => {
+                last_case((*node.cast::<pg_sys::BoolExpr>()).args.cast())
+            }
+            pg_sys::NodeTag::T_NullTest => {
+                last_case((*node.cast::<pg_sys::NullTest>()).arg.cast())
+            }
             pg_sys::NodeTag::T_DistinctExpr => {
-                find((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
+                last_case((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
             }
             pg_sys::NodeTag::T_CollateExpr => {
-                find((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
-            }
-            pg_sys::NodeTag::T_RelabelType => {
-                find((*node.cast::<pg_sys::RelabelType>()).arg.cast())
+                last_case((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
             }
             pg_sys::NodeTag::T_CaseExpr => {
                 let case = &*node.cast::<pg_sys::CaseExpr>();
@@ -285,7 +299,12 @@ unsafe fn find(node: *mut pg_sys::Node) -> Option<Definition> {
                 if (*result).type_ != pg_sys::NodeTag::T_FuncExpr {
                     return None;
                 }
-                let mut arguments = members((*result.cast::<pg_sys::FuncExpr>()).args);
+                let call = &*result.cast::<pg_sys::FuncExpr>();
+                let name = pg_sys::get_func_name(call.funcid);
+                if name.is_null() || CStr::from_ptr(name) != c"counter_key" {
+                    return None;
+                }
+                let mut arguments = members(call.args);
                 Some(Definition {
                     filter: (*when).expr.cast(),
                     weight: arguments.next()?,
