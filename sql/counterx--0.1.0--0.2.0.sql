@@ -514,7 +514,9 @@ CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
        CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
        CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
-       t.rows_seen, t.waiting_for, t.last_error
+       t.rows_seen, t.waiting_for,
+       -- It may tell of a row.
+       CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
 FROM ONLY counterx.track t,
 LATERAL (
     SELECT EXISTS (
@@ -536,7 +538,7 @@ COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state'
 COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
 COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
 COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
-COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact';
+COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
 GRANT SELECT ON counter_tracks TO PUBLIC;
 
 -- Rights on what is new.
@@ -547,7 +549,7 @@ REVOKE ALL ON FUNCTION
     counter_recount(regclass, text),
     counter_drift(regclass, text)
 FROM PUBLIC;
-REVOKE ALL ON ROUTINE counterx.count_row(), counterx.count_truncate(), counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
+REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
     counterx.lock_key(text), counterx.dump_rows(), counterx.version()
     FROM PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;

@@ -150,6 +150,10 @@ CREATE FUNCTION counter_name(type text, VARIADIC parts "any") RETURNS text
 REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 
+-- The triggers of a partition that is made are made by whoever makes it. They count what the track says, and
+-- nobody can name them who may not use the schema.
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
+
 -- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
 -- but the names of those that are locked.
 GRANT USAGE ON SCHEMA counterx TO pg_monitor;
@@ -237,7 +241,9 @@ CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
        CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
        CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
-       t.rows_seen, t.waiting_for, t.last_error
+       t.rows_seen, t.waiting_for,
+       -- It may tell of a row.
+       CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
 FROM ONLY counterx.track t,
 LATERAL (
     SELECT EXISTS (
@@ -259,7 +265,7 @@ COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state'
 COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
 COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
 COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
-COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact';
+COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
 GRANT SELECT ON counter_tracks TO PUBLIC;
 
 CREATE VIEW counter_holds AS

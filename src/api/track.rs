@@ -213,6 +213,8 @@ fn counter_untrack(
         let table = owned(table);
         lock_against_writers(&table)
     };
+    // Readers are waited for as the triggers go.
+    let _patience = GucScope::enter(PATIENCE);
     let catalogs = Catalogs::enter();
     let tracks = tracks_of(&catalogs, &table, type_name);
     drop(table);

@@ -12,10 +12,12 @@ use crate::store::catalog;
 use crate::store::ours;
 use crate::track::fill;
 use crate::track::row::Counting;
-use crate::track::tables::Catalogs;
+use crate::track::tables::{self, Catalogs};
 use crate::track::watch;
 use counterx_core::parts::{NameBuilder, TypeName};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys, warning};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 version_1!(
     pg_finfo_counterx_count_row,
@@ -43,13 +45,9 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
     unsafe {
         let known = kept_in_call::<Known>(fcinfo, |memory| {
             let counting = Counting::of_trigger(call.trigger(), memory);
-            let is_tracked = types::is_tracked(counting.type_name());
+            let is_tracked = is_tracked(call.relation(), counting.type_name());
             if !is_tracked {
-                warning!(
-                    "rows of table \"{}\" are not counted: there is no track of type {}",
-                    call.table(),
-                    quoted(counting.type_name())
-                );
+                warn_once(&call.table(), counting.type_name());
             }
             Known {
                 counting,
@@ -69,6 +67,23 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
     pg_sys::Datum::null()
 }
 
+fn is_tracked(table: pg_sys::Oid, type_name: &[u8]) -> bool {
+    types::is_tracked(type_name) && tables::counts_in(table, &String::from_utf8_lossy(type_name))
+}
+
+/// Once in a session: a table that was copied or restored alone may be a busy one.
+fn warn_once(table: &str, type_name: &[u8]) {
+    thread_local! {
+        static WARNED: RefCell<BTreeSet<Vec<u8>>> = const { RefCell::new(BTreeSet::new()) };
+    }
+    if WARNED.with_borrow_mut(|warned| warned.insert(type_name.to_vec())) {
+        warning!(
+            "rows of table \"{table}\" are not counted: they are not those of the track of type {}",
+            quoted(type_name)
+        );
+    }
+}
+
 /// Before a table, or partition, is emptied. It is locked.
 #[unsafe(no_mangle)]
 #[pg_guard]
@@ -78,7 +93,7 @@ pub extern "C-unwind" fn counterx_count_truncate(
 ) -> pg_sys::Datum {
     let call = Call::new(fcinfo, "count_truncate");
     if let Some(FirstArgument(type_name)) = call.first_argument()
-        && types::is_tracked(type_name.as_bytes())
+        && is_tracked(call.relation(), type_name.as_bytes())
         && let Some(table) = Relation::open_for_read(call.relation())
     {
         let catalogs = Catalogs::enter();

@@ -101,6 +101,13 @@ pub fn is_tracked(type_name: &[u8]) -> bool {
     TYPES.with_borrow(|types| types.find(type_name).is_some_and(|limits| limits.tracked))
 }
 
+/// How often the types have changed, as far as this backend has heard: what somebody knows of them is outdated
+/// when it is another number.
+pub fn number_of_changes() -> u64 {
+    know();
+    CHANGES.get()
+}
+
 /// Is a counter that of a tracked table?
 pub fn is_of_tracked(name: &[u8]) -> bool {
     know();

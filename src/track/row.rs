@@ -283,9 +283,7 @@ unsafe fn last_case(node: *mut pg_sys::Node) -> Option<Definition> {
             pg_sys::NodeTag::T_BoolExpr => {
                 last_case((*node.cast::<pg_sys::BoolExpr>()).args.cast())
             }
-            pg_sys::NodeTag::T_NullTest => {
-                last_case((*node.cast::<pg_sys::NullTest>()).arg.cast())
-            }
+            pg_sys::NodeTag::T_NullTest => last_case((*node.cast::<pg_sys::NullTest>()).arg.cast()),
             pg_sys::NodeTag::T_DistinctExpr => {
                 last_case((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
             }

@@ -1,18 +1,21 @@
 //! Tracked tables in the catalogs: their triggers, partitions, and the rows of `counterx.track`.
 
+use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
-use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation};
+use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
 use crate::store::ours::AtWork;
 use crate::track::definition::{Definition, Event};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiError, SpiTupleTable, quote_identifier, quote_literal};
+use pgrx::spi::{SpiError, quote_identifier, quote_literal};
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CStr;
 
 /// Runs queries on the catalogs and on our tables, as the extension's owner, with the system's search path,
@@ -63,18 +66,15 @@ impl Catalogs {
         mut read: impl FnMut(&pgrx::spi::SpiHeapTupleData) -> Result<T, SpiError>,
     ) -> Vec<T> {
         let mut rows = Vec::new();
-        let mut collect = |table: SpiTupleTable| {
-            for row in table {
+        // What the transaction has done is seen, and what others have: the catalogs are as they are now,
+        // whatever snapshot the transaction is bound to. No transaction id is needed for that.
+        let _latest = LatestSnapshot::take();
+        let done = Spi::connect(|client| {
+            for row in client.select(query, None, arguments)? {
                 rows.push(read(&row)?);
             }
             Ok::<_, SpiError>(())
-        };
-        // What sees the own transaction's latest changes takes a transaction id, which a standby has none of.
-        let done = if ports::recovery_in_progress() {
-            Spi::connect(|client| collect(client.select(query, None, arguments)?))
-        } else {
-            Spi::connect_mut(|client| collect(client.update(query, None, arguments)?))
-        };
+        });
         done.unwrap_or_else(|error| internal(&error));
         rows
     }
@@ -148,52 +148,68 @@ pub fn row_function(catalogs: &Catalogs) -> pg_sys::Oid {
         .unwrap_or(pg_sys::InvalidOid)
 }
 
+/// A table and all partitions below it, by number and level. (`pg_partition_tree()` locks them all, to the end of
+/// the transaction.)
+pub const TREE: &str = "
+    tree(oid, level) AS (
+        SELECT $1::oid, 0
+        UNION ALL
+        SELECT i.inhrelid, t.level + 1
+        FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+    )";
+
 /// What has the rows: a table's partitions that have none themselves, or the table.
 pub fn leaves(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    let query = "
-        SELECT p.relid::oid FROM pg_partition_tree($1) p WHERE p.isleaf
-        UNION
-        SELECT c.oid FROM pg_class c WHERE c.oid = $1 AND c.relkind = 'r'
-        ORDER BY 1";
-    let leaves = catalogs.rows(query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind <> 'p' ORDER BY 1"
+    );
+    let leaves = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
     leaves.into_iter().flatten().collect()
 }
 
 /// The partitioned tables among a table and those below it.
 pub fn partitioned(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    let query =
-        "SELECT p.relid::oid FROM pg_partition_tree($1) p WHERE NOT p.isleaf ORDER BY p.level, 1";
-    let all = catalogs.rows(query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind = 'p' ORDER BY t.level, 1"
+    );
+    let all = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
     all.into_iter().flatten().collect()
 }
+
+/// Why the rows of `tree` cannot be counted, and what to do; NULL: they can.
+const UNSUITABLE: &str = "
+    CASE
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relpersistence <> 'p')
+            THEN 'Unlogged and temporary tables are emptied without a trigger.|ALTER TABLE ... SET LOGGED, or count with counter_incr().'
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind NOT IN ('r', 'p'))
+            THEN 'A partition of it is a foreign table, which others change without a trigger.|Detach it first.'
+        WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                     WHERE $1 IN (i.inhrelid, i.inhparent) AND NOT c.relispartition)
+            THEN 'It takes part in inheritance.|Use a partitioned table.'
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid WHERE i.inhdetachpending)
+            THEN 'A partition of it is being detached.|ALTER TABLE ... DETACH PARTITION ... FINALIZE.'
+    END";
 
 /// Refuses what cannot be tracked.
 ///
 /// # Errors
 /// Raises 42809 or 0A000 with the reason.
 pub fn check_table(catalogs: &Catalogs, table: &Relation) {
-    let query = "
-        WITH leaf AS (
-            SELECT c.oid, c.relkind, c.relpersistence
-            FROM pg_class c
-            WHERE c.oid = $1 OR c.oid IN (SELECT p.relid FROM pg_partition_tree($1) p)
-        )
-        SELECT CASE
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT CASE
             WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind NOT IN ('r', 'p'))
                 THEN 'It is not a table.|Track the tables that its rows are in.'
             WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND (c.relnamespace IN ('pg_catalog'::regnamespace, 'counterx'::regnamespace) OR c.oid < 16384))
                 THEN 'It is a table of the system.|Track a table of your own.'
             WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relispartition)
                 THEN 'It is a partition.|Track the partitioned table.'
-            WHEN EXISTS (SELECT FROM leaf WHERE relpersistence <> 'p')
-                THEN 'Unlogged and temporary tables are emptied without a trigger.|ALTER TABLE ... SET LOGGED, or count with counter_incr().'
-            WHEN EXISTS (SELECT FROM leaf WHERE relkind NOT IN ('r', 'p'))
-                THEN 'A partition of it is a foreign table, which others change without a trigger.|Detach it first.'
-            WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-                         WHERE $1 IN (i.inhrelid, i.inhparent) AND NOT c.relispartition)
-                THEN 'It takes part in inheritance.|Use a partitioned table.'
-        END";
-    let refusal = catalogs.rows(query, &[table.oid().into()], |row| row.get::<String>(1));
+            ELSE {UNSUITABLE} END"
+    );
+    let refusal = catalogs.rows(&query, &[table.oid().into()], |row| row.get::<String>(1));
     if let Some(refusal) = refusal.into_iter().flatten().next() {
         let (why, hint) = refusal.split_once('|').unwrap_or((&refusal, ""));
         raise(
@@ -320,29 +336,38 @@ pub fn drop_triggers(catalogs: &Catalogs, type_name: &str) {
 /// Are all triggers of a track there, on the table and on each of its partitions, and do they fire in every
 /// session? If not: what is wrong.
 pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Option<String> {
-    let query = "
-        WITH part AS (
-            SELECT p.relid::oid AS oid, p.isleaf FROM pg_partition_tree($1) p
-            UNION
-            SELECT c.oid, true FROM pg_class c WHERE c.oid = $1 AND c.relkind = 'r'
-        ), wanted AS (
-            SELECT p.oid, f.function, f.type
-            FROM part p, (VALUES ('counterx.count_row()'::regprocedure::oid, 4),
-                                 ('counterx.count_row()'::regprocedure::oid, 8),
-                                 ('counterx.count_row()'::regprocedure::oid, 16),
-                                 ('counterx.count_truncate()'::regprocedure::oid, 32)) f(function, type)
-            WHERE p.isleaf OR f.type <> 32
+    let query = format!(
+        "WITH RECURSIVE {TREE}, wanted AS (
+            SELECT c.oid, f.function, f.type
+            FROM tree t JOIN pg_class c ON c.oid = t.oid,
+                (VALUES ('counterx.count_row()'::regprocedure::oid, 4),
+                        ('counterx.count_row()'::regprocedure::oid, 8),
+                        ('counterx.count_row()'::regprocedure::oid, 16),
+                        ('counterx.count_truncate()'::regprocedure::oid, 32)) f(function, type)
+            WHERE c.relkind <> 'p' OR f.type <> 32
+        ), ours AS (
+            SELECT g.tgrelid, g.tgfoid, g.tgtype, g.tgname, g.tgenabled, g.tgparentid
+            FROM pg_trigger g
+            WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
         )
-        SELECT CASE WHEN g.oid IS NULL
-            THEN format('a trigger on %s is missing', w.oid::regclass)
-            ELSE format('trigger %I on %s is not enabled ALWAYS', g.tgname, w.oid::regclass) END
-        FROM wanted w
-        LEFT JOIN pg_trigger g ON g.tgrelid = w.oid AND g.tgfoid = w.function AND g.tgtype & w.type <> 0
-            AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-                = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
-        WHERE g.oid IS NULL OR g.tgenabled <> 'A'
-        LIMIT 1";
-    let found = catalogs.rows(query, &[table.into(), type_name.into()], |row| {
+        SELECT coalesce(
+            lower(left(u.why, 1)) || substr(split_part(u.why, '.|', 1), 2),
+            (SELECT format('there are triggers of this type on %s as well', g.tgrelid::regclass)
+               FROM ours g
+              WHERE g.tgparentid = 0 AND g.tgfoid = 'counterx.count_row()'::regprocedure AND g.tgrelid <> $1
+              LIMIT 1),
+            (SELECT CASE WHEN g.tgrelid IS NULL
+                THEN format('a trigger on %s is missing', w.oid::regclass)
+                ELSE format('trigger %I on %s is not enabled ALWAYS', g.tgname, w.oid::regclass) END
+             FROM wanted w
+             LEFT JOIN ours g ON g.tgrelid = w.oid AND g.tgfoid = w.function AND g.tgtype & w.type <> 0
+             WHERE g.tgrelid IS NULL OR g.tgenabled <> 'A'
+             LIMIT 1))
+        FROM (SELECT {UNSUITABLE} AS why) u"
+    );
+    let found = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
         row.get::<String>(1)
     });
     found.into_iter().flatten().next()
@@ -401,17 +426,19 @@ pub fn unfinished(catalogs: &Catalogs) -> Option<i64> {
 
 /// Who has a table locked for writing; None: nobody.
 pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
-    let query = "
+    let query = format!(
+        "WITH RECURSIVE {TREE}
         SELECT string_agg(DISTINCT coalesce('process ' || l.pid, 'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
         FROM pg_locks l
         LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
             AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
         LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
-        WHERE l.locktype = 'relation' AND l.relation IN (SELECT p.relid FROM pg_partition_tree($1) p UNION SELECT $1)
+        WHERE l.locktype = 'relation' AND l.relation IN (SELECT t.oid FROM tree t)
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
           AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
-          AND l.pid IS DISTINCT FROM pg_backend_pid()";
-    let holders = catalogs.rows(query, &[table.into()], |row| row.get::<String>(1));
+          AND l.pid IS DISTINCT FROM pg_backend_pid()"
+    );
+    let holders = catalogs.rows(&query, &[table.into()], |row| row.get::<String>(1));
     holders.into_iter().flatten().next()
 }
 
@@ -536,7 +563,8 @@ pub fn remove(catalogs: &Catalogs, type_name: &str) {
 /// The same where there is none yet.
 pub fn make_truncate_trigger_if_missing(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
     let query = "
-        SELECT EXISTS (SELECT FROM pg_trigger g
+        SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind <> 'r')
+            OR EXISTS (SELECT FROM pg_trigger g
             WHERE g.tgrelid = $1 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
               AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
                   = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)";
@@ -562,4 +590,44 @@ pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
     let scale = catalogs.rows(query, &[type_name.into()], |row| row.get::<i32>(1));
     let scale = scale.first()?;
     Some(scale.and_then(|scale| u32::try_from(scale).ok()))
+}
+
+/// Are the rows of a table, or partition, those of the track of this type? Triggers alone do not say so: a copy
+/// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
+/// not looked at, is taken at its word.
+pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
+    thread_local! {
+        static KNOWN: RefCell<(u64, HashMap<(u32, String), bool>)> = RefCell::default();
+    }
+    let changes = types::number_of_changes();
+    let key = (table.to_u32(), type_name.to_owned());
+    let known = KNOWN.with_borrow_mut(|(at, known)| {
+        if *at != changes {
+            known.clear();
+            *at = changes;
+        }
+        known.get(&key).copied()
+    });
+    if let Some(known) = known {
+        return known;
+    }
+    let query = "
+        WITH RECURSIVE up(oid) AS (
+            SELECT $1::oid
+            UNION ALL
+            SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
+        )
+        SELECT EXISTS (
+            SELECT FROM ONLY counterx.track t
+            WHERE t.type = $2 AND (t.looked IS NULL OR (t.looked ->> 'root')::oid IN (SELECT up.oid FROM up)))";
+    let found = Catalogs::enter().rows(query, &[table.into(), type_name.into()], |row| {
+        row.get::<bool>(1)
+    });
+    let counts = found.first() == Some(&Some(true));
+    KNOWN.with_borrow_mut(|(at, known)| {
+        if *at == changes {
+            known.insert(key, counts);
+        }
+    });
+    counts
 }

@@ -16,10 +16,13 @@ use pgrx::pg_sys;
 
 /// What a track stands on, as JSON; `$1` is its table, `$2` its type.
 const LOOK: &str = "
-    WITH part AS (
-        SELECT p.relid::oid AS oid FROM pg_partition_tree($1) p
-        UNION
-        SELECT c.oid FROM pg_class c WHERE c.oid = $1
+    WITH RECURSIVE part(oid) AS (
+        SELECT $1::oid
+        UNION ALL
+        SELECT i.inhrelid
+        FROM part t JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+        WHERE NOT i.inhdetachpending
     ), ours AS (
         SELECT g.oid, g.tgrelid, g.tgtype, g.tgenabled, g.tgqual
         FROM pg_trigger g JOIN part p ON p.oid = g.tgrelid
@@ -32,14 +35,14 @@ const LOOK: &str = "
         'version', current_setting('server_version_num')::integer / 10000,
         'tables', (
             SELECT jsonb_object_agg(c.oid::text, concat_ws(' ', c.relpersistence, c.relkind,
-                (SELECT string_agg(concat_ws(' ', g.tgtype, g.tgenabled, md5(g.tgqual::text)), ',' ORDER BY g.tgtype)
+                (SELECT string_agg(concat_ws(' ', g.tgtype, g.tgenabled, hashtextextended(g.tgqual::text, 0)), ',' ORDER BY g.tgtype)
                    FROM ours g WHERE g.tgrelid = c.oid),
-                (SELECT string_agg(md5(d.adbin::text), ',' ORDER BY a.attnum)
+                (SELECT string_agg(hashtextextended(d.adbin::text, 0)::text, ',' ORDER BY a.attnum)
                    FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
                   WHERE a.attrelid = c.oid AND a.attgenerated <> '')))
             FROM pg_class c JOIN part p ON p.oid = c.oid),
         'functions', (
-            SELECT md5(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid))
+            SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
             FROM (SELECT DISTINCT d.refobjid FROM pg_depend d JOIN ours g ON g.oid = d.objid
                   WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass) d
             JOIN pg_proc f ON f.oid = d.refobjid),
@@ -85,6 +88,8 @@ fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(
 
 /// Notes what a track stands on now.
 pub fn note(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
+    // Which table it is, sessions remember: see `tables::counts_in()`.
+    crate::bounds::types::changed();
     catalogs.run(
         &format!("UPDATE ONLY counterx.track SET looked = ({LOOK}) WHERE type = $2"),
         &[table.into(), type_name.into()],
@@ -139,7 +144,13 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
                 created.to_vec().into(),
             ],
         );
-        match why {
+        // What is new may be what cannot be counted.
+        let trouble = || {
+            (before != now)
+                .then(|| tables::trouble(catalogs, table, type_name))
+                .flatten()
+        };
+        match why.or_else(trouble) {
             Some(why) => set_stale(catalogs, type_name, &why, Some(table)),
             None if before != now => note(catalogs, table, type_name),
             None => {}

@@ -265,6 +265,53 @@ SELECT counter_untrack(NULL, 'gone');
 SELECT counter_value('gone:1');
 SELECT counter_track('task_of_nobody', 'gone', '{a}');
 
+-- A filter that looks like a definition.
+CREATE TABLE lookalike (id int, open boolean, kind text, amount numeric, day timestamptz);
+INSERT INTO lookalike VALUES (1, true, 'xa', 1, 'infinity'), (2, true, 'b', 2, now()), (3, false, 'xc', 3, now());
+SELECT counter_track('lookalike', 'looks', '{id}', filter => $$CASE WHEN open THEN starts_with(kind, 'x') ELSE false END$$);
+SELECT counter_track('lookalike', 'sums', '{kind}', sum => 'amount', filter => $$CASE WHEN open THEN isfinite(day) ELSE false END AND NOT (CASE WHEN open THEN isfinite(day) END IS NULL)$$);
+SELECT name, counted FROM counter_recount('lookalike');
+INSERT INTO lookalike VALUES (4, true, 'xd', 4, now()), (5, true, 'e', 5, 'infinity');
+UPDATE lookalike SET open = NOT open;
+DELETE FROM lookalike WHERE id = 3;
+SELECT * FROM counter_drift('lookalike');
+SELECT * FROM counter_groups('looks');
+SELECT counter_untrack('lookalike');
+-- Whoever owns a table makes its partitions.
+SET ROLE track_user;
+CREATE TABLE theirs.parted (a int, b text) PARTITION BY LIST (a);
+SELECT counter_track('theirs.parted', 'parted', '{b}');
+CREATE TABLE theirs.parted_1 PARTITION OF theirs.parted FOR VALUES IN (1);
+INSERT INTO theirs.parted VALUES (1, 'x'), (1, 'y');
+SELECT * FROM counter_recount('theirs.parted');
+SELECT * FROM counter_groups('parted');
+-- One that could not be counted keeps the track from being exact.
+CREATE UNLOGGED TABLE theirs.parted_2 PARTITION OF theirs.parted FOR VALUES IN (2);
+INSERT INTO theirs.parted VALUES (2, 'x');
+SELECT state('parted');
+SELECT * FROM counter_recount('theirs.parted');
+DROP TABLE theirs.parted_2;
+SELECT * FROM counter_recount('theirs.parted');
+SELECT state('parted');
+RESET ROLE;
+-- A copy of a table has the triggers, and not the track.
+CREATE TABLE copied (a int, b text);
+SELECT replace(pg_get_triggerdef(oid), 'theirs.parted', 'tracks.copied') FROM pg_trigger
+    WHERE tgrelid = 'theirs.parted'::regclass AND tgname LIKE '%insert' \gexec
+INSERT INTO copied VALUES (1, 'x');
+INSERT INTO copied VALUES (1, 'x');
+SELECT * FROM counter_drift('theirs.parted');
+SELECT * FROM counter_recount('theirs.parted');
+DROP TABLE copied;
+SELECT * FROM counter_recount('theirs.parted');
+-- To read groups takes no transaction id.
+BEGIN;
+SELECT count(*) FROM counter_groups('parted');
+SELECT count(*) FROM counter_drift('theirs.parted');
+SELECT pg_current_xact_id_if_assigned();
+COMMIT;
+SELECT counter_untrack('theirs.parted');
+
 SET client_min_messages = warning;
 DROP SCHEMA tracks, theirs CASCADE;
 REVOKE EXECUTE ON FUNCTION counter_track, counter_drift, counter_recount, counter_untrack FROM track_user;
