@@ -5,9 +5,10 @@ use super::parts;
 use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
+use crate::pg::lock;
 use crate::pg::number::numeric;
 use crate::pg::ports;
-use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::snapshot::{self, CurrentSnapshot, LatestSnapshot};
 use crate::pg::user::ActingAs;
 use crate::track::compare::{self, Difference};
@@ -394,6 +395,7 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
     let table = args::required("table", table);
     // SAFETY: reads the clock.
     let until = timeout.map(|timeout| timeout.after(ports::now()));
+    check_writes_nothing_to(table);
     loop {
         let unfinished = {
             let _latest = LatestSnapshot::take();
@@ -427,8 +429,36 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
         if until.is_some_and(|until| ports::now() >= until) {
             return false;
         }
+        // One may have ended, as there was nothing to fold.
+        writing::request_worker();
         ports::pause(PAUSE);
         pgrx::check_for_interrupts!();
+    }
+}
+
+/// Whoever counts the rows waits for all who write to the table.
+///
+/// # Errors
+/// Raises 25001 when the running transaction does.
+fn check_writes_nothing_to(table: pg_sys::Oid) {
+    let all = {
+        let catalogs = Catalogs::enter();
+        let mut all = tables::leaves(&catalogs, table);
+        all.push(table);
+        all
+    };
+    if all
+        .into_iter()
+        .any(|table| lock::is_locked(table, ROW_EXCLUSIVE))
+    {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "cannot wait for a track in a transaction that writes to its table",
+            )
+            .set_detail("Whoever counts the rows waits for this transaction.")
+            .set_hint("Commit first."),
+        )
     }
 }
 

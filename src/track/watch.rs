@@ -29,6 +29,20 @@ const LOOK: &str = "
         WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
           AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
               = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+    ), used AS (
+        SELECT DISTINCT d.refclassid, d.refobjid, d.refobjsubid
+        FROM pg_depend d JOIN ours g ON g.oid = d.objid AND d.classid = 'pg_trigger'::regclass
+    ), code AS (
+        SELECT u.refobjid AS oid FROM used u WHERE u.refclassid = 'pg_proc'::regclass
+        UNION
+        SELECT o.oprcode FROM used u JOIN pg_operator o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_operator'::regclass
+    ), kind(oid) AS (
+        SELECT a.atttypid FROM used u
+        JOIN pg_attribute a ON u.refclassid = 'pg_class'::regclass AND a.attrelid = u.refobjid AND a.attnum = u.refobjsubid
+        UNION
+        SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
+        UNION
+        SELECT f.prorettype FROM code c JOIN pg_proc f ON f.oid = c.oid
     )
     SELECT jsonb_build_object(
         'root', $1,
@@ -43,16 +57,11 @@ const LOOK: &str = "
             FROM pg_class c JOIN part p ON p.oid = c.oid),
         'functions', (
             SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
-            FROM (SELECT DISTINCT d.refobjid FROM pg_depend d JOIN ours g ON g.oid = d.objid
-                  WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass) d
-            JOIN pg_proc f ON f.oid = d.refobjid),
+            FROM code c JOIN pg_proc f ON f.oid = c.oid),
         'labels', (
             SELECT coalesce(jsonb_object_agg(e.oid::text, e.enumlabel), '{}')
             FROM pg_enum e WHERE e.enumtypid IN (
-                SELECT coalesce(nullif(y.typbasetype, 0), y.oid)
-                FROM pg_depend d JOIN ours g ON g.oid = d.objid AND d.classid = 'pg_trigger'::regclass
-                JOIN pg_attribute a ON d.refclassid = 'pg_class'::regclass AND a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                JOIN pg_type y ON y.oid = a.atttypid)))";
+                SELECT k.oid FROM kind k UNION SELECT y.typbasetype FROM kind k JOIN pg_type y ON y.oid = k.oid)))";
 
 /// Why a track that stood on `$1` may be wrong on `$2`; `$3` are partitions that have just been made, and are
 /// empty. NULL: it is not.

@@ -21,7 +21,8 @@ pub fn register(ask_for_worker: fn()) {
     let _ = ASK_FOR_WORKER.set(ask_for_worker);
 }
 
-fn request_worker() {
+/// Asks for a worker now.
+pub fn request_worker() {
     if let Some(ask) = ASK_FOR_WORKER.get() {
         ask();
     }

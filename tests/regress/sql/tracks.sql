@@ -304,6 +304,24 @@ SELECT * FROM counter_drift('theirs.parted');
 SELECT * FROM counter_recount('theirs.parted');
 DROP TABLE copied;
 SELECT * FROM counter_recount('theirs.parted');
+BEGIN;
+INSERT INTO theirs.parted VALUES (1, 'z');
+SELECT counter_track_wait('theirs.parted', '1 min');
+ROLLBACK;
+-- Labels that only an expression uses, and the function of an operator.
+CREATE TYPE st AS ENUM ('open', 'shut');
+CREATE FUNCTION same(int, int) RETURNS boolean LANGUAGE sql IMMUTABLE RETURN $1 IS NOT DISTINCT FROM $2;
+CREATE OPERATOR === (FUNCTION = same, LEFTARG = int, RIGHTARG = int);
+CREATE TABLE using_them (a int, b boolean);
+SELECT counter_track('using_them', 'labels', $${CASE WHEN b THEN 'shut'::tracks.st ELSE 'open'::tracks.st END}$$);
+SELECT counter_track('using_them', 'operator', '{a}', filter => 'a OPERATOR(tracks.===) 1');
+SELECT count(*) FROM counter_recount('using_them');
+ALTER TYPE st RENAME VALUE 'shut' TO 'closed';
+SELECT state('labels'), state('operator');
+CREATE OR REPLACE FUNCTION same(int, int) RETURNS boolean LANGUAGE sql IMMUTABLE RETURN $1 = $2;
+SELECT state('operator');
+SELECT count(*) FROM counter_recount('using_them');
+SELECT counter_untrack('using_them');
 -- To read groups takes no transaction id.
 BEGIN;
 SELECT count(*) FROM counter_groups('parted');
