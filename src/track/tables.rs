@@ -4,19 +4,20 @@ use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
+use crate::pg::query::{self, ResultRow};
 use crate::pg::relation::{ACCESS_SHARE, Relation};
-use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
 use crate::store::ours::AtWork;
 use crate::track::definition::{Definition, Event};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{SpiError, quote_identifier, quote_literal};
+use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::fmt::Display;
 
 /// Runs queries on the catalogs and on our tables, as the extension's owner, with the system's search path,
 /// as long as this lives.
@@ -55,7 +56,7 @@ impl Catalogs {
         Spi::run_with_args(command, arguments).unwrap_or_else(|error| internal(&error));
     }
 
-    /// The rows of a query, as `read` takes them.
+    /// The rows of a query, as `read` takes them: as they are now, whatever snapshot the transaction is bound to.
     ///
     /// # Errors
     /// Those of the query.
@@ -63,24 +64,17 @@ impl Catalogs {
         &self,
         query: &str,
         arguments: &[DatumWithOid],
-        mut read: impl FnMut(&pgrx::spi::SpiHeapTupleData) -> Result<T, SpiError>,
+        mut read: impl FnMut(&ResultRow) -> T,
     ) -> Vec<T> {
         let mut rows = Vec::new();
-        // What the transaction has done is seen, and what others have: the catalogs are as they are now,
-        // whatever snapshot the transaction is bound to. No transaction id is needed for that.
-        let _latest = LatestSnapshot::take();
-        let done = Spi::connect(|client| {
-            for row in client.select(query, None, arguments)? {
-                rows.push(read(&row)?);
-            }
-            Ok::<_, SpiError>(())
-        });
-        done.unwrap_or_else(|error| internal(&error));
+        if !query::for_each_row(query, arguments, |row| rows.push(read(row))) {
+            internal(&"a query was not run")
+        }
         rows
     }
 }
 
-fn internal(error: &SpiError) -> ! {
+fn internal(error: &dyn Display) -> ! {
     raise(report(
         PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         format!("counterx could not look at its tracks: {error}"),
@@ -124,14 +118,12 @@ pub fn tracks(
     let query = format!(
         "{TRACKS} WHERE ($1 IS NULL OR g.tgrelid = $1) AND ($2 IS NULL OR t.type = $2) ORDER BY t.type"
     );
-    catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
-        Ok(Track {
-            type_name: row.get(1)?.unwrap_or_default(),
-            state: row.get(2)?.unwrap_or_default(),
-            version: row.get(3)?.unwrap_or_default(),
-            is_known: row.get(4)?.unwrap_or_default(),
-            table: row.get(5)?,
-        })
+    catalogs.rows(&query, &[table.into(), type_name.into()], |row| Track {
+        type_name: row.get(1).unwrap_or_default(),
+        state: row.get(2).unwrap_or_default(),
+        version: row.get(3).unwrap_or_default(),
+        is_known: row.get(4).unwrap_or_default(),
+        table: row.get(5),
     })
 }
 
@@ -449,7 +441,7 @@ pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
 pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
     let query = "SELECT t.tracked, t.min IS NOT NULL OR t.max IS NOT NULL FROM ONLY counterx.type t WHERE t.name = $1";
     let known = catalogs.rows(query, &[type_name.into()], |row| {
-        Ok((row.get::<bool>(1)?, row.get::<bool>(2)?))
+        (row.get::<bool>(1), row.get::<bool>(2))
     });
     match known.first() {
         Some((Some(true), _)) => raise(
@@ -528,9 +520,7 @@ pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
     let query = "
         SELECT EXISTS (SELECT FROM ONLY counterx.track),
                EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl' AND e.evtenabled = 'A')";
-    let found = catalogs.rows(query, &[], |row| {
-        Ok((row.get::<bool>(1)?, row.get::<bool>(2)?))
-    });
+    let found = catalogs.rows(query, &[], |row| (row.get::<bool>(1), row.get::<bool>(2)));
     match found.first() {
         Some((Some(true), Some(false))) => {
             catalogs.run(
