@@ -586,8 +586,10 @@ pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
 /// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
 /// not looked at, is taken at its word.
 pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
+    /// By table and type, as of a number of changes.
+    type Answers = HashMap<(u32, String), bool>;
     thread_local! {
-        static KNOWN: RefCell<(u64, HashMap<(u32, String), bool>)> = RefCell::default();
+        static KNOWN: RefCell<(u64, Answers)> = RefCell::default();
     }
     let changes = types::number_of_changes();
     let key = (table.to_u32(), type_name.to_owned());
