@@ -207,6 +207,8 @@ pub fn set_stale(catalogs: &Catalogs, type_name: &str, why: &str, table: Option<
 /// Rows of `counterx.track` have come by SQL: those of a dump, which do not say what they stand on. If the
 /// triggers are there already, rows may have been counted before their counters came.
 pub fn restored(catalogs: &Catalogs) {
+    // SAFETY: what the command has brought shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
     tables::watch_ddl_if_needed(catalogs);
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known) {
