@@ -143,6 +143,12 @@ fn counter_track(
     let _patience = GucScope::enter(PATIENCE);
     let catalogs = Catalogs::enter();
     tables::check_table(&catalogs, &table);
+    if tables::hides_rows(&table) {
+        notice!(
+            "table {} has row security, and everybody who may read counters sees how many rows it has, and the keys of their groups",
+            tables::shown(&table)
+        );
+    }
     tables::take_type(&catalogs, &type_name, adopt.unwrap_or(false));
     types::changed();
     let conditions = tables::conditions(&catalogs, &table, &definition);
@@ -316,11 +322,23 @@ fn counter_drift(
         let catalogs = Catalogs::enter();
         for track in tracks_of(&catalogs, &table, type_name) {
             let locked =
-                Locked::take(&catalogs, table.oid()).unwrap_or_else(|| raise_locked(&table));
+                Locked::take(&catalogs, table.oid(), false).unwrap_or_else(|| raise_locked(&table));
             let snapshot = snapshot_of_comparison();
             let compared = locked.compare(&catalogs, &track.type_name, snapshot.as_ptr(), |_| {});
             let (differences, _) =
                 compared.unwrap_or_else(|| raise_trouble(&table, "a trigger is missing"));
+            if !locked.is_all(&catalogs, table.oid()) {
+                raise(
+                    report(
+                        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                        format!(
+                            "a partition was attached to table {} meanwhile",
+                            tables::shown(&table)
+                        ),
+                    )
+                    .set_hint("Try again."),
+                )
+            }
             rows.extend(differences);
         }
     }

@@ -1,7 +1,6 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
 use crate::pg::lock::{NameLock, conflicting_xacts};
-use crate::pg::ports;
 use crate::pg::relation::{
     ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
@@ -53,19 +52,19 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// Locks without waiting: whoever holds one of these may want to write to the track.
-    pub fn take(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<Self> {
-        // A standby has no such lock to give: there, partitions come by replay, which asks for none.
-        let mode = if ports::recovery_in_progress() {
-            ACCESS_SHARE
-        } else {
+    /// Locks without waiting: whoever holds one of these may want to write to the track. With `keep_out`, no
+    /// partition comes or goes, and nobody else does the same. Without, and on a standby, where partitions come
+    /// by replay, one may come: see [`Self::is_all`].
+    pub fn take(catalogs: &Catalogs, table: pg_sys::Oid, keep_out: bool) -> Option<Self> {
+        let mode = if keep_out {
             SHARE_UPDATE_EXCLUSIVE
+        } else {
+            ACCESS_SHARE
         };
         let parents = tables::partitioned(catalogs, table)
             .into_iter()
             .map(|oid| Relation::open_if_free(oid, mode))
             .collect::<Option<Vec<_>>>()?;
-        // No partition comes or goes from here on.
         let leaves = tables::leaves(catalogs, table)
             .into_iter()
             .map(|oid| Relation::open_if_free(oid, ACCESS_SHARE))
@@ -74,6 +73,13 @@ impl Locked {
             leaves,
             _parents: parents,
         })
+    }
+
+    /// Are these all the partitions that there are now? After rows and counters were compared: a partition that
+    /// came in between may be in the counters, and not in the rows.
+    pub fn is_all(&self, catalogs: &Catalogs, table: pg_sys::Oid) -> bool {
+        let known: Vec<pg_sys::Oid> = self.leaves.iter().map(Relation::oid).collect();
+        known == tables::leaves(catalogs, table)
     }
 
     /// Compares rows and counters by one snapshot, which is active. Returns how many rows there were.
@@ -111,7 +117,7 @@ pub fn fill(
     let Track { type_name, .. } = track;
     wait_for_others(catalogs, table);
     NameLock::take(format!("{type_name}:").as_bytes());
-    let locked = Locked::take(catalogs, table).ok_or(NotNow::Locked)?;
+    let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }

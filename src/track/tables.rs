@@ -222,6 +222,12 @@ pub fn shown(table: &Relation) -> String {
     quoted(name.to_bytes())
 }
 
+/// Does row security hide rows of a table from somebody?
+pub fn hides_rows(table: &Relation) -> bool {
+    // SAFETY: an open relation has its pg_class row.
+    unsafe { (*(*table.as_ptr()).rd_rel).relrowsecurity }
+}
+
 /// A table's name, with its schema, for commands.
 pub fn full_name(catalogs: &Catalogs, table: pg_sys::Oid) -> String {
     // The search path has the system's schemas alone.

@@ -144,6 +144,11 @@ ROLLBACK;
 SELECT tgname FROM pg_trigger WHERE tgrelid = 'odd'::regclass;
 SELECT count(*) FROM counterx.type WHERE name = 'odd';
 
+-- Counters know no row security.
+CREATE TABLE hidden (a int);
+ALTER TABLE hidden ENABLE ROW LEVEL SECURITY;
+SELECT counter_track('hidden', 'hidden', '{a}');
+SELECT counter_untrack('hidden');
 -- Whose it is.
 CREATE ROLE track_user;
 GRANT USAGE ON SCHEMA tracks TO track_user;
