@@ -4,16 +4,18 @@ use super::args::{self, NameOut, Text, TextArray};
 use super::parts;
 use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
-use crate::pg::guc_scope::GucScope;
 use crate::pg::lock;
 use crate::pg::number::numeric;
 use crate::pg::ports;
-use crate::pg::relation::{ROW_EXCLUSIVE, Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::relation::{
+    ACCESS_EXCLUSIVE, LockMode, ROW_EXCLUSIVE, Relation, SHARE_ROW_EXCLUSIVE,
+};
 use crate::pg::snapshot::{self, CurrentSnapshot, LatestSnapshot};
 use crate::pg::user::ActingAs;
 use crate::track::compare::{self, Difference};
 use crate::track::definition::Definition;
 use crate::track::fill::{self, Locked, NotNow};
+use crate::track::locking;
 use crate::track::tables::{self, Catalogs, Track};
 use crate::track::watch;
 use crate::write::{change, writing};
@@ -22,7 +24,6 @@ use counterx_core::parts::NameBuilder;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, FromDatum, PgSqlErrorCode, pg_sys};
-use std::ffi::CStr;
 use std::time::Duration;
 
 /// The table of an argument, by somebody who may say how it is counted.
@@ -63,49 +64,18 @@ fn text(text: Option<Text>) -> Option<String> {
     text.map(|Text(bytes)| String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// How long a lock on a table is waited for: others queue behind who waits. The server asks an autovacuum to make
-/// room only when it looks for deadlocks.
-const PATIENCE: &[(&CStr, &CStr)] = &[(c"lock_timeout", c"500ms"), (c"deadlock_timeout", c"100ms")];
-
-/// Locks a table against writers, so that all who write later see its triggers.
+/// The same, locked together with its partitions, to the end of the transaction.
 ///
 /// # Errors
-/// Raises 55P03 when others keep it for too long, and names them.
-fn lock_against_writers(table: &Relation) -> Relation {
-    let oid = table.oid();
-    if let Some(locked) = Relation::open_if_free(oid, SHARE_ROW_EXCLUSIVE) {
-        return locked;
-    }
-    let holders = {
-        let catalogs = Catalogs::enter();
-        tables::holders(&catalogs, oid)
+/// As of [`owned`]; raises 55P03 when others keep it for too long.
+fn locked(table: Option<pg_sys::Oid>, mode: LockMode) -> Relation {
+    let (oid, name) = {
+        let table = owned(table);
+        (table.oid(), tables::shown(&table))
     };
-    let _patience = GucScope::enter(PATIENCE);
-    let name = tables::shown(table);
-    let waited = PgTryBuilder::new(|| Relation::open_until_commit(oid, SHARE_ROW_EXCLUSIVE))
-        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
-            raise(
-                report(
-                    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-                    format!("could not lock table {name} against writers in 500 ms"),
-                )
-                .set_detail(format!(
-                    "It was in use by {}.",
-                    holders.as_deref().unwrap_or("somebody who has gone")
-                ))
-                .set_hint("Nothing was changed. Try again, or end that transaction first."),
-            )
-        })
-        .execute();
-    waited.unwrap_or_else(|| {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                "the table was dropped meanwhile",
-            )
-            .set_hint("Name a table."),
-        )
-    })
+    locking::lock_with_partitions(oid, &name, mode);
+    // It may have another owner now.
+    owned(Some(oid))
 }
 
 #[pg_extern(sql = "
@@ -130,17 +100,12 @@ fn counter_track(
     let key = key_of(key);
     let (sum, filter) = (text(sum), text(filter));
     let scale = u32::try_from(scale.unwrap_or(0)).unwrap_or(u32::MAX);
-    let table = {
-        let table = owned(table);
-        lock_against_writers(&table)
-    };
+    let table = locked(table, SHARE_ROW_EXCLUSIVE);
     let definition = {
         let _owner = ActingAs::owner_of(&table);
         let sum = sum.as_deref().map(|sum| (sum, scale));
         Definition::parse(&table, &key, filter.as_deref(), sum)
     };
-    // Partitions are locked as their triggers are made.
-    let _patience = GucScope::enter(PATIENCE);
     let catalogs = Catalogs::enter();
     tables::check_table(&catalogs, &table);
     if tables::hides_rows(&table) {
@@ -216,12 +181,8 @@ fn counter_untrack(
         types::changed();
         return true;
     }
-    let table = {
-        let table = owned(table);
-        lock_against_writers(&table)
-    };
-    // Readers are waited for as the triggers go.
-    let _patience = GucScope::enter(PATIENCE);
+    // DROP TRIGGER keeps readers out as well.
+    let table = locked(table, ACCESS_EXCLUSIVE);
     let catalogs = Catalogs::enter();
     let tracks = tracks_of(&catalogs, &table, type_name);
     drop(table);

@@ -28,6 +28,7 @@ pub mod shared;
 pub mod snapshot;
 pub mod spot;
 pub mod standby;
+pub mod subtransaction;
 pub mod turns;
 pub mod user;
 pub mod varlena;

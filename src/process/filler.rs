@@ -8,6 +8,7 @@ use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock::FillerMark;
 use crate::pg::ports;
+use crate::pg::relation::SHARE_ROW_EXCLUSIVE;
 use crate::process::session;
 use crate::store::catalog;
 use crate::track::fill::{self, NotNow};
@@ -73,7 +74,7 @@ fn fill_one(track: &Track) {
     };
     let waits_for = session::transaction(c"looking for who uses a table", || {
         let _latest = crate::pg::snapshot::LatestSnapshot::take();
-        tables::holders(&Catalogs::enter(), table)
+        tables::holders(&Catalogs::enter(), table, SHARE_ROW_EXCLUSIVE)
     });
     if let Ok(Some(holders)) = waits_for {
         noted("waiting_for", Some(holders));

@@ -6,6 +6,7 @@
 pub mod compare;
 pub mod definition;
 pub mod fill;
+pub mod locking;
 pub mod row;
 pub mod tables;
 pub mod watch;

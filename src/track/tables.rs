@@ -5,7 +5,7 @@ use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
 use crate::pg::query::{self, ResultRow};
-use crate::pg::relation::{ACCESS_SHARE, Relation};
+use crate::pg::relation::{ACCESS_EXCLUSIVE, ACCESS_SHARE, LockMode, Relation};
 use crate::pg::user::ActingAs;
 use crate::store::catalog;
 use crate::store::ours::AtWork;
@@ -159,6 +159,15 @@ pub fn leaves(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     );
     let leaves = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
     leaves.into_iter().flatten().collect()
+}
+
+/// All partitions below a table, each after what it is a partition of, as the server locks them.
+pub fn below(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let query = format!(
+        "WITH RECURSIVE {TREE} SELECT t.oid FROM tree t WHERE t.level > 0 ORDER BY t.level, 1"
+    );
+    let all = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
+    all.into_iter().flatten().collect()
 }
 
 /// The partitioned tables among a table and those below it.
@@ -422,21 +431,27 @@ pub fn unfinished(catalogs: &Catalogs) -> Option<i64> {
     found.into_iter().flatten().next()
 }
 
-/// Who has a table locked for writing; None: nobody.
-pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
+/// Who has a table, or a partition, locked so that it cannot be locked in this mode, which keeps writers out, or
+/// readers as well; None: nobody.
+pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid, mode: LockMode) -> Option<String> {
     let query = format!(
         "WITH RECURSIVE {TREE}
-        SELECT string_agg(DISTINCT coalesce('process ' || l.pid, 'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
+        SELECT string_agg(DISTINCT coalesce(
+            CASE a.backend_type WHEN 'autovacuum worker' THEN 'autovacuum, process ' ELSE 'process ' END || l.pid,
+            'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
         FROM pg_locks l
+        LEFT JOIN pg_stat_activity a ON a.pid = l.pid
         LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
             AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
         LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
         WHERE l.locktype = 'relation' AND l.relation IN (SELECT t.oid FROM tree t)
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-          AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+          AND l.granted AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
           AND l.pid IS DISTINCT FROM pg_backend_pid()"
     );
-    let holders = catalogs.rows(&query, &[table.into()], |row| row.get::<String>(1));
+    let readers_too = mode == ACCESS_EXCLUSIVE;
+    let arguments = [table.into(), readers_too.into()];
+    let holders = catalogs.rows(&query, &arguments, |row| row.get::<String>(1));
     holders.into_iter().flatten().next()
 }
 

@@ -10,6 +10,7 @@ use counterx_cluster_tests::{
 use counterx_harness::{Cluster, ClusterBuilder, poll_until};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
+use std::thread;
 
 const DB: &str = "tracked";
 
@@ -121,7 +122,7 @@ fn who_keeps_a_table_from_being_tracked_is_named() -> Result<()> {
         *refused.code() == SqlState::LOCK_NOT_AVAILABLE,
         "{refused:?}"
     );
-    let expected = format!("It was in use by prepared transaction 'the one', process {pid}.");
+    let expected = format!("It is in use by prepared transaction 'the one', process {pid}.");
     ensure!(
         refused.detail() == Some(expected.as_str()),
         "{refused:?} instead of: {expected}"
@@ -129,6 +130,34 @@ fn who_keeps_a_table_from_being_tracked_is_named() -> Result<()> {
     writer.batch_execute("COMMIT")?;
     client.batch_execute("COMMIT PREPARED 'the one'")?;
     client.batch_execute(track)?;
+    client.batch_execute("SELECT counter_track_wait('used', '1 min')")?;
+    no_drift(&mut client, &[("used", "used")])
+}
+
+#[test]
+fn a_table_that_is_in_use_for_a_while_is_tracked_in_one_call() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "retried")?;
+    client.batch_execute("CREATE TABLE used (a int)")?;
+    let config = cluster().config("retried");
+    let mut writer = config.connect(NoTls)?;
+    writer.batch_execute("BEGIN; INSERT INTO used VALUES (1)")?;
+    let tracking = thread::spawn(move || -> Result<()> {
+        let mut tracker = config.connect(NoTls)?;
+        tracker.batch_execute("SELECT counter_track('used', 'used', '{a}')")?;
+        Ok(())
+    });
+    let mut waits = |expected: bool| {
+        poll_until("an attempt to lock the table", DEADLINE, || {
+            let waiting = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'used'::regclass AND NOT granted";
+            let waiting: bool = client.query_one(waiting, &[])?.get(0);
+            Ok(waiting == expected)
+        })
+    };
+    waits(true)?;
+    // An attempt was given up, and nobody queues.
+    waits(false)?;
+    writer.batch_execute("INSERT INTO used VALUES (2); COMMIT")?;
+    tracking.join().expect("does not panic")?;
     client.batch_execute("SELECT counter_track_wait('used', '1 min')")?;
     no_drift(&mut client, &[("used", "used")])
 }
