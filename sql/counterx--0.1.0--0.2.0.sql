@@ -330,6 +330,9 @@ CREATE FUNCTION counterx.version() RETURNS TABLE (library text, objects text, se
 CREATE FUNCTION counterx.lock_key(name text) RETURNS bigint
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'lock_key_wrapper';
+CREATE FUNCTION counterx.rows_so_far(type_name text) RETURNS bigint
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'rows_so_far_wrapper';
 CREATE FUNCTION counterx.restored() RETURNS trigger
     LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_restored';
@@ -514,7 +517,7 @@ CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
        CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
        CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
-       t.rows_seen, t.waiting_for,
+       COALESCE(p.rows, t.rows_seen) AS rows_seen, CASE WHEN p.rows IS NULL THEN t.waiting_for END AS waiting_for,
        -- It may tell of a row.
        CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
 FROM ONLY counterx.track t,
@@ -525,7 +528,8 @@ LATERAL (
           AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
               OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
     ) AS is_here
-) h;
+) h,
+LATERAL (SELECT counterx.rows_so_far(t.type)) p(rows);
 COMMENT ON VIEW counter_tracks IS 'tracked tables';
 COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
 COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';
@@ -536,7 +540,7 @@ COMMENT ON COLUMN counter_tracks.filter IS 'which rows count; null: all';
 COMMENT ON COLUMN counter_tracks.state IS 'exact, attached (rows of before are still to be counted), or stale (the counters may be wrong)';
 COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state';
 COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
-COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
+COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last, or so far while they are counted';
 COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
 COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
 GRANT SELECT ON counter_tracks TO PUBLIC;
@@ -552,6 +556,7 @@ FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
     counterx.lock_key(text), counterx.dump_rows(), counterx.version()
     FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text) TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late, counterx.track TO pg_database_owner;
@@ -678,6 +683,7 @@ COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and dele
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';
+COMMENT ON FUNCTION counterx.rows_so_far(text) IS 'rows of a track that have been counted so far; null: nobody counts them now';
 COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

@@ -153,6 +153,8 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 -- The triggers of a partition that is made are made by whoever makes it. They count what the track says, and
 -- nobody can name them who may not use the schema.
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
+-- The view counter_tracks calls it as whoever reads the view.
+GRANT EXECUTE ON FUNCTION counterx.rows_so_far(text) TO PUBLIC;
 
 -- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
 -- but the names of those that are locked.
@@ -241,7 +243,7 @@ CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
        CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
        CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
-       t.rows_seen, t.waiting_for,
+       COALESCE(p.rows, t.rows_seen) AS rows_seen, CASE WHEN p.rows IS NULL THEN t.waiting_for END AS waiting_for,
        -- It may tell of a row.
        CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
 FROM ONLY counterx.track t,
@@ -252,7 +254,8 @@ LATERAL (
           AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
               OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
     ) AS is_here
-) h;
+) h,
+LATERAL (SELECT counterx.rows_so_far(t.type)) p(rows);
 COMMENT ON VIEW counter_tracks IS 'tracked tables';
 COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
 COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';
@@ -263,7 +266,7 @@ COMMENT ON COLUMN counter_tracks.filter IS 'which rows count; null: all';
 COMMENT ON COLUMN counter_tracks.state IS 'exact, attached (rows of before are still to be counted), or stale (the counters may be wrong)';
 COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state';
 COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
-COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
+COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last, or so far while they are counted';
 COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
 COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
 GRANT SELECT ON counter_tracks TO PUBLIC;
@@ -369,6 +372,7 @@ COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and dele
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';
+COMMENT ON FUNCTION counterx.rows_so_far(text) IS 'rows of a track that have been counted so far; null: nobody counts them now';
 COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';

@@ -12,6 +12,7 @@ use crate::query::value_index;
 use crate::read::lane;
 use crate::store::expired::Batch;
 use crate::store::state;
+use crate::track::fill;
 use crate::transaction::pending;
 use crate::write::change;
 use crate::write::token;
@@ -218,6 +219,12 @@ pub mod counterx {
     #[pg_extern(immutable, strict, parallel_safe)]
     fn lock_key(name: Text) -> i64 {
         NameHash::of(name.0).get().cast_signed()
+    }
+
+    /// How many rows of a track have been counted so far; null: nobody counts them now.
+    #[pg_extern(stable, strict, parallel_restricted)]
+    fn rows_so_far(type_name: Text) -> Option<i64> {
+        fill::rows_so_far(type_name.0)
     }
 
     /// SECURITY DEFINER, as the table belongs to the extension's owner.

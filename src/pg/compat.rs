@@ -228,3 +228,19 @@ pub unsafe fn owns_relation(relation: pg_sys::Oid, user: pg_sys::Oid) -> bool {
         return pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, user);
     }
 }
+
+/// What the server's processes show of themselves, as of the first look in a transaction.
+pub fn backend_statuses<'a>() -> impl Iterator<Item = &'a pg_sys::PgBackendStatus> {
+    // SAFETY: reads a copy that the server keeps to the end of the transaction.
+    let count = unsafe { pg_sys::pgstat_fetch_stat_numbackends() };
+    (1..=count).filter_map(|at| {
+        // SAFETY: one of so many.
+        unsafe {
+            #[cfg(feature = "pg15")]
+            let entry = pg_sys::pgstat_fetch_stat_local_beentry(at);
+            #[cfg(not(feature = "pg15"))]
+            let entry = pg_sys::pgstat_get_local_beentry_by_index(at);
+            entry.as_ref().map(|entry| &entry.backendStatus)
+        }
+    })
+}

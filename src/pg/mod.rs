@@ -19,6 +19,7 @@ pub mod memory;
 pub mod number;
 pub mod owner;
 pub mod ports;
+pub mod progress;
 pub mod query;
 pub mod raw;
 pub mod relation;

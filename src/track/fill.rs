@@ -1,6 +1,7 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
 use crate::pg::lock::{NameLock, conflicting_xacts};
+use crate::pg::progress::{self, Progress};
 use crate::pg::relation::{
     ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
@@ -105,6 +106,15 @@ impl Locked {
     }
 }
 
+fn mark_of(type_name: &[u8]) -> i64 {
+    NameHash::of(type_name).get().cast_signed() | 1
+}
+
+/// How many rows have been counted so far by whoever makes this track exact; None: nobody is at it.
+pub fn rows_so_far(type_name: &[u8]) -> Option<i64> {
+    progress::of(mark_of(type_name))
+}
+
 /// Adds what is missing, for a caller in a READ COMMITTED transaction. The track is exact when that commits.
 ///
 /// # Errors
@@ -121,11 +131,15 @@ pub fn fill(
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }
+    let progress = Progress::begin(mark_of(type_name.as_bytes()));
     let latest = LatestSnapshot::take();
     let missing = || NotNow::Trouble("a trigger is missing".to_owned());
     let (differences, rows) = locked
-        .compare(catalogs, type_name, latest.as_ptr(), |_| {})
+        .compare(catalogs, type_name, latest.as_ptr(), |rows| {
+            progress.show(rows);
+        })
         .ok_or_else(missing)?;
+    progress.show(rows);
     drop(latest);
     for difference in &differences {
         add(&difference.name, difference.counted - difference.recorded);

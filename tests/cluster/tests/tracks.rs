@@ -162,6 +162,38 @@ fn a_table_that_is_in_use_for_a_while_is_tracked_in_one_call() -> Result<()> {
     no_drift(&mut client, &[("used", "used")])
 }
 
+#[test]
+fn rows_are_shown_while_they_are_counted() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "progress")?;
+    client.batch_execute(
+        "CREATE FUNCTION held_up(a int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+         BEGIN
+             IF a = 5000 THEN PERFORM pg_advisory_xact_lock(1); END IF;
+             RETURN a % 2;
+         END $$;
+         CREATE TABLE counted (a int);
+         INSERT INTO counted SELECT generate_series(1, 6000)",
+    )?;
+    let mut holder = cluster().config("progress").connect(NoTls)?;
+    holder.batch_execute("SELECT pg_advisory_lock(1)")?;
+    client.batch_execute("SELECT counter_track('counted', 'counted', '{held_up(a)}')")?;
+    let mut shown = |state: &str, rows: i64| {
+        poll_until("rows that were counted", DEADLINE, || {
+            let track = "SELECT state, coalesce(rows_seen, 0), waiting_for FROM counter_tracks WHERE type = 'counted'";
+            let track = client.query_one(track, &[])?;
+            let waits_for: Option<String> = track.get(2);
+            Ok(
+                (track.get::<_, String>(0), track.get::<_, i64>(1)) == (state.to_owned(), rows)
+                    && waits_for.is_none(),
+            )
+        })
+    };
+    // Shown for each 1024.
+    shown("attached", 4096)?;
+    holder.batch_execute("SELECT pg_advisory_unlock(1)")?;
+    shown("exact", 6000)
+}
+
 /// As an administrator does it, who is in nobody's way.
 fn track_and_untrack(client: &mut Client, control: &Control) -> Result<u64> {
     let (table, type_name, how) = TRACKS[4];
