@@ -26,6 +26,8 @@ static ESCROW_WAIT: GucSetting<i32> = GucSetting::<i32>::new(20);
 static MAX_COMMITTERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 /// More than there are sessions, as a rule; some 600 kB for each committer.
 static HIT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+/// Reading tables costs something, so somebody has to ask for it.
+static TRACK_CHECKS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 
 /// The longest pause between two folds of a lane that has something pending.
@@ -61,6 +63,11 @@ pub fn compaction() -> bool {
 /// The memory that a transaction's pending map may take, in bytes.
 pub fn pending_work_mem() -> usize {
     PENDING_WORK_MEM.get().unsigned_abs() as usize * 1024
+}
+
+/// So many groups of tracked tables are compared with their rows each minute; 0: none.
+pub fn track_checks() -> usize {
+    TRACK_CHECKS.get().unsigned_abs() as usize
 }
 
 /// So long a token is kept at least.
@@ -168,6 +175,16 @@ pub fn define() {
         i32::MAX / 1024,
         GucContext::Userset,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.track_checks",
+        c"Number of groups of tracked tables that are compared with their rows each minute.",
+        c"Those whose key begins with a column that an index begins with. What differs is counted again. 0: none.",
+        &TRACK_CHECKS,
+        0,
+        10_000,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"counterx.token_ttl",

@@ -31,7 +31,16 @@ impl ResultRow {
 ///
 /// # Errors
 /// Those of the query.
-pub fn for_each_row(
+pub fn for_each_row(query: &str, arguments: &[DatumWithOid], read: impl FnMut(&ResultRow)) -> bool {
+    let _latest = LatestSnapshot::take();
+    for_each_row_as_of_active(query, arguments, read)
+}
+
+/// The same by the active snapshot.
+///
+/// # Errors
+/// Those of the query.
+pub fn for_each_row_as_of_active(
     query: &str,
     arguments: &[DatumWithOid],
     mut read: impl FnMut(&ResultRow),
@@ -47,7 +56,6 @@ pub fn for_each_row(
         nulls.push(if datum.is_none() { b'n' } else { b' ' } as core::ffi::c_char);
         values.push(datum.map_or(pg_sys::Datum::null(), |datum| datum.sans_lifetime()));
     }
-    let _latest = LatestSnapshot::take();
     // SAFETY: connected for as long as the result is read; an error on the way has the server disconnect. The
     // arguments are of their types.
     unsafe {

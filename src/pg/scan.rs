@@ -452,3 +452,34 @@ impl Drop for TableScan {
         }
     }
 }
+
+/// Fetches rows by their addresses. It must not outlive the relation.
+pub struct RowFetch<'a> {
+    table: &'a Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl<'a> RowFetch<'a> {
+    /// A table's, or partition's.
+    pub fn new(table: &'a Relation) -> Self {
+        // SAFETY: the table is open.
+        let slot = unsafe { pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut()) };
+        Self { table, slot }
+    }
+
+    /// The row version at an address, whoever sees it. None: there is none any more.
+    pub fn get(&mut self, mut tid: pg_sys::ItemPointerData) -> Option<Row> {
+        // SAFETY: the slot fits the table, which is open.
+        unsafe { ports::fetch_any_version(self.table.as_ptr(), &raw mut tid, self.slot) }
+            .then_some(Row(self.slot))
+    }
+}
+
+impl Drop for RowFetch<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: it was made by us.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot) };
+        }
+    }
+}

@@ -16,7 +16,9 @@ pub fn unless_it_raises<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Op
         let body = body.take().expect("runs once");
         Ok(body())
     });
-    let result: Result<R, CaughtError> = PgTryBuilder::new(run).catch_others(Err).execute();
+    let result: Result<R, Box<CaughtError>> = PgTryBuilder::new(run)
+        .catch_others(|error| Err(Box::new(error)))
+        .execute();
     match result {
         Ok(result) => {
             scope.release();

@@ -10,14 +10,15 @@ pub struct ActingAs {
 }
 
 impl ActingAs {
-    /// The relation's owner. In a transaction.
+    /// The relation's owner, to whom row security does not apply, forced or not. In a transaction.
     pub fn owner_of(relation: &Relation) -> Self {
         let mut before = Self {
             user: pg_sys::InvalidOid,
             context: 0,
         };
-        let restricted =
-            (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32;
+        let restricted = (pg_sys::SECURITY_LOCAL_USERID_CHANGE
+            | pg_sys::SECURITY_RESTRICTED_OPERATION
+            | pg_sys::SECURITY_NOFORCE_RLS) as i32;
         // SAFETY: sets variables of the process, which an abort of the transaction sets back.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut before.user, &mut before.context);

@@ -164,14 +164,15 @@ fn builder(database: pg_sys::Oid, purpose: Purpose) -> BackgroundWorkerBuilder {
         .set_restart_time(None)
 }
 
-/// Starts the process that fills tracks. Whether one is there already, it finds out itself. False when
-/// max_worker_processes are all in use.
-pub fn start_filler(database: pg_sys::Oid) -> bool {
+/// Starts the process that fills tracks, and checks some groups of them if that is asked for. Whether one is there
+/// already, it finds out itself. False when max_worker_processes are all in use.
+pub fn start_filler(database: pg_sys::Oid, checks: bool) -> bool {
+    let argument = usize::from(checks) << 32 | database.to_u32() as usize;
     BackgroundWorkerBuilder::new("counterx filler")
         .set_type("counterx filler")
         .set_library("counterx")
         .set_function("counterx_filler_main")
-        .set_argument(Some(pg_sys::Datum::from(database.to_u32() as usize)))
+        .set_argument(Some(pg_sys::Datum::from(argument)))
         .enable_spi_access()
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         .set_restart_time(None)

@@ -130,6 +130,8 @@ struct Worker {
     looks_for_tracks: LaneClock,
     /// When those that it has found are tried again.
     tracks: LaneClock,
+    /// When some groups of the others were compared.
+    checked: Option<Duration>,
     /// Which were not exact when it looked last.
     unfinished: Option<i64>,
     tokens: LaneClock,
@@ -150,6 +152,8 @@ const GLANCE_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a worker looks for tracks that are not exact.
 const TRACKS_EVERY: Duration = Duration::from_millis(500);
+/// How often some groups of tracked tables are compared with their rows, where that is asked for.
+const CHECKS_EVERY: Duration = Duration::from_secs(60);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -178,6 +182,8 @@ struct Left {
     pending: bool,
     /// There is a log to be truncated later.
     inactive: bool,
+    /// There is a track that is not exact.
+    unfinished: bool,
     /// The settings of the database were changed: those that this session has do not count.
     new_settings: bool,
 }
@@ -221,6 +227,7 @@ impl Worker {
             glances: LaneClock::default(),
             looks_for_tracks: LaneClock::default(),
             tracks: LaneClock::default(),
+            checked: None,
             unfinished: None,
             tokens: LaneClock::default(),
             looked_for_tokens: false,
@@ -455,6 +462,7 @@ impl Worker {
                 self.reclaim(lane);
                 pgrx::check_for_interrupts!();
             }
+            self.look_for_tracks();
         }
         self.give_up();
         let left = self.left();
@@ -463,7 +471,7 @@ impl Worker {
 
     /// With a launcher: another worker is to look in when this one has ended.
     fn visit_later(&self, left: Left) {
-        if directory::is_loaded() && left.inactive {
+        if directory::is_loaded() && (left.inactive || left.unfinished) {
             let pause = settings::worker_idle_timeout().min(VISIT_AT_LEAST_EVERY);
             directory::visit_after(self.database, pause);
         }
@@ -483,6 +491,10 @@ impl Worker {
                     left.pending |= pending::has_pending(lane, &rels);
                     left.inactive |= rotation::has_inactive_rows(&rels);
                 }
+            }
+            if types::are_any_tracked() {
+                let _latest = LatestSnapshot::take();
+                left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
             }
             left
         });
@@ -675,41 +687,73 @@ impl Worker {
         }
     }
 
-    /// Has tracks filled that are not exact, by a process of its own. What it could not do, it tries again
-    /// after a pause that grows.
     fn see_to_tracks(&mut self) {
         let now = self.now();
-        if !self.looks_for_tracks.due(now, TRACKS_EVERY) {
-            return;
+        if self.looks_for_tracks.due(now, TRACKS_EVERY) {
+            self.looks_for_tracks.succeeded(now);
+            self.look_for_tracks();
         }
-        self.looks_for_tracks.succeeded(now);
-        let unfinished = session::transaction(c"looking for tracks", || {
-            types::are_any_tracked()
-                .then(|| {
-                    let _latest = LatestSnapshot::take();
-                    let catalogs = Catalogs::enter();
-                    watch::see_to(&catalogs);
-                    tables::unfinished(&catalogs)
-                })
-                .flatten()
+    }
+
+    /// Has tracks filled that are not exact, by a process of its own, and some groups of the others checked. What
+    /// could not be filled is tried again after a pause that grows.
+    fn look_for_tracks(&mut self) {
+        let now = self.now();
+        let found = session::transaction(c"looking for tracks", || {
+            if !types::are_any_tracked() {
+                return (false, None);
+            }
+            let _latest = LatestSnapshot::take();
+            let catalogs = Catalogs::enter();
+            watch::see_to(&catalogs);
+            (true, tables::unfinished(&catalogs))
         });
-        let unfinished = unfinished.unwrap_or_else(|message| {
+        let (are_any, unfinished) = found.unwrap_or_else(|message| {
             log(format!(
                 "counterx: the worker cannot look for tracks: {message}"
             ));
-            self.unfinished
+            (false, self.unfinished)
         });
         let is_new = unfinished != self.unfinished;
         self.unfinished = unfinished;
-        if unfinished.is_none() {
+        let fills = unfinished.is_some() && (is_new || self.tracks.due(now, TRACKS_EVERY));
+        if is_new || unfinished.is_none() {
             self.tracks.succeeded(now);
-        } else if is_new || self.tracks.due(now, TRACKS_EVERY) {
+        }
+        if fills {
+            self.tracks.failed(now);
             if is_new {
-                self.tracks.succeeded(now);
                 self.last_work = now;
             }
-            self.tracks.failed(now);
-            start::start_filler(self.database);
+        }
+        let checks = are_any
+            && settings::track_checks() > 0
+            && self.checked.is_none_or(|at| now - at >= CHECKS_EVERY);
+        if checks {
+            self.checked = Some(now);
+        }
+        if (fills || checks) && !start::start_filler(self.database, checks) {
+            log(
+                "counterx: no process could be started to count rows of tracked tables: max_worker_processes are all in use",
+            );
+            if fills {
+                self.note_that_there_is_no_slot();
+            }
+        }
+    }
+
+    fn note_that_there_is_no_slot(&self) {
+        let noted = session::transaction(c"noting that nobody can count", || {
+            let _latest = LatestSnapshot::take();
+            tables::note_unfinished(
+                &Catalogs::enter(),
+                "no process could be started to count: max_worker_processes are all in use",
+            );
+        });
+        if let Err(message) = noted {
+            log(format!(
+                "counterx: cannot note that nobody can count: {message}"
+            ));
         }
     }
 

@@ -14,7 +14,7 @@ use crate::pg::user::ActingAs;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
 use crate::store::totals::{self, Order};
-use crate::track::row::{Counting, type_of};
+use crate::track::row::{self, Counting, type_of};
 use counterx_core::names::NameRange;
 use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
@@ -38,16 +38,15 @@ pub fn names_of(type_name: &[u8]) -> NameRange {
     range
 }
 
-/// The way in which the rows of a table, or partition, are counted: by any row trigger of that type.
+/// A row trigger of a table, or partition, that counts in counters of this type.
 ///
 /// # Safety
-/// As of [`Counting::of_trigger`].
-pub unsafe fn counting_of(
+/// The trigger is looked at only as long as the table is open, and nobody rebuilds its description.
+unsafe fn trigger_of<'a>(
     table: &Relation,
     function: pg_sys::Oid,
     type_name: &[u8],
-    memory: pg_sys::MemoryContext,
-) -> Option<Counting> {
+) -> Option<&'a pg_sys::Trigger> {
     // SAFETY: the table is open, and so are its triggers' descriptions.
     unsafe {
         let triggers = (*table.as_ptr()).trigdesc;
@@ -58,10 +57,33 @@ pub unsafe fn counting_of(
             (*triggers).triggers,
             (*triggers).numtriggers.unsigned_abs() as usize,
         );
-        let ours = triggers.iter().find(|trigger| {
+        triggers.iter().find(|trigger| {
             trigger.tgfoid == function && type_of(trigger).as_deref() == Some(type_name)
-        });
-        ours.map(|trigger| Counting::of_trigger(trigger, memory))
+        })
+    }
+}
+
+/// The way in which the rows of a table, or partition, are counted: by any row trigger of that type.
+///
+/// # Safety
+/// As of [`Counting::of_trigger`].
+pub unsafe fn counting_of(
+    table: &Relation,
+    function: pg_sys::Oid,
+    type_name: &[u8],
+    memory: pg_sys::MemoryContext,
+) -> Option<Counting> {
+    // SAFETY: the caller's promise; the trigger is not kept.
+    unsafe {
+        trigger_of(table, function, type_name).map(|trigger| Counting::of_trigger(trigger, memory))
+    }
+}
+
+/// The column that is the first part of the key of a track, as of [`row::leading_column`].
+pub fn leading_column(table: &Relation, function: pg_sys::Oid, type_name: &[u8]) -> Option<i16> {
+    // SAFETY: the trigger is not kept.
+    unsafe {
+        trigger_of(table, function, type_name).and_then(|trigger| row::leading_column(trigger))
     }
 }
 

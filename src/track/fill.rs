@@ -76,6 +76,11 @@ impl Locked {
         })
     }
 
+    /// What has the rows.
+    pub fn leaves(&self) -> &[Relation] {
+        &self.leaves
+    }
+
     /// Are these all the partitions that there are now? After rows and counters were compared: a partition that
     /// came in between may be in the counters, and not in the rows.
     pub fn is_all(&self, catalogs: &Catalogs, table: pg_sys::Oid) -> bool {

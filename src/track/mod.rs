@@ -3,6 +3,7 @@
 //! May use [`crate::write`] and what lies below it. Invariant: what a transaction has changed of a tracked
 //! table's rows, it has added to the counters of their groups, in the same (sub)transaction.
 
+pub mod check;
 pub mod compare;
 pub mod definition;
 pub mod fill;

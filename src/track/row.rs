@@ -80,6 +80,21 @@ pub unsafe fn type_of(trigger: &pg_sys::Trigger) -> Option<Vec<u8>> {
     unsafe { Arguments::of(trigger) }.map(|arguments| arguments.type_name)
 }
 
+/// The column that is the first part of the key, by number. None: the key has no parts, or begins with an expression.
+///
+/// # Safety
+/// The trigger is a live one.
+pub unsafe fn leading_column(trigger: &pg_sys::Trigger) -> Option<i16> {
+    // SAFETY: the caller's promise; nodes are looked at as what their tags say.
+    unsafe {
+        let mut node = *definition(trigger)?.parts.first()?;
+        if (*node).type_ == pg_sys::NodeTag::T_RelabelType {
+            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+        ((*node).type_ == pg_sys::NodeTag::T_Var).then(|| (*node.cast::<pg_sys::Var>()).varattno)
+    }
+}
+
 impl Counting {
     /// By the trigger's condition. What is compiled stays in `memory`, and functions run as whoever is the
     /// current user now.

@@ -180,6 +180,39 @@ pub fn partitioned(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> 
     all.into_iter().flatten().collect()
 }
 
+/// A column that rows are looked up by, for queries.
+pub struct Leading {
+    /// Its name.
+    pub column: String,
+    /// Its type's.
+    pub type_name: String,
+}
+
+/// The column of this number, when an index of each partition begins with it. None for a "char", whose text says
+/// something else in each version of the server.
+pub fn indexed_column(catalogs: &Catalogs, table: pg_sys::Oid, number: i16) -> Option<Leading> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+        SELECT quote_ident(a.attname), format_type(a.atttypid, -1)
+        FROM pg_attribute a
+        WHERE a.attrelid = $1 AND a.attnum = $2 AND a.atttypid <> '\"char\"'::regtype
+          AND NOT EXISTS (
+              SELECT FROM tree t JOIN pg_class c ON c.oid = t.oid
+              WHERE c.relkind <> 'p' AND NOT EXISTS (
+                  SELECT FROM pg_index i
+                  JOIN pg_class x ON x.oid = i.indexrelid
+                  JOIN pg_am m ON m.oid = x.relam
+                  JOIN pg_attribute l ON l.attrelid = i.indrelid AND l.attname = a.attname
+                  WHERE i.indrelid = t.oid AND i.indisvalid AND i.indpred IS NULL
+                    AND i.indkey[0] = l.attnum AND m.amname = 'btree'))"
+    );
+    let found = catalogs.rows(&query, &[table.into(), i32::from(number).into()], |row| {
+        row.get(1).zip(row.get(2))
+    });
+    let (column, type_name) = found.into_iter().flatten().next()?;
+    Some(Leading { column, type_name })
+}
+
 /// Why the rows of `tree` cannot be counted, and what to do; NULL: they can.
 const UNSUITABLE: &str = "
     CASE
@@ -419,6 +452,14 @@ pub fn note(catalogs: &Catalogs, type_name: &str, what: &str, text: Option<&str>
     catalogs.run(
         &format!("UPDATE ONLY counterx.track SET {column} = $2 WHERE type = $1 AND {column} IS DISTINCT FROM $2"),
         &[type_name.into(), text.into()],
+    );
+}
+
+/// The same of all tracks that are not exact.
+pub fn note_unfinished(catalogs: &Catalogs, error: &str) {
+    catalogs.run(
+        "UPDATE ONLY counterx.track SET last_error = $1 WHERE state <> 'exact' AND last_error IS DISTINCT FROM $1",
+        &[error.into()],
     );
 }
 

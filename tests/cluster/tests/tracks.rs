@@ -194,6 +194,57 @@ fn rows_are_shown_while_they_are_counted() -> Result<()> {
     shown("exact", 6000)
 }
 
+#[test]
+fn groups_that_went_wrong_unnoticed_are_found_when_some_are_checked() -> Result<()> {
+    let cluster = builder("checks").start()?;
+    let mut client = create_bare_database(&cluster, "checks")?;
+    client.batch_execute(
+        "CREATE TABLE day (on_day date, shelf text, n int);
+         CREATE TABLE checked (LIKE day) PARTITION BY RANGE (n);
+         CREATE TABLE low PARTITION OF checked FOR VALUES FROM (0) TO (500);
+         CREATE TABLE high PARTITION OF checked DEFAULT;
+         CREATE INDEX ON checked (on_day);
+         INSERT INTO checked
+         SELECT CASE WHEN n % 7 > 0 THEN date '2026-02-27' + n % 7 END, 'a:' || n % 3, n FROM generate_series(1, 1000) n;
+         SELECT counter_track('checked', type => 'checked', key => '{on_day, shelf}', sum => 'n');
+         CREATE TABLE no_index (a int);
+         INSERT INTO no_index VALUES (1);
+         SELECT counter_track('no_index', type => 'no_index', key => '{a}')",
+    )?;
+    let ready =
+        "SELECT counter_track_wait('checked', '1 min'), counter_track_wait('no_index', '1 min')";
+    client.batch_execute(ready)?;
+    // As nobody should do it: no command of DDL, so nothing is noticed. Sessions that begin after it go by it.
+    let enable = |client: &mut Client, how: &str| {
+        client.batch_execute(&format!(
+            "UPDATE pg_trigger SET tgenabled = '{how}' WHERE tgfoid = 'counterx.count_row()'::regprocedure"
+        ))
+    };
+    enable(&mut client, "D")?;
+    let mut unnoticed = cluster.config("checks").connect(NoTls)?;
+    unnoticed.batch_execute("UPDATE checked SET shelf = 'b' WHERE n % 10 = 0")?;
+    enable(&mut client, "A")?;
+    // Whoever counts again waits for this one.
+    let mut writer = cluster.config("checks").connect(NoTls)?;
+    writer.batch_execute("BEGIN; INSERT INTO checked VALUES ('2026-03-01', 'c', 2000)")?;
+    client.batch_execute("ALTER SYSTEM SET counterx.track_checks = 100")?;
+    client
+        .batch_execute("SELECT pg_reload_conf(); SELECT counter_track_wait('no_index', '1 min')")?;
+    poll_until("a group that is found to be wrong", DEADLINE, || {
+        let track = "SELECT state, reason FROM counter_tracks WHERE type = 'checked'";
+        let track = client.query_one(track, &[])?;
+        let reason: Option<String> = track.get(1);
+        Ok(track.get::<_, String>(0) == "stale"
+            && reason.is_some_and(|reason| reason.contains("counter \"checked:")))
+    })?;
+    writer.batch_execute("COMMIT")?;
+    client.batch_execute(ready)?;
+    no_drift(
+        &mut client,
+        &[("checked", "checked"), ("no_index", "no_index")],
+    )
+}
+
 /// As an administrator does it, who is in nobody's way.
 fn track_and_untrack(client: &mut Client, control: &Control) -> Result<u64> {
     let (table, type_name, how) = TRACKS[4];
