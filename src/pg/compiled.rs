@@ -14,11 +14,11 @@ pub struct Compiled {
 pub type Value = Option<pg_sys::Datum>;
 
 impl Compiled {
-    /// Compiles expressions in a memory context, where they stay. Functions run as whoever is the current
-    /// user now.
+    /// Compiles expressions in the memory context that they are in, where they stay, as parts of what is
+    /// compiled. Functions run as whoever is the current user now.
     ///
     /// # Safety
-    /// The nodes are expressions over one table; the context outlives this value.
+    /// The nodes are expressions over one table, and nobody else's; the context outlives this value.
     pub unsafe fn of(nodes: &[*mut pg_sys::Node], memory: pg_sys::MemoryContext) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
@@ -26,8 +26,7 @@ impl Compiled {
             let states = nodes
                 .iter()
                 .map(|&node| {
-                    let copy = pg_sys::copyObjectImpl(node.cast());
-                    let planned = pg_sys::expression_planner(copy.cast());
+                    let planned = pg_sys::expression_planner(node.cast());
                     pg_sys::ExecInitExpr(planned, std::ptr::null_mut())
                 })
                 .collect();

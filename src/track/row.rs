@@ -8,7 +8,9 @@
 use crate::pg::compiled::Compiled;
 use crate::pg::error::{raise, report};
 use crate::pg::key_text::KeyType;
+use crate::pg::memory::MemorySwitch;
 use crate::pg::number;
+use crate::pg::parsed;
 use crate::write::change;
 use counterx_core::lane::NameHash;
 use counterx_core::parts::{NameBuilder, TypeName};
@@ -90,9 +92,12 @@ impl Counting {
     /// # Safety
     /// The trigger is a live one; the context outlives this value.
     pub unsafe fn of_trigger(trigger: &pg_sys::Trigger, memory: pg_sys::MemoryContext) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; the definition's nodes are copies in the context.
         unsafe {
-            let found = Arguments::of(trigger).zip(definition(trigger));
+            let found = {
+                let _switch = MemorySwitch::to(memory);
+                Arguments::of(trigger).zip(definition(trigger))
+            };
             let is_sound = |(arguments, definition): &(Arguments, Definition)| {
                 let type_oid = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
                 arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid)
@@ -263,11 +268,8 @@ struct Definition {
 /// # Safety
 /// The trigger is a live one.
 unsafe fn definition(trigger: &pg_sys::Trigger) -> Option<Definition> {
-    if trigger.tgqual.is_null() {
-        return None;
-    }
-    // SAFETY: the catalog's text of an expression; nodes are looked at as what their tags say.
-    unsafe { last_case(pg_sys::stringToNode(trigger.tgqual).cast()) }
+    // SAFETY: the caller's promise; nodes are looked at as what their tags say.
+    unsafe { last_case(parsed::condition(trigger)) }
 }
 
 /// # Safety
