@@ -55,7 +55,10 @@ impl Compiled {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 (*context).ecxt_scantuple = slot;
                 let memory = (*context).ecxt_per_tuple_memory;
-                pg_sys::MemoryContextReset(memory);
+                // Most expressions are columns, and leave nothing there.
+                if !(*memory).isReset || !(*memory).firstchild.is_null() {
+                    pg_sys::MemoryContextReset(memory);
+                }
                 let before = pg_sys::MemoryContextSwitchTo(memory);
                 let mut goes_on = true;
                 for (at, (&state, value)) in states.iter().zip(values.iter_mut()).enumerate() {

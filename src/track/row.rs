@@ -23,7 +23,10 @@ pub struct Counting {
     type_name: Vec<u8>,
     sum: Option<Sum>,
     keys: Vec<KeyType>,
+    /// Which rows, if not all; what is added up, if anything is; the keys.
     compiled: Compiled,
+    has_filter: bool,
+    /// One was begun.
     name: NameBuilder,
 }
 
@@ -100,7 +103,8 @@ impl Counting {
             };
             let is_sound = |(arguments, definition): &(Arguments, Definition)| {
                 let type_oid = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
-                arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid)
+                TypeName::new(&arguments.type_name).is_some()
+                    && (arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid))
             };
             let Some((arguments, definition)) = found.filter(is_sound) else {
                 let name = CStr::from_ptr(trigger.tgname)
@@ -123,9 +127,15 @@ impl Counting {
                 .collect();
             let keys = types.iter().map(|&oid| key_type(oid)).collect();
             let weight_type = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
-            let mut nodes = vec![definition.filter];
+            let has_filter = !is_true(definition.filter);
+            let mut nodes = Vec::new();
+            nodes.extend(has_filter.then_some(definition.filter));
             nodes.extend(arguments.scale.is_some().then_some(definition.weight));
             nodes.extend(definition.parts);
+            let mut name = NameBuilder::default();
+            if let Some(type_name) = TypeName::new(&arguments.type_name) {
+                name.begin(type_name);
+            }
             Self {
                 type_name: arguments.type_name,
                 sum: arguments.scale.map(|scale| Sum {
@@ -134,7 +144,8 @@ impl Counting {
                 }),
                 keys,
                 compiled: Compiled::of(&nodes, memory),
-                name: NameBuilder::default(),
+                has_filter,
+                name,
             }
         }
     }
@@ -157,21 +168,21 @@ impl Counting {
             sum,
             keys,
             compiled,
+            has_filter,
             name,
         } = self;
         // SAFETY: the caller's promise.
-        let values = unsafe { compiled.evaluate(slot, true) }?;
+        let values = unsafe { compiled.evaluate(slot, *has_filter) }?;
+        let values = &values[usize::from(*has_filter)..];
         let (value, parts) = match sum {
-            None => (1, &values[1..]),
+            None => (1, values),
             Some(sum) => {
                 // SAFETY: a datum of its type.
-                let value = values[1].map_or(0, |datum| unsafe { sum.part(datum, type_name) });
-                (value, &values[2..])
+                let value = values[0].map_or(0, |datum| unsafe { sum.part(datum, type_name) });
+                (value, &values[1..])
             }
         };
-        // Who has made the trigger has seen to it.
-        let type_name = TypeName::new(type_name)?;
-        name.begin(type_name);
+        name.begin_again();
         for (key, part) in keys.iter().zip(parts) {
             match part {
                 None => name.null(),
@@ -260,6 +271,22 @@ struct Definition {
     filter: *mut pg_sys::Node,
     weight: *mut pg_sys::Node,
     parts: Vec<*mut pg_sys::Node>,
+}
+
+/// What a filter is where there is none.
+///
+/// # Safety
+/// A live node.
+unsafe fn is_true(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: the caller's promise; it is looked at as what its tag says.
+    unsafe {
+        (*node).type_ == pg_sys::NodeTag::T_Const && {
+            let constant = &*node.cast::<pg_sys::Const>();
+            constant.consttype == pg_sys::BOOLOID
+                && !constant.constisnull
+                && constant.constvalue.value() & 0xFF != 0
+        }
+    }
 }
 
 /// `CASE WHEN filter THEN counter_key(weight, part, …) END`: it stands last in the condition, in each of the forms
