@@ -127,9 +127,8 @@ impl Counting {
                 .collect();
             let keys = types.iter().map(|&oid| key_type(oid)).collect();
             let weight_type = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
-            let has_filter = !is_true(definition.filter);
-            let mut nodes = Vec::new();
-            nodes.extend(has_filter.then_some(definition.filter));
+            let has_filter = definition.filter.is_some();
+            let mut nodes: Vec<*mut pg_sys::Node> = definition.filter.into_iter().collect();
             nodes.extend(arguments.scale.is_some().then_some(definition.weight));
             nodes.extend(definition.parts);
             let mut name = NameBuilder::default();
@@ -268,72 +267,61 @@ impl Sum {
 
 /// The parts of a definition, in the condition of a trigger.
 struct Definition {
-    filter: *mut pg_sys::Node,
+    filter: Option<*mut pg_sys::Node>,
     weight: *mut pg_sys::Node,
     parts: Vec<*mut pg_sys::Node>,
 }
 
-/// What a filter is where there is none.
-///
-/// # Safety
-/// A live node.
-unsafe fn is_true(node: *mut pg_sys::Node) -> bool {
-    // SAFETY: the caller's promise; it is looked at as what its tag says.
-    unsafe {
-        (*node).type_ == pg_sys::NodeTag::T_Const && {
-            let constant = &*node.cast::<pg_sys::Const>();
-            constant.consttype == pg_sys::BOOLOID
-                && !constant.constisnull
-                && constant.constvalue.value() & 0xFF != 0
-        }
-    }
-}
-
-/// `CASE WHEN filter THEN counter_key(weight, part, …) END`: it stands last in the condition, in each of the forms
-/// that `definition.rs` makes. What comes before it is somebody's filter.
+/// `counter_key(weight, part, …)`, or `CASE WHEN filter THEN` that `END`: it stands last in the condition, in each
+/// of the forms that `definition.rs` makes. What comes before it is somebody's filter.
 ///
 /// # Safety
 /// The trigger is a live one.
 unsafe fn definition(trigger: &pg_sys::Trigger) -> Option<Definition> {
     // SAFETY: the caller's promise; nodes are looked at as what their tags say.
-    unsafe { last_case(parsed::condition(trigger)) }
+    unsafe { last_definition(parsed::condition(trigger)) }
 }
 
 /// # Safety
 /// A live node, or null.
-unsafe fn last_case(node: *mut pg_sys::Node) -> Option<Definition> {
+unsafe fn last_definition(node: *mut pg_sys::Node) -> Option<Definition> {
     if node.is_null() {
         return None;
     }
     // SAFETY: as above.
     unsafe {
         match (*node).type_ {
-            pg_sys::NodeTag::T_List => last_case(members(node.cast()).last()?),
+            pg_sys::NodeTag::T_List => last_definition(members(node.cast()).last()?),
             pg_sys::NodeTag::T_BoolExpr => {
-                last_case((*node.cast::<pg_sys::BoolExpr>()).args.cast())
+                last_definition((*node.cast::<pg_sys::BoolExpr>()).args.cast())
             }
-            pg_sys::NodeTag::T_NullTest => last_case((*node.cast::<pg_sys::NullTest>()).arg.cast()),
+            pg_sys::NodeTag::T_NullTest => {
+                last_definition((*node.cast::<pg_sys::NullTest>()).arg.cast())
+            }
             pg_sys::NodeTag::T_DistinctExpr => {
-                last_case((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
+                last_definition((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
             }
             pg_sys::NodeTag::T_CollateExpr => {
-                last_case((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
+                last_definition((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
             }
             pg_sys::NodeTag::T_CaseExpr => {
                 let case = &*node.cast::<pg_sys::CaseExpr>();
                 let when = members(case.args).next()?.cast::<pg_sys::CaseWhen>();
-                let result = (*when).result.cast::<pg_sys::Node>();
-                if (*result).type_ != pg_sys::NodeTag::T_FuncExpr {
-                    return None;
-                }
-                let call = &*result.cast::<pg_sys::FuncExpr>();
+                let definition = last_definition((*when).result.cast())?;
+                Some(Definition {
+                    filter: Some((*when).expr.cast()),
+                    ..definition
+                })
+            }
+            pg_sys::NodeTag::T_FuncExpr => {
+                let call = &*node.cast::<pg_sys::FuncExpr>();
                 let name = pg_sys::get_func_name(call.funcid);
                 if name.is_null() || CStr::from_ptr(name) != c"counter_key" {
                     return None;
                 }
                 let mut arguments = members(call.args);
                 Some(Definition {
-                    filter: (*when).expr.cast(),
+                    filter: None,
                     weight: arguments.next()?,
                     parts: arguments.collect(),
                 })

@@ -95,7 +95,8 @@ pub struct Track {
     pub table: Option<pg_sys::Oid>,
 }
 
-/// The tracks, each with the table on which its triggers are: those that are no partition's copies.
+/// The tracks, each with the table on which its triggers are: those that are no partition's copies. A table that
+/// somebody has copied them to is none, as long as that on which they were seen last still has them.
 const TRACKS: &str = "
     SELECT t.type, t.state, t.version, t.looked IS NOT NULL, g.tgrelid
     FROM ONLY counterx.track t
@@ -106,6 +107,9 @@ const TRACKS: &str = "
           AND g.tgparentid = 0
           AND substring(g.tgargs FROM 1 FOR octet_length(convert_to(t.type, 'SQL_ASCII')) + 1)
               = convert_to(t.type, 'SQL_ASCII') || '\\x00'::bytea
+        ORDER BY g.tgrelid IS NOT DISTINCT FROM (t.looked ->> 'root')::oid DESC,
+                 g.tgrelid IS NOT DISTINCT FROM to_regclass(format('%I.%I', t.table_schema, t.table_name)) DESC,
+                 g.tgrelid
         LIMIT 1
     ) g ON true";
 
