@@ -596,19 +596,21 @@ pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
 /// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
 /// not looked at, is taken at its word.
 pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
-    /// By table and type, as of a number of changes.
-    type Answers = HashMap<(u32, String), bool>;
+    /// Of each type by table, as of a number of changes.
+    type Answers = HashMap<pg_sys::Oid, Vec<(String, bool)>>;
     thread_local! {
         static KNOWN: RefCell<(u64, Answers)> = RefCell::default();
     }
     let changes = types::number_of_changes();
-    let key = (table.to_u32(), type_name.to_owned());
     let known = KNOWN.with_borrow_mut(|(at, known)| {
         if *at != changes {
             known.clear();
             *at = changes;
         }
-        known.get(&key).copied()
+        let mut types = known.get(&table)?.iter();
+        types
+            .find(|(name, _)| name == type_name)
+            .map(|(_, counts)| *counts)
     });
     if let Some(known) = known {
         return known;
@@ -628,7 +630,8 @@ pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
     let counts = found.first() == Some(&Some(true));
     KNOWN.with_borrow_mut(|(at, known)| {
         if *at == changes {
-            known.insert(key, counts);
+            let types = known.entry(table).or_default();
+            types.push((type_name.to_owned(), counts));
         }
     });
     counts
