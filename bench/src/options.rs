@@ -37,6 +37,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) steady_rate: u32,
 
+    /// Rows of the large tables that are tracked [default: 10,000,000; quick: 1,000,000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(10_000..))]
+    rows: Option<u32>,
+
     /// Add to the report that is there, in place of what it has of the same sections
     #[arg(long)]
     append: bool,
@@ -94,6 +98,10 @@ impl Options {
         self.long_seconds.unwrap_or(self.size(40, 600))
     }
 
+    pub(crate) fn rows(&self) -> u32 {
+        self.rows.unwrap_or(self.size(1_000_000, 10_000_000))
+    }
+
     /// Where to publish to. Relative paths are those of the checkout, whatever the directory that
     /// this is called in.
     pub(crate) fn publish(&self) -> Option<PathBuf> {
@@ -115,6 +123,7 @@ pub(crate) enum Section {
     Bulk,
     Redis,
     Order,
+    Tracks,
     Read,
     Lists,
     Bounded,
@@ -137,6 +146,7 @@ impl Section {
             Self::Bulk => "bulk",
             Self::Redis => "redis",
             Self::Order => "order",
+            Self::Tracks => "tracks",
             Self::Read => "read",
             Self::Lists => "lists",
             Self::Bounded => "bounded",
@@ -159,6 +169,7 @@ impl Section {
             Self::Bulk => "a million increments in one statement",
             Self::Redis => "Redis",
             Self::Order => "an order that changes three counters",
+            Self::Tracks => "tracked tables",
             Self::Read => "point reads",
             Self::Lists => "lists, ranks and sums of a million counters",
             Self::Bounded => "a bounded counter",
@@ -205,7 +216,9 @@ mod tests {
     fn quick_is_smaller_unless_told_otherwise() {
         let options = Options::parse_from(["bench", "--quick", "--rounds", "4"]);
         assert_eq!((options.seconds(), options.rounds()), (1, 4));
+        assert_eq!((options.rows(), options.few_rounds()), (1_000_000, 3));
         assert_eq!(Options::parse_from(["bench"]).seconds(), 3);
+        assert_eq!(Options::parse_from(["bench"]).rows(), 10_000_000);
     }
 
     #[test]

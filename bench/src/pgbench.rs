@@ -74,6 +74,8 @@ pub(crate) struct Logged {
     /// When it ended, in seconds since 1970.
     pub(crate) end: f64,
     pub(crate) microseconds: u64,
+    /// How late it began; a part of `microseconds`. None without [`Pgbench::rate`].
+    pub(crate) lag: Option<u64>,
 }
 
 /// One line of progress.
@@ -381,16 +383,17 @@ fn find_hidden(log: &mut [Logged]) {
     }
 }
 
-/// Reads `client transaction microseconds script seconds microseconds`.
+/// Reads `client transaction microseconds script seconds microseconds`, and a lag where there is one.
 fn parse_logged(line: &str) -> Result<Logged> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let [_, _, microseconds, script, second, fraction, ..] = fields[..] else {
+    let [_, _, microseconds, script, second, fraction, lag @ ..] = &fields[..] else {
         bail!("too few fields");
     };
     Ok(Logged {
         script: script.parse()?,
         end: second.parse::<f64>()? + fraction.parse::<f64>()? / 1e6,
         microseconds: microseconds.parse()?,
+        lag: lag.first().map(|lag| lag.parse()).transpose()?,
     })
 }
 
@@ -451,6 +454,9 @@ tps = 3559.590312 (without initial connection time)
         let logged = parse_logged("0 1 412 2 1600000000 250000").unwrap();
         assert_eq!((logged.script, logged.microseconds), (2, 412));
         assert_eq!(logged.end, 1_600_000_000.25);
+        assert_eq!(logged.lag, None);
+        let late = parse_logged("0 1 412 2 1600000000 250000 400").unwrap();
+        assert_eq!(late.lag, Some(400));
         assert!(parse_logged("0 1 412").is_err());
         assert!(parse_logged("0 1 skipped 0 1 2").is_err());
     }
@@ -461,6 +467,7 @@ tps = 3559.590312 (without initial connection time)
             script: 0,
             end: 1_600_000_000.0 + end,
             microseconds,
+            lag: None,
         };
         // Begun and, so it says, ended at 1.0; the next one begun at 1.003 and ended at 1.0031.
         let mut log = [logged(0.5, 40), logged(1.0, 0), logged(1.0031, 100)];

@@ -267,7 +267,7 @@ impl Report {
                 Some(reached) => goal_row(reached),
                 None => vec![
                     goal.what().to_owned(),
-                    goal.wanted().format(goal.wanted().unit()),
+                    goal.wanted().format(goal.unit()),
                     String::new(),
                     String::new(),
                     format!("not measured (section {})", goal.section().name()),

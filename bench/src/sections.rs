@@ -1,5 +1,6 @@
 //! What is measured: one file for each section of the report.
 
+mod attach;
 mod batch;
 mod bounded;
 mod bulk;
@@ -16,6 +17,7 @@ pub(crate) mod read;
 mod redis;
 mod snapshot;
 mod steady;
+mod tracks;
 mod tuning;
 
 use anyhow::Result;
@@ -33,6 +35,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
         Section::Bulk => bulk::run(options),
         Section::Redis => redis::run(options),
         Section::Order => order::run(options),
+        Section::Tracks => tracks::run(options),
         Section::Read => read::run(options),
         Section::Lists => lists::run(options),
         Section::Bounded => bounded::run(options),

@@ -18,6 +18,7 @@ pub mod lock;
 pub mod memory;
 pub mod number;
 pub mod owner;
+pub mod parsed;
 pub mod ports;
 pub mod progress;
 pub mod query;

@@ -59,6 +59,9 @@ unsafe extern "C-unwind" {
     );
     pub fn heap_freetuple(tuple: pg_sys::HeapTuple);
 
+    // executor/tuptable.h
+    pub fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, column: core::ffi::c_int);
+
     // access/genam.h, access/skey.h
     pub fn ScanKeyInit(
         entry: pg_sys::ScanKey,

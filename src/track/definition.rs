@@ -1,8 +1,8 @@
 //! What `counter_track()` is asked for, and the conditions of the triggers that hold it.
 //!
 //! # Forms
-//! The definition is `CASE WHEN filter THEN counter_key(weight, part, …) END`: the filter comes first, as the
-//! parts of a row that it leaves out may not even be computable. On INSERT and DELETE nothing has to be
+//! The definition is `counter_key(weight, part, …)`, or `CASE WHEN filter THEN counter_key(weight, part, …) END`:
+//! the filter comes first, as the parts of a row that it leaves out may not even be computable. On INSERT and DELETE nothing has to be
 //! computed but the filter: `filter AND (true OR definition IS NULL)`, of which the planner leaves the filter.
 //! On UPDATE it is `columns differ AND definition over OLD differs from that over NEW`; the columns are asked
 //! first where all of them are of types whose equal values are the same bytes.
@@ -131,10 +131,6 @@ impl Definition {
     }
 
     fn over(&self, of: Of, key: &str) -> String {
-        let filter = self
-            .filter
-            .as_ref()
-            .map_or("true".to_owned(), |filter| filter.over(of));
         let weight = self
             .sum
             .as_ref()
@@ -144,7 +140,12 @@ impl Definition {
             .iter()
             .map(|part| format!(", {}", part.over(of)))
             .collect();
-        format!("CASE WHEN {filter} THEN {key}({weight}{parts}) END")
+        let key = format!("{key}({weight}{parts})");
+        match &self.filter {
+            // The server parses it for each statement: what is not needed is not there.
+            None => key,
+            Some(filter) => format!("CASE WHEN {} THEN {key} END", filter.over(of)),
+        }
     }
 
     /// None: that would say nothing, as there may be other bytes where there is no difference.

@@ -8,7 +8,9 @@
 use crate::pg::compiled::Compiled;
 use crate::pg::error::{raise, report};
 use crate::pg::key_text::KeyType;
+use crate::pg::memory::MemorySwitch;
 use crate::pg::number;
+use crate::pg::parsed;
 use crate::write::change;
 use counterx_core::lane::NameHash;
 use counterx_core::parts::{NameBuilder, TypeName};
@@ -21,7 +23,10 @@ pub struct Counting {
     type_name: Vec<u8>,
     sum: Option<Sum>,
     keys: Vec<KeyType>,
+    /// Which rows, if not all; what is added up, if anything is; the keys.
     compiled: Compiled,
+    has_filter: bool,
+    /// One was begun.
     name: NameBuilder,
 }
 
@@ -105,12 +110,16 @@ impl Counting {
     /// # Safety
     /// The trigger is a live one; the context outlives this value.
     pub unsafe fn of_trigger(trigger: &pg_sys::Trigger, memory: pg_sys::MemoryContext) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; the definition's nodes are copies in the context.
         unsafe {
-            let found = Arguments::of(trigger).zip(definition(trigger));
+            let found = {
+                let _switch = MemorySwitch::to(memory);
+                Arguments::of(trigger).zip(definition(trigger))
+            };
             let is_sound = |(arguments, definition): &(Arguments, Definition)| {
                 let type_oid = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
-                arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid)
+                TypeName::new(&arguments.type_name).is_some()
+                    && (arguments.scale.is_none() || Sum::POSSIBLE.contains(&type_oid))
             };
             let Some((arguments, definition)) = found.filter(is_sound) else {
                 let name = CStr::from_ptr(trigger.tgname)
@@ -133,9 +142,14 @@ impl Counting {
                 .collect();
             let keys = types.iter().map(|&oid| key_type(oid)).collect();
             let weight_type = pg_sys::getBaseType(pg_sys::exprType(definition.weight));
-            let mut nodes = vec![definition.filter];
+            let has_filter = definition.filter.is_some();
+            let mut nodes: Vec<*mut pg_sys::Node> = definition.filter.into_iter().collect();
             nodes.extend(arguments.scale.is_some().then_some(definition.weight));
             nodes.extend(definition.parts);
+            let mut name = NameBuilder::default();
+            if let Some(type_name) = TypeName::new(&arguments.type_name) {
+                name.begin(type_name);
+            }
             Self {
                 type_name: arguments.type_name,
                 sum: arguments.scale.map(|scale| Sum {
@@ -144,7 +158,8 @@ impl Counting {
                 }),
                 keys,
                 compiled: Compiled::of(&nodes, memory),
-                name: NameBuilder::default(),
+                has_filter,
+                name,
             }
         }
     }
@@ -167,21 +182,21 @@ impl Counting {
             sum,
             keys,
             compiled,
+            has_filter,
             name,
         } = self;
         // SAFETY: the caller's promise.
-        let values = unsafe { compiled.evaluate(slot, true) }?;
+        let values = unsafe { compiled.evaluate(slot, *has_filter) }?;
+        let values = &values[usize::from(*has_filter)..];
         let (value, parts) = match sum {
-            None => (1, &values[1..]),
+            None => (1, values),
             Some(sum) => {
                 // SAFETY: a datum of its type.
-                let value = values[1].map_or(0, |datum| unsafe { sum.part(datum, type_name) });
-                (value, &values[2..])
+                let value = values[0].map_or(0, |datum| unsafe { sum.part(datum, type_name) });
+                (value, &values[1..])
             }
         };
-        // Who has made the trigger has seen to it.
-        let type_name = TypeName::new(type_name)?;
-        name.begin(type_name);
+        name.begin_again();
         for (key, part) in keys.iter().zip(parts) {
             match part {
                 None => name.null(),
@@ -267,59 +282,61 @@ impl Sum {
 
 /// The parts of a definition, in the condition of a trigger.
 struct Definition {
-    filter: *mut pg_sys::Node,
+    filter: Option<*mut pg_sys::Node>,
     weight: *mut pg_sys::Node,
     parts: Vec<*mut pg_sys::Node>,
 }
 
-/// `CASE WHEN filter THEN counter_key(weight, part, …) END`: it stands last in the condition, in each of the forms
-/// that `definition.rs` makes. What comes before it is somebody's filter.
+/// `counter_key(weight, part, …)`, or `CASE WHEN filter THEN` that `END`: it stands last in the condition, in each
+/// of the forms that `definition.rs` makes. What comes before it is somebody's filter.
 ///
 /// # Safety
 /// The trigger is a live one.
 unsafe fn definition(trigger: &pg_sys::Trigger) -> Option<Definition> {
-    if trigger.tgqual.is_null() {
-        return None;
-    }
-    // SAFETY: the catalog's text of an expression; nodes are looked at as what their tags say.
-    unsafe { last_case(pg_sys::stringToNode(trigger.tgqual).cast()) }
+    // SAFETY: the caller's promise; nodes are looked at as what their tags say.
+    unsafe { last_definition(parsed::condition(trigger)) }
 }
 
 /// # Safety
 /// A live node, or null.
-unsafe fn last_case(node: *mut pg_sys::Node) -> Option<Definition> {
+unsafe fn last_definition(node: *mut pg_sys::Node) -> Option<Definition> {
     if node.is_null() {
         return None;
     }
     // SAFETY: as above.
     unsafe {
         match (*node).type_ {
-            pg_sys::NodeTag::T_List => last_case(members(node.cast()).last()?),
+            pg_sys::NodeTag::T_List => last_definition(members(node.cast()).last()?),
             pg_sys::NodeTag::T_BoolExpr => {
-                last_case((*node.cast::<pg_sys::BoolExpr>()).args.cast())
+                last_definition((*node.cast::<pg_sys::BoolExpr>()).args.cast())
             }
-            pg_sys::NodeTag::T_NullTest => last_case((*node.cast::<pg_sys::NullTest>()).arg.cast()),
+            pg_sys::NodeTag::T_NullTest => {
+                last_definition((*node.cast::<pg_sys::NullTest>()).arg.cast())
+            }
             pg_sys::NodeTag::T_DistinctExpr => {
-                last_case((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
+                last_definition((*node.cast::<pg_sys::DistinctExpr>()).args.cast())
             }
             pg_sys::NodeTag::T_CollateExpr => {
-                last_case((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
+                last_definition((*node.cast::<pg_sys::CollateExpr>()).arg.cast())
             }
             pg_sys::NodeTag::T_CaseExpr => {
                 let case = &*node.cast::<pg_sys::CaseExpr>();
                 let when = members(case.args).next()?.cast::<pg_sys::CaseWhen>();
-                let result = (*when).result.cast::<pg_sys::Node>();
-                if (*result).type_ != pg_sys::NodeTag::T_FuncExpr {
-                    return None;
-                }
-                let call = &*result.cast::<pg_sys::FuncExpr>();
+                let definition = last_definition((*when).result.cast())?;
+                Some(Definition {
+                    filter: Some((*when).expr.cast()),
+                    ..definition
+                })
+            }
+            pg_sys::NodeTag::T_FuncExpr => {
+                let call = &*node.cast::<pg_sys::FuncExpr>();
                 let name = pg_sys::get_func_name(call.funcid);
                 if name.is_null() || CStr::from_ptr(name) != c"counter_key" {
                     return None;
                 }
                 let mut arguments = members(call.args);
                 Some(Definition {
-                    filter: (*when).expr.cast(),
+                    filter: None,
                     weight: arguments.next()?,
                     parts: arguments.collect(),
                 })

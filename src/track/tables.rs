@@ -95,7 +95,8 @@ pub struct Track {
     pub table: Option<pg_sys::Oid>,
 }
 
-/// The tracks, each with the table on which its triggers are: those that are no partition's copies.
+/// The tracks, each with the table on which its triggers are: those that are no partition's copies. A table that
+/// somebody has copied them to is none, as long as that on which they were seen last still has them.
 const TRACKS: &str = "
     SELECT t.type, t.state, t.version, t.looked IS NOT NULL, g.tgrelid
     FROM ONLY counterx.track t
@@ -106,6 +107,9 @@ const TRACKS: &str = "
           AND g.tgparentid = 0
           AND substring(g.tgargs FROM 1 FOR octet_length(convert_to(t.type, 'SQL_ASCII')) + 1)
               = convert_to(t.type, 'SQL_ASCII') || '\\x00'::bytea
+        ORDER BY g.tgrelid IS NOT DISTINCT FROM (t.looked ->> 'root')::oid DESC,
+                 g.tgrelid IS NOT DISTINCT FROM to_regclass(format('%I.%I', t.table_schema, t.table_name)) DESC,
+                 g.tgrelid
         LIMIT 1
     ) g ON true";
 
@@ -648,19 +652,21 @@ pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
 /// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
 /// not looked at, is taken at its word.
 pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
-    /// By table and type, as of a number of changes.
-    type Answers = HashMap<(u32, String), bool>;
+    /// Of each type by table, as of a number of changes.
+    type Answers = HashMap<pg_sys::Oid, Vec<(String, bool)>>;
     thread_local! {
         static KNOWN: RefCell<(u64, Answers)> = RefCell::default();
     }
     let changes = types::number_of_changes();
-    let key = (table.to_u32(), type_name.to_owned());
     let known = KNOWN.with_borrow_mut(|(at, known)| {
         if *at != changes {
             known.clear();
             *at = changes;
         }
-        known.get(&key).copied()
+        let mut types = known.get(&table)?.iter();
+        types
+            .find(|(name, _)| name == type_name)
+            .map(|(_, counts)| *counts)
     });
     if let Some(known) = known {
         return known;
@@ -680,7 +686,8 @@ pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
     let counts = found.first() == Some(&Some(true));
     KNOWN.with_borrow_mut(|(at, known)| {
         if *at == changes {
-            known.insert(key, counts);
+            let types = known.entry(table).or_default();
+            types.push((type_name.to_owned(), counts));
         }
     });
     counts

@@ -435,6 +435,7 @@ mod tests {
                 script: tenth % 3,
                 end: 1.0 + tenth as f64 / 10.0,
                 microseconds: if tenth % 3 == HOT { 9 } else { 5 },
+                lag: None,
             })
             .collect();
         let windows = windows(&writes, &reads, 4, true).unwrap();

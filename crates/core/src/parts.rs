@@ -60,6 +60,8 @@ impl<'a> TypeName<'a> {
 pub struct NameBuilder {
     bytes: [u8; MAX_NAME_BYTES],
     length: usize,
+    /// That of the type's name, which the bytes begin with.
+    type_length: usize,
     /// The length of the longest beginning that can be kept: whole parts, and room for the rest.
     kept: usize,
     /// All of a name that has become too long.
@@ -71,6 +73,7 @@ impl Default for NameBuilder {
         Self {
             bytes: [0; MAX_NAME_BYTES],
             length: 0,
+            type_length: 0,
             kept: 0,
             cut: None,
         }
@@ -81,10 +84,17 @@ impl NameBuilder {
     /// Begins a name, and forgets the one before.
     pub fn begin(&mut self, type_name: TypeName) {
         let name = type_name.get();
-        self.cut = None;
         self.bytes[..name.len()].copy_from_slice(name);
-        self.length = name.len();
-        self.kept = name.len();
+        self.type_length = name.len();
+        self.begin_again();
+    }
+
+    /// Begins another name of the same type. There was one.
+    #[inline]
+    pub fn begin_again(&mut self) {
+        self.cut = None;
+        self.length = self.type_length;
+        self.kept = self.type_length;
     }
 
     /// A part that is NULL.
@@ -247,6 +257,10 @@ mod tests {
 
     fn rebuild(builder: &mut NameBuilder, type_name: &[u8], parts: &Parts) -> Vec<u8> {
         builder.begin(TypeName::new(type_name).expect("it is the name of a type"));
+        finish(builder, parts)
+    }
+
+    fn finish(builder: &mut NameBuilder, parts: &Parts) -> Vec<u8> {
         for part in parts {
             match part {
                 Some(part) => builder.text(part),
@@ -399,6 +413,9 @@ mod tests {
             let mut builder = NameBuilder::default();
             rebuild(&mut builder, b"another-type", &before);
             prop_assert_eq!(rebuild(&mut builder, b"t", &all), build(b"t", &all));
+            rebuild(&mut builder, b"type", &before);
+            builder.begin_again();
+            prop_assert_eq!(finish(&mut builder, &all), build(b"type", &all));
         }
     }
 

@@ -52,7 +52,7 @@ fn define(client: &mut Client, page: &str, all: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const TASKS: &str = "task-counts.md";
+const TASKS: &str = "counting-by-triggers.md";
 /// Tables and row triggers, with the one for TRUNCATE.
 const ROW_TRIGGERS: [&str; 4] = [
     "CREATE TABLE task (",
@@ -307,17 +307,6 @@ fn triggers_of_all_pages_need_no_search_path_and_count_truncate() -> Result<()> 
              DELETE FROM public.article_like WHERE user_id = 2",
             "public.article_like",
             "article:1:likes=2",
-        ),
-        (
-            "migrating-from-counter-cache.md",
-            &["CREATE TABLE posts (", "FUNCTION count_comment()"][..],
-            "INSERT INTO public.posts (id) VALUES (1), (2) ON CONFLICT DO NOTHING;
-             INSERT INTO public.comments (post_id) VALUES (1), (1), (NULL);
-             UPDATE public.comments SET post_id = 2 WHERE post_id IS NULL;
-             UPDATE public.comments SET post_id = NULL WHERE post_id = 1;
-             DELETE FROM public.comments WHERE post_id IS NULL",
-            "public.comments",
-            "post:2:comments=1",
         ),
         (
             "migrating-from-update.md",
