@@ -12,7 +12,7 @@ use crate::transaction::pending::{self, PENDING, PHASE, Phase};
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
-use counterx_core::pending::{PendingMap, Refused};
+use counterx_core::pending::{Kind, PendingMap, Refused};
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
@@ -22,12 +22,24 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
 /// there is no memory for one more.
 pub fn add(name: &[u8], delta: i64) {
+    add_of_kind(name, delta, Kind::Increment);
+}
+
+/// The same for a change by which nothing is counted.
+///
+/// # Errors
+/// As of [`add`].
+pub fn adjust(name: &[u8], delta: i64) {
+    add_of_kind(name, delta, Kind::Adjustment);
+}
+
+fn add_of_kind(name: &[u8], delta: i64, kind: Kind) {
     if let Some(limits) = types::limits_of(name)
         && let Err(shortage) = escrow::request(name, delta, limits)
     {
         raise_shortage(name, delta.into(), limits.bounds, &shortage)
     }
-    add_reserved(name, delta);
+    put(name, delta, kind);
 }
 
 /// Adds to a counter, if its bounds allow it.
@@ -47,8 +59,22 @@ pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
 /// # Errors
 /// As of [`add`], but for the bounds.
 pub fn add_reserved(name: &[u8], delta: i64) {
+    put(name, delta, Kind::Increment);
+}
+
+/// Adjusts a counter by what its bounds are known to allow.
+///
+/// # Errors
+/// As of [`add`], but for the bounds.
+pub fn adjust_unchecked(name: &[u8], delta: i64) {
+    put(name, delta, Kind::Adjustment);
+}
+
+fn put(name: &[u8], delta: i64, kind: Kind) {
     let hash = NameHash::of(name);
-    change(name, |level, pending| pending.add(level, hash, name, delta));
+    change(name, |level, pending| {
+        pending.add(level, hash, name, delta, kind)
+    });
 }
 
 /// Refuses a change that could break a bound.
@@ -130,16 +156,23 @@ pub fn drop_unchecked(name: &[u8], written: Tally) {
     });
 }
 
-fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
+fn change(name: &[u8], how: impl Fn(u32, &mut PendingMap) -> Result<(), Refused>) {
     let level = ports::xact_nest_level();
-    let full = PENDING.with_borrow_mut(|pending| {
-        how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
-    });
+    let change = || {
+        PENDING.with_borrow_mut(|pending| {
+            how(level, pending).map(|()| pending.bytes() > settings::pending_work_mem())
+        })
+    };
+    let mut full = change();
+    if full == Err(Refused::WriteFirst) {
+        writing::flush_early(level);
+        full = change();
+    }
     match full {
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => writing::flush_early(level),
         Err(Refused::NoMemory) => room::raise_no_memory(),
-        Err(Refused::Overflow) => raise_out_of_range(name),
+        Err(Refused::Overflow | Refused::WriteFirst) => raise_out_of_range(name),
     }
 }
 

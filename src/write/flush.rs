@@ -11,13 +11,14 @@ use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
 use crate::pg::varlena::NameText;
 use crate::store::catalog::{self, LaneRels};
+use crate::store::columns;
 use crate::store::gate;
 use crate::store::pending;
 use crate::store::shape;
 use crate::store::state;
 use crate::store::tables;
 use counterx_core::gate::Side;
-use counterx_core::pending::{PendingMap, Row};
+use counterx_core::pending::{Kind, PendingMap, Row};
 use counterx_core::room::give_spare;
 use pgrx::pg_sys;
 
@@ -62,6 +63,7 @@ pub fn to_late(pending: &PendingMap) {
             Some(row.delta.into()),
             Some(now),
             uses(row),
+            kind(row),
         ];
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
@@ -73,14 +75,17 @@ pub fn to_late(pending: &PendingMap) {
 /// So many take as much as the spare at least.
 const MANY: usize = 4096;
 
-/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
+/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index; of one
+/// counter the increments first.
 fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
     let mut rows: Vec<Row> = room::collect(pending.rows());
     if rows.len() > MANY {
         // What the server needs to insert them, it cannot ask for: an error there must find some memory.
         give_spare();
     }
-    rows.sort_unstable_by(|a, b| (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name)));
+    rows.sort_unstable_by(|a, b| {
+        (a.hash.lane(), a.name, a.kind).cmp(&(b.hash.lane(), b.name, b.kind))
+    });
     rows
 }
 
@@ -111,6 +116,14 @@ fn now() -> pg_sys::Datum {
 /// The column `uses`: null is one use, what nearly all rows are, and takes no space.
 fn uses(row: &Row) -> Option<pg_sys::Datum> {
     (row.uses != 1).then(|| row.uses.into())
+}
+
+/// The column `kind`: null is an increment, and takes no space.
+fn kind(row: &Row) -> Option<pg_sys::Datum> {
+    match row.kind {
+        Kind::Increment => None,
+        Kind::Adjustment => Some(columns::ADJUSTMENT.into()),
+    }
 }
 
 /// Makes sure that what is written to a lane is above all that is folded: see `store/gate.rs`. Nobody is waited
@@ -170,6 +183,7 @@ impl LogWriter {
             Some(row.delta.into()),
             Some(name.datum()),
             uses(row),
+            kind(row),
         ];
         // SAFETY: the columns of a log, see sql/tables.sql.
         unsafe { self.log.insert(values) };
