@@ -79,7 +79,7 @@ COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a 
 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
--- What comes by SQL is what a restore brings. Dumps of 0.1.0 do not have the column.
+-- What comes by SQL is what a restore brings, whether it says so or not.
 ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'a'::pg_catalog."char";
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
