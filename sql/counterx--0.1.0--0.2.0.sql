@@ -114,6 +114,7 @@ ALTER TABLE counterx.hold ADD CONSTRAINT hold_name_length CHECK (pg_catalog.octe
     ADD CONSTRAINT hold_amount_positive CHECK (amount OPERATOR(pg_catalog.>) 0);
 ALTER TABLE counterx.type DROP CONSTRAINT type_name_check;
 ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
+    ADD COLUMN tracked boolean NOT NULL DEFAULT false,
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
 -- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from, and a
@@ -241,7 +242,70 @@ CREATE OR REPLACE FUNCTION counterx.type_changed() RETURNS trigger
     LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_type_changed';
 
+-- What was asked for, and how far it is. The definition itself is in the table's triggers.
+CREATE TABLE counterx.track (
+    type text COLLATE "C" PRIMARY KEY,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    key text[] NOT NULL,
+    sum text,
+    scale integer NOT NULL DEFAULT 0,
+    filter text,
+    state text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['attached', 'exact', 'stale'])),
+    since timestamptz NOT NULL,
+    version bigint NOT NULL,
+    reason text,
+    looked jsonb,
+    rows_seen bigint,
+    waiting_for text,
+    last_error text
+);
+COMMENT ON TABLE counterx.track IS 'tracked tables';
+
 -- New ones.
+CREATE FUNCTION counter_track("table" regclass, type text, key text[], sum text DEFAULT NULL, scale integer DEFAULT 0, filter text DEFAULT NULL, adopt boolean DEFAULT false)
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_track_wrapper';
+CREATE FUNCTION counter_untrack("table" regclass, type text DEFAULT NULL, keep boolean DEFAULT false)
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_untrack_wrapper';
+CREATE FUNCTION counter_drift("table" regclass, type text DEFAULT NULL)
+    RETURNS TABLE (name text, counted numeric, recorded numeric, rows bigint, recorded_rows bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_drift_wrapper';
+CREATE FUNCTION counter_recount("table" regclass, type text DEFAULT NULL)
+    RETURNS TABLE (name text, counted numeric, recorded numeric, rows bigint, recorded_rows bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_recount_wrapper';
+CREATE FUNCTION counter_track_wait("table" regclass, timeout interval DEFAULT NULL)
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_track_wait_wrapper';
+CREATE FUNCTION counter_groups(type text)
+    RETURNS TABLE (key text[], value numeric, rows bigint, avg numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counter_groups_wrapper';
+CREATE FUNCTION counter_groups(type text, VARIADIC parts "any")
+    RETURNS TABLE (key text[], value numeric, rows bigint, avg numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counter_groups_wrapper';
+CREATE FUNCTION counter_key(VARIADIC "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_key';
+CREATE FUNCTION counterx.count_row() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_row';
+CREATE FUNCTION counterx.count_truncate() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_truncate';
+CREATE FUNCTION counterx.track_restored() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_track_restored';
+CREATE FUNCTION counterx.tracked_ddl() RETURNS event_trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_tracked_ddl';
 CREATE PROCEDURE counter_add(name text, delta bigint DEFAULT 1)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counter_add_wrapper';
@@ -257,6 +321,12 @@ CREATE FUNCTION counter_try_hit(name text, delta bigint DEFAULT 1) RETURNS boole
 CREATE FUNCTION counter_rank(name text, prefix text DEFAULT '') RETURNS bigint
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counter_rank_wrapper';
+CREATE FUNCTION counter_name(type text, VARIADIC parts "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_name';
+CREATE FUNCTION counter_parts(name text) RETURNS text[]
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counter_parts_wrapper';
 CREATE FUNCTION counter_hold_extend(id bigint, ttl interval) RETURNS timestamptz
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
     AS 'MODULE_PATHNAME', 'counter_hold_extend_wrapper';
@@ -407,7 +477,7 @@ BEGIN
           )
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
@@ -444,14 +514,59 @@ CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE ON counterx.type
 ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 
 
+CREATE TRIGGER restored_all AFTER INSERT ON counterx.track
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.track_restored();
+ALTER TABLE counterx.track ENABLE ALWAYS TRIGGER restored_all;
+-- Enabled as long as there are tracked tables: see src/track/tables.rs.
+CREATE EVENT TRIGGER counterx_tracked_ddl ON ddl_command_end EXECUTE FUNCTION counterx.tracked_ddl();
+ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
+COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the counters of tracked tables wrong';
+
+CREATE VIEW counter_tracks AS
+SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
+       CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
+       CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
+       t.rows_seen, t.waiting_for,
+       -- It may tell of a row.
+       CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
+FROM ONLY counterx.track t,
+LATERAL (
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger g
+        WHERE g.tgfoid OPERATOR(pg_catalog.=) 'counterx.count_row()'::pg_catalog.regprocedure
+          AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
+              OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
+    ) AS is_here
+) h;
+COMMENT ON VIEW counter_tracks IS 'tracked tables';
+COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
+COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';
+COMMENT ON COLUMN counter_tracks.key IS 'columns and expressions that the names are made of';
+COMMENT ON COLUMN counter_tracks.sum IS 'what is added up; null: rows are counted';
+COMMENT ON COLUMN counter_tracks.scale IS 'digits after the point of the sum: values are whole numbers of its smallest unit';
+COMMENT ON COLUMN counter_tracks.filter IS 'which rows count; null: all';
+COMMENT ON COLUMN counter_tracks.state IS 'exact, attached (rows of before are still to be counted), or stale (the counters may be wrong)';
+COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state';
+COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
+COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
+COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
+COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
+GRANT SELECT ON counter_tracks TO PUBLIC;
+
 -- Rights on what is new.
-REVOKE ALL ON counterx.locks FROM PUBLIC;
-REVOKE ALL ON ROUTINE counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
+REVOKE ALL ON counterx.locks, counterx.track FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    counter_track(regclass, text, text[], text, integer, text, boolean),
+    counter_untrack(regclass, text, boolean),
+    counter_recount(regclass, text),
+    counter_drift(regclass, text)
+FROM PUBLIC;
+REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
     counterx.lock_key(text), counterx.dump_rows(), counterx.version()
     FROM PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
-GRANT SELECT, INSERT ON counterx.late TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.track TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
@@ -534,6 +649,8 @@ COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix'
 COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
 COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
 COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_name(text, "any") IS 'the name of a counter of a type, made of parts';
+COMMENT ON FUNCTION counter_parts(text) IS 'the parts that a counter''s name is made of, without the type';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
@@ -550,6 +667,18 @@ COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much o
 COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
+COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
+COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';
+COMMENT ON FUNCTION counter_groups(text) IS 'the groups of a tracked table: parts of the name, value, rows, and the average of a sum';
+COMMENT ON FUNCTION counter_groups(text, "any") IS 'the groups of a tracked table whose names begin with these parts';
+COMMENT ON FUNCTION counter_drift(regclass, text) IS 'groups of a tracked table whose counters do not agree with the rows, by one snapshot; no rows: exact';
+COMMENT ON FUNCTION counter_recount(regclass, text) IS 'makes the counters of a tracked table exact, and returns what was not';
+COMMENT ON FUNCTION counter_key("any") IS 'what the triggers of tracked tables compare; for their conditions alone';
+COMMENT ON FUNCTION counterx.count_row() IS 'counts the rows of tracked tables';
+COMMENT ON FUNCTION counterx.count_truncate() IS 'takes back what the rows of a tracked table were counted as, before it is emptied';
+COMMENT ON FUNCTION counterx.tracked_ddl() IS 'notices DDL that may make the counters of tracked tables wrong';
+COMMENT ON FUNCTION counterx.track_restored() IS 'sees to the tracks that a restore brings';
 COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
 COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
@@ -570,6 +699,7 @@ UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE e
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
 

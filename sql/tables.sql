@@ -115,9 +115,30 @@ CREATE TABLE counterx.type (
     min bigint CHECK (min OPERATOR(pg_catalog.<=) 0),
     max bigint CHECK (max OPERATOR(pg_catalog.>=) 0),
     description text,
-    generation bigint NOT NULL
+    generation bigint NOT NULL,
+    tracked boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE counterx.type IS 'counter types and their bounds';
+
+-- What was asked for, and how far it is. The definition itself is in the table's triggers.
+CREATE TABLE counterx.track (
+    type text COLLATE "C" PRIMARY KEY,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    key text[] NOT NULL,
+    sum text,
+    scale integer NOT NULL DEFAULT 0,
+    filter text,
+    state text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['attached', 'exact', 'stale'])),
+    since timestamptz NOT NULL,
+    version bigint NOT NULL,
+    reason text,
+    looked jsonb,
+    rows_seen bigint,
+    waiting_for text,
+    last_error text
+);
+COMMENT ON TABLE counterx.track IS 'tracked tables';
 
 CREATE TABLE counterx.hold (
     id bigint NOT NULL,
@@ -147,5 +168,6 @@ CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at times
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

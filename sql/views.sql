@@ -125,12 +125,34 @@ CREATE FUNCTION counterx.guard() RETURNS trigger
 CREATE FUNCTION counterx.restored() RETURNS trigger
     LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counterx_restored';
+CREATE FUNCTION counter_key(VARIADIC "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_key';
+CREATE FUNCTION counterx.count_row() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_row';
+CREATE FUNCTION counterx.count_truncate() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_count_truncate';
+CREATE FUNCTION counterx.track_restored() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_track_restored';
+CREATE FUNCTION counterx.tracked_ddl() RETURNS event_trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'counterx_tracked_ddl';
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
+CREATE FUNCTION counter_name(type text, VARIADIC parts "any") RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'counterx_name';
 
 REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
+
+-- The triggers of a partition that is made are made by whoever makes it. They count what the track says, and
+-- nobody can name them who may not use the schema.
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
 
 -- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
 -- but the names of those that are locked.
@@ -140,7 +162,7 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counte
 
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
-GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.hold TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
 
@@ -158,7 +180,7 @@ BEGIN
           AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
@@ -194,6 +216,14 @@ CREATE TRIGGER type_changed AFTER INSERT OR UPDATE OR DELETE ON counterx.type
     FOR EACH STATEMENT EXECUTE FUNCTION counterx.type_changed();
 ALTER TABLE counterx.type ENABLE ALWAYS TRIGGER type_changed;
 
+CREATE TRIGGER restored_all AFTER INSERT ON counterx.track
+    FOR EACH STATEMENT EXECUTE FUNCTION counterx.track_restored();
+ALTER TABLE counterx.track ENABLE ALWAYS TRIGGER restored_all;
+-- Enabled as long as there are tracked tables: see src/track/tables.rs.
+CREATE EVENT TRIGGER counterx_tracked_ddl ON ddl_command_end EXECUTE FUNCTION counterx.tracked_ddl();
+ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
+COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the counters of tracked tables wrong';
+
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
@@ -206,6 +236,37 @@ COMMENT ON COLUMN counter_types.max IS 'greatest value of its counters; null: no
 COMMENT ON COLUMN counter_types.description IS 'what somebody has said of it';
 COMMENT ON COLUMN counter_types.counters IS 'number of its counters';
 GRANT SELECT ON counter_types TO PUBLIC;
+
+CREATE VIEW counter_tracks AS
+SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
+       CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
+       CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
+       t.rows_seen, t.waiting_for,
+       -- It may tell of a row.
+       CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
+FROM ONLY counterx.track t,
+LATERAL (
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger g
+        WHERE g.tgfoid OPERATOR(pg_catalog.=) 'counterx.count_row()'::pg_catalog.regprocedure
+          AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
+              OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
+    ) AS is_here
+) h;
+COMMENT ON VIEW counter_tracks IS 'tracked tables';
+COMMENT ON COLUMN counter_tracks.type IS 'type of its counters: what their names begin with, before the colon';
+COMMENT ON COLUMN counter_tracks."table" IS 'name that the table had when it was tracked';
+COMMENT ON COLUMN counter_tracks.key IS 'columns and expressions that the names are made of';
+COMMENT ON COLUMN counter_tracks.sum IS 'what is added up; null: rows are counted';
+COMMENT ON COLUMN counter_tracks.scale IS 'digits after the point of the sum: values are whole numbers of its smallest unit';
+COMMENT ON COLUMN counter_tracks.filter IS 'which rows count; null: all';
+COMMENT ON COLUMN counter_tracks.state IS 'exact, attached (rows of before are still to be counted), or stale (the counters may be wrong)';
+COMMENT ON COLUMN counter_tracks.since IS 'since when it has been in this state';
+COMMENT ON COLUMN counter_tracks.reason IS 'why it is stale';
+COMMENT ON COLUMN counter_tracks.rows_seen IS 'rows that were counted last';
+COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and is waited for before rows are counted';
+COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
+GRANT SELECT ON counter_tracks TO PUBLIC;
 
 CREATE VIEW counter_holds AS
 SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
@@ -223,7 +284,11 @@ GRANT SELECT ON counter_holds TO PUBLIC;
 REVOKE ALL ON FUNCTION
     counter_type_create(text, bigint, bigint, text, jsonb),
     counter_type_alter(text, bigint, bigint, text, jsonb),
-    counter_type_drop(text)
+    counter_type_drop(text),
+    counter_track(regclass, text, text[], text, integer, text, boolean),
+    counter_untrack(regclass, text, boolean),
+    counter_recount(regclass, text),
+    counter_drift(regclass, text)
 FROM PUBLIC;
 
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
@@ -263,6 +328,8 @@ COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix'
 COMMENT ON FUNCTION counter_rank(text, text) IS 'the rank of a counter among those with a prefix, as counter_top() shows it; null when it is not among them';
 COMMENT ON FUNCTION counter_top(bigint, text, bigint, text) IS 'the counters of the greatest values among those with a prefix, or of those after a place; equal values share a rank';
 COMMENT ON FUNCTION counter_bottom(bigint, text, bigint, text) IS 'the counters of the least values among those with a prefix, or of those after a place; equal values share a rank';
+COMMENT ON FUNCTION counter_name(text, "any") IS 'the name of a counter of a type, made of parts';
+COMMENT ON FUNCTION counter_parts(text) IS 'the parts that a counter''s name is made of, without the type';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
 COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
@@ -279,6 +346,18 @@ COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much o
 COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
+COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
+COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';
+COMMENT ON FUNCTION counter_groups(text) IS 'the groups of a tracked table: parts of the name, value, rows, and the average of a sum';
+COMMENT ON FUNCTION counter_groups(text, "any") IS 'the groups of a tracked table whose names begin with these parts';
+COMMENT ON FUNCTION counter_drift(regclass, text) IS 'groups of a tracked table whose counters do not agree with the rows, by one snapshot; no rows: exact';
+COMMENT ON FUNCTION counter_recount(regclass, text) IS 'makes the counters of a tracked table exact, and returns what was not';
+COMMENT ON FUNCTION counter_key("any") IS 'what the triggers of tracked tables compare; for their conditions alone';
+COMMENT ON FUNCTION counterx.count_row() IS 'counts the rows of tracked tables';
+COMMENT ON FUNCTION counterx.count_truncate() IS 'takes back what the rows of a tracked table were counted as, before it is emptied';
+COMMENT ON FUNCTION counterx.tracked_ddl() IS 'notices DDL that may make the counters of tracked tables wrong';
+COMMENT ON FUNCTION counterx.track_restored() IS 'sees to the tracks that a restore brings';
 COMMENT ON FUNCTION counterx.type_changed() IS 'tells all sessions that the types have changed';
 COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of another server''s counters';
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';

@@ -4,8 +4,9 @@
 //!
 //! | floor | folder | what lives there |
 //! |---|---|---|
-//! | 6 | [`api`] | the SQL functions, and the trigger functions |
-//! | 6 | [`process`] | the background processes: worker, launcher, committer, what they share |
+//! | 7 | [`api`] | the SQL functions, and the trigger functions |
+//! | 7 | [`process`] | the background processes: worker, launcher, committer, filler, what they share |
+//! | 6 | [`track`] | tracked tables: from rows to the counters of their groups |
 //! | 5 | [`write`](mod@write) | from a call to the log: the map of a transaction, its callbacks, flush, tokens |
 //! | 5 | [`hits`] | increments that count by themselves: a session's side, and what it shares with the committer |
 //! | 4 | [`fold`] | from the logs to the totals; getting space back |
@@ -37,6 +38,7 @@ mod query;
 mod read;
 mod settings;
 mod store;
+mod track;
 mod transaction;
 mod write;
 

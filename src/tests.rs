@@ -6,6 +6,8 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::bounds::types;
+    use crate::pg::key_text::KeyType;
+    use crate::pg::memory::{MemoryArena, MemorySwitch};
     use crate::pg::number;
     use crate::pg::varlena::NameText;
     use crate::read::reader;
@@ -14,6 +16,7 @@ mod tests {
     use crate::store::tables;
     use crate::transaction::pending;
     use counterx_core::lane::{LANES, MAX_NAME_BYTES, NameHash};
+    use counterx_core::parts::{NameBuilder, TypeName};
     use pgrx::prelude::*;
     use std::collections::BTreeMap;
 
@@ -39,6 +42,47 @@ mod tests {
     /// More than the least `counterx.pending_work_mem`, so that most of it is written at once.
     const FLUSH_EARLY: &str = "SET LOCAL counterx.pending_work_mem = '64kB'; \
         SELECT count(counter_incr('early:' || i || repeat('.', 180), i)) FROM generate_series(1, 1000) i";
+
+    /// What a trigger does for each of millions of rows leaves nothing behind before the end of its query.
+    #[pg_test]
+    fn texts_of_parts_take_no_memory() {
+        let values: [(&str, pg_sys::Oid, &str); 9] = [
+            ("42::bigint", pg_sys::INT8OID, "t:42"),
+            ("true", pg_sys::BOOLOID, "t:true"),
+            ("'a:b'::text", pg_sys::TEXTOID, "t:a%3Ab"),
+            ("'b  '::char(5)", pg_sys::BPCHAROID, "t:b"),
+            ("1.0::numeric", pg_sys::NUMERICOID, "t:1"),
+            ("-1.50::numeric", pg_sys::NUMERICOID, "t:-1.5"),
+            ("'2026-11-27'::date", pg_sys::DATEOID, "t:2026-11-27"),
+            ("'::1'::inet", pg_sys::INETOID, "t:%3A%3A1"),
+            ("repeat('x', 300)", pg_sys::TEXTOID, "t:%~"),
+        ];
+        for (sql, of, expected) in values {
+            let key = KeyType::of(of).unwrap();
+            Spi::connect(|client| {
+                let rows = client.select(&format!("SELECT {sql}"), None, &[]).unwrap();
+                let value: pgrx::AnyElement = rows.first().get_one().unwrap().unwrap();
+                let mut name = NameBuilder::default();
+                let mut make = || {
+                    name.begin(TypeName::new(b"t").unwrap());
+                    // SAFETY: the value is of the type.
+                    unsafe { key.append(value.datum(), &mut name) };
+                    let name = name.finish();
+                    assert!(name.starts_with(expected.as_bytes()), "{sql}: {name:?}");
+                };
+                // SAFETY: the arena lives as long as the switch, and nothing of it is used later.
+                unsafe {
+                    let arena = MemoryArena::below(pg_sys::CurrentMemoryContext);
+                    let _switch = MemorySwitch::to(arena.as_ptr());
+                    make();
+                    let taken = || pg_sys::MemoryContextMemAllocated(arena.as_ptr(), true);
+                    let at_first = taken();
+                    (0..10_000).for_each(|_| make());
+                    assert_eq!(taken(), at_first, "{sql}");
+                }
+            });
+        }
+    }
 
     #[pg_test]
     fn own_increments_are_seen_at_once() {

@@ -8,6 +8,7 @@ use crate::pg::varlena::text_datum;
 use crate::store::catalog;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
+use counterx_core::parts::is_type_name;
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -203,15 +204,25 @@ pub fn name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
     valid_length("counter name", required("counter name", name).0)
 }
 
-/// The bytes of what may be a counter type's name, by its length.
+/// The bytes of a valid name of a counter type: what stands before the colon in the names of its counters.
 ///
 /// # Errors
-/// As of [`name`].
+/// As of [`name`], and 22023 for what no type can be called.
 pub fn type_name<'a>(name: Option<Text<'a>>) -> &'a [u8] {
-    valid_length(
+    let name = valid_length(
         "name of a counter type",
         required("name of a counter type", name).0,
-    )
+    );
+    if !is_type_name(name) {
+        raise(
+            invalid(format!("invalid name of a counter type: {}", quoted(name)))
+                .set_detail("It may have ASCII letters, digits and signs other than the colon.")
+                .set_hint(
+                    "The counters of type \"stock\" are those whose names begin with \"stock:\".",
+                ),
+        );
+    }
+    name
 }
 
 /// The bytes of a valid token.
@@ -334,6 +345,20 @@ pub fn names<'a>(array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
     room::collect(elements.into_iter().map(|element| name(element.map(Text))))
 }
 
+/// Texts, in the order given; no array is none.
+///
+/// # Errors
+/// Raises 22004 for NULL among them, 2202E for an array of several dimensions.
+pub fn texts<'a>(what: &'static str, array: Option<TextArray<'a>>) -> Vec<&'a [u8]> {
+    let Some(array) = array else {
+        return Vec::new();
+    };
+    // SAFETY: a text[] argument.
+    let elements = unsafe { array::texts::<'a>(array.0) };
+    let elements = elements.unwrap_or_else(|dimensions| raise_dimensions(what, dimensions));
+    room::collect(elements.into_iter().map(|element| required(what, element)))
+}
+
 /// Deltas, in the order given; likewise.
 ///
 /// # Errors
@@ -394,7 +419,9 @@ pub fn members(object: Option<Jsonb>) -> Vec<(Vec<u8>, i64)> {
     members
 }
 
-fn raise_dimensions(what: &str, dimensions: i32) -> ! {
+/// # Errors
+/// Raises 2202E.
+pub fn raise_dimensions(what: &str, dimensions: i32) -> ! {
     raise(
         report(
             PgSqlErrorCode::ERRCODE_ARRAY_ELEMENT_ERROR,

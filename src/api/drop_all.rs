@@ -2,7 +2,8 @@
 //!
 //! # How it works
 //! Each counter that exists is dropped by a delta, as `counter_drop` does it; so all snapshots stay right,
-//! and a rollback takes it back. Tokens and holds are deleted. Types stay: they are definitions.
+//! and a rollback takes it back. Tokens and holds are deleted. Types stay: they are definitions. The counters
+//! of tracked tables stay as well: they are as many as the rows.
 //!
 //! A million locks on names are too many, so the gates are locked instead, in a mode that conflicts with
 //! those who write at their end, and with those who have changed a counter by its value and hold its
@@ -101,7 +102,7 @@ fn existing(snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
     let mut pending = reader.pending_in(&range);
     let mut counters = Vec::new();
     let mut keep = |name: &[u8], tally: Tally| {
-        if tally.exists() {
+        if tally.exists() && !types::is_of_tracked(name) {
             room::push(&mut counters, (name.to_vec(), tally));
         }
     };

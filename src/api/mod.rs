@@ -1,4 +1,4 @@
-//! Floor 6: what users call. The SQL functions, by what they are for.
+//! Floor 7: what users call. The SQL functions, by what they are for.
 //!
 //! May use all that lies below, and nothing of [`crate::process`]. Invariant: a user's mistake is an error
 //! with a hint, and leaves nothing behind.
@@ -12,6 +12,8 @@
 //! | [`change`] | set, reset, drop, rename, merge |
 //! | [`drop_all`] | all counters dropped at once |
 //! | [`once`] | increments with a token |
+//! | [`parts`] | names that are made of parts |
+//! | [`parts`], [`track`], [`track_triggers`] | names that are made of parts; tracked tables |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`steps`] | the procedure that folds lane by lane |
@@ -33,7 +35,10 @@ mod holds;
 mod increment;
 mod look;
 mod once;
+mod parts;
 pub mod restore;
 mod steps;
+mod track;
+pub mod track_triggers;
 pub mod triggers;
 pub mod types;

@@ -24,6 +24,7 @@ use crate::pg::number;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::snapshot;
+use crate::pg::varlena::text_bytes;
 use crate::query::listing::{Entry, Listing, Wanted};
 use crate::read::reader;
 use crate::store::catalog;
@@ -58,16 +59,24 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             pgrx::check_for_interrupts!();
             row.reset();
             let _switch = MemorySwitch::to(row.as_ptr());
-            let Some(Entry { name, value }) = listing.next() else {
+            let Some(Entry { name, value, uses }) = listing.next() else {
                 break;
             };
             let mut rest = number::total(value);
+            // Those of a tracked table are its rows; else nobody needs their number.
+            let mut uses = types::is_of_tracked(text_bytes(name)).then_some(uses);
             loop {
                 let part = rest.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
                 rest -= i128::from(part);
                 let kind = columns::ADJUSTMENT.into();
-                let mut values = [name, part.into(), now.into(), 0i64.into(), kind];
-                let mut nulls = [false, false, false, true, false];
+                let mut values = [
+                    name,
+                    part.into(),
+                    now.into(),
+                    uses.unwrap_or(0).into(),
+                    kind,
+                ];
+                let mut nulls = [false, false, false, uses.is_none(), false];
                 pg_sys::tuplestore_putvalues(
                     (*result).setResult,
                     (*result).setDesc,
@@ -77,6 +86,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
                 if rest == 0 {
                     break;
                 }
+                uses = uses.map(|_| 0);
             }
         }
     }
@@ -87,6 +97,9 @@ thread_local! {
     /// The (sub)transaction that has locked `late` against other restores.
     static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
 }
+
+/// More rows than any table has, and far from overflowing a sum of them.
+const MOST_ROWS: i64 = 1 << 50;
 
 /// Looks at a row of `late` that comes by SQL.
 ///
@@ -102,13 +115,13 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
             .set_hint(format!("It can have 1 to {MAX_NAME_BYTES}. Rename the counter with counter_rename() before the dump is made, or restore it into a database of the same encoding.")),
         )
     }
-    if let Some(uses) = uses.filter(|&uses| uses != 1) {
+    if let Some(uses) = uses.filter(|uses| !(0..=MOST_ROWS).contains(uses)) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("counter {} is restored with {uses} uses", quoted(name)),
             )
-            .set_detail("Whether a counter exists is counted by its uses. A dump has none.")
+            .set_detail("Whether a counter exists is counted by its uses. A dump has those of tracked tables: numbers of rows.")
             .set_hint("Leave the column \"uses\" out, or null."),
         )
     }
@@ -146,7 +159,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
             .set_hint("Restore counters into a database that does not have them, or drop those that it has with counter_drop() first."),
         )
     }
-    let Some(limits) = types::limits_of(name) else {
+    let Some(limits) = types::known_limits_of(name) else {
         return;
     };
     let could_break =
@@ -158,7 +171,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
 
 /// Looks at a row of `hold` that comes by SQL.
 pub fn check_hold(name: &[u8]) {
-    if types::limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
+    if types::known_limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
         restored::note(name);
     }
 }

@@ -39,14 +39,17 @@ fn trigger_data(fcinfo: pg_sys::FunctionCallInfo, function: &str) -> *mut pg_sys
 }
 
 /// The event and the relation of a trigger's call.
-struct Call {
+pub(super) struct Call {
     data: *mut pg_sys::TriggerData,
 }
+
+/// The first argument that a trigger was made with.
+pub(super) struct FirstArgument(pub String);
 
 impl Call {
     /// # Errors
     /// As of [`trigger_data`].
-    fn new(fcinfo: pg_sys::FunctionCallInfo, function: &str) -> Self {
+    pub(super) fn new(fcinfo: pg_sys::FunctionCallInfo, function: &str) -> Self {
         let data = trigger_data(fcinfo, function);
         Self { data }
     }
@@ -60,14 +63,44 @@ impl Call {
         self.is(pg_sys::TRIGGER_EVENT_ROW, pg_sys::TRIGGER_EVENT_ROW)
     }
 
+    /// The trigger.
+    pub(super) fn trigger(&self) -> &pg_sys::Trigger {
+        // SAFETY: what the trigger manager hands over lives as long as the call.
+        unsafe { &*(*self.data).tg_trigger }
+    }
+
+    /// What the trigger was made with.
+    pub(super) fn first_argument(&self) -> Option<FirstArgument> {
+        let trigger = self.trigger();
+        // SAFETY: so many texts that end with a zero.
+        (trigger.tgnargs > 0).then(|| unsafe {
+            let text = core::ffi::CStr::from_ptr(*trigger.tgargs);
+            FirstArgument(text.to_string_lossy().into_owned())
+        })
+    }
+
+    /// The row as it was and as it is now, after the event: None where there is none.
+    pub(super) fn slots(&self) -> [Option<*mut pg_sys::TupleTableSlot>; 2] {
+        let is = |event| self.is(event, pg_sys::TRIGGER_EVENT_OPMASK);
+        // SAFETY: what the trigger manager hands over lives as long as the call.
+        let (row, new) = unsafe { ((*self.data).tg_trigslot, (*self.data).tg_newslot) };
+        if is(pg_sys::TRIGGER_EVENT_INSERT) {
+            [None, Some(row)]
+        } else if is(pg_sys::TRIGGER_EVENT_DELETE) {
+            [Some(row), None]
+        } else {
+            [Some(row), Some(new)]
+        }
+    }
+
     /// The relation.
-    fn relation(&self) -> pg_sys::Oid {
+    pub(super) fn relation(&self) -> pg_sys::Oid {
         // SAFETY: as above; an open relation.
         unsafe { (*(*self.data).tg_relation).rd_id }
     }
 
     /// The name of the relation.
-    fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         // SAFETY: as above; an open relation has its pg_class row, and a name ends with a zero.
         unsafe {
             let relation = (*self.data).tg_relation;

@@ -191,7 +191,7 @@ fn counter_type_alter(
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
     lock_types(Looker::Definer);
-    let old = must_exist(&name);
+    let old = must_be_changeable(&name);
     let new = changed(old, &options);
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
@@ -224,7 +224,7 @@ fn counter_type_drop(name: Option<Text>) -> bool {
     change::check_may_write(c"counter_type_drop()");
     let name = type_name(name);
     lock_types(Looker::Definer);
-    must_exist(&name);
+    must_be_changeable(&name);
     must_be_visible(&name);
     run(
         "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
@@ -255,24 +255,10 @@ fn check_done(name: &str, wanted: Option<Bounds>) {
     }
 }
 
-/// The name of a type: what stands before the colon in the names of its counters.
-fn type_name(name: Option<Text>) -> String {
-    let name = args::type_name(name);
-    let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b':';
-    if !name.iter().all(plain) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("invalid name of a counter type: {}", quoted(name)),
-            )
-            .set_detail("It may have ASCII letters, digits and signs other than the colon.")
-            .set_hint(
-                "The counters of type \"stock\" are those whose names begin with \"stock:\".",
-            ),
-        );
-    }
+/// The name of a type.
+pub fn type_name(name: Option<Text>) -> String {
     // ASCII, so it is the same in every encoding.
-    String::from_utf8_lossy(name).into_owned()
+    String::from_utf8_lossy(args::type_name(name)).into_owned()
 }
 
 /// Every counter starts at 0, so 0 has to be allowed.
@@ -346,6 +332,23 @@ fn must_be_visible(name: &str) {
         Ok(_) => types::raise_changed_type(name),
         Err(error) => internal(&error),
     }
+}
+
+/// # Errors
+/// Raises 42704 when there is no such type, 0A000 when it is that of a tracked table.
+fn must_be_changeable(name: &str) -> Bounds {
+    let bounds = must_exist(name);
+    if types::is_tracked(name.as_bytes()) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("type \"{name}\" is that of a tracked table"),
+            )
+            .set_detail("It has no bounds, and is there as long as the table is tracked.")
+            .set_hint("counter_untrack() ends the track."),
+        )
+    }
+    bounds
 }
 
 fn must_exist(name: &str) -> Bounds {

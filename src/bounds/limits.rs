@@ -9,6 +9,8 @@ pub struct Limits {
     pub bounds: Bounds,
     /// Differs between any two definitions of a type.
     pub generation: i64,
+    /// The counters are those of a tracked table's rows, and nobody else changes them.
+    pub tracked: bool,
 }
 
 /// Why an increment is not granted.

@@ -60,13 +60,22 @@ pub fn changed_in(table: pg_sys::Oid) {
     unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table) };
 }
 
-/// The limits of a counter; None: it has none. Notes that the running transaction goes by them.
+/// The limits of a counter that is about to be changed; None: it has none. Notes that the running transaction
+/// goes by them.
+///
+/// # Errors
+/// Raises 42501 for the counter of a tracked table.
 pub fn limits_of(name: &[u8]) -> Option<Limits> {
-    let changes = if KNOWN.get() {
-        CHANGES.get()
-    } else {
-        load(read_all)
-    };
+    let limits = known_limits_of(name);
+    if limits.is_some_and(|limits| limits.tracked) {
+        raise_tracked(name);
+    }
+    limits
+}
+
+/// The same of a counter that is looked at, or restored.
+pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
+    let changes = know();
     if CHANGES_AT_START.get().is_none() {
         CHANGES_AT_START.set(Some(changes));
     }
@@ -86,9 +95,43 @@ pub fn limits_of(name: &[u8]) -> Option<Limits> {
     limits
 }
 
+/// Are the counters of a type those of a tracked table?
+pub fn is_tracked(type_name: &[u8]) -> bool {
+    know();
+    TYPES.with_borrow(|types| types.find(type_name).is_some_and(|limits| limits.tracked))
+}
+
+/// How often the types have changed, as far as this backend has heard: what somebody knows of them is outdated
+/// when it is another number.
+pub fn number_of_changes() -> u64 {
+    know();
+    CHANGES.get()
+}
+
+/// Is a counter that of a tracked table?
+pub fn is_of_tracked(name: &[u8]) -> bool {
+    know();
+    find(name).is_some_and(|limits| limits.tracked)
+}
+
+/// Is there any type that is that of a tracked table?
+pub fn are_any_tracked() -> bool {
+    know();
+    TYPES.with_borrow(|types| types.0.iter().any(|(_, limits)| limits.tracked))
+}
+
+/// Makes sure that the types are known. Returns of which number of changes they are.
+fn know() -> u64 {
+    if KNOWN.get() {
+        CHANGES.get()
+    } else {
+        load(read_all)
+    }
+}
+
 /// Is this value beyond the bounds of the counter?
 pub fn is_out_of_bounds(name: &[u8], value: i128) -> bool {
-    limits_of(name).is_some_and(|limits| !limits.bounds.contain(value))
+    known_limits_of(name).is_some_and(|limits| !limits.bounds.contain(value))
 }
 
 /// The running transaction has dropped all bounded counters without reserving anything. Nobody else knows
@@ -102,7 +145,7 @@ pub fn bounded_counters_are_gone() {
 pub fn find(name: &[u8]) -> Option<Limits> {
     let colon = name.iter().position(|&byte| byte == b':')?;
     let limits = TYPES.with_borrow(|types| types.find(&name[..colon]))?;
-    (limits.bounds != Bounds::default()).then_some(limits)
+    (limits.tracked || limits.bounds != Bounds::default()).then_some(limits)
 }
 
 /// Something has changed. Neither allocates nor fails.
@@ -201,6 +244,7 @@ fn read_all() -> Types {
             },
             // With the table's own number: a dump takes the row to another table.
             generation: row.int8(columns::types::GENERATION) ^ (i64::from(oid.to_u32()) << 32),
+            tracked: number(columns::types::TRACKED).is_some_and(|tracked| tracked & 1 != 0),
         };
         types.insert(row.text(columns::types::NAME), limits);
     }
@@ -266,6 +310,21 @@ pub fn raise_changed(name: &[u8]) -> ! {
             ),
         )
         .set_hint("Retry the transaction."),
+    )
+}
+
+/// Somebody changes the counter of a tracked table by a call.
+///
+/// # Errors
+/// Raises 42501.
+pub fn raise_tracked(name: &[u8]) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("counter {} is that of a tracked table", quoted(name)),
+        )
+        .set_detail("It changes with the rows of the table, and by nothing else.")
+        .set_hint("SELECT * FROM counter_tracks shows the table. Change its rows, or count under the name of another type."),
     )
 }
 

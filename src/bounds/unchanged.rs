@@ -2,22 +2,30 @@
 
 use crate::bounds::reservations;
 use crate::bounds::types;
-use counterx_core::pending::Row;
+use crate::transaction::pending::{Change, Source};
 
 /// Checks at the end of a transaction that the types are those by which its counters were changed.
-/// To be called with the gates of all rows locked.
+/// To be called with the gates of all
+/// counters locked.
 ///
 /// # Errors
-/// Raises 40001 when a counter has got other bounds meanwhile.
-pub fn check_unchanged(rows: &[Row]) {
+/// Raises 40001 when a counter that was changed by calls has got other bounds meanwhile, 42501 when it is a
+/// tracked table's now.
+pub fn check_unchanged(changes: &[Change]) {
     if !types::have_changed() {
         return;
     }
     types::read_again();
-    for row in rows {
+    for Change { part, row } in changes {
+        if part.0 == Source::Rows {
+            continue;
+        }
         let Some(limits) = types::find(row.name) else {
             continue;
         };
+        if limits.tracked {
+            types::raise_tracked(row.name);
+        }
         if reservations::generation_of(row.hash, row.name) != Some(limits.generation) {
             types::raise_changed(row.name);
         }

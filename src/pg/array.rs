@@ -35,6 +35,22 @@ pub unsafe fn bigints(array: pg_sys::Datum) -> Result<Vec<Option<i64>>, i32> {
     ))
 }
 
+/// The type of an array's elements, and these, likewise.
+///
+/// # Safety
+/// The datum is an array, and the current memory context lives as long as the elements are used.
+pub unsafe fn any(array: pg_sys::Datum) -> Result<(pg_sys::Oid, Vec<Option<pg_sys::Datum>>), i32> {
+    let (mut length, mut by_value, mut align) = (0, false, 0);
+    // SAFETY: the caller's promise; the array knows its type, and that is asked how it is stored.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        let of = (*array).elemtype;
+        pg_sys::get_typlenbyvalalign(of, &mut length, &mut by_value, &mut align);
+        let elements = elements(array.into(), of, length.into(), by_value, align as u8)?;
+        Ok((of, elements))
+    }
+}
+
 /// # Safety
 /// The datum is an array of this type, which has this length, passing and alignment.
 unsafe fn elements(

@@ -213,3 +213,18 @@ impl WaitEvent {
         number
     }
 }
+
+/// Does a user own a relation, or is he a member of the role that does? 16 has one function for all kinds of
+/// objects.
+///
+/// # Safety
+/// In a transaction.
+pub unsafe fn owns_relation(relation: pg_sys::Oid, user: pg_sys::Oid) -> bool {
+    // SAFETY: takes any ids.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::pg_class_ownercheck(relation, user);
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, user);
+    }
+}

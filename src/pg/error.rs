@@ -52,6 +52,11 @@ pub fn quoted(name: &[u8]) -> String {
     format!("\"{}\"", shown(name, database_is_utf8()))
 }
 
+/// What the server has written for a message, such as the name of a type: likewise, without the quotes.
+pub fn unquoted(text: &[u8]) -> String {
+    shown(text, database_is_utf8()).into_owned()
+}
+
 /// The first characters of a text that is too long to be shown, in so many bytes.
 pub fn beginning(text: &[u8], bytes: usize) -> &[u8] {
     let (length, limit) = (text.len() as i32, bytes as i32);

@@ -65,6 +65,8 @@ pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXa
 enum UserLock {
     /// There is a worker.
     Worker,
+    /// There is a filler.
+    Filler,
     /// A counter's name.
     Name(NameHash),
     /// A token.
@@ -83,6 +85,7 @@ impl UserLock {
     fn tag(self) -> pg_sys::LOCKTAG {
         let (key, class) = match self {
             Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
+            Self::Filler => (u64::from(u32::from_be_bytes(*b"cntf")) << 32, 0),
             Self::Name(hash) => (hash.get(), 1),
             Self::Token(hash) => (hash.get(), 2),
             Self::Bound(hash) => (hash.get(), 3),
@@ -228,6 +231,18 @@ impl WorkerMark {
             pg_sys::LockRelease(&tag, SHARE, false);
         }
         false
+    }
+}
+
+/// The mark that somebody fills the tracks of a database.
+pub struct FillerMark;
+
+impl FillerMark {
+    /// For the rest of the session. False when somebody has it.
+    pub fn try_set() -> bool {
+        // SAFETY: a session lock, taken without waiting.
+        let result = unsafe { pg_sys::LockAcquire(&UserLock::Filler.tag(), EXCLUSIVE, true, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }
 

@@ -106,3 +106,25 @@ impl MemoryArena {
         unsafe { pg_sys::MemoryContextReset(self.0) };
     }
 }
+
+/// What a function keeps from one call to the next ones in the same query. It goes with the memory context of
+/// the query.
+///
+/// # Safety
+/// `fcinfo` is what the server has called a function of ours with, which keeps nothing else.
+pub unsafe fn kept_in_call<'a, T>(
+    fcinfo: pg_sys::FunctionCallInfo,
+    make: impl FnOnce(pg_sys::MemoryContext) -> T,
+) -> &'a mut T {
+    // SAFETY: the caller's promise: what stands there is of this type, and lives as long as `flinfo`.
+    unsafe {
+        let function = (*fcinfo).flinfo;
+        if (*function).fn_extra.is_null() {
+            let memory = (*function).fn_mcxt;
+            let value = make(memory);
+            let kept = pgrx::PgMemoryContexts::For(memory).leak_and_drop_on_delete(value);
+            (*function).fn_extra = kept.cast();
+        }
+        &mut *(*function).fn_extra.cast()
+    }
+}

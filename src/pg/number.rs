@@ -54,6 +54,25 @@ pub unsafe fn whole(value: pg_sys::Datum) -> Option<i128> {
     decode(unsafe { text_bytes(value) })
 }
 
+/// Calls `read` with a numeric's digits, a sign before them, without zeroes at the end.
+///
+/// # Safety
+/// The datum is a numeric.
+pub unsafe fn with_digits<R>(value: pg_sys::Datum, read: impl FnOnce(&[u8]) -> R) -> R {
+    // SAFETY: the caller's promise; the text is in the current memory context.
+    unsafe {
+        let unpacked = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
+        let text = pg_sys::numeric_normalize(unpacked.cast());
+        let result = read(core::ffi::CStr::from_ptr(text).to_bytes());
+        pg_sys::pfree(text.cast());
+        // One in a row is packed, so that is a copy.
+        if unpacked != value.cast_mut_ptr() {
+            pg_sys::pfree(unpacked.cast());
+        }
+        result
+    }
+}
+
 /// Is a numeric beyond any bigint for certain? It is so when it has more than 20 digits before the
 /// point, whatever follows that.
 ///

@@ -35,6 +35,9 @@ unsafe extern "C-unwind" {
     /// `commands/sequence.h`. Raises errors.
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 
+    /// `utils/builtins.h`. Writes up to 20 bytes and a zero, and returns how many bytes that are.
+    fn pg_lltoa(value: i64, to: *mut core::ffi::c_char) -> core::ffi::c_int;
+
     fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
     fn IsInParallelMode() -> bool;
@@ -51,6 +54,16 @@ pub fn now() -> i64 {
 pub fn random() -> u64 {
     // SAFETY: the generator is the process's own, and seeded when it starts.
     unsafe { pg_sys::pg_prng_uint64(&raw mut pg_sys::pg_global_prng_state) }
+}
+
+/// Room for a number in decimal.
+pub type Digits = [u8; 21];
+
+/// A number in decimal.
+pub fn decimal(value: i64, to: &mut Digits) -> &[u8] {
+    // SAFETY: there is room for the longest one; it cannot raise an error.
+    let length = unsafe { pg_lltoa(value, to.as_mut_ptr().cast()) };
+    &to[..length.unsigned_abs() as usize]
 }
 
 /// The nesting level of the current transaction: 1 outside of any subtransaction.
@@ -295,4 +308,11 @@ pub fn wait_for_xact(xid: pg_sys::TransactionId) {
             pg_sys::XLTW_Oper::XLTW_None,
         );
     }
+}
+
+/// Sleeps, up to the next signal.
+pub fn pause(time: std::time::Duration) {
+    let us = core::ffi::c_long::try_from(time.as_micros()).unwrap_or(core::ffi::c_long::MAX);
+    // SAFETY: sleeps.
+    unsafe { pg_sys::pg_usleep(us) };
 }

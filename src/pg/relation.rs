@@ -127,6 +127,13 @@ impl Relation {
             .find(|index| index.is_btree_on(columns))
     }
 
+    /// Is it a table whose rows are stored by this server? A foreign table has none to be scanned.
+    pub fn has_rows_here(&self) -> bool {
+        // SAFETY: an open relation has its pg_class row.
+        let kind = unsafe { (*(*self.ptr.as_ptr()).rd_rel).relkind };
+        kind as u8 == pg_sys::RELKIND_RELATION
+    }
+
     /// Whose it is.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.

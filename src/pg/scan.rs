@@ -173,6 +173,11 @@ impl Row {
             .map_or(&[], |datum| unsafe { text_bytes(datum) })
     }
 
+    /// Where the row is, for as long as the scan stays there.
+    pub fn slot(&self) -> *mut pg_sys::TupleTableSlot {
+        self.0
+    }
+
     /// The row's address.
     pub fn tid(&self) -> pg_sys::ItemPointerData {
         // SAFETY: the slot holds a row.

@@ -1,5 +1,5 @@
-//! Floor 6: the background processes. Workers fold, one a database; the launcher says whose turn it is; the
-//! committer counts hits.
+//! Floor 7: the background processes. Workers fold, one a database; the launcher says whose turn it is; the
+//! committer counts hits; the filler makes tracks exact.
 //!
 //! May use [`crate::write`], [`crate::fold`] and below. Invariant: a committed delta has a worker that will
 //! see it, or somebody has been told that there is none.
@@ -8,6 +8,7 @@ mod batch;
 mod committer;
 pub mod directory;
 mod duty;
+mod filler;
 pub mod launcher;
 mod mend;
 pub mod session;

@@ -163,3 +163,18 @@ fn builder(database: pg_sys::Oid, purpose: Purpose) -> BackgroundWorkerBuilder {
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         .set_restart_time(None)
 }
+
+/// Starts the process that fills tracks. Whether one is there already, it finds out itself. False when
+/// max_worker_processes are all in use.
+pub fn start_filler(database: pg_sys::Oid) -> bool {
+    BackgroundWorkerBuilder::new("counterx filler")
+        .set_type("counterx filler")
+        .set_library("counterx")
+        .set_function("counterx_filler_main")
+        .set_argument(Some(pg_sys::Datum::from(database.to_u32() as usize)))
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .load_dynamic()
+        .is_ok()
+}

@@ -22,6 +22,7 @@
 //! instead of once in an interval; and then it stays for as long as is fair.
 
 use crate::bounds::holds;
+use crate::bounds::types;
 use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::rotation;
 use crate::fold::way;
@@ -29,6 +30,7 @@ use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock;
 use crate::pg::ports;
+use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::process::duty;
@@ -39,6 +41,8 @@ use crate::settings;
 use crate::store::catalog::{self, LaneRels, Unusable};
 use crate::store::expired::Batch;
 use crate::store::pending;
+use crate::track::tables::{self, Catalogs};
+use crate::track::watch;
 use crate::write::token;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
@@ -122,6 +126,12 @@ struct Worker {
     database_settings: Option<i64>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
+    /// When the worker looks for tracks to be filled.
+    looks_for_tracks: LaneClock,
+    /// When those that it has found are tried again.
+    tracks: LaneClock,
+    /// Which were not exact when it looked last.
+    unfinished: Option<i64>,
     tokens: LaneClock,
     /// It has looked for expired tokens at least once.
     looked_for_tokens: bool,
@@ -137,6 +147,9 @@ const TOKEN_BATCH: usize = 1000;
 
 /// How often a worker looks whether the settings of its database were changed.
 const GLANCE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a worker looks for tracks that are not exact.
+const TRACKS_EVERY: Duration = Duration::from_millis(500);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -206,6 +219,9 @@ impl Worker {
             refused: None,
             database_settings,
             glances: LaneClock::default(),
+            looks_for_tracks: LaneClock::default(),
+            tracks: LaneClock::default(),
+            unfinished: None,
             tokens: LaneClock::default(),
             looked_for_tokens: false,
             tokens_removed: token::Progress::default(),
@@ -237,6 +253,9 @@ impl Worker {
             };
             self.look_for_others();
             mend::triggers_now_and_then();
+            if settings::compaction() {
+                self.see_to_tracks();
+            }
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let clock = &self.clocks[lane];
@@ -653,6 +672,44 @@ impl Worker {
                     "counterx: removing expired tokens and holds failed: {message}"
                 ));
             }
+        }
+    }
+
+    /// Has tracks filled that are not exact, by a process of its own. What it could not do, it tries again
+    /// after a pause that grows.
+    fn see_to_tracks(&mut self) {
+        let now = self.now();
+        if !self.looks_for_tracks.due(now, TRACKS_EVERY) {
+            return;
+        }
+        self.looks_for_tracks.succeeded(now);
+        let unfinished = session::transaction(c"looking for tracks", || {
+            types::are_any_tracked()
+                .then(|| {
+                    let _latest = LatestSnapshot::take();
+                    let catalogs = Catalogs::enter();
+                    watch::see_to(&catalogs);
+                    tables::unfinished(&catalogs)
+                })
+                .flatten()
+        });
+        let unfinished = unfinished.unwrap_or_else(|message| {
+            log(format!(
+                "counterx: the worker cannot look for tracks: {message}"
+            ));
+            self.unfinished
+        });
+        let is_new = unfinished != self.unfinished;
+        self.unfinished = unfinished;
+        if unfinished.is_none() {
+            self.tracks.succeeded(now);
+        } else if is_new || self.tracks.due(now, TRACKS_EVERY) {
+            if is_new {
+                self.tracks.succeeded(now);
+                self.last_work = now;
+            }
+            self.tracks.failed(now);
+            start::start_filler(self.database);
         }
     }
 

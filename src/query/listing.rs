@@ -69,6 +69,8 @@ pub struct Entry {
     pub name: pg_sys::Datum,
     /// The value.
     pub value: pg_sys::Datum,
+    /// How often it is in use: of a tracked table, rows.
+    pub uses: i64,
 }
 
 /// A listing under way. To be dropped in the resource owner that it was started in, or to be
@@ -104,7 +106,8 @@ impl Listing {
     pub fn next(&mut self) -> Option<Entry> {
         while let Some(row) = self.next_total() {
             let pending = self.pending.take(row.text(columns::total::NAME));
-            if row.int8(columns::total::USES) + pending.uses <= 0 {
+            let uses = row.int8(columns::total::USES) + pending.uses;
+            if uses <= 0 {
                 continue;
             }
             let value = row
@@ -118,7 +121,7 @@ impl Listing {
             let name = row
                 .get(columns::total::NAME)
                 .expect("the column is NOT NULL");
-            return Some(Entry { name, value });
+            return Some(Entry { name, value, uses });
         }
         let pending = &mut self.pending;
         let never_folded = self
@@ -128,6 +131,7 @@ impl Listing {
         Some(Entry {
             name: text_datum(&name),
             value: number::numeric(tally.value),
+            uses: tally.uses,
         })
     }
 

@@ -50,12 +50,13 @@ pub mod token {
     pub const HOLD: usize = 6;
 }
 
-/// `type`: name, min, max, description, generation.
+/// `type`: name, min, max, description, generation, tracked.
 pub mod types {
     pub const NAME: usize = 1;
     pub const MIN: usize = 2;
     pub const MAX: usize = 3;
     pub const GENERATION: usize = 5;
+    pub const TRACKED: usize = 6;
 }
 
 /// `hold`: id, name, amount, created_at, expires_at.

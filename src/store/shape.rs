@@ -100,6 +100,7 @@ const TYPE: &[Column] = &[
     nullable("max", INT8OID),
     nullable("description", TEXTOID),
     column("generation", INT8OID),
+    column("tracked", BOOLOID),
 ];
 const HOLD: &[Column] = &[
     column("id", INT8OID),

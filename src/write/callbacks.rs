@@ -15,7 +15,7 @@ use crate::fold::compaction;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::transaction::notes;
-use crate::transaction::pending::{self, FLUSHED_EARLY_AT, PENDING, PHASE, Phase};
+use crate::transaction::pending::{self, FLUSHED_EARLY_AT, PHASE, Phase};
 use crate::transaction::restored;
 use crate::write::writing;
 use counterx_core::escrow::End;
@@ -77,14 +77,7 @@ fn after_end(end: End) {
     restored::after_end();
     compaction::after_end();
     writing::after_end();
-    PENDING.with(|pending| {
-        // Borrowed only when the session ends in mid-flush; then nobody will look again.
-        if let Ok(mut pending) = pending.try_borrow_mut() {
-            pending.reset();
-        }
-    });
-    FLUSHED_EARLY_AT.set(0);
-    PHASE.set(Phase::Running);
+    pending::after_end();
 }
 
 #[pg_guard]
@@ -133,7 +126,7 @@ unsafe extern "C-unwind" fn on_subxact_event(
     match event {
         SUBXACT_EVENT_COMMIT_SUB => {
             let level = ports::xact_nest_level();
-            PENDING.with_borrow_mut(|pending| pending.release_subxact(level));
+            pending::release_subxact(level);
             notes::release_subxact(level);
             restored::release_subxact(level);
             compaction::release_subxact(level);
@@ -151,12 +144,7 @@ unsafe extern "C-unwind" fn on_subxact_event(
                 FLUSHED_EARLY_AT.set(0);
             }
             reservations::abort_subxact(ports::xact_nest_level());
-            PENDING.with(|pending| {
-                // As in after_end().
-                if let Ok(mut pending) = pending.try_borrow_mut() {
-                    pending.abort_subxact(ports::xact_nest_level());
-                }
-            });
+            pending::abort_subxact(ports::xact_nest_level());
         }
         _ => {}
     }

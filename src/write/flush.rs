@@ -8,7 +8,6 @@ use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
-use crate::pg::room;
 use crate::pg::varlena::NameText;
 use crate::store::catalog::{self, LaneRels};
 use crate::store::columns;
@@ -17,86 +16,85 @@ use crate::store::pending;
 use crate::store::shape;
 use crate::store::state;
 use crate::store::tables;
+use crate::transaction::pending::{Change, Kind};
 use counterx_core::gate::Side;
-use counterx_core::pending::{Kind, PendingMap, Row};
+use counterx_core::pending::Row;
 use counterx_core::room::give_spare;
 use pgrx::pg_sys;
 
-/// Writes all pending rows to the active logs of their lanes. The caller clears the map.
+/// Writes all that is pending to the active logs of its lanes. The caller clears the maps.
 ///
 /// # Errors
 /// Raises what an insertion can raise, 40001 in a serializable transaction, and an error when
 /// the extension is gone.
-pub fn to_logs(pending: &PendingMap) {
-    let rows = in_order(pending);
-    let _scope = scope(rows.len());
+pub fn to_logs(changes: Vec<Change>) {
+    let changes = in_order(changes);
+    let _scope = scope(changes.len());
     let anchor = SerializableAnchor::open();
-    for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
-        let mut writer = LogWriter::open(rows[0].hash.lane());
-        for row in rows {
-            writer.insert(row);
+    for changes in changes.chunk_by(|a, b| a.row.hash.lane() == b.row.hash.lane()) {
+        let mut writer = LogWriter::open(changes[0].row.hash.lane());
+        for change in changes {
+            writer.insert(change);
         }
         failpoint!("flush.lane_written");
     }
-    unchanged::check_unchanged(&rows);
-    anchor.check_writes(&rows);
+    unchanged::check_unchanged(&changes);
+    anchor.check_writes(&changes);
     // SAFETY: the rows shall be visible to later commands of this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Writes all pending rows to the table of late deltas: no gate is locked, so a transaction that
+/// Writes it to the table of late deltas: no gate is locked, so a transaction that
 /// stays prepared for days holds up no lane.
 ///
 /// # Errors
 /// As of [`to_logs`].
-pub fn to_late(pending: &PendingMap) {
-    let rows = in_order(pending);
-    let _scope = scope(rows.len());
+pub fn to_late(changes: Vec<Change>) {
+    let changes = in_order(changes);
+    let _scope = scope(changes.len());
     let anchor = SerializableAnchor::open();
     let mut late = inserter(catalog::shared().late);
     tables::keep_restorers_waiting();
     let now = now();
-    for row in &rows {
-        let name = NameText::new(row.name);
+    for change in &changes {
+        let name = NameText::new(change.row.name);
         let values = [
             Some(name.datum()),
-            Some(row.delta.into()),
+            Some(change.row.delta.into()),
             Some(now),
-            uses(row),
-            kind(row),
+            uses(&change.row),
+            kind(change),
         ];
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
     }
-    unchanged::check_unchanged(&rows);
-    anchor.check_writes(&rows);
+    unchanged::check_unchanged(&changes);
+    anchor.check_writes(&changes);
 }
 
 /// So many take as much as the spare at least.
 const MANY: usize = 4096;
 
-/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index; of one
-/// counter the increments first.
-fn in_order(pending: &PendingMap) -> Vec<Row<'_>> {
-    let mut rows: Vec<Row> = room::collect(pending.rows());
-    if rows.len() > MANY {
+/// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
+fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
+    if changes.len() > MANY {
         // What the server needs to insert them, it cannot ask for: an error there must find some memory.
         give_spare();
     }
-    rows.sort_unstable_by(|a, b| {
-        (a.hash.lane(), a.name, a.kind).cmp(&(b.hash.lane(), b.name, b.kind))
+    changes.sort_unstable_by(|Change { row: a, .. }, Change { row: b, .. }| {
+        (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name))
     });
-    rows
+    changes
 }
 
 /// What an insertion leaves allocated is little, and goes with the transaction; many have a context of
 /// their own.
-fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
+fn scope(changes: usize) -> (Option<MemoryScope>, MemorySwitch) {
     const FEW: usize = 16;
     // SAFETY: we are inside a transaction, whose context outlives the flush.
     unsafe {
         let switch = MemorySwitch::to(pg_sys::TopTransactionContext);
-        let scope = (rows > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
+        let scope = (changes > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
         // Dropped in this order.
         (scope, switch)
     }
@@ -119,10 +117,10 @@ fn uses(row: &Row) -> Option<pg_sys::Datum> {
 }
 
 /// The column `kind`: null is an increment, and takes no space.
-fn kind(row: &Row) -> Option<pg_sys::Datum> {
-    match row.kind {
-        Kind::Increment => None,
-        Kind::Adjustment => Some(columns::ADJUSTMENT.into()),
+fn kind(change: &Change) -> Option<pg_sys::Datum> {
+    match change.part {
+        (_, Kind::Increment) => None,
+        (_, Kind::Adjustment) => Some(columns::ADJUSTMENT.into()),
     }
 }
 
@@ -175,7 +173,8 @@ impl LogWriter {
         }
     }
 
-    fn insert(&mut self, row: &Row) {
+    fn insert(&mut self, change: &Change) {
+        let row = &change.row;
         let name = NameText::new(row.name);
         let values = [
             Some(self.epoch.into()),
@@ -183,7 +182,7 @@ impl LogWriter {
             Some(row.delta.into()),
             Some(name.datum()),
             uses(row),
-            kind(row),
+            kind(change),
         ];
         // SAFETY: the columns of a log, see sql/tables.sql.
         unsafe { self.log.insert(values) };
@@ -202,10 +201,10 @@ impl SerializableAnchor {
     }
 
     /// After the rows were inserted: a reader that locks a counter only now will visit its row.
-    fn check_writes(&self, rows: &[Row]) {
+    fn check_writes(&self, changes: &[Change]) {
         let Some(anchor) = &self.0 else { return };
-        for row in rows {
-            let page = row.hash.anchor_page();
+        for change in changes {
+            let page = change.row.hash.anchor_page();
             // SAFETY: the anchor is open.
             unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
         }

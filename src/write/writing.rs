@@ -3,9 +3,8 @@
 use crate::bounds::types;
 use crate::pg::ports;
 use crate::pg::room;
-use crate::transaction::pending::{FLUSHED_EARLY_AT, PENDING, PHASE, Phase};
+use crate::transaction::pending::{self, FLUSHED_EARLY_AT, PHASE, Phase};
 use crate::write::flush;
-use counterx_core::pending::PendingMap;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
@@ -22,7 +21,8 @@ pub fn register(ask_for_worker: fn()) {
     let _ = ASK_FOR_WORKER.set(ask_for_worker);
 }
 
-fn request_worker() {
+/// Asks for a worker now.
+pub fn request_worker() {
     if let Some(ask) = ASK_FOR_WORKER.get() {
         ask();
     }
@@ -33,18 +33,16 @@ pub fn after_end() {
     WAKE.set(false);
 }
 
-/// Writes what is pending. The map is only borrowed for reading meanwhile: should the session be
-/// terminated in mid-flush, no unwinding takes place, and `after_end` in `callbacks.rs` finds it borrowed.
+/// Writes what is pending.
 pub fn flush(level: u32) {
-    if PENDING.with_borrow(PendingMap::is_empty) {
+    if pending::is_empty() {
         return;
     }
-    PENDING.with_borrow(|pending| match PHASE.get() {
-        Phase::Preparing => flush::to_late(pending),
-        Phase::Running | Phase::Committing => flush::to_logs(pending),
+    pending::write(|changes| match PHASE.get() {
+        Phase::Preparing => flush::to_late(changes),
+        Phase::Running | Phase::Committing => flush::to_logs(changes),
     });
-    let cleared = PENDING.with_borrow_mut(|pending| pending.clear_written(level));
-    room::granted(cleared);
+    room::granted(pending::clear_written(level));
     request_worker();
 }
 

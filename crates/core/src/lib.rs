@@ -1,7 +1,7 @@
 //! The parts of counterx that know nothing of PostgreSQL: what a transaction holds in memory
 //! ([`pending`]), when a counter exists ([`tally`]), what is pending of many ([`sums`]), what of a
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
-//! ranges ([`names`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
+//! ranges ([`names`]), how they are made of parts ([`parts`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), what an installation lacks
 //! ([`installation`]), and what to do where there is no memory for any of it ([`room`]).
 //!
@@ -13,6 +13,7 @@ pub mod hits;
 pub mod installation;
 pub mod lane;
 pub mod names;
+pub mod parts;
 pub mod path;
 pub mod pending;
 pub mod probe;
@@ -22,3 +23,4 @@ pub mod schedule;
 pub mod sums;
 pub mod tally;
 pub mod turns;
+pub mod weight;

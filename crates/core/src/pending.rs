@@ -24,8 +24,6 @@ use hashbrown::HashTable;
 pub enum Refused {
     /// The net delta of the counter would leave the range of a bigint.
     Overflow,
-    /// It would not, but what is of one [`Kind`] would. What is pending has to be written first.
-    WriteFirst,
     /// There is no memory for it.
     NoMemory,
 }
@@ -36,47 +34,24 @@ impl From<NoMemory> for Refused {
     }
 }
 
-/// Why a counter has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// It was counted.
-    Increment,
-    /// It was set, reset, dropped, renamed or merged: nothing was counted.
-    Adjustment,
-}
-
 #[derive(Clone, Copy, Debug, Default)]
 struct Content {
     delta: i64,
-    /// What of the delta is an adjustment. The rest fits a bigint as well.
-    adjusted: i64,
-    /// The counter was incremented or set, since it was dropped if it was.
+    /// The counter was incremented, since it was dropped if it was.
     used: bool,
-    /// It was incremented.
-    counted: bool,
     /// The uses that a drop takes back.
     dropped: i64,
+    /// Those that rows of a tracked table are: more came than went.
+    rows: i64,
 }
 
 impl Content {
     fn is_present(&self) -> bool {
-        self.used || self.dropped != 0
+        self.used || self.delta != 0 || self.dropped != 0 || self.rows != 0
     }
 
     fn uses(&self) -> i64 {
-        i64::from(self.used) - self.dropped
-    }
-
-    /// The parts that are rows: increments first. There is one use for both.
-    fn parts(&self) -> impl Iterator<Item = (Kind, i64, i64)> + use<> {
-        let counted_uses = i64::from(self.counted);
-        let increments = (Kind::Increment, self.delta - self.adjusted, counted_uses);
-        let adjustments = (Kind::Adjustment, self.adjusted, self.uses() - counted_uses);
-        let is_adjusted =
-            self.is_present() && (!self.counted || self.adjusted != 0 || self.dropped != 0);
-        let increments = self.counted.then_some(increments);
-        let adjustments = is_adjusted.then_some(adjustments);
-        increments.into_iter().chain(adjustments)
+        i64::from(self.used) - self.dropped + self.rows
     }
 }
 
@@ -102,19 +77,16 @@ struct Marker {
     notes_from: usize,
 }
 
-/// What of one counter's net delta is of one kind, as [`PendingMap::rows`] yields it.
+/// One counter's net delta, as [`PendingMap::rows`] yields it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row<'a> {
     /// The name's hash.
     pub hash: NameHash,
     /// The counter's name.
     pub name: &'a [u8],
-    /// Why it has changed.
-    pub kind: Kind,
     /// Its net change. Zero is a row too: the counter exists from its first increment on.
     pub delta: i64,
-    /// Its net change of uses: 1 as a rule, less when the counter was dropped, and 0 where the
-    /// increments' row has the use.
+    /// Its net change of uses: 1 as a rule, less when the counter was dropped; of a tracked table that of rows.
     pub uses: i64,
 }
 
@@ -157,39 +129,50 @@ impl PendingMap {
     /// Adds `delta` to a counter on behalf of the subtransaction at nesting level `level`.
     ///
     /// # Errors
-    /// [`Refused::Overflow`] when the counter's net delta would not fit, [`Refused::WriteFirst`] when
-    /// its part of this kind would not, or [`Refused::NoMemory`].
+    /// [`Refused::Overflow`] when the counter's net delta would not fit, or [`Refused::NoMemory`].
     pub fn add(
         &mut self,
         level: u32,
         hash: NameHash,
         name: &[u8],
         delta: i64,
-        kind: Kind,
     ) -> Result<(), Refused> {
         let at = self.find(hash, name);
         let before = at.map_or_else(Content::default, |at| self.entries[at].content);
-        let mut after = Content {
+        let after = Content {
             delta: before.delta.checked_add(delta).ok_or(Refused::Overflow)?,
             used: true,
             ..before
         };
-        match kind {
-            Kind::Increment => {
-                after.counted = true;
-                after.delta.checked_sub(after.adjusted)
-            }
-            Kind::Adjustment => before.adjusted.checked_add(delta).inspect(|&adjusted| {
-                after.adjusted = adjusted;
-            }),
-        }
-        .ok_or(Refused::WriteFirst)?;
+        Ok(self.put(level, hash, name, at, after)?)
+    }
+
+    /// Adds `delta` to the counter of a group of a tracked table's rows, of which `rows` more came than
+    /// went, on behalf of the subtransaction at nesting level `level`. Changes that cancel each other out
+    /// leave nothing.
+    ///
+    /// # Errors
+    /// As of [`PendingMap::add`].
+    pub fn add_rows(
+        &mut self,
+        level: u32,
+        hash: NameHash,
+        name: &[u8],
+        delta: i64,
+        rows: i64,
+    ) -> Result<(), Refused> {
+        let at = self.find(hash, name);
+        let before = at.map_or_else(Content::default, |at| self.entries[at].content);
+        let after = Content {
+            delta: before.delta.checked_add(delta).ok_or(Refused::Overflow)?,
+            rows: before.rows.checked_add(rows).ok_or(Refused::Overflow)?,
+            ..before
+        };
         Ok(self.put(level, hash, name, at, after)?)
     }
 
     /// Drops a counter on behalf of the subtransaction at nesting level `level`: forgets what is
-    /// pending of it, and takes back `written`, which is all that stands elsewhere. That is an
-    /// adjustment.
+    /// pending of it, and takes back `written`, which is all that stands elsewhere.
     ///
     /// # Errors
     /// [`Refused::Overflow`] when that is more than one delta can take back, or [`Refused::NoMemory`].
@@ -200,13 +183,11 @@ impl PendingMap {
         name: &[u8],
         written: Tally,
     ) -> Result<(), Refused> {
-        let delta = i64::try_from(-written.value).map_err(|_| Refused::Overflow)?;
         let after = Content {
-            delta,
-            adjusted: delta,
+            delta: i64::try_from(-written.value).map_err(|_| Refused::Overflow)?,
             used: false,
-            counted: false,
             dropped: written.uses,
+            rows: 0,
         };
         let at = self.find(hash, name);
         Ok(self.put(level, hash, name, at, after)?)
@@ -256,19 +237,17 @@ impl PendingMap {
             .then(|| Tally::of(content.delta, content.uses()))
     }
 
-    /// All that is pending, in no particular order: up to two rows of a counter, the one of its
-    /// increments before the one of its adjustments.
+    /// All that is pending, in no particular order.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
-        self.entries.iter().flat_map(|entry| {
-            let parts = entry.content.parts();
-            parts.map(|(kind, delta, uses)| Row {
+        self.entries
+            .iter()
+            .filter(|entry| entry.content.is_present())
+            .map(|entry| Row {
                 hash: entry.hash,
                 name: &entry.name,
-                kind,
-                delta,
-                uses,
+                delta: entry.content.delta,
+                uses: entry.content.uses(),
             })
-        })
     }
 
     /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any

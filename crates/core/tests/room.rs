@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use counterx_core::lane::NameHash;
-use counterx_core::pending::{Kind, PendingMap, Refused, TOP_LEVEL};
+use counterx_core::pending::{PendingMap, Refused, TOP_LEVEL};
 use counterx_core::rank::{Best, End};
 use counterx_core::room::{NoMemory, WithSpare, collect, copy, keep_spare, push};
 use counterx_core::sums::Sums;
@@ -113,14 +113,14 @@ fn pending_map() {
                 name
             };
             let before = map.get(hash(name), name);
-            match map.add(level, hash(name), name, 1, Kind::Increment) {
+            match map.add(level, hash(name), name, 1) {
                 Ok(()) => {}
                 Err(Refused::NoMemory) => {
                     assert_eq!(map.get(hash(name), name), before);
                     all = false;
                     break;
                 }
-                Err(Refused::Overflow | Refused::WriteFirst) => panic!("200 is a bigint"),
+                Err(Refused::Overflow) => panic!("200 is a bigint"),
             }
         }
         let added = map.rows().count();

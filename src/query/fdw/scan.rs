@@ -139,7 +139,7 @@ pub unsafe extern "C-unwind" fn iterate(
                     .insert(Listing::start(wanted, snapshot, &scan.arena))
             }
         };
-        if let Some(Entry { name, value }) = listing.next() {
+        if let Some(Entry { name, value, .. }) = listing.next() {
             (*slot).tts_values.write(name);
             (*slot).tts_values.add(1).write(value);
             std::slice::from_raw_parts_mut((*slot).tts_isnull, 2).fill(false);

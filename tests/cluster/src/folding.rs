@@ -146,7 +146,7 @@ pub fn folds_and_empties(client: &mut Client, before: &Footprint) -> Result<Foot
 /// its turns beside the workers of other databases. Everything is folded then.
 ///
 /// # Errors
-/// As of [`count_and_settle`], and that they do not.
+/// Those of the server, and that they do not.
 pub fn folds_often(client: &mut Client, before: &Footprint) -> Result<Footprint> {
     let mut after = before.clone();
     let often = poll_until("many folds", DEADLINE, || {

@@ -1,7 +1,7 @@
 //! Killing a process of a server, in the middle of a load.
 
 use anyhow::Result;
-use counterx_harness::{kill9, poll_until};
+use counterx_harness::{kill9_chosen, poll_until};
 
 use crate::check::Recovering;
 use crate::server::DEADLINE;
@@ -32,12 +32,15 @@ pub fn victim(connection: &mut Recovering, what: &str, sql: &str) -> Result<i32>
     Ok(victim)
 }
 
-/// Kills a process, and waits until the server has restarted by itself.
+/// Kills a process that somebody chooses, and waits until the server has restarted by itself.
 ///
 /// # Errors
-/// There is no such process, or the server does not notice, or does not come back.
-pub fn kill_and_recover(connection: &mut Recovering, pid: i32) -> Result<()> {
-    kill9(pid)?;
+/// There is none to choose, or the server does not notice, or does not come back.
+pub fn kill_and_recover(
+    connection: &mut Recovering,
+    choose: impl Fn(&mut Recovering) -> Result<i32>,
+) -> Result<()> {
+    kill9_chosen(|| choose(connection))?;
     // The postmaster disconnects everybody and recovers.
     poll_until("the server to notice", DEADLINE, || {
         let gone = connection.client()?.batch_execute("SELECT 1").is_err();

@@ -31,6 +31,7 @@ mod mixed;
 mod pages;
 mod replica;
 mod server;
+mod tracked;
 
 pub use amcheck::amcheck;
 pub use bounded::{
@@ -61,3 +62,7 @@ pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
 pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};
+pub use tracked::{
+    TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, no_drift, patiently, rows_agree, track,
+    track_all, tracked_under_watch,
+};

@@ -5,12 +5,12 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use counterx_cluster_tests::{
     BoundedEnd, BoundedLoad, DEADLINE, Recovering, bounded_under_watch, check, create_database,
-    folding_hard, prepare_bounded, refused, seed, shared,
+    folding_hard, prepare_bounded, refused, seed, shared, victim,
 };
-use counterx_harness::{Cluster, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, StopMode, kill9_chosen, poll_until};
 use postgres::error::SqlState;
 use postgres::{Client, Config};
 
@@ -144,13 +144,8 @@ fn crashes_keep_the_bounds_and_nothing_back() -> Result<()> {
         wait(end, load, 25)?;
         let sql = "SELECT pid FROM pg_stat_activity WHERE xact_start IS NOT NULL
                       AND backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1";
-        let mut victim = None;
-        poll_until("a victim", DEADLINE, || {
-            let row = Recovering::new(&config).client()?.query_opt(sql, &[])?;
-            victim = row.map(|row| row.get(0));
-            Ok(victim.is_some())
-        })?;
-        kill9(victim.context("a victim")?)?;
+        let mut connection = Recovering::new(&config);
+        kill9_chosen(|| victim(&mut connection, "a victim", sql))?;
         wait(end, load, 50)?;
         cluster.restart(StopMode::Immediate)?;
         wait(end, load, 75)?;

@@ -246,7 +246,6 @@ fn immediate_shutdown_loses_and_doubles_no_change() -> Result<()> {
 fn killed_backend_loses_and_doubles_no_change() -> Result<()> {
     worst("changes-backend", |cluster| {
         let mut connection = Recovering::new(&cluster.config(DB));
-        let victim = committing(&mut connection)?;
-        kill_and_recover(&mut connection, victim)
+        kill_and_recover(&mut connection, committing)
     })
 }

@@ -80,8 +80,9 @@ fn kill_one(config: &Config, which: &str) -> Result<()> {
             AND (datname = current_database() OR datname IS NULL)
           ORDER BY state = 'active' DESC NULLS LAST LIMIT 1"
     );
-    let victim = victim(&mut connection, which, &sql)?;
-    kill_and_recover(&mut connection, victim)
+    kill_and_recover(&mut connection, |connection| {
+        victim(connection, which, &sql)
+    })
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
     Book, DEADLINE, Recovering, Told, Way, bad_lines, create_bare_database, hit_while,
-    wait_for_hits,
+    kill_and_recover, victim, wait_for_hits,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, poll_until};
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, poll_until};
 use postgres::Client;
 
 const COMMITTER: &str = "counterx committer";
@@ -161,24 +161,13 @@ fn killed_processes_lose_and_double_nothing() -> Result<()> {
         PREFIX,
         &[Way::WAITS, Way::WAITS, Way::SEVERAL, Way::SEVERAL_SILENT],
         |hits| {
-            for victim in [COMMITTER, "client backend", "counterx launcher", COMMITTER] {
+            for kind in [COMMITTER, "client backend", "counterx launcher", COMMITTER] {
                 let mut connection = Recovering::new(&config);
                 let sql = format!(
-                    "SELECT pid FROM pg_stat_activity WHERE backend_type = '{victim}'
+                    "SELECT pid FROM pg_stat_activity WHERE backend_type = '{kind}'
                     AND pid <> pg_backend_pid() AND (datname = 'hits' OR datname IS NULL) LIMIT 1"
                 );
-                let mut pid = 0;
-                poll_until(victim, DEADLINE, || {
-                    let row = connection.client()?.query_opt(&sql, &[])?;
-                    pid = row.map_or(0, |row| row.get(0));
-                    Ok(pid != 0)
-                })?;
-                kill9(pid)?;
-                poll_until("the server to notice", DEADLINE, || {
-                    Ok(connection.client()?.batch_execute("SELECT 1").is_err())
-                })?;
-                connection.forget();
-                connection.client()?;
+                kill_and_recover(&mut connection, |connection| victim(connection, kind, &sql))?;
                 wait_for_hits(hits, 50)?;
             }
             Ok(())

@@ -207,7 +207,6 @@ fn old_snapshot_keeps_counters_that_were_dropped_or_renamed_since() -> Result<()
         "SELECT counter_drop(kind || n) FROM generate_series(0, 8) n, unnest(ARRAY['d:', 'p:', 'n:']) kind;
          DELETE FROM oracle WHERE name ~ '^.:[0-8]$'",
     )?;
-    settle(&mut client)?;
     let after = folds_often(&mut client, &before)?;
     totals_are_clean(&mut client)?;
     agree(&mut client)?;

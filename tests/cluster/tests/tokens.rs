@@ -247,10 +247,7 @@ fn token_is_applied_once_whatever_is_killed() -> Result<()> {
                     connection.client()?.query_one(sql, &[&victim])?;
                 }
             }
-            2 => {
-                let victim = committing(&mut connection)?;
-                kill_and_recover(&mut connection, victim)?;
-            }
+            2 => kill_and_recover(&mut connection, committing)?,
             3 => {
                 drop(connection);
                 cluster.kill_postmaster()?;

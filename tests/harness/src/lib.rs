@@ -40,4 +40,4 @@ pub use commands::run;
 pub use left_running::LeftRunning;
 pub use paths::{pg_bin_dir, run_dir};
 pub use polling::poll_until;
-pub use process::{kill9, pause, resume};
+pub use process::{kill9, kill9_chosen, pause, resume};

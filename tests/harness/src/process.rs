@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -94,6 +95,21 @@ pub(crate) fn wait_for_exit(child: &mut Child, deadline: Duration) -> Result<Opt
 /// There is no such process, or it is not ours to kill.
 pub fn kill9(pid: i32) -> Result<()> {
     signal(pid, Signal::SIGKILL)
+}
+
+/// Kills one that somebody chooses; whoever was chosen may have ended by itself just then, and another one is
+/// chosen.
+///
+/// # Errors
+/// As of [`kill9`], and those of `choose`.
+pub fn kill9_chosen(mut choose: impl FnMut() -> Result<i32>) -> Result<()> {
+    loop {
+        let pid = choose()?;
+        match kill9(pid) {
+            Err(error) if error.downcast_ref() == Some(&Errno::ESRCH) => {}
+            killed => return killed,
+        }
+    }
 }
 
 /// Stops one process with SIGSTOP, until [`resume`].

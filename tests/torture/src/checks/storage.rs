@@ -13,7 +13,7 @@ use counterx_cluster_tests::{
     changes_under_watch, check, create_database, folding_hard, prepare_bounded, settle,
     under_watch, wait_for_worker,
 };
-use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9, run as run_command};
+use counterx_harness::{Cluster, ClusterBuilder, StopMode, kill9_chosen, run as run_command};
 
 use super::variant::bad_lines;
 use crate::options::Options;
@@ -138,7 +138,7 @@ fn load(
     };
     let watched = under_watch(&primary.config(COUNTS), &counts, |control| {
         control.wait_for_share(0.3)?;
-        kill9(wait_for_worker(&mut primary.connect()?, COUNTS)?)?;
+        kill9_chosen(|| wait_for_worker(&mut primary.connect()?, COUNTS))?;
         control.wait_for_share(0.6)?;
         primary.kill_postmaster()?;
         primary.start()

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use counterx_cluster_tests::DEADLINE;
-use counterx_harness::{kill9, poll_until};
+use counterx_harness::{kill9_chosen, poll_until};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -71,10 +71,12 @@ fn kill_process(scene: &mut Scene, kind: &str) -> Result<()> {
                 WHERE pid <> pg_backend_pid() AND backend_type = $1
                   AND (datname = current_database() OR datname IS NULL)
                 ORDER BY state = 'active' DESC NULLS LAST, random() LIMIT 1";
-    let mut pid = 0;
-    poll_until(kind, DEADLINE, || {
-        pid = client.query_opt(sql, &[&kind])?.map_or(0, |row| row.get(0));
-        Ok(pid != 0)
-    })?;
-    kill9(pid)
+    kill9_chosen(|| {
+        let mut pid = 0;
+        poll_until(kind, DEADLINE, || {
+            pid = client.query_opt(sql, &[&kind])?.map_or(0, |row| row.get(0));
+            Ok(pid != 0)
+        })?;
+        Ok(pid)
+    })
 }

@@ -14,6 +14,8 @@ pub(super) struct Function {
     pub(super) schema: String,
     pub(super) name: String,
     pub(super) arguments: Vec<Argument>,
+    /// The last argument stands for any number of values, each of any type.
+    pub(super) variadic: bool,
     /// How many arguments, from the end, may be left out.
     pub(super) defaults: usize,
     /// As `regprocedure` shows it.
@@ -41,7 +43,7 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
                 p.prorettype::regtype::text, p.prosecdef,
                 ARRAY(SELECT coalesce(p.proargnames[i + 1], '') FROM generate_series(0, p.pronargs - 1) i),
                 ARRAY(SELECT p.proargtypes[i]::regtype::text FROM generate_series(0, p.pronargs - 1) i),
-                p.proisstrict
+                p.proisstrict, p.provariadic <> 0
            FROM pg_depend d
            JOIN pg_proc p ON p.oid = d.objid
            JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -56,6 +58,7 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
         let (names, types): (Vec<String>, Vec<String>) = (row.get(7), row.get(8));
         let arguments = names.into_iter().zip(types);
         Function {
+            variadic: row.get(10),
             schema: row.get(0),
             name: row.get(1),
             defaults: usize::try_from(row.get::<_, i32>(2)).unwrap_or_default(),
@@ -65,7 +68,14 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
             security_definer: row.get(6),
             strict: row.get(9),
             arguments: arguments
-                .map(|(name, type_name)| Argument { name, type_name })
+                .map(|(name, type_name)| match type_name.as_str() {
+                    // Whichever: a text has more that is odd than others.
+                    "\"any\"" => Argument {
+                        name,
+                        type_name: "text".to_owned(),
+                    },
+                    _ => Argument { name, type_name },
+                })
                 .collect(),
         }
     });
@@ -139,16 +149,25 @@ impl<'a> Call<'a> {
         self.of(&self.values())
     }
 
-    /// The call with the arguments by name, last one first.
+    /// The call with the arguments by name, last one first; but an array for any number of them stays last.
     pub(super) fn sql_by_name(&self) -> String {
-        let names = self.function.arguments.iter();
+        let last = self.function.arguments.len().wrapping_sub(1);
+        let names = self.function.arguments.iter().enumerate();
         let mut values: Vec<String> = self
             .values()
             .into_iter()
             .zip(names)
-            .map(|(value, argument)| format!("{} => {value}", argument.name))
+            .map(|(value, (index, Argument { name, .. }))| {
+                if self.function.variadic && index == last {
+                    format!("VARIADIC {name} => ARRAY[{value}]")
+                } else {
+                    format!("{name} => {value}")
+                }
+            })
             .collect();
-        values.reverse();
+        if !self.function.variadic {
+            values.reverse();
+        }
         self.of(&values)
     }
 

@@ -385,7 +385,7 @@ fn hardened(function: &Function, rng: &mut StdRng) -> String {
         .arguments
         .iter()
         .map(|argument| match argument.type_name.as_str() {
-            name @ ("text" | "text[]" | "jsonb") => format!("pg_catalog.{name}"),
+            name @ ("text" | "text[]" | "jsonb" | "regclass") => format!("pg_catalog.{name}"),
             // Part of the grammar.
             name => name.to_owned(),
         });
@@ -439,7 +439,8 @@ pub(super) fn names_taken(
     }
     let mut functions: Vec<&Function> = functions
         .iter()
-        .filter(|function| function.schema == "public")
+        // A function of arguments of any type is written in C, and so is nobody's who is not trusted.
+        .filter(|function| function.schema == "public" && !function.variadic)
         .collect();
     let mut rng = StdRng::seed_from_u64(options.seed_for("taken"));
     if options.short {

@@ -1,0 +1,192 @@
+//! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
+
+use crate::pg::lock::{NameLock, conflicting_xacts};
+use crate::pg::relation::{
+    ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
+};
+use crate::pg::snapshot::LatestSnapshot;
+use crate::store::catalog;
+use crate::track::compare::{self, Difference};
+use crate::track::tables::{self, Catalogs, Track};
+use crate::transaction::pending::Kind;
+use crate::write::{change, writing};
+use counterx_core::lane::{LANES, NameHash};
+use counterx_core::sums::Sums;
+use counterx_core::tally::Tally;
+use pgrx::pg_sys;
+
+/// Why a track could not be made exact now.
+pub enum NotNow {
+    /// Somebody has the table, or a partition, locked.
+    Locked,
+    /// What is wrong with its triggers.
+    Trouble(String),
+}
+
+const SHARE: LockMode = pg_sys::ShareLock as LockMode;
+
+/// Waits, without holding a lock, for all who may have changed rows or counters by what was before: those who
+/// write to the table now, whether its triggers count or not, and those who are about to write calls' deltas
+/// of counters that were anybody's.
+pub fn wait_for_others(catalogs: &Catalogs, table: pg_sys::Oid) {
+    let shared = catalog::shared();
+    let mut all: Vec<(pg_sys::Oid, LockMode)> = vec![(table, SHARE)];
+    all.extend(
+        tables::leaves(catalogs, table)
+            .into_iter()
+            .map(|leaf| (leaf, SHARE)),
+    );
+    all.extend((0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE)));
+    all.extend([shared.late, shared.hold].map(|table| (table, SHARE_ROW_EXCLUSIVE)));
+    for (relation, mode) in all {
+        for xact in conflicting_xacts(relation, mode) {
+            xact.wait();
+        }
+    }
+}
+
+/// What has the rows of a track, locked so that no partition comes or goes.
+pub struct Locked {
+    leaves: Vec<Relation>,
+    // Kept open as long as the rows are counted.
+    _parents: Vec<Relation>,
+}
+
+impl Locked {
+    /// Locks without waiting: whoever holds one of these may want to write to the track. With `keep_out`, no
+    /// partition comes or goes, and nobody else does the same. Without, and on a standby, where partitions come
+    /// by replay, one may come: see [`Self::is_all`].
+    pub fn take(catalogs: &Catalogs, table: pg_sys::Oid, keep_out: bool) -> Option<Self> {
+        let mode = if keep_out {
+            SHARE_UPDATE_EXCLUSIVE
+        } else {
+            ACCESS_SHARE
+        };
+        let parents = tables::partitioned(catalogs, table)
+            .into_iter()
+            .map(|oid| Relation::open_if_free(oid, mode))
+            .collect::<Option<Vec<_>>>()?;
+        let leaves = tables::leaves(catalogs, table)
+            .into_iter()
+            .map(|oid| Relation::open_if_free(oid, ACCESS_SHARE))
+            .collect::<Option<Vec<_>>>()?;
+        Some(Self {
+            leaves,
+            _parents: parents,
+        })
+    }
+
+    /// Are these all the partitions that there are now? After rows and counters were compared: a partition that
+    /// came in between may be in the counters, and not in the rows.
+    pub fn is_all(&self, catalogs: &Catalogs, table: pg_sys::Oid) -> bool {
+        let known: Vec<pg_sys::Oid> = self.leaves.iter().map(Relation::oid).collect();
+        known == tables::leaves(catalogs, table)
+    }
+
+    /// Compares rows and counters by one snapshot, which is active. Returns how many rows there were.
+    pub fn compare(
+        &self,
+        catalogs: &Catalogs,
+        type_name: &str,
+        snapshot: pg_sys::Snapshot,
+        mut seen: impl FnMut(u64),
+    ) -> Option<(Vec<Difference>, u64)> {
+        let function = tables::row_function(catalogs);
+        let type_name = type_name.as_bytes();
+        let mut counted = Sums::default();
+        let mut rows = 0;
+        for leaf in &self.leaves {
+            let before = rows;
+            rows += compare::add_up(leaf, function, type_name, snapshot, &mut counted, |now| {
+                seen(before + now);
+            })?;
+        }
+        let recorded = compare::recorded(type_name, snapshot);
+        Some((compare::differences(counted, recorded), rows))
+    }
+}
+
+/// Adds what is missing, for a caller in a READ COMMITTED transaction. The track is exact when that commits.
+///
+/// # Errors
+/// [`NotNow`]; else what is raised on the way.
+pub fn fill(
+    catalogs: &Catalogs,
+    track: &Track,
+    table: pg_sys::Oid,
+) -> Result<Vec<Difference>, NotNow> {
+    let Track { type_name, .. } = track;
+    wait_for_others(catalogs, table);
+    NameLock::take(format!("{type_name}:").as_bytes());
+    let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
+    if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
+        return Err(NotNow::Trouble(trouble));
+    }
+    let latest = LatestSnapshot::take();
+    let missing = || NotNow::Trouble("a trigger is missing".to_owned());
+    let (differences, rows) = locked
+        .compare(catalogs, type_name, latest.as_ptr(), |_| {})
+        .ok_or_else(missing)?;
+    drop(latest);
+    for difference in &differences {
+        let missing = difference.counted - difference.recorded;
+        add(Kind::Adjustment, &difference.name, missing);
+    }
+    tables::set_exact(catalogs, track, rows);
+    Ok(differences)
+}
+
+/// A table, or a partition, is about to be emptied: its rows go, as by a DELETE. In a transaction that has
+/// locked it.
+///
+/// # Errors
+/// Those of the expressions.
+pub fn subtract_rows(catalogs: &Catalogs, table: &Relation, type_name: &str) {
+    let function = tables::row_function(catalogs);
+    let latest = LatestSnapshot::take();
+    let mut counted = Sums::default();
+    let found = compare::add_up(
+        table,
+        function,
+        type_name.as_bytes(),
+        latest.as_ptr(),
+        &mut counted,
+        |_| {},
+    );
+    drop(latest);
+    if found.is_none() {
+        return;
+    }
+    for (name, tally) in counted {
+        add(Kind::Increment, &name, Tally::default() - tally);
+    }
+}
+
+/// Adds what may be beyond a bigint, in several deltas then.
+fn add(kind: Kind, name: &[u8], tally: Tally) {
+    pgrx::check_for_interrupts!();
+    let hash = NameHash::of(name);
+    let (mut value, mut rows) = (tally.value, tally.uses);
+    loop {
+        let delta = i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX });
+        change::add_rows(kind, hash, name, delta, rows);
+        value -= i128::from(delta);
+        rows = 0;
+        if value == 0 {
+            return;
+        }
+        // More of it does not fit into one.
+        writing::write_early();
+    }
+}
+
+/// Takes back all that the counters of a track say, for one that is about to be no more: its rows stay. Nobody
+/// else changes them: the table is locked.
+pub fn forget(track: &Track) {
+    let latest = LatestSnapshot::take();
+    let recorded = compare::recorded(track.type_name.as_bytes(), latest.as_ptr());
+    drop(latest);
+    for (name, tally) in recorded {
+        add(Kind::Adjustment, &name, Tally::default() - tally);
+    }
+}

@@ -1,0 +1,631 @@
+//! Tracked tables in the catalogs: their triggers, partitions, and the rows of `counterx.track`.
+
+use crate::bounds::types;
+use crate::pg::compat;
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::guc_scope::GucScope;
+use crate::pg::query::{self, ResultRow};
+use crate::pg::relation::{ACCESS_SHARE, Relation};
+use crate::pg::user::ActingAs;
+use crate::store::catalog;
+use crate::store::ours::AtWork;
+use crate::track::definition::{Definition, Event};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use pgrx::spi::{quote_identifier, quote_literal};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::fmt::Display;
+
+/// Runs queries on the catalogs and on our tables, as the extension's owner, with the system's search path,
+/// as long as this lives.
+pub struct Catalogs {
+    // Dropped in this order.
+    _work: AtWork,
+    _path: GucScope,
+    _owner: ActingAs,
+}
+
+impl Catalogs {
+    /// From now on.
+    ///
+    /// # Errors
+    /// Raises an error when the extension cannot be used.
+    pub fn enter() -> Self {
+        let types = catalog::shared().types;
+        let types =
+            Relation::open_until_commit(types, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
+        let owner = ActingAs::owner_of(&types);
+        Self {
+            _path: GucScope::enter(&[
+                (c"search_path", c"pg_catalog, pg_temp"),
+                (c"row_security", c"off"),
+            ]),
+            _work: AtWork::begin(),
+            _owner: owner,
+        }
+    }
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub fn run(&self, command: &str, arguments: &[DatumWithOid]) {
+        Spi::run_with_args(command, arguments).unwrap_or_else(|error| internal(&error));
+    }
+
+    /// The rows of a query, as `read` takes them: as they are now, whatever snapshot the transaction is bound to.
+    ///
+    /// # Errors
+    /// Those of the query.
+    pub fn rows<T>(
+        &self,
+        query: &str,
+        arguments: &[DatumWithOid],
+        mut read: impl FnMut(&ResultRow) -> T,
+    ) -> Vec<T> {
+        let mut rows = Vec::new();
+        if !query::for_each_row(query, arguments, |row| rows.push(read(row))) {
+            internal(&"a query was not run")
+        }
+        rows
+    }
+}
+
+fn internal(error: &dyn Display) -> ! {
+    raise(report(
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("counterx could not look at its tracks: {error}"),
+    ))
+}
+
+/// A row of `counterx.track`.
+pub struct Track {
+    /// The type of its counters.
+    pub type_name: String,
+    /// Its state: attached, exact, stale.
+    pub state: String,
+    /// Rises with each change of the row that says that the counters may be wrong.
+    pub version: i64,
+    /// What it stands on was looked at: not when it has just been restored.
+    pub is_known: bool,
+    /// The table that the triggers are on; None: there are none.
+    pub table: Option<pg_sys::Oid>,
+}
+
+/// The tracks, each with the table on which its triggers are: those that are no partition's copies.
+const TRACKS: &str = "
+    SELECT t.type, t.state, t.version, t.looked IS NOT NULL, g.tgrelid
+    FROM ONLY counterx.track t
+    LEFT JOIN LATERAL (
+        SELECT g.tgrelid
+        FROM pg_trigger g
+        WHERE g.tgfoid = 'counterx.count_row()'::regprocedure
+          AND g.tgparentid = 0
+          AND substring(g.tgargs FROM 1 FOR octet_length(convert_to(t.type, 'SQL_ASCII')) + 1)
+              = convert_to(t.type, 'SQL_ASCII') || '\\x00'::bytea
+        LIMIT 1
+    ) g ON true";
+
+/// All tracks, or those of one table, or that of one type.
+pub fn tracks(
+    catalogs: &Catalogs,
+    table: Option<pg_sys::Oid>,
+    type_name: Option<&str>,
+) -> Vec<Track> {
+    let query = format!(
+        "{TRACKS} WHERE ($1 IS NULL OR g.tgrelid = $1) AND ($2 IS NULL OR t.type = $2) ORDER BY t.type"
+    );
+    catalogs.rows(&query, &[table.into(), type_name.into()], |row| Track {
+        type_name: row.get(1).unwrap_or_default(),
+        state: row.get(2).unwrap_or_default(),
+        version: row.get(3).unwrap_or_default(),
+        is_known: row.get(4).unwrap_or_default(),
+        table: row.get(5),
+    })
+}
+
+/// The function of the row triggers.
+pub fn row_function(catalogs: &Catalogs) -> pg_sys::Oid {
+    let oid = catalogs.rows(
+        "SELECT 'counterx.count_row()'::regprocedure::oid",
+        &[],
+        |row| row.get(1),
+    );
+    oid.into_iter()
+        .flatten()
+        .next()
+        .unwrap_or(pg_sys::InvalidOid)
+}
+
+/// A table and all partitions below it, by number and level. (`pg_partition_tree()` locks them all, to the end of
+/// the transaction.)
+pub const TREE: &str = "
+    tree(oid, level) AS (
+        SELECT $1::oid, 0
+        UNION ALL
+        SELECT i.inhrelid, t.level + 1
+        FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+    )";
+
+/// What has the rows: a table's partitions that have none themselves, or the table.
+pub fn leaves(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind <> 'p' ORDER BY 1"
+    );
+    let leaves = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
+    leaves.into_iter().flatten().collect()
+}
+
+/// The partitioned tables among a table and those below it.
+pub fn partitioned(catalogs: &Catalogs, table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind = 'p' ORDER BY t.level, 1"
+    );
+    let all = catalogs.rows(&query, &[table.into()], |row| row.get::<pg_sys::Oid>(1));
+    all.into_iter().flatten().collect()
+}
+
+/// Why the rows of `tree` cannot be counted, and what to do; NULL: they can.
+const UNSUITABLE: &str = "
+    CASE
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relpersistence <> 'p')
+            THEN 'Unlogged and temporary tables are emptied without a trigger.|ALTER TABLE ... SET LOGGED, or count with counter_incr().'
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind NOT IN ('r', 'p'))
+            THEN 'A partition of it is a foreign table, which others change without a trigger.|Detach it first.'
+        WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                     WHERE $1 IN (i.inhrelid, i.inhparent) AND NOT c.relispartition)
+            THEN 'It takes part in inheritance.|Use a partitioned table.'
+        WHEN EXISTS (SELECT FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid WHERE i.inhdetachpending)
+            THEN 'A partition of it is being detached.|ALTER TABLE ... DETACH PARTITION ... FINALIZE.'
+    END";
+
+/// Refuses what cannot be tracked.
+///
+/// # Errors
+/// Raises 42809 or 0A000 with the reason.
+pub fn check_table(catalogs: &Catalogs, table: &Relation) {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT CASE
+            WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind NOT IN ('r', 'p'))
+                THEN 'It is not a table.|Track the tables that its rows are in.'
+            WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND (c.relnamespace IN ('pg_catalog'::regnamespace, 'counterx'::regnamespace) OR c.oid < 16384))
+                THEN 'It is a table of the system.|Track a table of your own.'
+            WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relispartition)
+                THEN 'It is a partition.|Track the partitioned table.'
+            ELSE {UNSUITABLE} END"
+    );
+    let refusal = catalogs.rows(&query, &[table.oid().into()], |row| row.get::<String>(1));
+    if let Some(refusal) = refusal.into_iter().flatten().next() {
+        let (why, hint) = refusal.split_once('|').unwrap_or((&refusal, ""));
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("cannot track the rows of {}", shown(table)),
+            )
+            .set_detail(why)
+            .set_hint(hint),
+        )
+    }
+}
+
+/// The name of a table, for messages.
+pub fn shown(table: &Relation) -> String {
+    // SAFETY: an open relation has its pg_class row, and a name ends with a zero.
+    let name = unsafe { CStr::from_ptr((*(*table.as_ptr()).rd_rel).relname.data.as_ptr()) };
+    quoted(name.to_bytes())
+}
+
+/// Does row security hide rows of a table from somebody?
+pub fn hides_rows(table: &Relation) -> bool {
+    // SAFETY: an open relation has its pg_class row.
+    unsafe { (*(*table.as_ptr()).rd_rel).relrowsecurity }
+}
+
+/// A table's name, with its schema, for commands.
+pub fn full_name(catalogs: &Catalogs, table: pg_sys::Oid) -> String {
+    // The search path has the system's schemas alone.
+    let name = catalogs.rows("SELECT $1::regclass::text", &[table.into()], |row| {
+        row.get(1)
+    });
+    name.into_iter().flatten().next().unwrap_or_default()
+}
+
+/// The beginning of the names of a type's triggers.
+fn trigger_prefix(type_name: &str) -> String {
+    const LONGEST: usize = 40;
+    if type_name.len() <= LONGEST {
+        return format!("counterx_{type_name}");
+    }
+    let hash = counterx_core::lane::NameHash::of(type_name.as_bytes()).get();
+    format!("counterx_{}_{:08x}", &type_name[..LONGEST - 9], hash as u32)
+}
+
+/// The conditions of a track's triggers, by event.
+pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition) -> [String; 3] {
+    let key = catalogs.rows(
+        "SELECT format('%I.counter_key', n.nspname)
+           FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'counterx'",
+        &[],
+        |row| row.get::<String>(1),
+    );
+    let key = key
+        .into_iter()
+        .flatten()
+        .next()
+        .unwrap_or_else(|| catalog::gone());
+    Event::ALL.map(|event| definition.condition(table, event, &key))
+}
+
+/// Makes the triggers of a track. Nobody in this session has the table open.
+///
+/// # Errors
+/// Those of CREATE TRIGGER.
+pub fn make_triggers(
+    catalogs: &Catalogs,
+    table: pg_sys::Oid,
+    type_name: &str,
+    conditions: &[String; 3],
+    scale: Option<u32>,
+) {
+    let name = full_name(catalogs, table);
+    let prefix = trigger_prefix(type_name);
+    let scale = scale
+        .map(|scale| format!(", '{scale}'"))
+        .unwrap_or_default();
+    for (event, condition) in Event::ALL.into_iter().zip(conditions) {
+        let trigger = quote_identifier(format!("{prefix}_{}", event.keyword().to_lowercase()));
+        catalogs.run(
+            &format!(
+                "CREATE TRIGGER {trigger} AFTER {} ON {name} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION counterx.count_row({}{scale})",
+                event.keyword(),
+                quote_literal(type_name),
+            ),
+            &[],
+        );
+        catalogs.run(
+            &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
+            &[],
+        );
+    }
+    for leaf in leaves(catalogs, table) {
+        make_truncate_trigger(catalogs, leaf, type_name);
+    }
+}
+
+/// Triggers of TRUNCATE are not copied to partitions.
+pub fn make_truncate_trigger(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
+    let name = full_name(catalogs, leaf);
+    let trigger = quote_identifier(format!("{}_truncate", trigger_prefix(type_name)));
+    catalogs.run(
+        &format!(
+            "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION counterx.count_truncate({})",
+            quote_literal(type_name),
+        ),
+        &[],
+    );
+    catalogs.run(
+        &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
+        &[],
+    );
+}
+
+/// Drops the triggers of a track.
+pub fn drop_triggers(catalogs: &Catalogs, type_name: &str) {
+    let query = "
+        SELECT format('DROP TRIGGER %I ON %s', g.tgname, g.tgrelid::regclass)
+        FROM pg_trigger g
+        WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+          AND g.tgparentid = 0
+          AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($1, 'SQL_ASCII')) + 1)
+              = convert_to($1, 'SQL_ASCII') || '\\x00'::bytea";
+    let commands = catalogs.rows(query, &[type_name.into()], |row| row.get::<String>(1));
+    for command in commands.into_iter().flatten() {
+        catalogs.run(&command, &[]);
+    }
+}
+
+/// Are all triggers of a track there, on the table and on each of its partitions, and do they fire in every
+/// session? If not: what is wrong.
+pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Option<String> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}, wanted AS (
+            SELECT c.oid, f.function, f.type
+            FROM tree t JOIN pg_class c ON c.oid = t.oid,
+                (VALUES ('counterx.count_row()'::regprocedure::oid, 4),
+                        ('counterx.count_row()'::regprocedure::oid, 8),
+                        ('counterx.count_row()'::regprocedure::oid, 16),
+                        ('counterx.count_truncate()'::regprocedure::oid, 32)) f(function, type)
+            WHERE c.relkind <> 'p' OR f.type <> 32
+        ), ours AS (
+            SELECT g.tgrelid, g.tgfoid, g.tgtype, g.tgname, g.tgenabled, g.tgparentid
+            FROM pg_trigger g
+            WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+        )
+        SELECT coalesce(
+            lower(left(u.why, 1)) || substr(split_part(u.why, '.|', 1), 2),
+            (SELECT format('there are triggers of this type on %s as well', g.tgrelid::regclass)
+               FROM ours g
+              WHERE g.tgparentid = 0 AND g.tgfoid = 'counterx.count_row()'::regprocedure AND g.tgrelid <> $1
+              LIMIT 1),
+            (SELECT CASE WHEN g.tgrelid IS NULL
+                THEN format('a trigger on %s is missing', w.oid::regclass)
+                ELSE format('trigger %I on %s is not enabled ALWAYS', g.tgname, w.oid::regclass) END
+             FROM wanted w
+             LEFT JOIN ours g ON g.tgrelid = w.oid AND g.tgfoid = w.function AND g.tgtype & w.type <> 0
+             WHERE g.tgrelid IS NULL OR g.tgenabled <> 'A'
+             LIMIT 1))
+        FROM (SELECT {UNSUITABLE} AS why) u"
+    );
+    let found = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
+        row.get::<String>(1)
+    });
+    found.into_iter().flatten().next()
+}
+
+/// Is the current user the table's owner, or a member of it?
+///
+/// # Errors
+/// Raises 42501 when not.
+pub fn check_is_owner(table: &Relation) {
+    // SAFETY: takes any ids.
+    if !unsafe { compat::owns_relation(table.oid(), pg_sys::GetUserId()) } {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("must be owner of table {}", shown(table)),
+            )
+            .set_hint(
+                "Whoever tracks a table puts triggers on it, and everybody may read the counters.",
+            ),
+        )
+    }
+}
+
+/// A track has become exact, unless somebody has said since it was looked at that it is not.
+pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
+    catalogs.run(
+        "UPDATE ONLY counterx.track SET state = 'exact', since = clock_timestamp(), reason = NULL,
+            waiting_for = NULL, last_error = NULL, rows_seen = $3
+          WHERE type = $1 AND version = $2",
+        &[
+            track.type_name.as_str().into(),
+            track.version.into(),
+            i64::try_from(rows).unwrap_or(i64::MAX).into(),
+        ],
+    );
+}
+
+/// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`.
+pub fn note(catalogs: &Catalogs, type_name: &str, what: &str, text: Option<&str>) {
+    let column = quote_identifier(what);
+    catalogs.run(
+        &format!("UPDATE ONLY counterx.track SET {column} = $2 WHERE type = $1 AND {column} IS DISTINCT FROM $2"),
+        &[type_name.into(), text.into()],
+    );
+}
+
+/// Says which tracks are not exact, by a number that is another one when one more is not. None: all are.
+pub fn unfinished(catalogs: &Catalogs) -> Option<i64> {
+    let query =
+        "SELECT sum(hashtextextended(t.type, t.version) >> 8)::bigint FROM ONLY counterx.track t
+                  WHERE t.state <> 'exact' AND t.looked IS NOT NULL";
+    let found = catalogs.rows(query, &[], |row| row.get::<i64>(1));
+    found.into_iter().flatten().next()
+}
+
+/// Who has a table locked for writing; None: nobody.
+pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid) -> Option<String> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+        SELECT string_agg(DISTINCT coalesce('process ' || l.pid, 'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
+        FROM pg_locks l
+        LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
+            AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
+        LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
+        WHERE l.locktype = 'relation' AND l.relation IN (SELECT t.oid FROM tree t)
+          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+          AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+          AND l.pid IS DISTINCT FROM pg_backend_pid()"
+    );
+    let holders = catalogs.rows(&query, &[table.into()], |row| row.get::<String>(1));
+    holders.into_iter().flatten().next()
+}
+
+/// Makes a type one that is tracked.
+///
+/// # Errors
+/// Raises 42710 when it is, 0A000 when it has bounds, 55000 when there are counters and they are not adopted.
+pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
+    let query = "SELECT t.tracked, t.min IS NOT NULL OR t.max IS NOT NULL FROM ONLY counterx.type t WHERE t.name = $1";
+    let known = catalogs.rows(query, &[type_name.into()], |row| {
+        (row.get::<bool>(1), row.get::<bool>(2))
+    });
+    match known.first() {
+        Some((Some(true), _)) => raise(
+            report(
+                PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+                format!("type \"{type_name}\" is that of a tracked table already"),
+            )
+            .set_hint(
+                "SELECT * FROM counter_tracks shows which. Each track needs a type of its own.",
+            ),
+        ),
+        Some((_, Some(true))) => raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("counters of type \"{type_name}\" have bounds"),
+            )
+            .set_hint("Use another type: the counters of a tracked table have no bounds."),
+        ),
+        _ => {}
+    }
+    if !adopt {
+        let query = "SELECT EXISTS (SELECT FROM counterx.listing l WHERE l.name ^@ ($1 || ':'))";
+        let there = catalogs.rows(query, &[type_name.into()], |row| row.get::<bool>(1));
+        if there.first() == Some(&Some(true)) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("there are counters of type \"{type_name}\""),
+                )
+                .set_detail(
+                    "They would become those of the table, and nobody else could change them.",
+                )
+                .set_hint("Use another type, or say adopt => true."),
+            )
+        }
+    }
+    // SAFETY: reads the clock.
+    let generation = unsafe { pg_sys::GetCurrentTimestamp() };
+    catalogs.run(
+        "INSERT INTO counterx.type (name, generation, tracked) VALUES ($1, $2, true)
+         ON CONFLICT (name) DO UPDATE SET tracked = true, generation = $2",
+        &[type_name.into(), generation.into()],
+    );
+}
+
+/// Notes what was asked for.
+pub fn add(
+    catalogs: &Catalogs,
+    table: pg_sys::Oid,
+    type_name: &str,
+    key: &[String],
+    definition: &Definition,
+) {
+    let (sum, scale) = match &definition.sum {
+        Some((sum, scale)) => (Some(sum.text()), i32::try_from(*scale).unwrap_or(0)),
+        None => (None, 0),
+    };
+    catalogs.run(
+        "INSERT INTO counterx.track (type, table_schema, table_name, key, sum, scale, filter, state, since, version)
+         SELECT $1, n.nspname, c.relname, $3, $4, $5, $6, 'attached', clock_timestamp(), 1
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $2",
+        &[
+            type_name.into(),
+            table.into(),
+            key.to_vec().into(),
+            sum.into(),
+            scale.into(),
+            definition.filter.as_ref().map(|filter| filter.text()).into(),
+        ],
+    );
+    watch_ddl_if_needed(catalogs);
+}
+
+/// DDL is watched as long as there are tracks. True when it is now, and was not.
+pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
+    let query = "
+        SELECT EXISTS (SELECT FROM ONLY counterx.track),
+               EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl' AND e.evtenabled = 'A')";
+    let found = catalogs.rows(query, &[], |row| (row.get::<bool>(1), row.get::<bool>(2)));
+    match found.first() {
+        Some((Some(true), Some(false))) => {
+            catalogs.run(
+                "ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS",
+                &[],
+            );
+            true
+        }
+        Some((Some(false), Some(true))) => {
+            catalogs.run("ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE", &[]);
+            false
+        }
+        _ => false,
+    }
+}
+
+/// A track is no more: its counters, if there are any, are anybody's.
+pub fn remove(catalogs: &Catalogs, type_name: &str) {
+    catalogs.run(
+        "DELETE FROM ONLY counterx.track WHERE type = $1",
+        &[type_name.into()],
+    );
+    catalogs.run(
+        "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
+        &[type_name.into()],
+    );
+    watch_ddl_if_needed(catalogs);
+}
+
+/// The same where there is none yet.
+pub fn make_truncate_trigger_if_missing(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
+    let query = "
+        SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind <> 'r')
+            OR EXISTS (SELECT FROM pg_trigger g
+            WHERE g.tgrelid = $1 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
+              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)";
+    let there = catalogs.rows(query, &[leaf.into(), type_name.into()], |row| {
+        row.get::<bool>(1)
+    });
+    if there.first() == Some(&Some(false)) {
+        make_truncate_trigger(catalogs, leaf, type_name);
+    }
+}
+
+/// Does the running transaction have changes of tracks that nobody else sees yet?
+pub fn are_any_ours(catalogs: &Catalogs) -> bool {
+    let query = "SELECT EXISTS (SELECT FROM ONLY counterx.track t WHERE t.xmin = pg_current_xact_id_if_assigned()::xid)";
+    let found = catalogs.rows(query, &[], |row| row.get::<bool>(1));
+    found.first() == Some(&Some(true))
+}
+
+/// The digits after the point of a track's sum; `Some(None)` where rows are counted; None: there is no such
+/// track.
+pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
+    let query = "SELECT CASE WHEN t.sum IS NOT NULL THEN t.scale END FROM ONLY counterx.track t WHERE t.type = $1";
+    let scale = catalogs.rows(query, &[type_name.into()], |row| row.get::<i32>(1));
+    let scale = scale.first()?;
+    Some(scale.and_then(|scale| u32::try_from(scale).ok()))
+}
+
+/// Are the rows of a table, or partition, those of the track of this type? Triggers alone do not say so: a copy
+/// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
+/// not looked at, is taken at its word.
+pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
+    /// By table and type, as of a number of changes.
+    type Answers = HashMap<(u32, String), bool>;
+    thread_local! {
+        static KNOWN: RefCell<(u64, Answers)> = RefCell::default();
+    }
+    let changes = types::number_of_changes();
+    let key = (table.to_u32(), type_name.to_owned());
+    let known = KNOWN.with_borrow_mut(|(at, known)| {
+        if *at != changes {
+            known.clear();
+            *at = changes;
+        }
+        known.get(&key).copied()
+    });
+    if let Some(known) = known {
+        return known;
+    }
+    let query = "
+        WITH RECURSIVE up(oid) AS (
+            SELECT $1::oid
+            UNION ALL
+            SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
+        )
+        SELECT EXISTS (
+            SELECT FROM ONLY counterx.track t
+            WHERE t.type = $2 AND (t.looked IS NULL OR (t.looked ->> 'root')::oid IN (SELECT up.oid FROM up)))";
+    let found = Catalogs::enter().rows(query, &[table.into(), type_name.into()], |row| {
+        row.get::<bool>(1)
+    });
+    let counts = found.first() == Some(&Some(true));
+    KNOWN.with_borrow_mut(|(at, known)| {
+        if *at == changes {
+            known.insert(key, counts);
+        }
+    });
+    counts
+}

@@ -1,0 +1,223 @@
+//! Noticing what makes counters and rows differ without a trigger that fires.
+//!
+//! After each command of DDL, the event trigger compares what the tracks stand on with what it was: the
+//! triggers of a table and its partitions, which partitions there are, functions and enums that the definition
+//! uses, expressions of generated columns. It is not the end of a row of commands that counts but each one:
+//! a trigger that was disabled and enabled again has missed rows in between.
+//!
+//! What a restore brings is of another database. It is looked at for the first time when all triggers are
+//! there.
+
+use crate::pg::error::log;
+use crate::track::tables::{self, Catalogs};
+use crate::write::writing;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+
+/// What a track stands on, as JSON; `$1` is its table, `$2` its type.
+const LOOK: &str = "
+    WITH RECURSIVE part(oid) AS (
+        SELECT $1::oid
+        UNION ALL
+        SELECT i.inhrelid
+        FROM part t JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+        WHERE NOT i.inhdetachpending
+    ), ours AS (
+        SELECT g.oid, g.tgrelid, g.tgtype, g.tgenabled, g.tgqual
+        FROM pg_trigger g JOIN part p ON p.oid = g.tgrelid
+        WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+          AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+              = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+    ), used AS (
+        SELECT DISTINCT d.refclassid, d.refobjid, d.refobjsubid
+        FROM pg_depend d JOIN ours g ON g.oid = d.objid AND d.classid = 'pg_trigger'::regclass
+    ), code AS (
+        SELECT u.refobjid AS oid FROM used u WHERE u.refclassid = 'pg_proc'::regclass
+        UNION
+        SELECT o.oprcode FROM used u JOIN pg_operator o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_operator'::regclass
+    ), kind(oid) AS (
+        SELECT a.atttypid FROM used u
+        JOIN pg_attribute a ON u.refclassid = 'pg_class'::regclass AND a.attrelid = u.refobjid AND a.attnum = u.refobjsubid
+        UNION
+        SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
+        UNION
+        SELECT f.prorettype FROM code c JOIN pg_proc f ON f.oid = c.oid
+    )
+    SELECT jsonb_build_object(
+        'root', $1,
+        'version', current_setting('server_version_num')::integer / 10000,
+        'tables', (
+            SELECT jsonb_object_agg(c.oid::text, concat_ws(' ', c.relpersistence, c.relkind,
+                (SELECT string_agg(concat_ws(' ', g.tgtype, g.tgenabled, hashtextextended(g.tgqual::text, 0)), ',' ORDER BY g.tgtype)
+                   FROM ours g WHERE g.tgrelid = c.oid),
+                (SELECT string_agg(hashtextextended(d.adbin::text, 0)::text, ',' ORDER BY a.attnum)
+                   FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                  WHERE a.attrelid = c.oid AND a.attgenerated <> '')))
+            FROM pg_class c JOIN part p ON p.oid = c.oid),
+        'functions', (
+            SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
+            FROM code c JOIN pg_proc f ON f.oid = c.oid),
+        'labels', (
+            SELECT coalesce(jsonb_object_agg(e.oid::text, e.enumlabel), '{}')
+            FROM pg_enum e WHERE e.enumtypid IN (
+                SELECT k.oid FROM kind k UNION SELECT y.typbasetype FROM kind k JOIN pg_type y ON y.oid = k.oid)))";
+
+/// Why a track that stood on `$1` may be wrong on `$2`; `$3` are partitions that have just been made, and are
+/// empty. NULL: it is not.
+const JUDGE: &str = "
+    SELECT CASE
+        WHEN o.looked -> 'version' <> n.looked -> 'version' THEN NULL
+        WHEN t.gone IS NOT NULL THEN 'a partition was detached or dropped'
+        WHEN t.came IS NOT NULL THEN format('partition %s was attached', t.came::regclass)
+        WHEN t.differs IS NOT NULL THEN format('the triggers, the persistence or a generated column of %s were changed', t.differs::regclass)
+        WHEN o.looked ->> 'functions' <> n.looked ->> 'functions' THEN 'a function of the definition was changed'
+        WHEN EXISTS (SELECT FROM jsonb_each_text(o.looked -> 'labels') a
+                     LEFT JOIN jsonb_each_text(n.looked -> 'labels') b USING (key)
+                     WHERE a.value IS DISTINCT FROM b.value) THEN 'a label of an enum was renamed'
+    END
+    FROM (SELECT $1::jsonb AS looked) o, (SELECT $2::jsonb AS looked) n,
+    LATERAL (
+        SELECT min(o_key::oid) FILTER (WHERE n_key IS NULL) AS gone,
+               min(n_key::oid) FILTER (WHERE o_key IS NULL AND n_key::oid <> ALL ($3::oid[])) AS came,
+               min(n_key::oid) FILTER (WHERE o_value <> n_value) AS differs
+        FROM (SELECT a.key AS o_key, a.value AS o_value, b.key AS n_key, b.value AS n_value
+              FROM jsonb_each_text(o.looked -> 'tables') a
+              FULL JOIN jsonb_each_text(n.looked -> 'tables') b USING (key)) both_sides
+    ) t";
+
+fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(
+    catalogs: &Catalogs,
+    query: &str,
+    arguments: &[DatumWithOid],
+) -> Option<T> {
+    let rows = catalogs.rows(query, arguments, |row| row.get::<T>(1));
+    rows.into_iter().flatten().next()
+}
+
+/// Notes what a track stands on now.
+pub fn note(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
+    // Which table it is, sessions remember: see `tables::counts_in()`.
+    crate::bounds::types::changed();
+    catalogs.run(
+        &format!("UPDATE ONLY counterx.track SET looked = ({LOOK}) WHERE type = $2"),
+        &[table.into(), type_name.into()],
+    );
+}
+
+/// Has DDL watched where that was switched off: by hand, or by a restore that switches triggers off. What was
+/// missed is seen by what the tracks stand on now.
+pub fn see_to(catalogs: &Catalogs) {
+    if tables::watch_ddl_if_needed(catalogs) {
+        after_ddl(catalogs, &[]);
+    }
+}
+
+/// After a command of DDL. `created` are the tables that it has made.
+pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
+    for track in tables::tracks(catalogs, None, None) {
+        let type_name = track.type_name.as_str();
+        let Some(table) = track.table else {
+            without_triggers(catalogs, type_name);
+            continue;
+        };
+        let looked: Option<String> = one(
+            catalogs,
+            "SELECT t.looked::text FROM ONLY counterx.track t WHERE t.type = $1",
+            &[type_name.into()],
+        );
+        let Some(before) = looked else {
+            // Restored. Its triggers come one by one, after its rows.
+            if tables::trouble(catalogs, table, type_name).is_none() {
+                note(catalogs, table, type_name);
+            }
+            continue;
+        };
+        for &leaf in created {
+            if tables::leaves(catalogs, table).contains(&leaf) {
+                tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
+            }
+        }
+        let now: Option<String> = one(
+            catalogs,
+            &format!("SELECT ({LOOK})::text"),
+            &[table.into(), type_name.into()],
+        );
+        let now = now.unwrap_or_default();
+        let why: Option<String> = one(
+            catalogs,
+            JUDGE,
+            &[
+                before.as_str().into(),
+                now.as_str().into(),
+                created.to_vec().into(),
+            ],
+        );
+        // What is new may be what cannot be counted.
+        let trouble = || {
+            (before != now)
+                .then(|| tables::trouble(catalogs, table, type_name))
+                .flatten()
+        };
+        match why.or_else(trouble) {
+            Some(why) => set_stale(catalogs, type_name, &why, Some(table)),
+            None if before != now => note(catalogs, table, type_name),
+            None => {}
+        }
+    }
+}
+
+/// A track whose triggers are all gone: with the table, or without it; or they were not restored yet.
+fn without_triggers(catalogs: &Catalogs, type_name: &str) {
+    let query = "
+        SELECT CASE
+            WHEN t.looked IS NULL THEN 'restored'
+            WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = (t.looked ->> 'root')::oid) THEN 'stale'
+            ELSE 'gone' END
+        FROM ONLY counterx.track t WHERE t.type = $1 AND t.reason IS DISTINCT FROM 'its triggers were dropped'";
+    match one::<String>(catalogs, query, &[type_name.into()]).as_deref() {
+        Some("stale") => set_stale(catalogs, type_name, "its triggers were dropped", None),
+        Some("gone") => {
+            log(format!(
+                "counterx: the tracked table of type \"{type_name}\" was dropped; its counters stay"
+            ));
+            tables::remove(catalogs, type_name);
+            crate::bounds::types::changed();
+        }
+        _ => {}
+    }
+}
+
+/// A track may be wrong from now on. It is looked at again, and recounted where that helps.
+pub fn set_stale(catalogs: &Catalogs, type_name: &str, why: &str, table: Option<pg_sys::Oid>) {
+    catalogs.run(
+        "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1
+          WHERE type = $1",
+        &[type_name.into(), why.into()],
+    );
+    if let Some(table) = table {
+        note(catalogs, table, type_name);
+    }
+    log(format!(
+        "counterx: the track of type \"{type_name}\" is stale: {why}"
+    ));
+    writing::wake_worker_at_commit();
+}
+
+/// Rows of `counterx.track` have come by SQL: those of a dump, which do not say what they stand on. If the
+/// triggers are there already, rows may have been counted before their counters came.
+pub fn restored(catalogs: &Catalogs) {
+    // SAFETY: what the command has brought shall be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    tables::watch_ddl_if_needed(catalogs);
+    for track in tables::tracks(catalogs, None, None) {
+        if let Some(table) = track.table.filter(|_| !track.is_known) {
+            set_stale(
+                catalogs,
+                &track.type_name,
+                "it was restored beside triggers that were there already",
+                Some(table),
+            );
+        }
+    }
+}

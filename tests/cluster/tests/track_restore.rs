@@ -1,0 +1,157 @@
+//! Dumps of databases with tracked tables, restored in each way: the tracks are exact, or say that they are
+//! not and become so, and DDL is watched.
+
+use anyhow::{Context, Result, ensure};
+use counterx_cluster_tests::{DEADLINE, create_bare_database, no_drift, shared};
+use counterx_harness::{Cluster, poll_until, run};
+use postgres::Client;
+
+fn cluster() -> &'static Cluster {
+    shared(|| Cluster::builder().name("track-restore").start())
+}
+
+const TRACKS: [(&str, &str); 3] = [("task", "tasks"), ("task", "points"), ("note", "notes")];
+
+/// A database with a partitioned table of two tracks, and a plain one; some groups have a sum of zero.
+fn source(db: &str) -> Result<Client> {
+    let mut client = create_bare_database(cluster(), db)?;
+    client.batch_execute(
+        "CREATE TABLE task (id int, project int, status text, points numeric) PARTITION BY RANGE (id);
+         CREATE TABLE task_1 PARTITION OF task FOR VALUES FROM (0) TO (100);
+         CREATE TABLE task_2 PARTITION OF task FOR VALUES FROM (100) TO (300);
+         INSERT INTO task SELECT n, n % 3, CASE n % 2 WHEN 0 THEN 'open' END, n % 5 - 2 FROM generate_series(1, 150) n;
+         CREATE TABLE note (id int PRIMARY KEY, kind text);
+         INSERT INTO note SELECT n, 'k' || n % 4 FROM generate_series(1, 40) n",
+    )?;
+    client.batch_execute(
+        "SELECT counter_track('task', 'tasks', '{project, status}');
+         SELECT counter_track('task', 'points', '{project}', sum => 'points', scale => 1, filter => 'status IS NOT NULL');
+         SELECT counter_track('note', 'notes', '{kind}')",
+    )?;
+    for table in ["task", "note"] {
+        client.execute(
+            "SELECT counter_track_wait($1::text::regclass, '1 min')",
+            &[&table],
+        )?;
+    }
+    client.batch_execute(
+        "DELETE FROM task WHERE id % 7 = 0; INSERT INTO task VALUES (160, 9, 'x', 0.5); SELECT counter_incr('plain', 5)",
+    )?;
+    no_drift(&mut client, &TRACKS)?;
+    Ok(client)
+}
+
+fn file(name: &str) -> Result<String> {
+    let file = cluster().directory().join(name);
+    Ok(file.to_str().context("odd path")?.to_owned())
+}
+
+fn dump(db: &str, arguments: &[&str], name: &str) -> Result<String> {
+    let file = file(name)?;
+    run(cluster()
+        .tool("pg_dump")
+        .args(arguments)
+        .args(["--file", &file, db]))?;
+    Ok(file)
+}
+
+fn empty(db: &str) -> Result<Client> {
+    let mut client = cluster().connect()?;
+    client.batch_execute(&format!("CREATE DATABASE {db}"))?;
+    cluster().connect_db(db)
+}
+
+fn pg_restore(db: &str, arguments: &[&str], file: &str) -> Result<()> {
+    run(cluster()
+        .tool("pg_restore")
+        .args(arguments)
+        .args(["-d", db, file]))?;
+    Ok(())
+}
+
+/// All is exact, goes on so, and DDL is noticed.
+fn is_as_before(client: &mut Client) -> Result<()> {
+    for table in ["task", "note"] {
+        client.execute(
+            "SELECT counter_track_wait($1::text::regclass, '1 min')",
+            &[&table],
+        )?;
+    }
+    no_drift(client, &TRACKS)?;
+    let plain: i64 = client
+        .query_one("SELECT counter_value('plain')", &[])?
+        .get(0);
+    ensure!(plain == 5, "the plain counter is {plain}");
+    client.batch_execute(
+        "INSERT INTO task VALUES (170, 9, 'y', 1); DELETE FROM task WHERE id < 60; DELETE FROM note WHERE id = 7;
+         TRUNCATE task_2; INSERT INTO task VALUES (171, 1, 'z', 1)",
+    )?;
+    no_drift(client, &TRACKS)?;
+    // The worker sees to it where the restore has switched triggers off.
+    poll_until("DDL to be watched", DEADLINE, || {
+        client.batch_execute("INSERT INTO note SELECT max(id) + 1, 'w' FROM note")?;
+        let sql =
+            "SELECT evtenabled = 'A' FROM pg_event_trigger WHERE evtname = 'counterx_tracked_ddl'";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    client.batch_execute("ALTER TABLE note DISABLE TRIGGER counterx_notes_insert")?;
+    let stale: String = client
+        .query_one("SELECT state FROM counter_tracks WHERE type = 'notes'", &[])?
+        .get(0);
+    ensure!(stale == "stale", "the track is {stale}");
+    Ok(())
+}
+
+#[test]
+fn plain_dump_brings_exact_tracks() -> Result<()> {
+    source("of_plain")?;
+    let file = dump("of_plain", &[], "plain.sql")?;
+    let mut client = empty("plain")?;
+    run(cluster()
+        .tool("psql")
+        .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", "plain", "-f", &file]))?;
+    is_as_before(&mut client)
+}
+
+#[test]
+fn custom_dump_brings_exact_tracks_with_several_jobs_and_by_sections() -> Result<()> {
+    source("of_custom")?;
+    let file = dump("of_custom", &["-Fc"], "custom.dump")?;
+    let mut client = empty("jobs")?;
+    pg_restore("jobs", &["-j", "3", "--exit-on-error"], &file)?;
+    is_as_before(&mut client)?;
+    let mut client = empty("sections")?;
+    for section in ["pre-data", "data", "post-data"] {
+        pg_restore(
+            "sections",
+            &["--exit-on-error", "--section", section],
+            &file,
+        )?;
+    }
+    is_as_before(&mut client)
+}
+
+#[test]
+fn data_alone_is_counted_once_in_the_end() -> Result<()> {
+    source("of_data")?;
+    let file = dump("of_data", &["-Fc"], "data.dump")?;
+    let mut client = empty("data")?;
+    pg_restore("data", &["--exit-on-error", "--schema-only"], &file)?;
+    pg_restore("data", &["--exit-on-error", "--data-only"], &file)?;
+    is_as_before(&mut client)?;
+    let mut client = empty("silent")?;
+    pg_restore("silent", &["--exit-on-error", "--schema-only"], &file)?;
+    pg_restore(
+        "silent",
+        &["--exit-on-error", "--data-only", "--disable-triggers"],
+        &file,
+    )?;
+    // Triggers were switched off and on: they fire always again only when somebody has said so.
+    client.batch_execute(
+        "DO $$ DECLARE command text; BEGIN
+            FOR command IN SELECT format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', tgrelid::regclass, tgname)
+                FROM pg_trigger WHERE tgname LIKE 'counterx%' AND tgparentid = 0 LOOP EXECUTE command; END LOOP;
+         END $$",
+    )?;
+    is_as_before(&mut client)
+}
