@@ -129,13 +129,10 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!(
-                    "counter {} is restored as one that is counted",
-                    quoted(name)
-                ),
+                format!("counter {} is not restored as an adjustment", quoted(name)),
             )
             .set_detail("What a restore brings was counted elsewhere, or at another time.")
-            .set_hint("Leave the column \"kind\" out, or 'a'."),
+            .set_hint("Leave the column \"kind\" out: 'a' is its default."),
         )
     }
     let shared = catalog::shared();

@@ -160,7 +160,7 @@ fn late_deltas_have_their_kinds() -> Result<()> {
     let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     let expected = [
         "both 5 1 -",
-        "both -1 0 a",
+        "both -1 1 a",
         "counted 7 1 -",
         "gone -3 -1 a",
         "moved -2 -1 a",

@@ -33,11 +33,11 @@ SELECT counter_set('set', 7), counter_reset('reset'), counter_reset('none'), cou
 :rows ANY ('{set%,reset,drop,rename%,merge,into,none}');
 SELECT name, value FROM counters WHERE name !~ ':' ORDER BY name;
 
--- Both kinds in one transaction are two rows, with one use.
+-- Both kinds in one transaction are two rows.
 BEGIN;
 SELECT counter_incr('both:1', 5), counter_set('both:1', 3), counter_incr('both:1');
 SELECT counter_set('both:2', 10), counter_incr('both:2', 5);
--- To and fro comes to nothing.
+-- To and fro comes to zero.
 SELECT counter_incr('both:3', 5), counter_set('both:3', 9), counter_set('both:3', 5);
 -- A drop forgets what the transaction has counted, and a new counter has no adjustments.
 SELECT counter_incr('both:4', 5), counter_drop('both:4'), counter_incr('both:4', 2);
@@ -96,6 +96,40 @@ SELECT counter_incr('wide', 9223372036854775807);
 SELECT counter_incr('wide', 9223372036854775807);
 SELECT counter_drop('wide');
 SELECT sum(delta) FILTER (WHERE kind IS NULL) AS counted, sum(delta) FILTER (WHERE kind = 'a') AS adjusted FROM log_rows WHERE name = 'wide';
+
+-- Of tracked tables: rows that come and go are counted, by TRUNCATE as well. What was there before, what was
+-- changed while the triggers slept, and what goes when the rows stay, is adjusted.
+CREATE TABLE tasks (id int PRIMARY KEY, grp text);
+INSERT INTO tasks VALUES (1, 'a'), (2, 'a'), (3, 'b');
+SELECT counter_track('tasks', key => '{grp}', type => 'task');
+INSERT INTO tasks VALUES (4, 'a');
+:rows 'task:%';
+SELECT name FROM counter_recount('tasks') ORDER BY name;
+UPDATE tasks SET grp = 'b' WHERE id = 2;
+DELETE FROM tasks WHERE id = 3;
+:rows 'task:%';
+ALTER TABLE tasks DISABLE TRIGGER counterx_task_insert;
+INSERT INTO tasks VALUES (5, 'c');
+ALTER TABLE tasks ENABLE ALWAYS TRIGGER counterx_task_insert;
+SELECT name, rows, recorded_rows FROM counter_recount('tasks');
+:rows 'task:c';
+BEGIN;
+INSERT INTO tasks VALUES (6, 'c');
+TRUNCATE tasks;
+INSERT INTO tasks VALUES (7, 'd');
+COMMIT;
+:rows 'task:%';
+SELECT name, value FROM counters WHERE name LIKE 'task:%';
+-- A drop forgets what was there of rows too.
+BEGIN;
+INSERT INTO tasks VALUES (8, 'd'), (9, 'e');
+SELECT counter_untrack('tasks');
+SELECT counter_value('task:d'), counter_incr('task:d', 5), counter_drop('task:d');
+SELECT counter_incr('task:e', 5);
+COMMIT;
+:rows 'task:%';
+SELECT name, value FROM counters WHERE name LIKE 'task:%';
+DROP TABLE tasks;
 
 -- Totals add up both.
 CREATE TABLE before AS SELECT * FROM counters;
