@@ -145,13 +145,16 @@ fn late_deltas_have_their_kinds() -> Result<()> {
     let mut client = create_database(cluster(), "kinds")?;
     client.batch_execute(
         "ALTER DATABASE kinds SET counterx.compaction = off;
-         SELECT counter_incr('moved', 2), counter_incr('gone', 3);
-         BEGIN;
+         SELECT counter_incr('moved', 2), counter_incr('gone', 3)",
+    )?;
+    client.batch_execute(
+        "BEGIN;
          SELECT counter_incr('both', 5), counter_incr('counted', 7), counter_set('both', 4);
          SELECT counter_set('set', 6), counter_rename('moved', 'new'), counter_drop('gone');
          SAVEPOINT s; SELECT counter_set('counted', 100); ROLLBACK TO s;
-         PREPARE TRANSACTION 'kinds'; COMMIT PREPARED 'kinds'",
+         PREPARE TRANSACTION 'kinds'",
     )?;
+    client.batch_execute("COMMIT PREPARED 'kinds'")?;
     let rows = client.query(
         "SELECT concat_ws(' ', name, delta, coalesce(uses, 1), coalesce(kind, '-')) FROM counterx.late
          ORDER BY name, kind NULLS FIRST",

@@ -545,13 +545,14 @@ fn rows_of_before_an_update_are_increments() -> Result<()> {
          ALTER EXTENSION counterx UPDATE;
          CREATE FUNCTION kinds(names text) RETURNS text LANGUAGE plpgsql AS $$
          DECLARE
-             log text;
+             log regclass;
              found text;
-             kinds text := $q$$q$;
+             kinds text := '';
          BEGIN
-             FOR log IN SELECT relname FROM pg_class WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^(log_._.|late)$' LOOP
-                 EXECUTE format('SELECT string_agg(coalesce(kind, $q$-$q$), $q$$q$) FROM counterx.%I WHERE name ~ $1', log) INTO found USING names;
-                 kinds := kinds || coalesce(found, $q$$q$);
+             FOR log IN SELECT oid FROM pg_class WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^(log_._.|late)$' LOOP
+                 EXECUTE format('SELECT string_agg(coalesce(kind, %L), %L) FROM %s WHERE name ~ $1', '-', '', log)
+                     INTO found USING names;
+                 kinds := kinds || coalesce(found, '');
              END LOOP;
              RETURN kinds;
          END $$",
@@ -567,8 +568,9 @@ fn rows_of_before_an_update_are_increments() -> Result<()> {
     );
     client.batch_execute(
         "SELECT counter_incr('new:1'), counter_set('new:2', 2);
-         BEGIN; SELECT counter_set('new:3', 2); PREPARE TRANSACTION 'kinds'; COMMIT PREPARED 'kinds'",
+         BEGIN; SELECT counter_set('new:3', 2); PREPARE TRANSACTION 'kinds'",
     )?;
+    client.batch_execute("COMMIT PREPARED 'kinds'")?;
     let after: String = client.query_one("SELECT kinds('^new:')", &[])?.get(0);
     ensure!(
         after.len() == 3 && after.matches('a').count() == 2,
