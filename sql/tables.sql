@@ -8,8 +8,8 @@
 -- set and TOAST must not be needed: names are stored in line. STORAGE PLAIN has to be there before
 -- the table is, or it gets a TOAST table all the same.
 --
--- kind: 'a' is an adjustment, by which nothing was counted: set, reset, drop, rename, merge, restore. Null is an
--- increment, and takes no space.
+-- kind: 'a' is an adjustment, by which nothing was counted: set, reset, drop, rename, merge, restore; of tracked
+-- tables, rows that were there before, and what a new count adds. Null is an increment, and takes no space.
 CREATE TABLE counterx.log_form (
     epoch bigint NOT NULL,
     at timestamptz NOT NULL,

@@ -3,8 +3,8 @@
 //! # How it works
 //! The counter's name is locked to the end of the transaction, and *then* its value is read with a
 //! new snapshot: of two such calls the second waits, and sees what the first has done. The
-//! difference goes to the log like any increment, but is marked as an adjustment there. Increments take no such lock; those that commit
-//! meanwhile are not part of what was read, so they stay.
+//! difference goes to the log like any increment, but is marked as an adjustment there. Increments take
+//! no such lock; those that commit meanwhile are not part of what was read, so they stay.
 //!
 //! In a REPEATABLE READ or SERIALIZABLE transaction the value must not have changed since its
 //! snapshot, as the transaction goes on to see that. Else it is 40001, as of an UPDATE of a row.

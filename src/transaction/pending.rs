@@ -121,11 +121,13 @@ pub fn is_empty() -> bool {
 pub fn write(write: impl FnOnce(Vec<Change>)) {
     MAPS.with(|maps| {
         let maps = maps.each_ref().map(RefCell::borrow);
-        let changes = PARTS
-            .into_iter()
-            .zip(&maps)
-            .flat_map(|(part, map)| map.rows().map(move |row| Change { part, row }));
-        write(room::collect(changes));
+        let mut changes = Vec::new();
+        for (part, map) in PARTS.into_iter().zip(&maps) {
+            for row in map.rows() {
+                room::push(&mut changes, Change { part, row });
+            }
+        }
+        write(changes);
     });
 }
 

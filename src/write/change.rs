@@ -1,4 +1,4 @@
-//! From a call to the map of the running transaction: bounds first, then the sum.
+//! From a call to the maps of the running transaction: bounds first, then the sum.
 
 use crate::bounds::escrow;
 use crate::bounds::limits::Shortage;

@@ -1,4 +1,4 @@
-//! From the pending map to the logs.
+//! From the pending maps to the logs.
 //!
 //! Runs in the last moments of a transaction, where no snapshot is set and the memory context is
 //! not ours; rows go straight to the heap and the index, without executor and without waiting.
