@@ -78,7 +78,8 @@ CREATE TABLE counterx.late_form (
     name text COLLATE "C" NOT NULL,
     delta bigint NOT NULL,
     at timestamptz NOT NULL,
-    uses bigint
+    uses bigint,
+    kind "char"
 );
 ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
@@ -86,9 +87,20 @@ INSERT INTO counterx.late (name, delta, at, uses)
     SELECT l.name, l.delta, l.at, l.uses FROM ONLY counterx.late_of_0_1 l;
 DROP TABLE counterx.late_form, counterx.late_of_0_1;
 ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
+ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'a'::pg_catalog."char";
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 REVOKE ALL ON counterx.late FROM PUBLIC;
+
+-- Rows of 0.1.0 do not tell what they are, and are taken for increments.
+DO $$
+BEGIN
+    FOR lane IN 0 .. 7 LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE counterx.log_%s_a ADD COLUMN kind "char"', lane);
+        EXECUTE pg_catalog.format('ALTER TABLE counterx.log_%s_b ADD COLUMN kind "char"', lane);
+    END LOOP;
+END
+$$;
 
 -- Tokens and holds have a TOAST table now, and all three have constraints for what restores bring.
 ALTER TABLE counterx.token
@@ -339,7 +351,7 @@ CREATE FUNCTION counterx.restored() RETURNS trigger
 CREATE PROCEDURE counterx.compact_in_steps()
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'counterx_compact_in_steps';
-CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint) RETURNS SETOF record
+CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint, OUT kind "char") RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_rows';
 
@@ -690,7 +702,7 @@ COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views 
 
 -- What a dump has: see sql/tables.sql.
 UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';
-SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses FROM counterx.dump_rows() d');
+SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');

@@ -7,19 +7,24 @@
 -- The forms of the tables that transactions write to in their last moments, when no snapshot is
 -- set and TOAST must not be needed: names are stored in line. STORAGE PLAIN has to be there before
 -- the table is, or it gets a TOAST table all the same.
+--
+-- kind: 'a' is an adjustment, by which nothing was counted: set, reset, drop, rename, merge, restore; of tracked
+-- tables, rows that were there before, and what a new count adds. Null is an increment, and takes no space.
 CREATE TABLE counterx.log_form (
     epoch bigint NOT NULL,
     at timestamptz NOT NULL,
     delta bigint NOT NULL,
     name text COLLATE "C" NOT NULL,
-    uses bigint
+    uses bigint,
+    kind "char"
 );
 ALTER TABLE counterx.log_form ALTER COLUMN name SET STORAGE PLAIN;
 CREATE TABLE counterx.late_form (
     name text COLLATE "C" NOT NULL,
     delta bigint NOT NULL,
     at timestamptz NOT NULL,
-    uses bigint
+    uses bigint,
+    kind "char"
 );
 ALTER TABLE counterx.late_form ALTER COLUMN name SET STORAGE PLAIN;
 
@@ -74,6 +79,8 @@ COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a 
 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
+-- What comes by SQL is what a restore brings, whether it says so or not.
+ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'a'::pg_catalog."char";
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 
@@ -155,10 +162,10 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA counterx FROM PUBLIC;
 
 -- A dump has the values of the counters, and nothing of how the engine keeps them: what is dumped as the
 -- rows of `late` are those of counterx.dump_rows(). See src/api/restore.rs.
-CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint) RETURNS SETOF record
+CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at timestamptz, OUT uses bigint, OUT kind "char") RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_rows';
-SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses FROM counterx.dump_rows() d');
+SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');

@@ -7,7 +7,7 @@
 //! | 7 | [`api`] | the SQL functions, and the trigger functions |
 //! | 7 | [`process`] | the background processes: worker, launcher, committer, filler, what they share |
 //! | 6 | [`track`] | tracked tables: from rows to the counters of their groups |
-//! | 5 | [`write`](mod@write) | from a call to the log: the map of a transaction, its callbacks, flush, tokens |
+//! | 5 | [`write`](mod@write) | from a call to the log: the maps of a transaction, its callbacks, flush, tokens |
 //! | 5 | [`hits`] | increments that count by themselves: a session's side, and what it shares with the committer |
 //! | 4 | [`fold`] | from the logs to the totals; getting space back |
 //! | 4 | [`query`] | many counters at once, by name and by value; the view `counters` |

@@ -3,8 +3,8 @@
 //! # How it works
 //! The counter's name is locked to the end of the transaction, and *then* its value is read with a
 //! new snapshot: of two such calls the second waits, and sees what the first has done. The
-//! difference goes to the log like any increment. Increments take no such lock; those that commit
-//! meanwhile are not part of what was read, so they stay.
+//! difference goes to the log like any increment, but is marked as an adjustment there. Increments take
+//! no such lock; those that commit meanwhile are not part of what was read, so they stay.
 //!
 //! In a REPEATABLE READ or SERIALIZABLE transaction the value must not have changed since its
 //! snapshot, as the transaction goes on to see that. Else it is 40001, as of an UPDATE of a row.
@@ -96,7 +96,7 @@ impl<'a> Held<'a> {
     fn add(&mut self, change: i128) {
         let own = self.own().unwrap_or_default();
         match (i64::try_from(change), i64::try_from(own.value + change)) {
-            (Ok(delta), Ok(_)) => change::add(self.name, delta),
+            (Ok(delta), Ok(_)) => change::adjust(self.name, delta),
             _ => self.add_in_parts(change),
         }
     }
@@ -110,7 +110,7 @@ impl<'a> Held<'a> {
                 true => -i64::MAX,
                 false => i64::MAX,
             });
-            change::add(self.name, part);
+            change::adjust(self.name, part);
             if self.own().is_none() {
                 // In the last moments of a transaction all is written at once.
                 self.written += Tally::of(part, 1);

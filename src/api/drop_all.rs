@@ -128,7 +128,7 @@ fn drop_one(name: &[u8], mut written: Tally) {
             true => -i64::MAX,
             false => i64::MAX,
         };
-        change::add_reserved(name, part);
+        change::adjust_unchecked(name, part);
         writing::write_early();
         written += Tally::of(part, 1);
     }

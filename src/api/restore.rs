@@ -28,6 +28,7 @@ use crate::pg::varlena::text_bytes;
 use crate::query::listing::{Entry, Listing, Wanted};
 use crate::read::reader;
 use crate::store::catalog;
+use crate::store::columns;
 use crate::transaction::restored;
 use crate::write::writing;
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -67,8 +68,15 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             loop {
                 let part = rest.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
                 rest -= i128::from(part);
-                let mut values = [name, part.into(), now.into(), uses.unwrap_or(0).into()];
-                let mut nulls = [false, false, false, uses.is_none()];
+                let kind = columns::ADJUSTMENT.into();
+                let mut values = [
+                    name,
+                    part.into(),
+                    now.into(),
+                    uses.unwrap_or(0).into(),
+                    kind,
+                ];
+                let mut nulls = [false, false, false, uses.is_none(), false];
                 pg_sys::tuplestore_putvalues(
                     (*result).setResult,
                     (*result).setDesc,
@@ -97,7 +105,7 @@ const MOST_ROWS: i64 = 1 << 50;
 ///
 /// # Errors
 /// Raises 23505 when there is such a counter, 22023 for what is no name and for what no dump has.
-pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
+pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
     if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
         raise(
             report(
@@ -115,6 +123,16 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>) {
             )
             .set_detail("Whether a counter exists is counted by its uses. A dump has those of tracked tables: numbers of rows.")
             .set_hint("Leave the column \"uses\" out, or null."),
+        )
+    }
+    if kind != Some(columns::ADJUSTMENT) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("counter {} is not restored as an adjustment", quoted(name)),
+            )
+            .set_detail("What a restore brings was counted elsewhere, or at another time.")
+            .set_hint("Leave the column \"kind\" out: 'a' is its default."),
         )
     }
     let shared = catalog::shared();

@@ -154,15 +154,15 @@ impl Call {
         }
     }
 
-    /// A bigint column of the row, from 1 on; None when it is null.
-    fn int8(&self, column: usize) -> Option<i64> {
+    /// A bigint or "char" column of the row, from 1 on; None when it is null.
+    fn number<T: FromDatum>(&self, column: usize) -> Option<T> {
         // SAFETY: as above.
         unsafe {
             let mut isnull = false;
             let columns = (*(*self.data).tg_relation).rd_att;
             let row = (*self.data).tg_trigtuple;
             let datum = pg_sys::heap_getattr(row, column as i32, columns, &mut isnull);
-            i64::from_datum(datum, isnull)
+            T::from_datum(datum, isnull)
         }
     }
 }
@@ -257,8 +257,10 @@ pub extern "C-unwind" fn counterx_restored(fcinfo: pg_sys::FunctionCallInfo) -> 
             for name in call.texts(hold::NAME).into_iter().flatten() {
                 api::restore::check_hold(&name);
             }
-        } else if let (Some(name), Some(delta)) = (call.text(late::NAME), call.int8(late::DELTA)) {
-            api::restore::check_row(&name, delta, call.int8(late::USES));
+        } else if let (Some(name), Some(delta)) = (call.text(late::NAME), call.number(late::DELTA))
+        {
+            let (uses, kind) = (call.number(late::USES), call.number(late::KIND));
+            api::restore::check_row(&name, delta, uses, kind);
         }
         return call.row();
     }

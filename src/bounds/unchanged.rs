@@ -2,7 +2,7 @@
 
 use crate::bounds::reservations;
 use crate::bounds::types;
-use counterx_core::pending::PendingMap;
+use crate::transaction::pending::{Change, Source};
 
 /// Checks at the end of a transaction that the types are those by which its counters were changed.
 /// To be called with the gates of all
@@ -11,12 +11,15 @@ use counterx_core::pending::PendingMap;
 /// # Errors
 /// Raises 40001 when a counter that was changed by calls has got other bounds meanwhile, 42501 when it is a
 /// tracked table's now.
-pub fn check_unchanged(calls: &PendingMap) {
+pub fn check_unchanged(changes: &[Change]) {
     if !types::have_changed() {
         return;
     }
     types::read_again();
-    for row in calls.rows() {
+    for Change { part, row } in changes {
+        if part.0 == Source::Rows {
+            continue;
+        }
         let Some(limits) = types::find(row.name) else {
             continue;
         };

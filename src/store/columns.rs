@@ -1,6 +1,9 @@
 //! Column numbers, as of `sql/tables.sql`.
 
-/// `log_*`: epoch, at, delta, name.
+/// What the column `kind` of logs and `late` has for an adjustment. Null is an increment.
+pub const ADJUSTMENT: i8 = b'a' as i8;
+
+/// `log_*`: epoch, at, delta, name, uses, kind.
 pub mod log {
     pub const KEY: [i16; 2] = [1, 4];
     pub const EPOCH: usize = 1;
@@ -28,12 +31,13 @@ pub mod state {
     pub const GEN: usize = 2;
     pub const FOLDED_EPOCH: usize = 3;
 }
-/// `late`: name, delta, at, uses.
+/// `late`: name, delta, at, uses, kind.
 pub mod late {
     pub const KEY: [i16; 1] = [1];
     pub const NAME: usize = 1;
     pub const DELTA: usize = 2;
     pub const USES: usize = 4;
+    pub const KIND: usize = 5;
 }
 /// `token`: token, name, delta, value, at, hold.
 pub mod token {

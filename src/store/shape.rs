@@ -25,7 +25,7 @@ use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report, sqlstate};
 use crate::pg::insert;
 use crate::pg::relation::{ACCESS_SHARE, Relation};
-use pg_sys::{BOOLOID, INT4OID, INT8OID, NUMERICOID, TEXTOID, TIMESTAMPTZOID};
+use pg_sys::{BOOLOID, CHAROID, INT4OID, INT8OID, NUMERICOID, TEXTOID, TIMESTAMPTZOID};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
@@ -59,6 +59,7 @@ const LOG: &[Column] = &[
     column("delta", INT8OID),
     column("name", TEXTOID),
     nullable("uses", INT8OID),
+    nullable("kind", CHAROID),
 ];
 const GATE: &[Column] = &[column("gate", INT8OID), column("truncated", INT8OID)];
 const LATE: &[Column] = &[
@@ -66,6 +67,7 @@ const LATE: &[Column] = &[
     column("delta", INT8OID),
     column("at", TIMESTAMPTZOID),
     nullable("uses", INT8OID),
+    nullable("kind", CHAROID),
 ];
 const TOKEN: &[Column] = &[
     column("token", TEXTOID),
@@ -346,6 +348,7 @@ pub fn index_definition(table: &Relation, key: &[i16]) -> String {
 fn type_name(type_: pg_sys::Oid) -> &'static str {
     match type_ {
         BOOLOID => "boolean",
+        CHAROID => "\"char\"",
         INT4OID => "integer",
         INT8OID => "bigint",
         NUMERICOID => "numeric",

@@ -9,6 +9,7 @@ use crate::pg::snapshot::LatestSnapshot;
 use crate::store::catalog;
 use crate::track::compare::{self, Difference};
 use crate::track::tables::{self, Catalogs, Track};
+use crate::transaction::pending::Kind;
 use crate::write::{change, writing};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::sums::Sums;
@@ -147,13 +148,15 @@ pub fn fill(
     progress.show(rows);
     drop(latest);
     for difference in &differences {
-        add(&difference.name, difference.counted - difference.recorded);
+        let missing = difference.counted - difference.recorded;
+        add(Kind::Adjustment, &difference.name, missing);
     }
     tables::set_exact(catalogs, track, rows);
     Ok(differences)
 }
 
-/// A table, or a partition, is about to be emptied: its rows go. In a transaction that has locked it.
+/// A table, or a partition, is about to be emptied: its rows go, as by a DELETE. In a transaction that has
+/// locked it.
 ///
 /// # Errors
 /// Those of the expressions.
@@ -174,18 +177,18 @@ pub fn subtract_rows(catalogs: &Catalogs, table: &Relation, type_name: &str) {
         return;
     }
     for (name, tally) in counted {
-        add(&name, Tally::default() - tally);
+        add(Kind::Increment, &name, Tally::default() - tally);
     }
 }
 
 /// Adds what may be beyond a bigint, in several deltas then.
-fn add(name: &[u8], tally: Tally) {
+fn add(kind: Kind, name: &[u8], tally: Tally) {
     pgrx::check_for_interrupts!();
     let hash = NameHash::of(name);
     let (mut value, mut rows) = (tally.value, tally.uses);
     loop {
         let delta = i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX });
-        change::add_rows(hash, name, delta, rows);
+        change::add_rows(kind, hash, name, delta, rows);
         value -= i128::from(delta);
         rows = 0;
         if value == 0 {
@@ -196,13 +199,13 @@ fn add(name: &[u8], tally: Tally) {
     }
 }
 
-/// Takes back all that the counters of a track say, for one that is about to be no more. Nobody else changes
-/// them: the table is locked.
+/// Takes back all that the counters of a track say, for one that is about to be no more: its rows stay. Nobody
+/// else changes them: the table is locked.
 pub fn forget(track: &Track) {
     let latest = LatestSnapshot::take();
     let recorded = compare::recorded(track.type_name.as_bytes(), latest.as_ptr());
     drop(latest);
     for (name, tally) in recorded {
-        add(&name, Tally::default() - tally);
+        add(Kind::Adjustment, &name, Tally::default() - tally);
     }
 }

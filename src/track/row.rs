@@ -11,6 +11,7 @@ use crate::pg::key_text::KeyType;
 use crate::pg::memory::MemorySwitch;
 use crate::pg::number;
 use crate::pg::parsed;
+use crate::transaction::pending::Kind;
 use crate::write::change;
 use counterx_core::lane::NameHash;
 use counterx_core::parts::{NameBuilder, TypeName};
@@ -228,7 +229,7 @@ impl Counting {
         } else {
             (-share.value, -1)
         };
-        change::add_rows(hash, share.name, delta, rows);
+        change::add_rows(Kind::Increment, hash, share.name, delta, rows);
     }
 }
 

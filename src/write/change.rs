@@ -1,4 +1,4 @@
-//! From a call to the map of the running transaction: bounds first, then the sum.
+//! From a call to the maps of the running transaction: bounds first, then the sum.
 
 use crate::bounds::escrow;
 use crate::bounds::limits::Shortage;
@@ -8,11 +8,11 @@ use crate::pg::ports;
 use crate::pg::room;
 use crate::settings;
 use crate::store::catalog;
-use crate::transaction::pending::{self, PHASE, Phase, Source};
+use crate::transaction::pending::{self, Kind, PHASE, Phase, Source};
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
-use counterx_core::pending::{PendingMap, Refused};
+use counterx_core::pending::Refused;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
@@ -22,12 +22,24 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
 /// there is no memory for one more.
 pub fn add(name: &[u8], delta: i64) {
+    add_within_bounds(Kind::Increment, name, delta);
+}
+
+/// The same for a change by which nothing is counted.
+///
+/// # Errors
+/// As of [`add`].
+pub fn adjust(name: &[u8], delta: i64) {
+    add_within_bounds(Kind::Adjustment, name, delta);
+}
+
+fn add_within_bounds(kind: Kind, name: &[u8], delta: i64) {
     if let Some(limits) = types::limits_of(name)
         && let Err(shortage) = escrow::request(name, delta, limits)
     {
         raise_shortage(name, delta.into(), limits.bounds, &shortage)
     }
-    add_reserved(name, delta);
+    put(kind, name, delta);
 }
 
 /// Adds to a counter, if its bounds allow it.
@@ -47,8 +59,34 @@ pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
 /// # Errors
 /// As of [`add`], but for the bounds.
 pub fn add_reserved(name: &[u8], delta: i64) {
+    put(Kind::Increment, name, delta);
+}
+
+/// Adjusts a counter, for who has made sure that nobody goes by what it was.
+///
+/// # Errors
+/// As of [`add`], but for the bounds.
+pub fn adjust_unchecked(name: &[u8], delta: i64) {
+    put(Kind::Adjustment, name, delta);
+}
+
+fn put(kind: Kind, name: &[u8], delta: i64) {
     let hash = NameHash::of(name);
-    change(name, |level, pending| pending.add(level, hash, name, delta));
+    change(name, |level| {
+        let add = || {
+            pending::change((Source::Calls, kind), |map| {
+                map.add(level, hash, name, delta)
+            })
+        };
+        match add() {
+            // What is of this kind does not fit, but what there is of both does.
+            Err(Refused::Overflow) if pending::fits(hash, name, delta) => {
+                writing::flush_early(level);
+                add()
+            }
+            added => added,
+        }
+    });
 }
 
 /// Refuses a change that could break a bound.
@@ -125,33 +163,26 @@ pub fn drop_counter(name: &[u8], written: Tally) {
 /// As of [`drop_counter`], but for the bounds.
 pub fn drop_unchecked(name: &[u8], written: Tally) {
     let hash = NameHash::of(name);
-    change(name, |level, pending| {
-        pending.drop_counter(level, hash, name, written)
+    change(name, |level| {
+        pending::drop_counter(level, hash, name, written)
     });
 }
 
-/// Adds to the counter of a group of a tracked table's rows: `rows` more came than went.
+/// Adds to the counter of a group of a tracked table's rows, of which there are `rows` more.
 ///
 /// # Errors
 /// As of [`add`], but for the bounds.
-pub fn add_rows(hash: NameHash, name: &[u8], delta: i64, rows: i64) {
-    change_in(Source::Rows, name, |level, pending| {
-        pending.add_rows(level, hash, name, delta, rows)
+pub fn add_rows(kind: Kind, hash: NameHash, name: &[u8], delta: i64, rows: i64) {
+    change(name, |level| {
+        pending::change((Source::Rows, kind), |map| {
+            map.add_rows(level, hash, name, delta, rows)
+        })
     });
 }
 
-fn change(name: &[u8], how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>) {
-    change_in(Source::Calls, name, how);
-}
-
-fn change_in(
-    source: Source,
-    name: &[u8],
-    how: impl FnOnce(u32, &mut PendingMap) -> Result<(), Refused>,
-) {
+fn change(name: &[u8], how: impl FnOnce(u32) -> Result<(), Refused>) {
     let level = ports::xact_nest_level();
-    let changed = pending::change(source, |pending| how(level, pending));
-    match changed.map(|()| pending::bytes() > settings::pending_work_mem()) {
+    match how(level).map(|()| pending::bytes() > settings::pending_work_mem()) {
         Ok(false) if PHASE.get() == Phase::Running => {}
         Ok(_) => writing::flush_early(level),
         Err(Refused::NoMemory) => room::raise_no_memory(),

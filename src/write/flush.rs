@@ -1,4 +1,4 @@
-//! From the pending map to the logs.
+//! From the pending maps to the logs.
 //!
 //! Runs in the last moments of a transaction, where no snapshot is set and the memory context is
 //! not ours; rows go straight to the heap and the index, without executor and without waiting.
@@ -8,38 +8,38 @@ use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_EXCLUSIVE, Relation};
-use crate::pg::room;
 use crate::pg::varlena::NameText;
 use crate::store::catalog::{self, LaneRels};
+use crate::store::columns;
 use crate::store::gate;
 use crate::store::pending;
 use crate::store::shape;
 use crate::store::state;
 use crate::store::tables;
+use crate::transaction::pending::{Change, Kind};
 use counterx_core::gate::Side;
-use counterx_core::pending::{PendingMap, Row};
+use counterx_core::pending::Row;
 use counterx_core::room::give_spare;
 use pgrx::pg_sys;
 
-/// Writes all that is pending, of calls and of rows, to the active logs of its lanes. The caller clears the
-/// maps.
+/// Writes all that is pending to the active logs of its lanes. The caller clears the maps.
 ///
 /// # Errors
 /// Raises what an insertion can raise, 40001 in a serializable transaction, and an error when
 /// the extension is gone.
-pub fn to_logs(calls: &PendingMap, rows: &PendingMap) {
-    let rows = in_order(calls, rows);
-    let _scope = scope(rows.len());
+pub fn to_logs(changes: Vec<Change>) {
+    let changes = in_order(changes);
+    let _scope = scope(changes.len());
     let anchor = SerializableAnchor::open();
-    for rows in rows.chunk_by(|a, b| a.hash.lane() == b.hash.lane()) {
-        let mut writer = LogWriter::open(rows[0].hash.lane());
-        for row in rows {
-            writer.insert(row);
+    for changes in changes.chunk_by(|a, b| a.row.hash.lane() == b.row.hash.lane()) {
+        let mut writer = LogWriter::open(changes[0].row.hash.lane());
+        for change in changes {
+            writer.insert(change);
         }
         failpoint!("flush.lane_written");
     }
-    unchanged::check_unchanged(calls);
-    anchor.check_writes(&rows);
+    unchanged::check_unchanged(&changes);
+    anchor.check_writes(&changes);
     // SAFETY: the rows shall be visible to later commands of this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
@@ -49,50 +49,52 @@ pub fn to_logs(calls: &PendingMap, rows: &PendingMap) {
 ///
 /// # Errors
 /// As of [`to_logs`].
-pub fn to_late(calls: &PendingMap, rows: &PendingMap) {
-    let rows = in_order(calls, rows);
-    let _scope = scope(rows.len());
+pub fn to_late(changes: Vec<Change>) {
+    let changes = in_order(changes);
+    let _scope = scope(changes.len());
     let anchor = SerializableAnchor::open();
     let mut late = inserter(catalog::shared().late);
     tables::keep_restorers_waiting();
     let now = now();
-    for row in &rows {
-        let name = NameText::new(row.name);
+    for change in &changes {
+        let name = NameText::new(change.row.name);
         let values = [
             Some(name.datum()),
-            Some(row.delta.into()),
+            Some(change.row.delta.into()),
             Some(now),
-            uses(row),
+            uses(&change.row),
+            kind(change),
         ];
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
     }
-    unchanged::check_unchanged(calls);
-    anchor.check_writes(&rows);
+    unchanged::check_unchanged(&changes);
+    anchor.check_writes(&changes);
 }
 
 /// So many take as much as the spare at least.
 const MANY: usize = 4096;
 
 /// Lanes ascending, so that gates are always locked in one order; names ascending, for the index.
-fn in_order<'a>(calls: &'a PendingMap, rows: &'a PendingMap) -> Vec<Row<'a>> {
-    let mut rows: Vec<Row> = room::collect(calls.rows().chain(rows.rows()));
-    if rows.len() > MANY {
+fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
+    if changes.len() > MANY {
         // What the server needs to insert them, it cannot ask for: an error there must find some memory.
         give_spare();
     }
-    rows.sort_unstable_by(|a, b| (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name)));
-    rows
+    changes.sort_unstable_by(|Change { row: a, .. }, Change { row: b, .. }| {
+        (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name))
+    });
+    changes
 }
 
 /// What an insertion leaves allocated is little, and goes with the transaction; many have a context of
 /// their own.
-fn scope(rows: usize) -> (Option<MemoryScope>, MemorySwitch) {
+fn scope(changes: usize) -> (Option<MemoryScope>, MemorySwitch) {
     const FEW: usize = 16;
     // SAFETY: we are inside a transaction, whose context outlives the flush.
     unsafe {
         let switch = MemorySwitch::to(pg_sys::TopTransactionContext);
-        let scope = (rows > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
+        let scope = (changes > FEW).then(|| MemoryScope::enter(pg_sys::TopTransactionContext));
         // Dropped in this order.
         (scope, switch)
     }
@@ -112,6 +114,14 @@ fn now() -> pg_sys::Datum {
 /// The column `uses`: null is one use, what nearly all rows are, and takes no space.
 fn uses(row: &Row) -> Option<pg_sys::Datum> {
     (row.uses != 1).then(|| row.uses.into())
+}
+
+/// The column `kind`: null is an increment, and takes no space.
+fn kind(change: &Change) -> Option<pg_sys::Datum> {
+    match change.part {
+        (_, Kind::Increment) => None,
+        (_, Kind::Adjustment) => Some(columns::ADJUSTMENT.into()),
+    }
 }
 
 /// Makes sure that what is written to a lane is above all that is folded: see `store/gate.rs`. Nobody is waited
@@ -163,7 +173,8 @@ impl LogWriter {
         }
     }
 
-    fn insert(&mut self, row: &Row) {
+    fn insert(&mut self, change: &Change) {
+        let row = &change.row;
         let name = NameText::new(row.name);
         let values = [
             Some(self.epoch.into()),
@@ -171,6 +182,7 @@ impl LogWriter {
             Some(row.delta.into()),
             Some(name.datum()),
             uses(row),
+            kind(change),
         ];
         // SAFETY: the columns of a log, see sql/tables.sql.
         unsafe { self.log.insert(values) };
@@ -189,10 +201,10 @@ impl SerializableAnchor {
     }
 
     /// After the rows were inserted: a reader that locks a counter only now will visit its row.
-    fn check_writes(&self, rows: &[Row]) {
+    fn check_writes(&self, changes: &[Change]) {
         let Some(anchor) = &self.0 else { return };
-        for row in rows {
-            let page = row.hash.anchor_page();
+        for change in changes {
+            let page = change.row.hash.anchor_page();
             // SAFETY: the anchor is open.
             unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
         }

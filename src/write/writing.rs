@@ -38,9 +38,9 @@ pub fn flush(level: u32) {
     if pending::is_empty() {
         return;
     }
-    pending::write(|calls, rows| match PHASE.get() {
-        Phase::Preparing => flush::to_late(calls, rows),
-        Phase::Running | Phase::Committing => flush::to_logs(calls, rows),
+    pending::write(|changes| match PHASE.get() {
+        Phase::Preparing => flush::to_late(changes),
+        Phase::Running | Phase::Committing => flush::to_logs(changes),
     });
     room::granted(pending::clear_written(level));
     request_worker();

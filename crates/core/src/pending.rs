@@ -339,6 +339,10 @@ impl PendingMap {
 
     /// The transaction has ended. Does not allocate; gives back what a large one had taken.
     pub fn reset(&mut self) {
+        if self.entries.is_empty() && self.last_serial == 0 {
+            // As most maps are of most transactions.
+            return;
+        }
         if self.entries.capacity() > KEPT_ENTRIES {
             *self = Self::default();
             return;

@@ -139,6 +139,48 @@ fn late_deltas_are_folded_by_hand_too() -> Result<()> {
     Ok(())
 }
 
+/// What is late tells adjustments from increments as the logs do.
+#[test]
+fn late_deltas_have_their_kinds() -> Result<()> {
+    let mut client = create_database(cluster(), "kinds")?;
+    client.batch_execute(
+        "ALTER DATABASE kinds SET counterx.compaction = off;
+         SELECT counter_incr('moved', 2), counter_incr('gone', 3)",
+    )?;
+    client.batch_execute(
+        "BEGIN;
+         SELECT counter_incr('both', 5), counter_incr('counted', 7), counter_set('both', 4);
+         SELECT counter_set('set', 6), counter_rename('moved', 'new'), counter_drop('gone');
+         SAVEPOINT s; SELECT counter_set('counted', 100); ROLLBACK TO s;
+         PREPARE TRANSACTION 'kinds'",
+    )?;
+    client.batch_execute("COMMIT PREPARED 'kinds'")?;
+    let rows = client.query(
+        "SELECT concat_ws(' ', name, delta, coalesce(uses, 1), coalesce(kind, '-')) FROM counterx.late
+         ORDER BY name, kind NULLS FIRST",
+        &[],
+    )?;
+    let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let expected = [
+        "both 5 1 -",
+        "both -1 1 a",
+        "counted 7 1 -",
+        "gone -3 -1 a",
+        "moved -2 -1 a",
+        "new 2 1 a",
+        "set 6 1 a",
+    ];
+    ensure!(rows == expected, "{rows:?}");
+    let values = "SELECT string_agg(concat_ws('=', name, value), ' ' ORDER BY name) FROM counters";
+    for late_rows in [expected.len() as i64, 0] {
+        let values: String = client.query_one(values, &[])?.get(0);
+        ensure!(values == "both=4 counted=7 new=2 set=6", "{values}");
+        ensure!(late(&mut client)? == late_rows);
+        compact(&mut client)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn rolled_back_prepared_transaction_counts_nothing() -> Result<()> {
     let mut client = create_database(cluster(), "rolledback")?;

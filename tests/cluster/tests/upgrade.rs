@@ -536,6 +536,49 @@ fn an_update_can_be_made_by_a_function_of_the_owner() -> Result<()> {
     Ok(())
 }
 
+/// Rows of 0.1.0 are taken for increments; those that are written from then on tell what they are.
+#[test]
+fn rows_of_before_an_update_are_increments() -> Result<()> {
+    let mut client = of_0_1_0("kinds")?;
+    client.batch_execute(
+        "ALTER DATABASE kinds SET counterx.compaction = off;
+         ALTER EXTENSION counterx UPDATE;
+         CREATE FUNCTION kinds(names text) RETURNS text LANGUAGE plpgsql AS $$
+         DECLARE
+             log regclass;
+             found text;
+             kinds text := '';
+         BEGIN
+             FOR log IN SELECT oid FROM pg_class WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^(log_._.|late)$' LOOP
+                 EXECUTE format('SELECT string_agg(coalesce(kind, %L), %L) FROM %s WHERE name ~ $1', '-', '', log)
+                     INTO found USING names;
+                 kinds := kinds || coalesce(found, '');
+             END LOOP;
+             RETURN kinds;
+         END $$",
+    )?;
+    let mut client = cluster().connect_db("kinds")?;
+    let mut kinds = |names: &str| -> Result<String> {
+        Ok(client.query_one("SELECT kinds($1)", &[&names])?.get(0))
+    };
+    let before = kinds("")?;
+    ensure!(
+        !before.is_empty() && before.bytes().all(|kind| kind == b'-'),
+        "{before}"
+    );
+    client.batch_execute(
+        "SELECT counter_incr('new:1'), counter_set('new:2', 2);
+         BEGIN; SELECT counter_set('new:3', 2); PREPARE TRANSACTION 'kinds'",
+    )?;
+    client.batch_execute("COMMIT PREPARED 'kinds'")?;
+    let after: String = client.query_one("SELECT kinds('^new:')", &[])?.get(0);
+    ensure!(
+        after.len() == 3 && after.matches('a').count() == 2,
+        "{after}"
+    );
+    Ok(())
+}
+
 /// What somebody has put into the schema `counterx` stays his.
 #[test]
 fn an_update_leaves_tables_of_others_alone() -> Result<()> {

@@ -48,7 +48,7 @@ SELECT counter_incr('own', 9223372036854775807);
 SELECT counter_set('own', -1);
 SELECT counter_value('own');
 SAVEPOINT s;
-SELECT counter_incr('own', -9223372036854775807), counter_incr('own', -1);
+SELECT counter_incr('own', -9223372036854775807), counter_incr('own', -9223372036854775807), counter_incr('own', -2);
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK TO s;
 SELECT counter_drop('own');
