@@ -36,9 +36,12 @@ const LOOK: &str = "
         SELECT u.refobjid AS oid FROM used u WHERE u.refclassid = 'pg_proc'::regclass
         UNION
         SELECT o.oprcode FROM used u JOIN pg_operator o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_operator'::regclass
-    ), kind(oid) AS (
-        SELECT a.atttypid FROM used u
+    ), used_column AS (
+        -- Those of the table: what is copied to partitions depends on none, whose columns have the same names.
+        SELECT a.attname, a.atttypid FROM used u
         JOIN pg_attribute a ON u.refclassid = 'pg_class'::regclass AND a.attrelid = u.refobjid AND a.attnum = u.refobjsubid
+    ), kind(oid) AS (
+        SELECT u.atttypid FROM used_column u
         UNION
         SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
         UNION
@@ -53,7 +56,8 @@ const LOOK: &str = "
                    FROM ours g WHERE g.tgrelid = c.oid),
                 (SELECT string_agg(hashtextextended(d.adbin::text, 0)::text, ',' ORDER BY a.attnum)
                    FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-                  WHERE a.attrelid = c.oid AND a.attgenerated <> '')))
+                  WHERE a.attrelid = c.oid AND a.attgenerated <> ''
+                    AND a.attname IN (SELECT u.attname FROM used_column u))))
             FROM pg_class c JOIN part p ON p.oid = c.oid),
         'functions', (
             SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text

@@ -166,3 +166,7 @@ UPDATE "order" SET "select" = "select" + 10 - 3 * ("select" % 2) WHERE "select" 
 DELETE FROM "order" WHERE "group" = 'b' AND "select" = 4;
 SELECT key, value, rows, round(avg, 2) AS avg FROM counter_groups('orders');
 SELECT * FROM counter_drift('"order"');
+-- A generated column that no track uses may come and go.
+ALTER TABLE "order" ADD COLUMN more integer GENERATED ALWAYS AS ("select" + 1) STORED;
+ALTER TABLE "order" DROP COLUMN more;
+SELECT state, reason FROM counter_tracks WHERE type = 'orders';
