@@ -71,7 +71,7 @@ const LOOK: &str = "
 /// empty. NULL: it is not.
 const JUDGE: &str = "
     SELECT CASE
-        WHEN o.looked -> 'version' <> n.looked -> 'version' THEN NULL
+        WHEN o.looked -> 'version' <> n.looked -> 'version' THEN 'the server was upgraded, and what was changed since cannot be told'
         WHEN t.gone IS NOT NULL THEN 'a partition was detached or dropped'
         WHEN t.came IS NOT NULL THEN format('partition %s was attached', t.came::regclass)
         WHEN t.differs IS NOT NULL THEN format('the triggers, the persistence or a generated column of %s were changed', t.differs::regclass)
@@ -115,6 +115,39 @@ pub fn see_to(catalogs: &Catalogs) {
     if tables::watch_ddl_if_needed(catalogs) {
         after_ddl(catalogs, &[]);
     }
+    look_anew_after_upgrade(catalogs);
+}
+
+/// What a track stands on looks otherwise in another version of the server. Until it is looked at there, no
+/// command of DDL has come: that would have made the track stale.
+fn look_anew_after_upgrade(catalogs: &Catalogs) {
+    const OLD: &str = "
+        SELECT t.type FROM ONLY counterx.track t
+        WHERE (t.looked ->> 'version')::integer <> current_setting('server_version_num')::integer / 10000";
+    let old = catalogs.rows(OLD, &[], |row| row.get::<String>(1));
+    for type_name in old.into_iter().flatten() {
+        for track in tables::tracks(catalogs, None, Some(&type_name)) {
+            let Some(table) = track.table else { continue };
+            match tables::trouble(catalogs, table, &type_name) {
+                None => note(catalogs, table, &type_name),
+                Some(why) => set_stale(catalogs, &type_name, &why, Some(table)),
+            }
+        }
+    }
+}
+
+/// What has rows, and was not a part of a table when that was looked at last.
+fn new_leaves(catalogs: &Catalogs, table: pg_sys::Oid, looked: &str) -> Vec<pg_sys::Oid> {
+    let query = format!(
+        "WITH RECURSIVE {}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid
+         WHERE c.relkind <> 'p' AND NOT ($2::jsonb -> 'tables') ? t.oid::text",
+        tables::TREE
+    );
+    let leaves = catalogs.rows(&query, &[table.into(), looked.into()], |row| {
+        row.get::<pg_sys::Oid>(1)
+    });
+    leaves.into_iter().flatten().collect()
 }
 
 /// After a command of DDL. `created` are the tables that it has made.
@@ -137,10 +170,9 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             }
             continue;
         };
-        for &leaf in created {
-            if tables::leaves(catalogs, table).contains(&leaf) {
-                tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
-            }
+        // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.
+        for leaf in new_leaves(catalogs, table, &before) {
+            tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
         }
         let now: Option<String> = one(
             catalogs,
