@@ -85,7 +85,7 @@ RESET ROLE;
 REVOKE USAGE ON SCHEMA counterx FROM regress_counterx_user;
 REVOKE CREATE ON SCHEMA public FROM regress_counterx_user;
 REVOKE CREATE ON DATABASE :"DBNAME" FROM regress_counterx_user;
--- No relation of the extension is open to PUBLIC.
+-- No relation of the extension is open to PUBLIC, and of its functions those alone that the triggers of tracked tables call.
 SELECT c.oid::regclass, c.relacl
 FROM pg_class c
 WHERE c.relnamespace = 'counterx'::regnamespace AND EXISTS (SELECT FROM aclexplode(c.relacl) a WHERE a.grantee = 0);
