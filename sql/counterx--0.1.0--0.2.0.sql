@@ -557,6 +557,7 @@ FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
     counterx.lock_key(text), counterx.dump_rows(), counterx.version()
     FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late, counterx.track TO pg_database_owner;

@@ -119,19 +119,29 @@ pub fn see_to(catalogs: &Catalogs) {
 }
 
 /// What a track stands on looks otherwise in another version of the server. Until it is looked at there, no
-/// command of DDL has come: that would have made the track stale.
+/// command of DDL has come: that would have made the track stale. Nobody is waited for who is changing it now.
 fn look_anew_after_upgrade(catalogs: &Catalogs) {
-    const OLD: &str = "
-        SELECT t.type FROM ONLY counterx.track t
-        WHERE (t.looked ->> 'version')::integer <> current_setting('server_version_num')::integer / 10000";
-    let old = catalogs.rows(OLD, &[], |row| row.get::<String>(1));
+    const IS_OLD: &str = "(t.looked ->> 'version')::integer <> current_setting('server_version_num')::integer / 10000";
+    let old = format!("SELECT t.type FROM ONLY counterx.track t WHERE {IS_OLD}");
+    let old = catalogs.rows(&old, &[], |row| row.get::<String>(1));
     for type_name in old.into_iter().flatten() {
         for track in tables::tracks(catalogs, None, Some(&type_name)) {
             let Some(table) = track.table else { continue };
-            match tables::trouble(catalogs, table, &type_name) {
-                None => note(catalogs, table, &type_name),
-                Some(why) => set_stale(catalogs, &type_name, &why, Some(table)),
+            if track.state == "exact"
+                && let Some(why) = tables::trouble(catalogs, table, &type_name)
+            {
+                set_stale(catalogs, &type_name, &why, Some(table));
+                continue;
             }
+            catalogs.run(
+                &format!(
+                    "UPDATE ONLY counterx.track SET looked = ({LOOK})
+                      WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $2 AND {IS_OLD}
+                                     FOR NO KEY UPDATE SKIP LOCKED)"
+                ),
+                &[table.into(), type_name.as_str().into()],
+            );
+            crate::bounds::types::changed();
         }
     }
 }
