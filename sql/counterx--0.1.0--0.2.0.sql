@@ -527,19 +527,24 @@ COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the 
 
 CREATE VIEW counter_tracks AS
 SELECT t.type, pg_catalog.format('%I.%I', t.table_schema, t.table_name) AS "table", t.key, t.sum, t.scale, t.filter,
-       CASE WHEN h.is_here THEN t.state ELSE 'stale' END AS state, t.since,
-       CASE WHEN h.is_here THEN t.reason ELSE COALESCE(t.reason, 'the table, or its triggers, are not here') END AS reason,
+       CASE WHEN h.are_here AND NOT h.is_detached THEN t.state ELSE 'stale' END AS state, t.since,
+       CASE
+           WHEN h.is_detached THEN COALESCE(t.reason, 'a partition is being detached')
+           WHEN h.are_here THEN t.reason
+           ELSE COALESCE(t.reason, 'the table, or its triggers, are not here')
+       END AS reason,
        COALESCE(p.rows, t.rows_seen) AS rows_seen, CASE WHEN p.rows IS NULL THEN t.waiting_for END AS waiting_for,
        -- It may tell of a row.
        CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE') THEN t.last_error END AS last_error
 FROM ONLY counterx.track t,
 LATERAL (
-    SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_trigger g
-        WHERE g.tgfoid OPERATOR(pg_catalog.=) 'counterx.count_row()'::pg_catalog.regprocedure
-          AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
-              OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
-    ) AS is_here
+    -- DETACH PARTITION CONCURRENTLY commits in the middle: from then on, nobody sees the partition in the table.
+    SELECT pg_catalog.count(g.oid) OPERATOR(pg_catalog.>) 0 AS are_here, pg_catalog.count(i.inhrelid) OPERATOR(pg_catalog.>) 0 AS is_detached
+    FROM pg_catalog.pg_trigger g
+    LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid OPERATOR(pg_catalog.=) g.tgrelid AND i.inhdetachpending
+    WHERE g.tgfoid OPERATOR(pg_catalog.=) 'counterx.count_row()'::pg_catalog.regprocedure
+      AND pg_catalog.substr(g.tgargs, 1, pg_catalog.octet_length(t.type) OPERATOR(pg_catalog.+) 1)
+          OPERATOR(pg_catalog.=) (pg_catalog.convert_to(t.type, 'SQL_ASCII') OPERATOR(pg_catalog.||) '\x00'::bytea)
 ) h,
 LATERAL (SELECT counterx.rows_so_far(t.type)) p(rows);
 COMMENT ON VIEW counter_tracks IS 'tracked tables';

@@ -96,9 +96,17 @@ pub struct Track {
 }
 
 /// The tracks, each with the table on which its triggers are: those that are no partition's copies. A table that
-/// somebody has copied them to is none, as long as that on which they were seen last still has them.
+/// somebody has copied them to is none, as long as that on which they were seen last still has them. No track
+/// is exact while a partition is being detached, as DETACH PARTITION CONCURRENTLY commits in the middle.
 const TRACKS: &str = "
-    SELECT t.type, t.state, t.version, t.looked IS NOT NULL, g.tgrelid
+    SELECT t.type,
+           CASE WHEN EXISTS (
+                SELECT FROM pg_trigger c JOIN pg_inherits i ON i.inhrelid = c.tgrelid AND i.inhdetachpending
+                WHERE c.tgfoid = 'counterx.count_row()'::regprocedure
+                  AND substring(c.tgargs FROM 1 FOR octet_length(convert_to(t.type, 'SQL_ASCII')) + 1)
+                      = convert_to(t.type, 'SQL_ASCII') || '\\x00'::bytea
+           ) THEN 'stale' ELSE t.state END,
+           t.version, t.looked IS NOT NULL, g.tgrelid
     FROM ONLY counterx.track t
     LEFT JOIN LATERAL (
         SELECT g.tgrelid

@@ -36,9 +36,12 @@ const LOOK: &str = "
         SELECT u.refobjid AS oid FROM used u WHERE u.refclassid = 'pg_proc'::regclass
         UNION
         SELECT o.oprcode FROM used u JOIN pg_operator o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_operator'::regclass
-    ), kind(oid) AS (
-        SELECT a.atttypid FROM used u
+    ), used_column AS (
+        -- Those of the table: what is copied to partitions depends on none, whose columns have the same names.
+        SELECT a.attname, a.atttypid FROM used u
         JOIN pg_attribute a ON u.refclassid = 'pg_class'::regclass AND a.attrelid = u.refobjid AND a.attnum = u.refobjsubid
+    ), kind(oid) AS (
+        SELECT u.atttypid FROM used_column u
         UNION
         SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
         UNION
@@ -53,7 +56,8 @@ const LOOK: &str = "
                    FROM ours g WHERE g.tgrelid = c.oid),
                 (SELECT string_agg(hashtextextended(d.adbin::text, 0)::text, ',' ORDER BY a.attnum)
                    FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-                  WHERE a.attrelid = c.oid AND a.attgenerated <> '')))
+                  WHERE a.attrelid = c.oid AND a.attgenerated <> ''
+                    AND a.attname IN (SELECT u.attname FROM used_column u))))
             FROM pg_class c JOIN part p ON p.oid = c.oid),
         'functions', (
             SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
@@ -67,7 +71,7 @@ const LOOK: &str = "
 /// empty. NULL: it is not.
 const JUDGE: &str = "
     SELECT CASE
-        WHEN o.looked -> 'version' <> n.looked -> 'version' THEN NULL
+        WHEN o.looked -> 'version' <> n.looked -> 'version' THEN 'the server was upgraded, and what was changed since cannot be told'
         WHEN t.gone IS NOT NULL THEN 'a partition was detached or dropped'
         WHEN t.came IS NOT NULL THEN format('partition %s was attached', t.came::regclass)
         WHEN t.differs IS NOT NULL THEN format('the triggers, the persistence or a generated column of %s were changed', t.differs::regclass)
@@ -111,6 +115,49 @@ pub fn see_to(catalogs: &Catalogs) {
     if tables::watch_ddl_if_needed(catalogs) {
         after_ddl(catalogs, &[]);
     }
+    look_anew_after_upgrade(catalogs);
+}
+
+/// What a track stands on looks otherwise in another version of the server. Until it is looked at there, no
+/// command of DDL has come: that would have made the track stale. Nobody is waited for who is changing it now.
+fn look_anew_after_upgrade(catalogs: &Catalogs) {
+    const IS_OLD: &str = "(t.looked ->> 'version')::integer <> current_setting('server_version_num')::integer / 10000";
+    let old = format!("SELECT t.type FROM ONLY counterx.track t WHERE {IS_OLD}");
+    let old = catalogs.rows(&old, &[], |row| row.get::<String>(1));
+    for type_name in old.into_iter().flatten() {
+        for track in tables::tracks(catalogs, None, Some(&type_name)) {
+            let Some(table) = track.table else { continue };
+            if track.state == "exact"
+                && let Some(why) = tables::trouble(catalogs, table, &type_name)
+            {
+                set_stale(catalogs, &type_name, &why, Some(table));
+                continue;
+            }
+            catalogs.run(
+                &format!(
+                    "UPDATE ONLY counterx.track SET looked = ({LOOK})
+                      WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $2 AND {IS_OLD}
+                                     FOR NO KEY UPDATE SKIP LOCKED)"
+                ),
+                &[table.into(), type_name.as_str().into()],
+            );
+            crate::bounds::types::changed();
+        }
+    }
+}
+
+/// What has rows, and was not a part of a table when that was looked at last.
+fn new_leaves(catalogs: &Catalogs, table: pg_sys::Oid, looked: &str) -> Vec<pg_sys::Oid> {
+    let query = format!(
+        "WITH RECURSIVE {}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid
+         WHERE c.relkind <> 'p' AND NOT ($2::jsonb -> 'tables') ? t.oid::text",
+        tables::TREE
+    );
+    let leaves = catalogs.rows(&query, &[table.into(), looked.into()], |row| {
+        row.get::<pg_sys::Oid>(1)
+    });
+    leaves.into_iter().flatten().collect()
 }
 
 /// After a command of DDL. `created` are the tables that it has made.
@@ -133,10 +180,9 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             }
             continue;
         };
-        for &leaf in created {
-            if tables::leaves(catalogs, table).contains(&leaf) {
-                tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
-            }
+        // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.
+        for leaf in new_leaves(catalogs, table, &before) {
+            tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
         }
         let now: Option<String> = one(
             catalogs,
