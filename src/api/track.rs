@@ -134,6 +134,7 @@ fn counter_track(
         let table = owned(table);
         lock_against_writers(&table)
     };
+    failpoint!("track.locked");
     let definition = {
         let _owner = ActingAs::owner_of(&table);
         let sum = sum.as_deref().map(|sum| (sum, scale));
@@ -160,8 +161,10 @@ fn counter_track(
     };
     let scale = definition.sum.as_ref().map(|(_, scale)| *scale);
     tables::make_triggers(&catalogs, table, &type_name, &conditions, scale);
+    failpoint!("track.triggers_made");
     tables::add(&catalogs, table, &type_name, &key, &definition);
     watch::note(&catalogs, table, &type_name);
+    failpoint!("track.noted");
     writing::wake_worker_at_commit();
     true
 }
@@ -227,10 +230,13 @@ fn counter_untrack(
     drop(table);
     for track in tracks {
         tables::drop_triggers(&catalogs, &track.type_name);
+        failpoint!("untrack.triggers_dropped");
         if !keep.unwrap_or(false) {
             fill::forget(&track);
         }
+        failpoint!("untrack.forgotten");
         tables::remove(&catalogs, &track.type_name);
+        failpoint!("untrack.removed");
     }
     types::changed();
     true

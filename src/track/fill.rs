@@ -116,21 +116,27 @@ pub fn fill(
 ) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
     wait_for_others(catalogs, table);
+    failpoint!("fill.waited");
     NameLock::take(format!("{type_name}:").as_bytes());
     let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }
+    failpoint!("fill.locked");
     let latest = LatestSnapshot::take();
+    failpoint!("fill.snapshot_taken");
     let missing = || NotNow::Trouble("a trigger is missing".to_owned());
     let (differences, rows) = locked
         .compare(catalogs, type_name, latest.as_ptr(), |_| {})
         .ok_or_else(missing)?;
     drop(latest);
+    failpoint!("fill.counted");
     for difference in &differences {
         add(&difference.name, difference.counted - difference.recorded);
     }
+    failpoint!("fill.added");
     tables::set_exact(catalogs, track, rows);
+    failpoint!("fill.noted");
     Ok(differences)
 }
 
@@ -157,6 +163,7 @@ pub fn subtract_rows(catalogs: &Catalogs, table: &Relation, type_name: &str) {
     for (name, tally) in counted {
         add(&name, Tally::default() - tally);
     }
+    failpoint!("empty.subtracted");
 }
 
 /// Adds what may be beyond a bigint, in several deltas then.
