@@ -133,11 +133,7 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             }
             continue;
         };
-        for &leaf in created {
-            if tables::leaves(catalogs, table).contains(&leaf) {
-                tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
-            }
-        }
+        tables::make_missing_truncate_triggers(catalogs, table, type_name);
         let now: Option<String> = one(
             catalogs,
             &format!("SELECT ({LOOK})::text"),
