@@ -1,6 +1,7 @@
 //! Who changes tracks and tables, at random.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
@@ -129,6 +130,8 @@ impl People {
         let mut connection = Recovering::new(&self.config);
         let mut did = Did::new();
         while !control.is_done() {
+            // Tracks are to be exact for a while in between.
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..100)));
             let acted = connection.client().and_then(|client| act(client, &mut rng));
             match acted {
                 Ok(what) => *did.entry(what).or_default() += 1,
@@ -217,7 +220,7 @@ fn switch(client: &mut Client, rng: &mut StdRng, table: &str, type_name: &str) -
         }
         other => other?,
     }
-    std::thread::sleep(std::time::Duration::from_millis(rng.random_range(0..60)));
+    std::thread::sleep(Duration::from_millis(rng.random_range(0..60)));
     match patiently(client, &enable(table, type_name, event)) {
         Err(error) if sqlstate(&error) == Some(&SqlState::UNDEFINED_OBJECT) => {}
         other => other?,
