@@ -1,5 +1,6 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
+use crate::pg::error::{raise, report};
 use crate::pg::lock::{NameLock, conflicting_xacts};
 use crate::pg::relation::{
     ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
@@ -12,7 +13,7 @@ use crate::write::{change, writing};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// Why a track could not be made exact now.
 pub enum NotNow {
@@ -48,7 +49,7 @@ pub fn wait_for_others(catalogs: &Catalogs, table: pg_sys::Oid) {
 pub struct Locked {
     leaves: Vec<Relation>,
     // Kept open as long as the rows are counted.
-    _parents: Vec<Relation>,
+    parents: Vec<Relation>,
 }
 
 impl Locked {
@@ -69,10 +70,27 @@ impl Locked {
             .into_iter()
             .map(|oid| Relation::open_if_free(oid, ACCESS_SHARE))
             .collect::<Option<Vec<_>>>()?;
-        Some(Self {
-            leaves,
-            _parents: parents,
-        })
+        Some(Self { leaves, parents })
+    }
+
+    /// Rows whose triggers have yet to fire would be counted twice.
+    ///
+    /// # Errors
+    /// Raises 55006 where the running transaction has such rows.
+    fn check_no_pending_triggers(&self) {
+        let mut all = self.parents.iter().chain(&self.leaves);
+        if let Some(table) = all.find(|table| table.has_pending_triggers()) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                    format!(
+                        "cannot count the rows of table {} because it has pending trigger events",
+                        tables::shown(table)
+                    ),
+                )
+                .set_hint("Call counter_recount() in a statement of its own, and after SET CONSTRAINTS ALL IMMEDIATE."),
+            )
+        }
     }
 
     /// Are these all the partitions that there are now? After rows and counters were compared: a partition that
@@ -119,6 +137,7 @@ pub fn fill(
     failpoint!("fill.waited");
     NameLock::take(format!("{type_name}:").as_bytes());
     let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
+    locked.check_no_pending_triggers();
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }

@@ -299,6 +299,7 @@ fn bring_down(cluster: &mut Cluster, connection: &mut Recovering, victim: Victim
         }
         Victim::Server => {
             cluster.kill_postmaster()?;
+            connection.forget();
             cluster.start()
         }
     }
