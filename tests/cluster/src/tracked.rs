@@ -487,6 +487,10 @@ impl TrackedTraffic<'_> {
             self.one(client)?;
             self.look_at_own(client, old)?;
         }
+        if self.how.ddl && self.rng.random_bool(0.4) {
+            // Others are to meet what is not committed.
+            client.batch_execute("SELECT pg_sleep(0.05)")?;
+        }
         self.end(client)
     }
 

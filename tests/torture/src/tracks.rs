@@ -72,8 +72,6 @@ fn start(name: &str) -> Result<Cluster> {
             "track.triggers_made",
             "untrack.forgotten",
             "empty.subtracted",
-            "fill.waited",
-            "fill.locked",
             "fill.snapshot_taken",
             "fill.counted",
             "fill.added",
@@ -81,7 +79,8 @@ fn start(name: &str) -> Result<Cluster> {
             "commit.flushed",
         ]
         .map(|point| format!("{point}=slow"));
-        // Commits are slow for everybody; that is for the filler to meet some that are not done.
+        // Commits are slow for everybody, and what comes before a filler's snapshot is quick: it is to meet some
+        // that are not done.
         cluster.reload(&[("counterx.failpoint", &slow.join(","))])?;
     }
     Ok(cluster)
