@@ -59,6 +59,22 @@
 //! | `hold.inserted` | a hold is made, and the call returns |
 //! | `hold.reserved` | what confirming a hold takes is reserved, and the hold is looked at |
 //! | `hold.deleted` | a hold is removed, and what it held is taken |
+//! | `track.locked` | a table is locked against writers, and its triggers are made |
+//! | `track.triggers_made` | its triggers are made, and its track is written |
+//! | `track.noted` | what the track stands on is noted, and the call returns |
+//! | `untrack.triggers_dropped` | the triggers are dropped, and the counters are taken back |
+//! | `untrack.forgotten` | the counters are taken back, and the track is removed |
+//! | `untrack.removed` | the track is removed, and the next one, or the end of the call |
+//! | `empty.subtracted` | the rows of a table are subtracted, and it is emptied |
+//! | `filler.ready` | a filler has taken the mark, and looks for tracks |
+//! | `filler.looked` | it has found a track, and begins with that |
+//! | `filler.filled` | it has filled one, or could not, and says so |
+//! | `fill.waited` | who may have missed the triggers has ended, and the type is locked |
+//! | `fill.locked` | the table is locked, and the snapshot |
+//! | `fill.snapshot_taken` | the snapshot, and the first row |
+//! | `fill.counted` | rows and counters are compared, and the differences are added |
+//! | `fill.added` | they are added, and the track is noted as exact |
+//! | `fill.noted` | that is noted, and the transaction goes on or commits |
 
 /// A point of the table above.
 macro_rules! failpoint {

@@ -101,6 +101,7 @@ fn counter_track(
     let (sum, filter) = (text(sum), text(filter));
     let scale = u32::try_from(scale.unwrap_or(0)).unwrap_or(u32::MAX);
     let table = locked(table, SHARE_ROW_EXCLUSIVE);
+    failpoint!("track.locked");
     let definition = {
         let _owner = ActingAs::owner_of(&table);
         let sum = sum.as_deref().map(|sum| (sum, scale));
@@ -125,8 +126,10 @@ fn counter_track(
     };
     let scale = definition.sum.as_ref().map(|(_, scale)| *scale);
     tables::make_triggers(&catalogs, table, &type_name, &conditions, scale);
+    failpoint!("track.triggers_made");
     tables::add(&catalogs, table, &type_name, &key, &definition);
     watch::note(&catalogs, table, &type_name);
+    failpoint!("track.noted");
     writing::wake_worker_at_commit();
     true
 }
@@ -188,10 +191,13 @@ fn counter_untrack(
     drop(table);
     for track in tracks {
         tables::drop_triggers(&catalogs, &track.type_name);
+        failpoint!("untrack.triggers_dropped");
         if !keep.unwrap_or(false) {
             fill::forget(&track);
         }
+        failpoint!("untrack.forgotten");
         tables::remove(&catalogs, &track.type_name);
+        failpoint!("untrack.removed");
     }
     types::changed();
     true

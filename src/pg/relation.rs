@@ -134,6 +134,13 @@ impl Relation {
         kind as u8 == pg_sys::RELKIND_RELATION
     }
 
+    /// Are there triggers of this very relation that statements under way have yet to fire, or the end of the
+    /// transaction has?
+    pub fn has_pending_triggers(&self) -> bool {
+        // SAFETY: takes any OID, inside a transaction.
+        unsafe { pg_sys::AfterTriggerPendingOnRel(self.oid()) }
+    }
+
     /// Whose it is.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.

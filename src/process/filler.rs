@@ -40,7 +40,9 @@ pub extern "C-unwind" fn counterx_filler_main(arg: pg_sys::Datum) {
     if !FillerMark::try_set() {
         return;
     }
+    failpoint!("filler.ready");
     for track in tracks(|track| track.state != "exact") {
+        failpoint!("filler.looked");
         pgrx::check_for_interrupts!();
         fill_one(&track);
     }
@@ -125,6 +127,7 @@ fn fill_one(track: &Track) {
         let catalogs = Catalogs::enter();
         fill::fill(&catalogs, track, table).map(|differences| differences.len())
     });
+    failpoint!("filler.filled");
     match result {
         Ok(Ok(differences)) => log(format!(
             "counterx: the track of type \"{type_name}\" is exact; {differences} counters were put right"

@@ -1,5 +1,6 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
+use crate::pg::error::{raise, report};
 use crate::pg::lock::{NameLock, conflicting_xacts};
 use crate::pg::progress::{self, Progress};
 use crate::pg::relation::{
@@ -14,7 +15,7 @@ use crate::write::{change, writing};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// Why a track could not be made exact now.
 pub enum NotNow {
@@ -50,7 +51,7 @@ pub fn wait_for_others(catalogs: &Catalogs, table: pg_sys::Oid) {
 pub struct Locked {
     leaves: Vec<Relation>,
     // Kept open as long as the rows are counted.
-    _parents: Vec<Relation>,
+    parents: Vec<Relation>,
 }
 
 impl Locked {
@@ -71,10 +72,27 @@ impl Locked {
             .into_iter()
             .map(|oid| Relation::open_if_free(oid, ACCESS_SHARE))
             .collect::<Option<Vec<_>>>()?;
-        Some(Self {
-            leaves,
-            _parents: parents,
-        })
+        Some(Self { leaves, parents })
+    }
+
+    /// Rows whose triggers have yet to fire would be counted twice.
+    ///
+    /// # Errors
+    /// Raises 55006 where the running transaction has such rows.
+    fn check_no_pending_triggers(&self) {
+        let mut all = self.parents.iter().chain(&self.leaves);
+        if let Some(table) = all.find(|table| table.has_pending_triggers()) {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                    format!(
+                        "cannot count the rows of table {} because it has pending trigger events",
+                        tables::shown(table)
+                    ),
+                )
+                .set_hint("Call counter_recount() in a statement of its own, and after SET CONSTRAINTS ALL IMMEDIATE."),
+            )
+        }
     }
 
     /// What has the rows.
@@ -132,13 +150,17 @@ pub fn fill(
 ) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
     wait_for_others(catalogs, table);
+    failpoint!("fill.waited");
     NameLock::take(format!("{type_name}:").as_bytes());
     let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
+    locked.check_no_pending_triggers();
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));
     }
+    failpoint!("fill.locked");
     let progress = Progress::begin(mark_of(type_name.as_bytes()));
     let latest = LatestSnapshot::take();
+    failpoint!("fill.snapshot_taken");
     let missing = || NotNow::Trouble("a trigger is missing".to_owned());
     let (differences, rows) = locked
         .compare(catalogs, type_name, latest.as_ptr(), |rows| {
@@ -147,11 +169,14 @@ pub fn fill(
         .ok_or_else(missing)?;
     progress.show(rows);
     drop(latest);
+    failpoint!("fill.counted");
     for difference in &differences {
         let missing = difference.counted - difference.recorded;
         add(Kind::Adjustment, &difference.name, missing);
     }
+    failpoint!("fill.added");
     tables::set_exact(catalogs, track, rows);
+    failpoint!("fill.noted");
     Ok(differences)
 }
 
@@ -179,6 +204,7 @@ pub fn subtract_rows(catalogs: &Catalogs, table: &Relation, type_name: &str) {
     for (name, tally) in counted {
         add(Kind::Increment, &name, Tally::default() - tally);
     }
+    failpoint!("empty.subtracted");
 }
 
 /// Adds what may be beyond a bigint, in several deltas then.

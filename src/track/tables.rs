@@ -624,18 +624,22 @@ pub fn remove(catalogs: &Catalogs, type_name: &str) {
     watch_ddl_if_needed(catalogs);
 }
 
-/// The same where there is none yet.
-pub fn make_truncate_trigger_if_missing(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
-    let query = "
-        SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind <> 'r')
-            OR EXISTS (SELECT FROM pg_trigger g
-            WHERE g.tgrelid = $1 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
+/// The same for partitions that have come since the track was looked at, made or attached, and have none yet.
+pub fn make_missing_truncate_triggers(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid
+         WHERE c.relkind = 'r'
+           AND NOT EXISTS (SELECT FROM ONLY counterx.track k WHERE k.type = $2 AND k.looked -> 'tables' ? c.oid::text)
+           AND NOT EXISTS (SELECT FROM pg_trigger g
+            WHERE g.tgrelid = c.oid AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
               AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)";
-    let there = catalogs.rows(query, &[leaf.into(), type_name.into()], |row| {
-        row.get::<bool>(1)
+                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)"
+    );
+    let leaves = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
+        row.get::<pg_sys::Oid>(1)
     });
-    if there.first() == Some(&Some(false)) {
+    for leaf in leaves.into_iter().flatten() {
         make_truncate_trigger(catalogs, leaf, type_name);
     }
 }

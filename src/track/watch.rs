@@ -146,20 +146,6 @@ fn look_anew_after_upgrade(catalogs: &Catalogs) {
     }
 }
 
-/// What has rows, and was not a part of a table when that was looked at last.
-fn new_leaves(catalogs: &Catalogs, table: pg_sys::Oid, looked: &str) -> Vec<pg_sys::Oid> {
-    let query = format!(
-        "WITH RECURSIVE {}
-         SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid
-         WHERE c.relkind <> 'p' AND NOT ($2::jsonb -> 'tables') ? t.oid::text",
-        tables::TREE
-    );
-    let leaves = catalogs.rows(&query, &[table.into(), looked.into()], |row| {
-        row.get::<pg_sys::Oid>(1)
-    });
-    leaves.into_iter().flatten().collect()
-}
-
 /// After a command of DDL. `created` are the tables that it has made.
 pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
     for track in tables::tracks(catalogs, None, None) {
@@ -181,9 +167,7 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             continue;
         };
         // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.
-        for leaf in new_leaves(catalogs, table, &before) {
-            tables::make_truncate_trigger_if_missing(catalogs, leaf, type_name);
-        }
+        tables::make_missing_truncate_triggers(catalogs, table, type_name);
         let now: Option<String> = one(
             catalogs,
             &format!("SELECT ({LOOK})::text"),

@@ -55,6 +55,11 @@ impl Control {
         self.finished.load(Ordering::Relaxed) >= self.total || self.aborted.load(Ordering::Relaxed)
     }
 
+    /// How many transactions clients have ended.
+    pub fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Relaxed)
+    }
+
     /// Waits until this share of the load is done.
     ///
     /// # Errors

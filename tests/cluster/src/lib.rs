@@ -54,8 +54,8 @@ pub use folding::{
 pub use hits::{Book, Told, Way, hit_while, wait_for_hits};
 pub use kill::{committing, kill_and_recover, victim};
 pub use load::{
-    Load, Maintenance, Outcome, Watched, resolve_prepared, resolve_prepared_where, seed, together,
-    under_watch,
+    Load, Maintenance, Outcome, Watched, resolve_orphans, resolve_prepared, resolve_prepared_where,
+    seed, together, under_watch,
 };
 pub use logs::{bad_lines, nothing_crashed, nothing_crashed_by_itself};
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
@@ -63,6 +63,6 @@ pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};
 pub use tracked::{
-    TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, no_drift, patiently, rows_agree, track,
-    track_all, tracked_under_watch,
+    LEVELS, TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, is_no_look, look_at_exact,
+    no_drift, patiently, rows_agree, track, track_all, tracked_under_watch, tracks_have_triggers,
 };

@@ -247,6 +247,17 @@ pub fn resolve_prepared_where(client: &mut Client, condition: &str) -> Result<()
     Ok(())
 }
 
+/// Ends what was prepared before a crash: its clients have lost sight of it, and while it is there no
+/// log can be truncated. The checkpointer starts anew before anybody can connect again.
+///
+/// # Errors
+/// Those of the server.
+pub fn resolve_orphans(client: &mut Client) -> Result<()> {
+    let before = "prepared < (SELECT backend_start FROM pg_stat_activity
+                                  WHERE backend_type = 'checkpointer')";
+    resolve_prepared_where(client, before)
+}
+
 fn run_client(config: &Config, load: &Load, number: u64, control: &Control) -> Result<Outcome> {
     let mut traffic = Traffic {
         rng: StdRng::seed_from_u64(load.seed.wrapping_mul(1_000).wrapping_add(number)),

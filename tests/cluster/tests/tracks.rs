@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, Load, Recovering, TRACKED_TABLES, TRACKS, TrackedLoad, catch_up, committing,
-    create_bare_database, folding_hard, footprint, is_in_the_way, kill_and_recover, no_drift,
-    nothing_crashed, nothing_crashed_by_itself, patiently, rows_agree, settle, shared, track,
-    track_all, tracked_under_watch, undisturbed,
+    create_bare_database, folding_hard, footprint, is_in_the_way, is_no_look, kill_and_recover,
+    no_drift, nothing_crashed, nothing_crashed_by_itself, patiently, rows_agree, settle, shared,
+    track, track_all, tracked_under_watch, undisturbed,
 };
 use counterx_harness::{Cluster, ClusterBuilder, poll_until};
 use postgres::error::SqlState;
@@ -21,12 +21,6 @@ fn cluster() -> &'static Cluster {
 /// Transactions at random come into each other's way a lot.
 fn builder(name: &str) -> ClusterBuilder {
     folding_hard(name).conf("deadlock_timeout", "50ms")
-}
-
-fn is_one_in_the_way(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref().is_some_and(is_in_the_way))
 }
 
 fn all_tracks() -> Vec<(&'static str, &'static str)> {
@@ -293,6 +287,7 @@ fn tracks_come_and_go(db: &str, truncates: bool) -> Result<()> {
     let how = TrackedLoad {
         truncates,
         untracks: true,
+        ..TrackedLoad::default()
     };
     let mut rounds = 0;
     tracked_under_watch(&cluster().config(db), &load, how, |control| {
@@ -402,7 +397,7 @@ fn subscriber_counts_what_it_applies() -> Result<()> {
             match rows_agree(&mut client) {
                 Ok(_) => looks += 1,
                 // The load empties tables there, too.
-                Err(error) if is_one_in_the_way(&error) => {}
+                Err(error) if is_no_look(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -415,7 +410,7 @@ fn subscriber_counts_what_it_applies() -> Result<()> {
     poll_until("the rows to arrive", DEADLINE, || {
         // A TRUNCATE that comes and a reader may have been each other's deadlock: the worker tries again.
         if let Err(error) = rows_agree(&mut here) {
-            ensure!(is_one_in_the_way(&error), error);
+            ensure!(is_no_look(&error), error);
             return Ok(false);
         }
         let counted: Option<Vec<String>> = here.query_one(counters, &[])?.get(0);

@@ -244,6 +244,19 @@ ALTER TABLE event ATTACH PARTITION event_3 FOR VALUES FROM ('2026-03-01') TO ('2
 SELECT state('events');
 SELECT * FROM counter_recount('event');
 SELECT * FROM counter_groups('events');
+-- One that has been a table of its own, and has partitions itself.
+CREATE TABLE event_4 (id int, day date, kind text) PARTITION BY RANGE (id);
+CREATE TABLE event_4_low PARTITION OF event_4 FOR VALUES FROM (MINVALUE) TO (0);
+CREATE TABLE event_4_high PARTITION OF event_4 FOR VALUES FROM (0) TO (MAXVALUE);
+INSERT INTO event_4 VALUES (-1, '2026-04-05', 'low'), (1, '2026-04-05', 'high');
+ALTER TABLE event ATTACH PARTITION event_4 FOR VALUES FROM ('2026-04-01') TO ('2026-05-01');
+SELECT state('events');
+SELECT * FROM counter_recount('event');
+TRUNCATE event_4_low;
+SELECT * FROM counter_groups('events');
+SELECT * FROM counter_drift('event');
+DROP TABLE event_4;
+SELECT * FROM counter_recount('event');
 DROP TABLE event_3;
 SELECT state('events');
 SELECT * FROM counter_recount('event');

@@ -220,3 +220,23 @@ TRUNCATE whole_3;
 SELECT * FROM counter_drift('whole');
 TRUNCATE whole;
 SELECT name, value FROM counters WHERE name ~ 'whole' ORDER BY name;
+
+-- Not in the midst of a statement: rows that have yet to be counted would be counted twice.
+CREATE FUNCTION recounted(n int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM counter_recount('tracked');
+    RETURN n;
+END $$;
+INSERT INTO tracked SELECT recounted(n), 'midst' FROM generate_series(101, 103) n;
+SELECT recounted(1);
+SELECT * FROM counter_drift('tracked');
+BEGIN;
+INSERT INTO tracked VALUES (104, 'own');
+SELECT * FROM counter_recount('tracked');
+SAVEPOINT a;
+DELETE FROM tracked WHERE id = 104;
+SELECT * FROM counter_recount('tracked');
+ROLLBACK TO a;
+COMMIT;
+SELECT * FROM counter_drift('tracked');
+DROP FUNCTION recounted(int);

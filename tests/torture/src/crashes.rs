@@ -18,6 +18,7 @@ mod hits;
 mod kills;
 mod points;
 mod rig;
+mod tracks;
 
 use anyhow::Result;
 
@@ -39,6 +40,9 @@ pub(crate) fn run(options: &Options, report: &mut PartReport) -> Result<()> {
         });
         report.step("crash, error and pause at points of hits", |report| {
             hits::run(&mut rig, options, report)
+        });
+        report.step("crash, error and pause at points of tracks", |report| {
+            tracks::run(&mut rig, options, report)
         });
         if options.short {
             report.skipped(

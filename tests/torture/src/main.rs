@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`histories`] | random sessions through the whole API, beside maintenance of all kinds |
 //! | [`orders`] | random serializable transactions, each round of which must have an order |
+//! | [`tracks`] | tracked tables against their rows, beside DDL, kills and tracks that come and go |
 //! | [`crashes`] | `kill -9` of every process, full disks, a crash between any two steps of a fold |
 //! | [`replication`] | standbys, promotion, base backups, recovery to a point in time, publications |
 //! | [`snapshots`] | old snapshots and long writers, while folds go on by the hundred thousand |
@@ -34,6 +35,7 @@ mod moves;
 mod orders;
 mod replication;
 mod snapshots;
+mod tracks;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -65,6 +67,7 @@ fn run(options: &Options) -> Result<bool> {
         let result = match part {
             Part::Histories => histories::run(options, &mut about),
             Part::Orders => orders::run(options, &mut about),
+            Part::Tracks => tracks::run(options, &mut about),
             Part::Crashes => crashes::run(options, &mut about),
             Part::Replication => replication::run(options, &mut about),
             Part::Snapshots => snapshots::run(options, &mut about),

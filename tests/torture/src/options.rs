@@ -78,6 +78,7 @@ impl Options {
 pub(crate) enum Part {
     Histories,
     Orders,
+    Tracks,
     Crashes,
     Replication,
     Snapshots,
@@ -92,6 +93,7 @@ impl Part {
         match self {
             Self::Histories => "histories",
             Self::Orders => "orders",
+            Self::Tracks => "tracks",
             Self::Crashes => "crashes",
             Self::Replication => "replication",
             Self::Snapshots => "snapshots",
@@ -106,6 +108,7 @@ impl Part {
         match self {
             Self::Histories => "randomised histories against an oracle",
             Self::Orders => "random transactions that must have an order",
+            Self::Tracks => "tracked tables that everything happens to",
             Self::Crashes => "crashes and full disks",
             Self::Replication => "standbys, backups and publications",
             Self::Snapshots => "old snapshots and long transactions",
@@ -133,7 +136,7 @@ mod tests {
     fn parts_come_once_and_in_order() {
         let options = Options::parse_from(["torture", "--parts", "load,crashes,load"]);
         assert_eq!(options.parts(), [Part::Crashes, Part::Load]);
-        assert_eq!(Options::parse_from(["torture"]).parts().len(), 9);
+        assert_eq!(Options::parse_from(["torture"]).parts().len(), 10);
         assert!(Options::try_parse_from(["torture", "--parts", "peace"]).is_err());
     }
 

@@ -413,7 +413,7 @@ pub(super) fn arm(cluster: &mut Cluster, points: &[(&str, Action)]) -> Result<()
 }
 
 /// Removes what was to happen once, should it not have happened.
-fn disarm(cluster: &Cluster) -> Result<()> {
+pub(super) fn disarm(cluster: &Cluster) -> Result<()> {
     for entry in fs::read_dir(cluster.data_dir())? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy());
@@ -622,6 +622,7 @@ mod tests {
             .map(|(point, _)| *point)
             .chain(WORKER)
             .chain(super::super::hits::POINTS)
+            .chain(super::super::tracks::points())
             .chain([ENDING])
             .map(str::to_owned)
             .collect();

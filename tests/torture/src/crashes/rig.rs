@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, Load, Recovering, check, create_database, folding_hard, is_lost,
-    names_in_lanes, prepare_bounded, resolve_prepared_where, under_watch,
+    names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -329,14 +329,6 @@ impl Ledger {
         );
         Ok(())
     }
-}
-
-/// Ends what was prepared before a crash: its clients have lost sight of it, and while it is there no
-/// log can be truncated. The checkpointer starts anew before anybody can connect again.
-fn resolve_orphans(client: &mut Client) -> Result<()> {
-    let before = "prepared < (SELECT backend_start FROM pg_stat_activity
-                                  WHERE backend_type = 'checkpointer')";
-    resolve_prepared_where(client, before)
 }
 
 /// What is written now to these counters gets folded; one lane may be left out.
