@@ -275,7 +275,7 @@ impl Sum {
                 ),
             )
             .set_detail(why)
-            .set_hint("SELECT * FROM counter_tracks shows what is added up."),
+            .set_hint("SELECT * FROM counter_tracks shows what is added up. A track cannot change its scale: counter_untrack() ends it, and counter_track() begins another."),
         )
     })
     }
