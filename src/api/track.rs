@@ -8,7 +8,8 @@ use crate::pg::lock;
 use crate::pg::number::numeric;
 use crate::pg::ports;
 use crate::pg::relation::{
-    ACCESS_EXCLUSIVE, LockMode, ROW_EXCLUSIVE, Relation, SHARE_ROW_EXCLUSIVE,
+    ACCESS_EXCLUSIVE, EXCLUSIVE, LockMode, ROW_EXCLUSIVE, Relation, SHARE_ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
 };
 use crate::pg::snapshot::{self, CurrentSnapshot, LatestSnapshot};
 use crate::pg::user::ActingAs;
@@ -380,7 +381,9 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
     let table = args::required("table", table);
     // SAFETY: reads the clock.
     let until = timeout.map(|timeout| timeout.after(ports::now()));
-    check_writes_nothing_to(table);
+    if !tables::are_any_ours(&Catalogs::enter()) {
+        check_writes_nothing_to(table);
+    }
     loop {
         let unfinished = {
             let _latest = LatestSnapshot::take();
@@ -421,7 +424,16 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
     }
 }
 
-/// Whoever counts the rows waits for all who write to the table.
+/// The locks of those who write to a table, or may.
+const WRITERS: [LockMode; 5] = [
+    ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
+    SHARE_ROW_EXCLUSIVE,
+    EXCLUSIVE,
+    ACCESS_EXCLUSIVE,
+];
+
+/// Whoever counts the rows waits for all who write to the table, or have it locked against that.
 ///
 /// # Errors
 /// Raises 25001 when the running transaction does.
@@ -434,7 +446,7 @@ fn check_writes_nothing_to(table: pg_sys::Oid) {
     };
     if all
         .into_iter()
-        .any(|table| lock::is_locked(table, ROW_EXCLUSIVE))
+        .any(|table| WRITERS.iter().any(|&mode| lock::is_locked(table, mode)))
     {
         raise(
             report(

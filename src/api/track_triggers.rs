@@ -5,8 +5,10 @@ use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::key_text::KeyType;
+use crate::pg::lock;
 use crate::pg::memory::kept_in_call;
-use crate::pg::relation::Relation;
+use crate::pg::ports;
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::varlena::text_datum;
 use crate::store::catalog;
 use crate::store::ours;
@@ -32,6 +34,19 @@ struct Known {
     counting: Counting,
     /// Is there such a track? A table that was restored into another database has the triggers alone.
     is_tracked: bool,
+    /// The subtransaction that has the table locked for what is counted.
+    locked_in: pg_sys::SubTransactionId,
+}
+
+/// What the server has locked for a query belongs to that: when a cursor fails in a subtransaction, its locks go
+/// with it, also those under which it has changed rows before that stay changed. Whoever empties the table, or
+/// counts its rows, would not wait for such a transaction.
+fn keep_locked(known: &mut Known, table: pg_sys::Oid) {
+    let here = ports::subtransaction();
+    if known.locked_in != here {
+        lock::keep_locked(table, ROW_EXCLUSIVE);
+        known.locked_in = here;
+    }
 }
 
 /// After each change of a row that may change what its group comes to.
@@ -52,9 +67,12 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
             Known {
                 counting,
                 is_tracked,
+                // None: their numbers begin with 1.
+                locked_in: 0,
             }
         });
         if known.is_tracked {
+            keep_locked(known, call.relation());
             let [old, new] = call.slots();
             if let Some(old) = old {
                 known.counting.count(old, false);

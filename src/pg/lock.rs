@@ -43,6 +43,13 @@ pub fn is_locked(relation: pg_sys::Oid, mode: LockMode) -> bool {
     compat::holds_lock(&relation_tag(relation), mode)
 }
 
+/// The running (sub)transaction keeps a lock that somebody in it has on a relation, to its end.
+pub fn keep_locked(relation: pg_sys::Oid, mode: LockMode) {
+    let _owner = XactOwned::enter();
+    // SAFETY: takes any OID; it is locked, so nobody is waited for.
+    unsafe { pg_sys::LockRelationOid(relation, mode) };
+}
+
 /// All transactions that hold a lock on the relation that conflicts with `mode`. The lock itself
 /// is not taken, and nobody is driven off the fast path.
 pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXact> {

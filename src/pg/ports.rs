@@ -40,6 +40,7 @@ unsafe extern "C-unwind" {
 
     fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
     fn GetCurrentTransactionNestLevel() -> core::ffi::c_int;
+    fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
     fn IsInParallelMode() -> bool;
     fn RecoveryInProgress() -> bool;
 }
@@ -71,6 +72,12 @@ pub fn xact_nest_level() -> u32 {
     // SAFETY: reads a static of xact.c; it cannot raise an error.
     let level = unsafe { GetCurrentTransactionNestLevel() };
     level.unsigned_abs()
+}
+
+/// The subtransaction that runs.
+pub fn subtransaction() -> pg_sys::SubTransactionId {
+    // SAFETY: reads a static of xact.c; it cannot raise an error.
+    unsafe { GetCurrentSubTransactionId() }
 }
 
 /// The command that runs, which writes from now on.

@@ -117,6 +117,9 @@ pub fn add_up(
             if rows.is_multiple_of(1024) {
                 pgrx::check_for_interrupts!();
                 seen(rows);
+            }
+            // Parts of keys may be of a megabyte each.
+            if rows.is_multiple_of(16) {
                 arena.reset();
             }
             let _switch = MemorySwitch::to(arena.as_ptr());

@@ -186,7 +186,12 @@ fn has_one_image(attribute: &pg_sys::FormData_pg_attribute) -> bool {
         let collation = attribute.attcollation;
         let deterministic =
             collation == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(collation);
-        (type_oid, pg_sys::type_is_enum(type_oid), deterministic)
+        // A domain over an enum has no operators in all versions.
+        (
+            type_oid,
+            pg_sys::type_is_enum(attribute.atttypid),
+            deterministic,
+        )
     };
     let plain = [
         pg_sys::BOOLOID,

@@ -95,7 +95,13 @@ pub unsafe fn leading_column(trigger: &pg_sys::Trigger) -> Option<i16> {
     unsafe {
         let mut node = *definition(trigger)?.parts.first()?;
         if (*node).type_ == pg_sys::NodeTag::T_RelabelType {
-            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+            // A varchar is the text that it says; other types may have other texts.
+            let relabelled = &*node.cast::<pg_sys::RelabelType>();
+            let from = pg_sys::getBaseType(pg_sys::exprType(relabelled.arg.cast()));
+            if relabelled.resulttype != pg_sys::TEXTOID || from != pg_sys::VARCHAROID {
+                return None;
+            }
+            node = relabelled.arg.cast();
         }
         ((*node).type_ == pg_sys::NodeTag::T_Var).then(|| (*node.cast::<pg_sys::Var>()).varattno)
     }

@@ -4,6 +4,7 @@ use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::guc_scope::GucScope;
+use crate::pg::ports;
 use crate::pg::query::{self, ResultRow};
 use crate::pg::relation::{ACCESS_EXCLUSIVE, ACCESS_SHARE, LockMode, Relation};
 use crate::pg::user::ActingAs;
@@ -48,12 +49,15 @@ impl Catalogs {
         }
     }
 
-    /// Runs a command.
+    /// Runs a command. Returns how many rows it has changed, as far as the transaction's snapshot has them.
     ///
     /// # Errors
     /// Those of the command.
-    pub fn run(&self, command: &str, arguments: &[DatumWithOid]) {
-        Spi::run_with_args(command, arguments).unwrap_or_else(|error| internal(&error));
+    pub fn run(&self, command: &str, arguments: &[DatumWithOid]) -> usize {
+        Spi::connect_mut(|client| {
+            let done = client.update(command, None, arguments);
+            done.unwrap_or_else(|error| internal(&error)).len()
+        })
     }
 
     /// The rows of a query, as `read` takes them: as they are now, whatever snapshot the transaction is bound to.
@@ -409,6 +413,8 @@ pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Opti
             (SELECT format('there are triggers of this type on %s as well', g.tgrelid::regclass)
                FROM ours g
               WHERE g.tgparentid = 0 AND g.tgfoid = 'counterx.count_row()'::regprocedure AND g.tgrelid <> $1
+                -- Others cannot keep a track from being counted: what they copy counts nothing.
+                AND (SELECT c.relowner FROM pg_class c WHERE c.oid = g.tgrelid) = (SELECT c.relowner FROM pg_class c WHERE c.oid = $1)
               LIMIT 1),
             (SELECT CASE WHEN g.tgrelid IS NULL
                 THEN format('a trigger on %s is missing', w.oid::regclass)
@@ -444,18 +450,33 @@ pub fn check_is_owner(table: &Relation) {
     }
 }
 
-/// A track has become exact, unless somebody has said since it was looked at that it is not.
+/// A track has become exact, unless somebody has said since it was looked at that it is not. Nobody is waited for
+/// who is just changing it: that would be under locks on the table that he may be waiting for.
+///
+/// Nor is it exact when this very transaction has made it stale: before that is committed, others count by what
+/// was before. The filler finds out after it.
 pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
+    if track.state == "stale" && is_ours(catalogs, &track.type_name) {
+        return;
+    }
     catalogs.run(
         "UPDATE ONLY counterx.track SET state = 'exact', since = clock_timestamp(), reason = NULL,
             waiting_for = NULL, last_error = NULL, rows_seen = $3
-          WHERE type = $1 AND version = $2",
+          WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $1 AND t.version = $2
+                         FOR NO KEY UPDATE SKIP LOCKED)",
         &[
             track.type_name.as_str().into(),
             track.version.into(),
             i64::try_from(rows).unwrap_or(i64::MAX).into(),
         ],
     );
+}
+
+/// Was a track changed by the running transaction, or a subtransaction of it?
+fn is_ours(catalogs: &Catalogs, type_name: &str) -> bool {
+    let query = "SELECT t.xmin FROM ONLY counterx.track t WHERE t.type = $1";
+    let xids = catalogs.rows(query, &[type_name.into()], |row| row.get(1));
+    xids.into_iter().flatten().any(ports::is_own_xid)
 }
 
 /// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`.
@@ -646,9 +667,9 @@ pub fn make_missing_truncate_triggers(catalogs: &Catalogs, table: pg_sys::Oid, t
 
 /// Does the running transaction have changes of tracks that nobody else sees yet?
 pub fn are_any_ours(catalogs: &Catalogs) -> bool {
-    let query = "SELECT EXISTS (SELECT FROM ONLY counterx.track t WHERE t.xmin = pg_current_xact_id_if_assigned()::xid)";
-    let found = catalogs.rows(query, &[], |row| row.get::<bool>(1));
-    found.first() == Some(&Some(true))
+    let query = "SELECT t.xmin FROM ONLY counterx.track t";
+    let xids = catalogs.rows(query, &[], |row| row.get(1));
+    xids.into_iter().flatten().any(ports::is_own_xid)
 }
 
 /// The digits after the point of a track's sum; `Some(None)` where rows are counted; None: there is no such

@@ -8,11 +8,12 @@
 //! What a restore brings is of another database. It is looked at for the first time when all triggers are
 //! there.
 
-use crate::pg::error::log;
+use crate::pg::error::{log, raise, report};
+use crate::pg::ports;
 use crate::track::tables::{self, Catalogs};
 use crate::write::writing;
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// What a track stands on, as JSON; `$1` is its table, `$2` its type.
 const LOOK: &str = "
@@ -41,17 +42,24 @@ const LOOK: &str = "
         SELECT a.attname, a.atttypid FROM used u
         JOIN pg_attribute a ON u.refclassid = 'pg_class'::regclass AND a.attrelid = u.refobjid AND a.attnum = u.refobjsubid
     ), kind(oid) AS (
-        SELECT u.atttypid FROM used_column u
+        SELECT n.oid FROM (
+            SELECT u.atttypid AS oid FROM used_column u
+            UNION
+            SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
+            UNION
+            SELECT f.prorettype FROM code c JOIN pg_proc f ON f.oid = c.oid
+        ) n
         UNION
-        SELECT u.refobjid FROM used u WHERE u.refclassid = 'pg_type'::regclass
-        UNION
-        SELECT f.prorettype FROM code c JOIN pg_proc f ON f.oid = c.oid
+        -- Domains over others, and elements of arrays.
+        SELECT v.oid FROM kind k JOIN pg_type y ON y.oid = k.oid, LATERAL (VALUES (y.typbasetype), (y.typelem)) v(oid)
+        WHERE v.oid <> 0
     )
     SELECT jsonb_build_object(
         'root', $1,
         'version', current_setting('server_version_num')::integer / 10000,
         'tables', (
             SELECT jsonb_object_agg(c.oid::text, concat_ws(' ', c.relpersistence, c.relkind,
+                (SELECT count(*) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid AND NOT k.relispartition WHERE i.inhparent = c.oid),
                 (SELECT string_agg(concat_ws(' ', g.tgtype, g.tgenabled, hashtextextended(g.tgqual::text, 0)), ',' ORDER BY g.tgtype)
                    FROM ours g WHERE g.tgrelid = c.oid),
                 (SELECT string_agg(hashtextextended(d.adbin::text, 0)::text, ',' ORDER BY a.attnum)
@@ -60,12 +68,11 @@ const LOOK: &str = "
                     AND a.attname IN (SELECT u.attname FROM used_column u))))
             FROM pg_class c JOIN part p ON p.oid = c.oid),
         'functions', (
-            SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prosrc, f.probin, f.provolatile, f.proconfig::text, f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
+            SELECT hashtextextended(string_agg(concat_ws(' ', f.oid, f.prolang, f.proisstrict, f.provolatile, f.prosrc, f.probin, coalesce(f.proconfig::text, '-'), coalesce(f.proargdefaults::text, '-'), f.prosqlbody::text), ',' ORDER BY f.oid), 0)::text
             FROM code c JOIN pg_proc f ON f.oid = c.oid),
         'labels', (
             SELECT coalesce(jsonb_object_agg(e.oid::text, e.enumlabel), '{}')
-            FROM pg_enum e WHERE e.enumtypid IN (
-                SELECT k.oid FROM kind k UNION SELECT y.typbasetype FROM kind k JOIN pg_type y ON y.oid = k.oid)))";
+            FROM pg_enum e WHERE e.enumtypid IN (SELECT k.oid FROM kind k)))";
 
 /// Why a track that stood on `$1` may be wrong on `$2`; `$3` are partitions that have just been made, and are
 /// empty. NULL: it is not.
@@ -103,10 +110,29 @@ fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(
 pub fn note(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
     // Which table it is, sessions remember: see `tables::counts_in()`.
     crate::bounds::types::changed();
-    catalogs.run(
+    let noted = catalogs.run(
         &format!("UPDATE ONLY counterx.track SET looked = ({LOOK}) WHERE type = $2"),
         &[table.into(), type_name.into()],
     );
+    check_is_seen(noted, type_name);
+}
+
+/// A track that is younger than the transaction's snapshot cannot be changed by it.
+///
+/// # Errors
+/// Raises 40001.
+fn check_is_seen(changed: usize, type_name: &str) {
+    if changed == 0 && ports::isolation_uses_xact_snapshot() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                format!(
+                    "could not serialize access due to a concurrent change of the track of type \"{type_name}\""
+                ),
+            )
+            .set_hint("Retry the transaction."),
+        )
+    }
 }
 
 /// Has DDL watched where that was switched off: by hand, or by a restore that switches triggers off. What was
@@ -116,6 +142,18 @@ pub fn see_to(catalogs: &Catalogs) {
         after_ddl(catalogs, &[]);
     }
     look_anew_after_upgrade(catalogs);
+    look_at_restored(catalogs);
+}
+
+/// What was restored by several sessions may have got its last triggers in two that did not see each other.
+fn look_at_restored(catalogs: &Catalogs) {
+    for track in tables::tracks(catalogs, None, None) {
+        if let Some(table) = track.table.filter(|_| !track.is_known)
+            && tables::trouble(catalogs, table, &track.type_name).is_none()
+        {
+            note(catalogs, table, &track.type_name);
+        }
+    }
 }
 
 /// What a track stands on looks otherwise in another version of the server. Until it is looked at there, no
@@ -220,11 +258,12 @@ fn without_triggers(catalogs: &Catalogs, type_name: &str) {
 
 /// A track may be wrong from now on. It is looked at again, and recounted where that helps.
 pub fn set_stale(catalogs: &Catalogs, type_name: &str, why: &str, table: Option<pg_sys::Oid>) {
-    catalogs.run(
+    let changed = catalogs.run(
         "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1
           WHERE type = $1",
         &[type_name.into(), why.into()],
     );
+    check_is_seen(changed, type_name);
     if let Some(table) = table {
         note(catalogs, table, type_name);
     }
