@@ -147,6 +147,10 @@ pub fn see_to(catalogs: &Catalogs) {
 
 /// What was restored by several sessions may have got its last triggers in two that did not see each other.
 fn look_at_restored(catalogs: &Catalogs) {
+    let any = "SELECT EXISTS (SELECT FROM ONLY counterx.track t WHERE t.looked IS NULL)";
+    if one(catalogs, any, &[]) != Some(true) {
+        return;
+    }
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known)
             && tables::trouble(catalogs, table, &track.type_name).is_none()
