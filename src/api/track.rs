@@ -381,7 +381,7 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
     let table = args::required("table", table);
     // SAFETY: reads the clock.
     let until = timeout.map(|timeout| timeout.after(ports::now()));
-    if !tables::are_any_ours(&Catalogs::enter()) {
+    if !tables::is_ours(&Catalogs::enter(), None) {
         check_writes_nothing_to(table);
     }
     loop {
@@ -401,7 +401,7 @@ fn counter_track_wait(table: Option<pg_sys::Oid>, timeout: Option<args::Interval
             tracks
                 .iter()
                 .any(|track| track.state != "exact")
-                .then(|| tables::are_any_ours(&catalogs))
+                .then(|| tables::is_ours(&catalogs, None))
         };
         match unfinished {
             None => return true,

@@ -36,8 +36,7 @@ pub struct Checked {
     pub wrong: Option<String>,
 }
 
-/// Compares up to so many groups of a track, at random ones, by one snapshot. In a READ COMMITTED transaction that
-/// has no snapshot yet.
+/// Compares up to so many groups of a track, at random ones, by one snapshot. In a READ COMMITTED transaction.
 ///
 /// # Errors
 /// Those of the expressions.
@@ -69,7 +68,7 @@ pub fn some_groups(
         name: tables::full_name(catalogs, table),
     };
     let latest = LatestSnapshot::take();
-    for name in look.some_names(groups) {
+    for name in look.some_names(groups, latest.as_ptr()) {
         pgrx::check_for_interrupts!();
         let Some(counted) = look.count(&name) else {
             continue;
@@ -114,7 +113,7 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// That of a row at random, and those of counters that follow it.
-    fn some_names(&self, groups: usize) -> Vec<Vec<u8>> {
+    fn some_names(&self, groups: usize, snapshot: pg_sys::Snapshot) -> Vec<Vec<u8>> {
         let mut names = BTreeSet::new();
         let blocks: f64 = self
             .leaves
@@ -133,10 +132,9 @@ impl Look<'_> {
         if let Some(first) = names.first() {
             range.at_least(first);
         }
-        let latest = LatestSnapshot::take();
-        // SAFETY: it is active.
+        // SAFETY: it is the caller's, and active.
         let _all = unsafe {
-            totals::visit(&range, Order::ByName, latest.as_ptr(), |name, _| {
+            totals::visit(&range, Order::ByName, snapshot, |name, _| {
                 names.insert(name.to_vec());
                 if names.len() < groups {
                     ControlFlow::Continue(())
@@ -184,7 +182,7 @@ impl Look<'_> {
         arguments: &[DatumWithOid],
         mut take: impl FnMut(&[u8], i64),
     ) -> usize {
-        // Whatever the table's statistics say, and whoever has indexes with functions of his own.
+        // There is an index, whatever the table's statistics say.
         let _index = GucScope::enter(&[(c"enable_seqscan", c"off")]);
         let mut found = Vec::new();
         {

@@ -456,7 +456,7 @@ pub fn check_is_owner(table: &Relation) {
 /// Nor is it exact when this very transaction has made it stale: before that is committed, others count by what
 /// was before. The filler finds out after it.
 pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
-    if track.state == "stale" && is_ours(catalogs, &track.type_name) {
+    if track.state == "stale" && is_ours(catalogs, Some(&track.type_name)) {
         return;
     }
     catalogs.run(
@@ -470,13 +470,6 @@ pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
             i64::try_from(rows).unwrap_or(i64::MAX).into(),
         ],
     );
-}
-
-/// Was a track changed by the running transaction, or a subtransaction of it?
-fn is_ours(catalogs: &Catalogs, type_name: &str) -> bool {
-    let query = "SELECT t.xmin FROM ONLY counterx.track t WHERE t.type = $1";
-    let xids = catalogs.rows(query, &[type_name.into()], |row| row.get(1));
-    xids.into_iter().flatten().any(ports::is_own_xid)
 }
 
 /// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`.
@@ -665,10 +658,10 @@ pub fn make_missing_truncate_triggers(catalogs: &Catalogs, table: pg_sys::Oid, t
     }
 }
 
-/// Does the running transaction have changes of tracks that nobody else sees yet?
-pub fn are_any_ours(catalogs: &Catalogs) -> bool {
-    let query = "SELECT t.xmin FROM ONLY counterx.track t";
-    let xids = catalogs.rows(query, &[], |row| row.get(1));
+/// Has the running transaction, or a subtransaction of it, changed this track, or any, which nobody else sees yet?
+pub fn is_ours(catalogs: &Catalogs, type_name: Option<&str>) -> bool {
+    let query = "SELECT t.xmin FROM ONLY counterx.track t WHERE $1 IS NULL OR t.type = $1";
+    let xids = catalogs.rows(query, &[type_name.into()], |row| row.get(1));
     xids.into_iter().flatten().any(ports::is_own_xid)
 }
 

@@ -65,6 +65,18 @@ fn builder(name: &str, major: u32) -> Result<ClusterBuilder> {
     Ok(builder.bin_dir(&bin_dir(major)?))
 }
 
+/// Has the worker of a database pause. Returns a session that knows of it.
+fn without_worker(cluster: &Cluster, mut client: Client, db: &str) -> Result<Client> {
+    client.batch_execute(&format!(
+        "ALTER DATABASE {db} SET counterx.compaction = off"
+    ))?;
+    poll_until("the worker to pause", DEADLINE, || {
+        let sql = "SELECT state IN ('paused', 'stopped') FROM counterx.workers";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    cluster.connect_db(db)
+}
+
 /// A database that has counted in all ways, with deltas that wait to be folded, in logs and late ones,
 /// with types, holds and tokens, and nobody who folds.
 fn backlog(cluster: &Cluster, db: &str) -> Result<Client> {
@@ -78,14 +90,7 @@ fn backlog(cluster: &Cluster, db: &str) -> Result<Client> {
     };
     mixed_under_watch(&cluster.config(db), traffic, |_| Ok(()))?;
     settle(&mut client)?;
-    client.batch_execute(&format!(
-        "ALTER DATABASE {db} SET counterx.compaction = off"
-    ))?;
-    poll_until("the worker to pause", DEADLINE, || {
-        let sql = "SELECT state IN ('paused', 'stopped') FROM counterx.workers";
-        Ok(client.query_one(sql, &[])?.get(0))
-    })?;
-    let mut client = cluster.connect_db(db)?;
+    let mut client = without_worker(cluster, client, db)?;
     client.batch_execute(
         "SELECT bump('counter:' || n % 40, n) FROM generate_series(1, 200) n;
          SELECT hold('stock:a', 1, '1 day') FROM counter_available('stock:a') a WHERE a.available > 0;
@@ -236,14 +241,7 @@ fn tracked(cluster: &Cluster, db: &str) -> Result<Client> {
         let exact: bool = client.query_one(wait, &[&table])?.get(0);
         ensure!(exact, "{table} has not become exact");
     }
-    client.batch_execute(&format!(
-        "ALTER DATABASE {db} SET counterx.compaction = off"
-    ))?;
-    poll_until("the worker to pause", DEADLINE, || {
-        let sql = "SELECT state IN ('paused', 'stopped') FROM counterx.workers";
-        Ok(client.query_one(sql, &[])?.get(0))
-    })?;
-    let mut client = cluster.connect_db(db)?;
+    let mut client = without_worker(cluster, client, db)?;
     client.batch_execute(
         "UPDATE task SET status = 'moved', points = points + 0.25 WHERE id % 7 = 0;
          DELETE FROM event WHERE id % 5 = 0;
