@@ -14,7 +14,9 @@ use rand::{RngExt, SeedableRng};
 
 use crate::check::{Recovering, is_lost, sqlstate, watch_by};
 use crate::control::Control;
-use crate::load::{End, Load, Outcome, Watched, one_by_one, resolve_prepared, together};
+use crate::load::{
+    End, Load, Outcome, Watched, one_by_one, resolve_prepared, resolve_prepared_where, together,
+};
 use crate::server::DEADLINE;
 
 /// The tables: plain ones with foreign keys between them, and a partitioned one, of which one partition has
@@ -428,15 +430,22 @@ fn run_client(
         gid: String::new(),
     };
     let mut connection = Recovering::new(config);
+    let mut has_lost_sight = false;
     one_by_one(load, number, control, |transaction| {
-        traffic.gid = format!("tracked-{}-{number}-{transaction}", load.seed);
-        let result = connection
-            .client()
-            .and_then(|client| traffic.transaction(client));
+        let result = connection.client().and_then(|client| {
+            if has_lost_sight {
+                // What is in doubt keeps its rows locked: this client and others would wait for it for good.
+                resolve_prepared_where(client, &format!("gid = '{}'", traffic.gid))?;
+                has_lost_sight = false;
+            }
+            traffic.gid = format!("tracked-{}-{number}-{transaction}", load.seed);
+            traffic.transaction(client)
+        });
         match result {
             Ok(()) => Ok(End::Done),
             Err(error) if load.survives && is_lost(&error) => {
                 connection.forget();
+                has_lost_sight = true;
                 Ok(End::Unknown)
             }
             Err(error) if is_expected(&error) => {
