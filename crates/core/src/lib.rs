@@ -3,12 +3,13 @@
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), how they are made of parts ([`parts`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), what an installation lacks
-//! ([`installation`]), and what to do where there is no memory for any of it ([`room`]).
+//! ([`installation`]), what was counted when ([`history`]), and what to do where there is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
 pub mod escrow;
 pub mod gate;
+pub mod history;
 pub mod hits;
 pub mod installation;
 pub mod lane;
