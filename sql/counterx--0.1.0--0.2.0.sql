@@ -87,7 +87,7 @@ INSERT INTO counterx.late (name, delta, at, uses)
     SELECT l.name, l.delta, l.at, l.uses FROM ONLY counterx.late_of_0_1 l;
 DROP TABLE counterx.late_form, counterx.late_of_0_1;
 ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
-ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'a'::pg_catalog."char";
+ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'r'::pg_catalog."char";
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 REVOKE ALL ON counterx.late FROM PUBLIC;
@@ -480,7 +480,7 @@ BEGIN
           )
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track', 'counterx.history', 'counterx.bucket_restored']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s

@@ -8,8 +8,10 @@
 -- set and TOAST must not be needed: names are stored in line. STORAGE PLAIN has to be there before
 -- the table is, or it gets a TOAST table all the same.
 --
--- kind: 'a' is an adjustment, by which nothing was counted: set, reset, drop, rename, merge, restore; of tracked
--- tables, rows that were there before, and what a new count adds. Null is an increment, and takes no space.
+-- kind: null is an increment, and takes no space. 'a' is an adjustment, by which nothing was counted: set, reset,
+-- drop, rename, merge; of tracked tables, rows that were there before, and what a new count adds. 'e' and 'f' are the
+-- same two, written before the end of a subtransaction: what has written the row is not the transaction's id. 'p' is
+-- an adjustment that takes the counter's history with it. 'r' is what a restore brings, in `late` alone.
 CREATE TABLE counterx.log_form (
     epoch bigint NOT NULL,
     at timestamptz NOT NULL,
@@ -73,6 +75,7 @@ CREATE TABLE counterx.state (
     last_fold_us bigint,
     last_error text,
     last_error_at timestamptz,
+    sealed_until timestamptz,
     PRIMARY KEY (lane, gen)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a lane, the one of the highest gen';
@@ -80,7 +83,7 @@ COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a 
 CREATE TABLE counterx.late (LIKE counterx.late_form INCLUDING STORAGE) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 ALTER TABLE counterx.late ADD CONSTRAINT late_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255);
 -- What comes by SQL is what a restore brings, whether it says so or not.
-ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'a'::pg_catalog."char";
+ALTER TABLE counterx.late ALTER COLUMN kind SET DEFAULT 'r'::pg_catalog."char";
 CREATE INDEX late_name ON counterx.late (name);
 COMMENT ON TABLE counterx.late IS 'deltas that belong to no epoch: of prepared transactions, and of restores; normally empty';
 

@@ -55,6 +55,11 @@ extension_sql_file!(
     name = "tables",
     requires = ["counters"]
 );
+extension_sql_file!(
+    "../sql/history.sql",
+    name = "history",
+    requires = ["tables"]
+);
 extension_sql_file!("../sql/views.sql", name = "views", finalize);
 
 /// Runs when a process loads the library; the postmaster's children inherit what it did there.

@@ -68,7 +68,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             loop {
                 let part = rest.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
                 rest -= i128::from(part);
-                let kind = columns::ADJUSTMENT.into();
+                let kind = columns::kind::RESTORED.into();
                 let mut values = [
                     name,
                     part.into(),
@@ -125,14 +125,17 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
             .set_hint("Leave the column \"uses\" out, or null."),
         )
     }
-    if kind != Some(columns::ADJUSTMENT) {
+    if kind != Some(columns::kind::RESTORED) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("counter {} is not restored as an adjustment", quoted(name)),
+                format!(
+                    "counter {} does not come as what was restored",
+                    quoted(name)
+                ),
             )
             .set_detail("What a restore brings was counted elsewhere, or at another time.")
-            .set_hint("Leave the column \"kind\" out: 'a' is its default."),
+            .set_hint("Leave the column \"kind\" out: 'r' is its default."),
         )
     }
     let shared = catalog::shared();

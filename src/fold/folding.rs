@@ -72,7 +72,11 @@ pub fn check_tables() -> Result<(), Refusal> {
 pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
     let started = ports::now();
     let shared = catalog::shared();
-    let (folded, origin) = state::folded_and_origin(lane, &shared);
+    let state::State {
+        folded_epoch: folded,
+        origin,
+        ..
+    } = state::current(lane, &shared);
     failpoint!("fold.settled");
     // After all writers of these epochs have ended.
     let latest = LatestSnapshot::take();

@@ -31,6 +31,7 @@ pub mod snapshot;
 pub mod spot;
 pub mod standby;
 pub mod subtransaction;
+pub mod time;
 pub mod turns;
 pub mod user;
 pub mod varlena;

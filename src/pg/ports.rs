@@ -51,6 +51,15 @@ pub fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// A transaction's number with the one that says how often these have come round: that of one that began no more than
+/// two billion transactions ago.
+pub fn full_xid(xid: pg_sys::TransactionId) -> i64 {
+    // SAFETY: reads a variable of shared memory.
+    let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
+    let age = (next as u32).wrapping_sub(xid.into_inner());
+    next.wrapping_sub(age.into()).cast_signed()
+}
+
 /// Random bits, not for secrets.
 pub fn random() -> u64 {
     // SAFETY: the generator is the process's own, and seeded when it starts.

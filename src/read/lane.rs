@@ -77,6 +77,8 @@ pub struct LaneReader {
     rels: LaneRels,
     gate: Relation,
     folded: i64,
+    /// The time through which it is sealed.
+    pub sealed: Option<i64>,
     bound: Gate,
 }
 
@@ -96,13 +98,14 @@ pub fn open_lanes(
                 bound: gate::read_gate(&gate),
                 gate,
                 folded: 0,
+                sealed: None,
             }
         })
         .collect();
     // SAFETY: the caller's snapshot outlives this call.
     let mut states = unsafe { LaneStates::open(shared, snapshot) };
     for lane in &mut lanes {
-        lane.folded = states.folded(lane.lane);
+        (lane.folded, lane.sealed) = states.folded_and_sealed(lane.lane);
     }
     lanes
 }

@@ -51,6 +51,8 @@ pub struct SharedRels {
     pub hold: pg_sys::Oid,
     /// The ids of holds, a sequence.
     pub hold_id: pg_sys::Oid,
+    /// Which types have a history.
+    pub history: pg_sys::Oid,
 }
 
 thread_local! {
@@ -159,6 +161,7 @@ fn find_shared() -> Result<SharedRels, Unusable> {
         types: find("type")?,
         hold: find("hold")?,
         hold_id: find("hold_id")?,
+        history: find("history")?,
     })
 }
 
@@ -213,6 +216,14 @@ fn undisturbed<T>(look_up: impl Fn() -> Result<T, Unusable>) -> Result<T, Unusab
 /// Is there a relation of this name in the schema `counterx`?
 pub fn has_relation(name: &str) -> bool {
     relation(shared().schema, name).is_some()
+}
+
+/// A relation of ours that is not wanted often enough to be remembered.
+///
+/// # Errors
+/// As of [`shared`], and when it is missing.
+pub fn relation_of(name: &str) -> pg_sys::Oid {
+    relation(shared().schema, name).unwrap_or_else(|| Unusable::Missing(name.to_owned()).raise())
 }
 
 fn relation(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid> {
@@ -291,6 +302,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
             rels.types,
             rels.hold,
             rels.hold_id,
+            rels.history,
         ];
         all || ours.contains(&oid)
     });

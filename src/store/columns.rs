@@ -1,15 +1,29 @@
 //! Column numbers, as of `sql/tables.sql`.
 
-/// What the column `kind` of logs and `late` has for an adjustment. Null is an increment.
-pub const ADJUSTMENT: i8 = b'a' as i8;
+/// What the column `kind` of logs and `late` has. Null is an increment.
+pub mod kind {
+    /// An adjustment.
+    pub const ADJUSTMENT: i8 = b'a' as i8;
+    /// An increment that was written before the end of a subtransaction: the row's xmin is not the
+    /// transaction's id.
+    pub const EARLY: i8 = b'e' as i8;
+    /// The same of an adjustment.
+    pub const EARLY_ADJUSTMENT: i8 = b'f' as i8;
+    /// An adjustment that takes the counter's history with it.
+    pub const PURGE: i8 = b'p' as i8;
+    /// What a restore brings, in `late` alone: the value of a counter that was counted elsewhere.
+    pub const RESTORED: i8 = b'r' as i8;
+}
 
 /// `log_*`: epoch, at, delta, name, uses, kind.
 pub mod log {
     pub const KEY: [i16; 2] = [1, 4];
     pub const EPOCH: usize = 1;
+    pub const AT: usize = 2;
     pub const DELTA: usize = 3;
     pub const NAME: usize = 4;
     pub const USES: usize = 5;
+    pub const KIND: usize = 6;
 }
 /// `total`: name, gen, value, uses.
 pub mod total {
@@ -23,9 +37,10 @@ pub mod total {
     pub const BY_VALUE: [i16; 2] = [-3, 1];
 }
 /// `state`: lane, gen, folded_epoch, folds, deltas_folded, last_fold_at, last_fold_us, last_error,
-/// last_error_at.
+/// last_error_at, sealed_until.
 pub mod state {
-    pub const COLUMNS: usize = 9;
+    pub const COLUMNS: usize = 10;
+    pub const SEALED: usize = 10;
     pub const KEY: [i16; 2] = [1, 2];
     pub const LANE: usize = 1;
     pub const GEN: usize = 2;
@@ -36,6 +51,7 @@ pub mod late {
     pub const KEY: [i16; 1] = [1];
     pub const NAME: usize = 1;
     pub const DELTA: usize = 2;
+    pub const AT: usize = 3;
     pub const USES: usize = 4;
     pub const KIND: usize = 5;
 }
@@ -69,4 +85,45 @@ pub mod hold {
     pub const AMOUNT: usize = 3;
     pub const CREATED_AT: usize = 4;
     pub const EXPIRES_AT: usize = 5;
+}
+
+/// `history`: id, type, unit, keep, class, former_classes, zone, since.
+pub mod history {
+    pub const ID: usize = 1;
+    pub const TYPE: usize = 2;
+    pub const UNIT: usize = 3;
+    pub const KEEP: usize = 4;
+    pub const CLASS: usize = 5;
+    pub const FORMER_CLASSES: usize = 6;
+    pub const ZONE: usize = 7;
+    pub const SINCE: usize = 8;
+}
+
+/// `history_lane`: history, lane, since.
+pub mod history_lane {
+    pub const HISTORY: usize = 1;
+    pub const LANE: usize = 2;
+    pub const SINCE: usize = 3;
+}
+
+/// `expired`: class, through.
+pub mod expired {
+    pub const KEY: [i16; 1] = [1];
+    pub const CLASS: usize = 1;
+    pub const THROUGH: usize = 2;
+}
+
+/// `bucket_*`: history, start, changes, name, value, delta, adjusted, ups, downs.
+pub mod bucket {
+    pub const COLUMNS: usize = 9;
+    pub const KEY: [i16; 3] = [4, 1, 2];
+    pub const HISTORY: usize = 1;
+    pub const START: usize = 2;
+    pub const CHANGES: usize = 3;
+    pub const NAME: usize = 4;
+    pub const VALUE: usize = 5;
+    pub const DELTA: usize = 6;
+    pub const ADJUSTED: usize = 7;
+    pub const UPS: usize = 8;
+    pub const DOWNS: usize = 9;
 }

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod columns;
 pub mod expired;
 pub mod gate;
+pub mod history;
 pub mod ours;
 pub mod pending;
 pub mod shape;

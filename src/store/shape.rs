@@ -25,7 +25,9 @@ use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report, sqlstate};
 use crate::pg::insert;
 use crate::pg::relation::{ACCESS_SHARE, Relation};
-use pg_sys::{BOOLOID, CHAROID, INT4OID, INT8OID, NUMERICOID, TEXTOID, TIMESTAMPTZOID};
+use pg_sys::{
+    BOOLOID, CHAROID, INT4OID, INT8OID, INTERVALOID, NUMERICOID, TEXTOID, TIMESTAMPTZOID,
+};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
@@ -93,6 +95,7 @@ const STATE: &[Column] = &[
     nullable("last_fold_us", INT8OID),
     nullable("last_error", TEXTOID),
     nullable("last_error_at", TIMESTAMPTZOID),
+    nullable("sealed_until", TIMESTAMPTZOID),
 ];
 const TYPE: &[Column] = &[
     column("name", TEXTOID),
@@ -109,6 +112,39 @@ const HOLD: &[Column] = &[
     column("created_at", TIMESTAMPTZOID),
     column("expires_at", TIMESTAMPTZOID),
 ];
+const HISTORY: &[Column] = &[
+    column("id", INT8OID),
+    column("type", TEXTOID),
+    column("unit", TEXTOID),
+    nullable("keep", INTERVALOID),
+    column("class", INT4OID),
+    column("former_classes", INT4OID),
+    column("zone", TEXTOID),
+    nullable("since", TIMESTAMPTZOID),
+];
+const HISTORY_LANE: &[Column] = &[
+    column("history", INT8OID),
+    column("lane", INT4OID),
+    column("since", TIMESTAMPTZOID),
+];
+const EXPIRED: &[Column] = &[column("class", INT4OID), column("through", TIMESTAMPTZOID)];
+const CUT: &[Column] = &[
+    column("class_0", INT8OID),
+    column("class_1", INT8OID),
+    column("class_2", INT8OID),
+    column("class_3", INT8OID),
+];
+const BUCKET: &[Column] = &[
+    column("history", INT8OID),
+    column("start", TIMESTAMPTZOID),
+    column("changes", INT8OID),
+    column("name", TEXTOID),
+    column("value", NUMERICOID),
+    column("delta", NUMERICOID),
+    column("adjusted", NUMERICOID),
+    column("ups", NUMERICOID),
+    column("downs", NUMERICOID),
+];
 
 /// None: a relation of which nothing has to be known, such as the anchor.
 fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
@@ -119,6 +155,11 @@ fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
         b"token" => TOKEN,
         b"type" => TYPE,
         b"hold" => HOLD,
+        b"history" => HISTORY,
+        b"history_lane" => HISTORY_LANE,
+        b"expired" => EXPIRED,
+        b"cut" => CUT,
+        bucket if bucket.starts_with(b"bucket_") => BUCKET,
         log if log.starts_with(b"log_") => LOG,
         gate if gate.starts_with(b"gate_") => GATE,
         _ => return None,
@@ -302,7 +343,7 @@ fn misfit(table: &Relation, expected: &[Column]) -> Option<ErrorReport> {
             ));
         }
         let is_text = wanted.type_ == TEXTOID;
-        let collated = is_text && matches!(column, "name" | "token");
+        let collated = is_text && matches!(column, "name" | "token" | "type" | "unit");
         if attribute.atttypid != wanted.type_
             || attribute.atttypmod != -1
             || (collated && attribute.attcollation != pg_sys::C_COLLATION_OID)
@@ -335,7 +376,9 @@ pub fn index_definition(table: &Relation, key: &[i16]) -> String {
         .filter_map(|at| Some(columns.get(usize::from(at.unsigned_abs()) - 1)?.name))
         .collect();
     let unique = match (&name[..], &names[..]) {
-        (b"total" | b"state", _) | (b"token", ["token"]) | (b"hold", ["id"]) => "UNIQUE ",
+        (b"total" | b"state" | b"expired", _) | (b"token", ["token"]) | (b"hold", ["id"]) => {
+            "UNIQUE "
+        }
         _ => "",
     };
     format!(
@@ -351,6 +394,7 @@ fn type_name(type_: pg_sys::Oid) -> &'static str {
         CHAROID => "\"char\"",
         INT4OID => "integer",
         INT8OID => "bigint",
+        INTERVALOID => "interval",
         NUMERICOID => "numeric",
         TEXTOID => "text",
         _ => "timestamptz",

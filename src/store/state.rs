@@ -20,6 +20,8 @@ use std::cell::Cell;
 pub struct LaneState {
     /// All epochs up to this one are in the totals.
     pub folded: i64,
+    /// The time through which it is sealed, in microseconds since 2000; None: never.
+    pub sealed: Option<i64>,
     /// The xid of the fold that said so; None when nothing was ever folded.
     pub xmin: Option<pg_sys::TransactionId>,
 }
@@ -57,24 +59,25 @@ impl LaneStates {
         }
     }
 
-    /// The folded epoch.
-    pub fn folded(&mut self, lane: usize) -> i64 {
+    /// The folded epoch, and the time through which the lane is sealed.
+    pub fn folded_and_sealed(&mut self, lane: usize) -> (i64, Option<i64>) {
         let spot = SPOT.with(|spots| spots[lane].get());
-        self.folded_at(spot, lane).unwrap_or_else(|| {
+        self.at_spot(spot, lane).unwrap_or_else(|| {
             let (state, spot) = self.by_index(lane);
             SPOT.with(|spots| spots[lane].set(spot));
-            state.folded
+            (state.folded, state.sealed)
         })
     }
 
     /// A snapshot sees one row of a lane, so any that it sees is the right one.
-    fn folded_at(&self, spot: Spot, lane: usize) -> Option<i64> {
-        use columns::state::{COLUMNS, FOLDED_EPOCH, LANE};
+    fn at_spot(&self, spot: Spot, lane: usize) -> Option<(i64, Option<i64>)> {
+        use columns::state::{COLUMNS, FOLDED_EPOCH, LANE, SEALED};
         // SAFETY: whoever opened this keeps the snapshot.
         let row = unsafe { spot.find::<COLUMNS>(&self.table, self.snapshot) }?;
         let is_it = row.get(LANE)?.value() as i32 == lane as i32;
         let folded = row.get(FOLDED_EPOCH)?.value() as i64;
-        is_it.then_some(folded)
+        let sealed = row.get(SEALED).map(|datum| datum.value() as i64);
+        is_it.then_some((folded, sealed))
     }
 
     fn by_index(&mut self, lane: usize) -> (LaneState, Spot) {
@@ -89,6 +92,7 @@ impl LaneStates {
             Some((row, spot)) => {
                 let state = LaneState {
                     folded: row.int8(columns::state::FOLDED_EPOCH),
+                    sealed: sealed(&row),
                     xmin: Some(row.xmin()),
                 };
                 (state, spot)
@@ -96,12 +100,31 @@ impl LaneStates {
             None => {
                 let never = LaneState {
                     folded: 0,
+                    sealed: None,
                     xmin: None,
                 };
                 (never, Spot::NONE)
             }
         }
     }
+}
+
+fn sealed(row: &Row) -> Option<i64> {
+    row.get(columns::state::SEALED)
+        .map(|datum| datum.value() as i64)
+}
+
+/// The time through which all lanes are sealed, for a snapshot; None where one never was.
+///
+/// # Safety
+/// The snapshot is active or registered.
+pub unsafe fn sealed_until(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    let mut states = unsafe { LaneStates::open(shared, snapshot) };
+    (0..LANES)
+        .map(|lane| states.folded_and_sealed(lane).1)
+        .min()
+        .flatten()
 }
 
 /// How far a lane is folded, as far as it is committed or done by this transaction.
@@ -127,20 +150,24 @@ pub struct State {
     pub last_error: Option<pg_sys::Datum>,
     /// When it was noted, a timestamptz.
     pub last_error_at: Option<i64>,
+    /// The time through which the lane is sealed.
+    pub sealed: Option<i64>,
 }
 
-/// How far a lane is folded, as far as it is committed or done by this transaction, and what its `gen` begin
-/// with: a new one where it was never folded.
-pub fn folded_and_origin(lane: usize, shared: &SharedRels) -> (i64, Origin) {
+/// A lane's state as far as it is committed or done by this transaction: for who changes it, and holds the lease.
+/// Where it was never folded, the first one.
+pub fn current(lane: usize, shared: &SharedRels) -> State {
     let table = tables::open(shared.state);
     let index = tables::index_of(&table, &columns::state::KEY);
     // SAFETY: the snapshot is a static.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
     scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    let state = scan
-        .next(Direction::Backward)
-        .map_or_else(State::first, |row| State::read(&row));
-    (state.folded_epoch, state.origin)
+    scan.next(Direction::Backward)
+        .map_or_else(State::first, |row| State {
+            // In the row, which goes with the scan.
+            last_error: None,
+            ..State::read(&row)
+        })
 }
 
 /// Writes a lane's state, changed. The caller holds the lease.
@@ -167,8 +194,9 @@ pub fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut Sta
         state.last_fold_us.map(Into::into),
         state.last_error,
         state.last_error_at.map(Into::into),
+        state.sealed.map(Into::into),
     ];
-    // SAFETY: the nine columns of sql/tables.sql; the indexes are closed again.
+    // SAFETY: the ten columns of sql/tables.sql; the indexes are closed again.
     unsafe {
         let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
         tables::write_row(&table, indexes, tid, values);
@@ -188,6 +216,7 @@ impl State {
             last_fold_us: None,
             last_error: None,
             last_error_at: None,
+            sealed: None,
         }
     }
 
@@ -202,6 +231,7 @@ impl State {
             last_fold_us: number(7),
             last_error: row.get(8),
             last_error_at: number(9),
+            sealed: sealed(row),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::store::catalog::{self, LaneRels, SharedRels};
 use crate::store::columns;
 use crate::store::shape;
 use counterx_core::gate::Side;
+use counterx_core::history::{Change, Kind};
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::time::Duration;
@@ -23,6 +24,36 @@ pub fn log_tally(row: &Row) -> Tally {
 pub fn late_tally(row: &Row) -> Tally {
     use columns::late::{DELTA, USES};
     Tally::of(row.int8(DELTA), uses(row, USES))
+}
+
+/// What a row of a log says for history.
+pub fn log_change(row: &Row) -> Change {
+    use columns::log::{AT, DELTA, KIND};
+    change(row, AT, DELTA, KIND)
+}
+
+/// What a row of `late` says for history.
+pub fn late_change(row: &Row) -> Change {
+    use columns::late::{AT, DELTA, KIND};
+    change(row, AT, DELTA, KIND)
+}
+
+fn change(row: &Row, at: usize, delta: usize, kind: usize) -> Change {
+    use columns::kind::{EARLY, EARLY_ADJUSTMENT, PURGE, RESTORED};
+    let letter = row.get(kind).map(|datum| datum.value() as i8);
+    let kind = match letter {
+        None | Some(EARLY) => Kind::Increment,
+        Some(PURGE) => Kind::Purge,
+        Some(RESTORED) => Kind::Restored,
+        Some(_) => Kind::Adjustment,
+    };
+    Change {
+        at: row.int8(at),
+        delta: row.int8(delta).into(),
+        kind,
+        xid: ports::full_xid(row.xmin()),
+        is_of_transaction: !matches!(letter, Some(EARLY | EARLY_ADJUSTMENT | RESTORED)),
+    }
 }
 
 /// Null is one use.

@@ -120,7 +120,7 @@ fn uses(row: &Row) -> Option<pg_sys::Datum> {
 fn kind(change: &Change) -> Option<pg_sys::Datum> {
     match change.part {
         (_, Kind::Increment) => None,
-        (_, Kind::Adjustment) => Some(columns::ADJUSTMENT.into()),
+        (_, Kind::Adjustment) => Some(columns::kind::ADJUSTMENT.into()),
     }
 }
 

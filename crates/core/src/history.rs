@@ -12,8 +12,6 @@
 //! one, as after a clock that jumped ahead, raises the values of all rows after it as well ([`place`]). So the
 //! value before a row, by itself, is its value less its own deltas, and the newest row has the total.
 
-use crate::tally::Tally;
-
 /// A minute in microseconds.
 pub const MINUTE: i64 = 60_000_000;
 /// An hour in microseconds.
@@ -53,9 +51,15 @@ impl Unit {
 
     /// The unit of this name.
     pub fn of_name(name: &[u8]) -> Option<Self> {
-        [Self::Event, Self::Minute, Self::Hour, Self::Day, Self::Month]
-            .into_iter()
-            .find(|unit| unit.name().as_bytes() == name)
+        [
+            Self::Event,
+            Self::Minute,
+            Self::Hour,
+            Self::Day,
+            Self::Month,
+        ]
+        .into_iter()
+        .find(|unit| unit.name().as_bytes() == name)
     }
 }
 
@@ -153,6 +157,10 @@ pub enum Kind {
     Increment,
     /// Nothing was: the counter was set, reset, dropped, renamed, merged, filled.
     Adjustment,
+    /// The counter was dropped, and its history goes as well.
+    Purge,
+    /// A restore has brought the counter's value, and its history beside it.
+    Restored,
 }
 
 /// The sums of a bucket.
@@ -181,10 +189,11 @@ impl Sums {
                 downs: -delta.min(0),
                 changes: 1,
             },
-            Kind::Adjustment => Self {
+            Kind::Adjustment | Kind::Purge => Self {
                 adjusted: delta,
                 ..Self::default()
             },
+            Kind::Restored => Self::default(),
         }
     }
 
@@ -241,12 +250,7 @@ pub struct Placed {
 /// `new` has the sums by the starts of their buckets, ascending, each once. `stored` has all rows from the first of
 /// these on, ascending. `before` is the counter's value without the new sums, where there is no such row. Calls
 /// `write` with the rows that become others, ascending.
-pub fn place(
-    before: i128,
-    stored: &[Stored],
-    new: &[(i64, Sums)],
-    mut write: impl FnMut(Placed),
-) {
+pub fn place(before: i128, stored: &[Stored], new: &[(i64, Sums)], mut write: impl FnMut(Placed)) {
     let mut value = stored.first().map_or(before, Stored::value_before);
     let (mut olds, mut news) = (stored.iter().enumerate().peekable(), new.iter().peekable());
     loop {
@@ -325,9 +329,18 @@ pub struct Change {
     /// When it was written.
     pub at: i64,
     /// What it is.
-    pub tally: Tally,
+    pub delta: i128,
     /// Why.
     pub kind: Kind,
-    /// The transaction that has written it, a FullTransactionId; 0: not known.
+    /// What has written it: the transaction, a FullTransactionId, or a subtransaction.
     pub xid: i64,
+    /// Is that the id of the transaction?
+    pub is_of_transaction: bool,
+}
+
+impl Change {
+    /// The id of the transaction; 0: not known.
+    pub fn transaction(&self) -> i64 {
+        if self.is_of_transaction { self.xid } else { 0 }
+    }
 }

@@ -1,0 +1,76 @@
+-- What was counted when: src/store/history.rs.
+
+-- What was asked for: one row for each type and unit. What rows of buckets refer to is its id, a random
+-- number, so that rows of another database are never taken for its own.
+CREATE TABLE counterx.history (
+    id bigint PRIMARY KEY,
+    type text COLLATE "C" NOT NULL,
+    unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
+    keep interval,
+    class integer NOT NULL,
+    former_classes integer NOT NULL DEFAULT 0,
+    zone text NOT NULL,
+    since timestamptz,
+    UNIQUE (type, unit)
+);
+COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
+
+-- Since when each lane has it. Only the holder of the lane's lease writes here.
+CREATE TABLE counterx.history_lane (
+    history bigint NOT NULL,
+    lane integer NOT NULL,
+    since timestamptz NOT NULL,
+    PRIMARY KEY (history, lane)
+);
+COMMENT ON TABLE counterx.history_lane IS 'since when each lane keeps a history';
+
+-- What is before it is expired: readers leave it out from here on, and it is emptied when all of them do.
+CREATE TABLE counterx.expired (
+    class integer PRIMARY KEY,
+    through timestamptz NOT NULL
+);
+COMMENT ON TABLE counterx.expired IS 'what of the history is not shown any more';
+
+-- One row, which is changed in place: src/pg/cell.rs. What is before these times may be gone, in microseconds since 2000.
+CREATE TABLE counterx.cut (class_0 bigint NOT NULL, class_1 bigint NOT NULL, class_2 bigint NOT NULL, class_3 bigint NOT NULL)
+    WITH (autovacuum_enabled = off, vacuum_truncate = off);
+INSERT INTO counterx.cut
+SELECT n.least, n.least, n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
+COMMENT ON TABLE counterx.cut IS 'what of the history may be gone';
+
+-- The form of buckets. Numbers and names are short, and stored in line as folds write them: no table needs a TOAST
+-- table of its own.
+CREATE TABLE counterx.bucket_form (
+    history bigint NOT NULL,
+    start timestamptz NOT NULL,
+    changes bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    value numeric NOT NULL,
+    delta numeric NOT NULL,
+    adjusted numeric NOT NULL,
+    ups numeric NOT NULL,
+    downs numeric NOT NULL
+);
+ALTER TABLE counterx.bucket_form
+    ALTER COLUMN name SET STORAGE PLAIN, ALTER COLUMN value SET STORAGE PLAIN, ALTER COLUMN delta SET STORAGE PLAIN,
+    ALTER COLUMN adjusted SET STORAGE PLAIN, ALTER COLUMN ups SET STORAGE PLAIN, ALTER COLUMN downs SET STORAGE PLAIN;
+DO $$
+DECLARE
+    class int;
+    number int;
+BEGIN
+    FOR class IN 0 .. 4 LOOP
+        FOR number IN 0 .. CASE class WHEN 4 THEN 0 ELSE 5 END LOOP
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start))
+                WITH (fillfactor = 70)', class, number);
+            EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.bucket_%s_%s IS ''what was counted when: rows that are kept for up to %s''', class, number,
+                (ARRAY['a day', 'a week', '35 days', '800 days', 'any time'])[class OPERATOR(pg_catalog.+) 1]);
+        END LOOP;
+    END LOOP;
+    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start));
+    COMMENT ON TABLE counterx.bucket_restored IS 'what was counted when, in the database that a restore comes from';
+END
+$$;
+DROP TABLE counterx.bucket_form;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA counterx FROM PUBLIC;

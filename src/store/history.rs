@@ -1,0 +1,298 @@
+//! What was counted when, on disk: which types have a history, and the rows of their buckets.
+//!
+//! A *series* is one unit of one type. Its rows are in the tables of its class, by the starts of their buckets
+//! (`crates/core/src/history.rs`), in those of the classes that it had before, and in the one that restores
+//! fill. A series that is gone leaves rows that nobody looks for.
+//!
+//! # Invariants
+//! - Rows of a counter are written by the holder of its lane's lease alone, and never in [`restored`].
+//! - No row is older than `expired` for any snapshot that sees it, whatever is emptied: first that is committed, then
+//!   all snapshots have to see it, then `cut` is written, and then a table is emptied.
+
+use crate::pg::cell;
+use crate::pg::error::{raise, report};
+use crate::pg::number;
+use crate::pg::relation::Relation;
+use crate::pg::scan::{IndexScan, Key, Row, TableScan};
+use crate::pg::time;
+use crate::pg::varlena::{NameText, text_bytes};
+use crate::store::catalog::{self, SharedRels};
+use crate::store::columns::{self, bucket, history};
+use crate::store::tables;
+use counterx_core::history::{Class, Stored, Sums, Unit};
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+/// One unit of a type's history.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What rows of its buckets refer to.
+    pub id: i64,
+    /// The type: what names begin with, before the colon.
+    pub type_name: Box<[u8]>,
+    /// The unit.
+    pub unit: Unit,
+    /// How long rows are shown; None: for ever.
+    pub keep: Option<Interval>,
+    /// Where rows are written.
+    pub class: Class,
+    /// Where they were written before, a bit for each class.
+    former: u32,
+    /// The time zone.
+    pub zone: Box<[u8]>,
+    /// Since when it is known in all lanes, where a restore has brought it; None: `history_lane` says it.
+    pub since: Option<i64>,
+}
+
+/// An interval, as the server has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval(pg_sys::Interval);
+
+impl Interval {
+    /// A time that is earlier by this.
+    pub fn before(mut self, time: i64) -> i64 {
+        let datum = pg_sys::Datum::from(&raw mut self.0);
+        // SAFETY: an interval.
+        unsafe { time::earlier(time, datum) }
+    }
+}
+
+impl Series {
+    fn read(row: &Row) -> Self {
+        let text = |column| {
+            // SAFETY: a text of a row that the scan stands on; what is longer than a row is unpacked in the current
+            // memory context.
+            unsafe { text_bytes(row.get(column).expect("the column is NOT NULL")) }
+        };
+        let number = |column| row.get(column).expect("the column is NOT NULL").value();
+        let class = Class::of_number(number(history::CLASS));
+        let unit = Unit::of_name(text(history::UNIT));
+        let (Some(class), Some(unit)) = (class, unit) else {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    "the table counterx.history has a unit or class that the extension counterx does not know",
+                )
+                .set_hint("Rows are made by counter_history(). Delete the one that is not."),
+            )
+        };
+        Self {
+            id: row.int8(history::ID),
+            type_name: text(history::TYPE).into(),
+            unit,
+            // SAFETY: an interval of a row that the scan stands on.
+            keep: row
+                .get(history::KEEP)
+                .map(|datum| unsafe { Interval(*datum.cast_mut_ptr::<pg_sys::Interval>()) }),
+            class,
+            former: number(history::FORMER_CLASSES) as u32,
+            zone: text(history::ZONE).into(),
+            since: row.get(history::SINCE).map(|datum| datum.value() as i64),
+        }
+    }
+
+    /// The classes whose tables may have rows of it, the one that is written to first.
+    pub fn classes(&self) -> impl Iterator<Item = Class> + use<> {
+        let (class, former) = (self.class, self.former);
+        let others = (0..Class::ALL).filter_map(Class::of_number);
+        std::iter::once(class).chain(
+            others.filter(move |other| *other != class && former & (1 << other.number()) != 0),
+        )
+    }
+}
+
+/// The type that a name belongs to: what is before its first colon.
+pub fn type_of(name: &[u8]) -> Option<&[u8]> {
+    let colon = name.iter().position(|&byte| byte == b':')?;
+    Some(&name[..colon])
+}
+
+/// All series that a snapshot sees, or those of one type. Nearly always there are few, or none.
+///
+/// # Safety
+/// The snapshot is a static one, active or registered.
+pub unsafe fn series(
+    shared: &SharedRels,
+    type_name: Option<&[u8]>,
+    snapshot: pg_sys::Snapshot,
+) -> Vec<Series> {
+    let table = tables::open(shared.history);
+    if table.blocks() == 0 {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { TableScan::new(&table, snapshot) };
+    while let Some(row) = scan.next() {
+        if type_name.is_none_or(|wanted| row.text(history::TYPE) == wanted) {
+            found.push(Series::read(&row));
+        }
+    }
+    found
+}
+
+/// Is there any series, for anybody? A look at the size of a table, as nearly always there is none.
+pub fn may_be_any(shared: &SharedRels) -> bool {
+    tables::open(shared.history).blocks() > 0
+}
+
+/// Since when a lane has series, by their ids.
+///
+/// # Safety
+/// As of [`series`].
+pub unsafe fn since_of_lane(lane: usize, snapshot: pg_sys::Snapshot) -> Vec<(i64, i64)> {
+    use columns::history_lane::{HISTORY, LANE, SINCE};
+    let table = tables::open(catalog::relation_of("history_lane"));
+    let mut found = Vec::new();
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { TableScan::new(&table, snapshot) };
+    while let Some(row) = scan.next() {
+        let number = |column| row.get(column).expect("the column is NOT NULL").value();
+        if number(LANE) as i32 == lane as i32 {
+            found.push((row.int8(HISTORY), row.int8(SINCE)));
+        }
+    }
+    found
+}
+
+/// The name of a table of buckets.
+pub fn table_name(class: Class, table: usize) -> String {
+    format!("bucket_{}_{table}", class.number())
+}
+
+/// A table of buckets, open for reading, and its index.
+pub struct Buckets {
+    // The index is closed first.
+    index: Relation,
+    /// The table.
+    pub table: Relation,
+}
+
+impl Buckets {
+    /// Opens one. None: it is empty.
+    pub fn open(oid: pg_sys::Oid) -> Option<Self> {
+        // Where there may be a TRUNCATE, as on logs.
+        let table = tables::open_log_table(oid);
+        (table.blocks() > 0).then(|| Self {
+            index: tables::index_of(&table, &bucket::KEY),
+            table,
+        })
+    }
+
+    /// Opens the one with the rows of a class that begin then.
+    pub fn of(class: Class, start: i64) -> Option<Self> {
+        Self::numbered(class, class.table_of(start))
+    }
+
+    /// Opens one of a class.
+    pub fn numbered(class: Class, table: usize) -> Option<Self> {
+        Self::open(catalog::relation_of(&table_name(class, table)))
+    }
+
+    /// Opens the one that restores fill.
+    pub fn restored() -> Option<Self> {
+        Self::open(restored())
+    }
+
+    /// A scan of it, by `keys` conditions of which the first two are name and series.
+    ///
+    /// # Safety
+    /// The snapshot is a static one, active or registered, and lives as long as the scan.
+    pub unsafe fn scan(&self, snapshot: pg_sys::Snapshot, keys: usize) -> IndexScan {
+        // SAFETY: the caller's promise.
+        unsafe { IndexScan::new(&self.table, &self.index, snapshot, keys) }
+    }
+}
+
+/// The conditions for the rows of a counter in a series.
+pub fn keys_of(name: &NameText, series: i64) -> [Key; 2] {
+    [Key::text_eq(1, name.datum()), Key::int8_eq(2, series)]
+}
+
+/// `start >= time`
+pub fn from(time: i64) -> Key {
+    Key::timestamptz_ge(3, time)
+}
+
+/// `start <= time`
+pub fn through(time: i64) -> Key {
+    Key::timestamptz_le(3, time)
+}
+
+/// The table that restores fill.
+pub fn restored() -> pg_sys::Oid {
+    catalog::relation_of("bucket_restored")
+}
+
+/// What a row of a bucket says.
+pub fn stored(row: &Row) -> Stored {
+    let number = |column| {
+        let datum = row.get(column).expect("the column is NOT NULL");
+        // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
+        unsafe { number::total(datum) }
+    };
+    Stored {
+        start: row.int8(bucket::START),
+        sums: Sums {
+            delta: number(bucket::DELTA),
+            adjusted: number(bucket::ADJUSTED),
+            ups: number(bucket::UPS),
+            downs: number(bucket::DOWNS),
+            changes: row.int8(bucket::CHANGES),
+        },
+        value: number(bucket::VALUE),
+    }
+}
+
+/// The columns of a row, in the current memory context.
+pub fn values_of(
+    name: &NameText,
+    series: i64,
+    row: &Stored,
+) -> [Option<pg_sys::Datum>; bucket::COLUMNS] {
+    let Sums {
+        delta,
+        adjusted,
+        ups,
+        downs,
+        changes,
+    } = row.sums;
+    [
+        series.into(),
+        row.start.into(),
+        changes.into(),
+        name.datum(),
+        number::short_numeric(row.value),
+        number::short_numeric(delta),
+        number::short_numeric(adjusted),
+        number::short_numeric(ups),
+        number::short_numeric(downs),
+    ]
+    .map(Some)
+}
+
+/// All that begins before this is not shown, by class, for a snapshot.
+///
+/// # Safety
+/// As of [`series`].
+pub unsafe fn expired(snapshot: pg_sys::Snapshot) -> [Option<i64>; Class::FINITE] {
+    use columns::expired::{CLASS, THROUGH};
+    let table = tables::open(catalog::relation_of("expired"));
+    let mut through = [None; Class::FINITE];
+    if table.blocks() == 0 {
+        return through;
+    }
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { TableScan::new(&table, snapshot) };
+    while let Some(row) = scan.next() {
+        let class = row.get(CLASS).expect("the column is NOT NULL").value();
+        if let Some(place) = through.get_mut(class) {
+            *place = Some(row.int8(THROUGH));
+        }
+    }
+    through
+}
+
+/// All that begins before these times may be gone, by class, whatever a snapshot sees.
+pub fn cut() -> [i64; Class::FINITE] {
+    cell::read(&tables::open(catalog::relation_of("cut")))
+}
