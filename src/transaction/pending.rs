@@ -105,6 +105,24 @@ pub fn drop_counter(
     })
 }
 
+/// A counter's history goes, on behalf of the subtransaction at `level`.
+///
+/// # Errors
+/// Those of [`PendingMap::purge`].
+pub fn purge(level: u32, hash: NameHash, name: &[u8]) -> Result<(), Refused> {
+    change((Source::Calls, Kind::Adjustment), |map| {
+        map.purge(level, hash, name)
+    })
+}
+
+/// Does the history of any counter go?
+pub fn purges() -> bool {
+    MAPS.with(|maps| {
+        maps.iter()
+            .any(|map| map.borrow().rows().any(|row| row.purges))
+    })
+}
+
 /// The memory that writing frees, in bytes, nearly.
 pub fn bytes() -> usize {
     MAPS.with(|maps| maps.iter().map(|map| map.borrow().bytes()).sum())
