@@ -76,6 +76,7 @@ CREATE TABLE counterx.state (
     last_error text,
     last_error_at timestamptz,
     sealed_until timestamptz,
+    counted_until timestamptz,
     PRIMARY KEY (lane, gen)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE counterx.state IS 'how far each lane is folded; one live row a lane, the one of the highest gen';

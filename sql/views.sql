@@ -296,7 +296,10 @@ REVOKE ALL ON FUNCTION
     counter_track(regclass, text, text[], text, integer, text, boolean),
     counter_untrack(regclass, text, boolean),
     counter_recount(regclass, text),
-    counter_drift(regclass, text)
+    counter_drift(regclass, text),
+    counter_history(text, text, text, text, text, text, text),
+    counter_history_drop(text),
+    counter_seal()
 FROM PUBLIC;
 
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
@@ -304,7 +307,7 @@ FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     counter_set(text, bigint),
     counter_reset(text),
-    counter_drop(text),
+    counter_drop(text, boolean),
     counter_rename(text, text),
     counter_merge(text, text)
 FROM PUBLIC;
@@ -340,7 +343,10 @@ COMMENT ON FUNCTION counter_name(text, "any") IS 'the name of a counter of a typ
 COMMENT ON FUNCTION counter_parts(text) IS 'the parts that a counter''s name is made of, without the type';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
-COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
+COMMENT ON FUNCTION counter_drop(text, boolean) IS 'removes a counter, and its history when that is purged; false when there was none';
+COMMENT ON FUNCTION counter_history(text, text, text, text, text, text, text) IS 'keeps what the counters of a type count by minute, hour, day, month and event, each for so long; returns true';
+COMMENT ON FUNCTION counter_history_drop(text) IS 'ends the history of a type and removes it; false when there was none';
+COMMENT ON FUNCTION counter_seal() IS 'seals the history of all lanes through this moment, as the clock is right; returns through when';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';

@@ -38,7 +38,7 @@ pub fn check_may_fold(function: &'static core::ffi::CStr) {
 }
 
 /// Raises an error in a transaction that sees what its first snapshot has.
-fn check_not_one_snapshot(function: &core::ffi::CStr, hint: &str) {
+pub(super) fn check_not_one_snapshot(function: &core::ffi::CStr, hint: &str) {
     if ports::isolation_uses_xact_snapshot() {
         refuse(
             function,

@@ -14,7 +14,7 @@
 //! made the value.
 
 use super::args;
-use super::args::Text;
+use super::args::{SameVersion, Text};
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
 use crate::pg::ports;
@@ -181,12 +181,21 @@ fn counter_reset(name: Option<Text>) -> Option<i64> {
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 200)]
-fn counter_drop(name: Option<Text>) -> bool {
+fn counter_drop(
+    _same: SameVersion,
+    name: Option<Text>,
+    purge: default!(Option<bool>, "false"),
+) -> bool {
     change::check_may_write(c"counter_drop()");
+    let purge = args::required("purge", purge);
     let mut held = Held::lock(args::name(name));
     let existed = held.tally().exists();
     if existed {
         held.drop_counter();
+    }
+    // One that was dropped before may have left a history.
+    if purge {
+        change::purge(held.name);
     }
     existed
 }

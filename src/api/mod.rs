@@ -15,6 +15,7 @@
 //! | [`parts`] | names that are made of parts |
 //! | [`parts`], [`track`], [`track_triggers`] | names that are made of parts; tracked tables |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
+//! | [`histories`] | which types have a history, and sealing it |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`steps`] | the procedure that folds lane by lane |
 //! | [`restore`] | what a dump has, and what is done with it |
@@ -30,6 +31,7 @@ mod bounded;
 mod call;
 mod change;
 mod drop_all;
+mod histories;
 mod hits;
 mod holds;
 mod increment;

@@ -1,8 +1,9 @@
 //! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
 //! published, awaited, folded and truncated.
 
-use crate::fold::folding;
+use crate::fold::folding::{self, Seal};
 use crate::fold::rotation::{self, Drained};
+use crate::fold::sealing::{self, Sealing};
 use crate::pg::ports;
 use crate::pg::standby;
 use crate::store::catalog::{self, LaneRels};
@@ -69,14 +70,22 @@ pub enum Tick {
 ///
 /// # Errors
 /// [`Refusal`] when the tables of totals and states are such that nothing is to be folded.
-pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick, Refusal> {
+pub fn tick(
+    lane: usize,
+    rels: LaneRels,
+    memory: &mut LaneMemory,
+    clock_is_trusted: bool,
+) -> Result<Tick, Refusal> {
     let Some(lease) = Lease::try_take(rels) else {
         return Ok(Tick::Busy);
     };
     memory.keep_to(&rels);
     let gate = folding::sound_gate(lane, &lease);
     if !pending::has_pending(lane, &rels) {
-        return Ok(Tick::Idle);
+        match sealing::of(lane, clock_is_trusted) {
+            Sealing::Due => {}
+            Sealing::NotDue | Sealing::Leaps => return Ok(Tick::Idle),
+        }
     }
     // The list of writers says who may write rows of the epochs before its own, whoever has published
     // since: `compact()` does so without the lease, and may wait then for as long as it likes. Who has
@@ -97,7 +106,11 @@ pub fn tick(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> Result<Tick
         memory.published = Some(published);
         return Err(refusal);
     }
-    memory.folded = folding::fold(lane, &lease, published.epoch - 1);
+    let seal = Seal {
+        clock: published.clock,
+        is_trusted: clock_is_trusted,
+    };
+    memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal);
     Ok(Tick::Folded)
 }
 
@@ -125,6 +138,7 @@ pub fn reclaim(lane: usize, rels: LaneRels, memory: &mut LaneMemory) -> bool {
 pub struct Due {
     lane: usize,
     published: Option<Published>,
+    clock_is_trusted: bool,
 }
 
 impl Due {
@@ -134,9 +148,24 @@ impl Due {
         let gate = gate::open(lane);
         // To publish needs no lease as long as the log stays the same one: whoever folds finds a gate that
         // is not the one that he has published, and begins anew.
-        let published =
-            pending::has_pending(lane, &rels).then(|| gate::publish(&rels, &gate, false));
-        Self { lane, published }
+        let is_due = pending::has_pending(lane, &rels) || sealing::of(lane, false) == Sealing::Due;
+        let published = is_due.then(|| gate::publish(&rels, &gate, false));
+        Self {
+            lane,
+            published,
+            clock_is_trusted: false,
+        }
+    }
+
+    /// The same of who says that the clock is right: the lane is sealed, whether anything is pending or not.
+    pub fn seal(lane: usize) -> Self {
+        let rels = catalog::lane(lane);
+        let gate = gate::open(lane);
+        Self {
+            lane,
+            published: Some(gate::publish(&rels, &gate, false)),
+            clock_is_trusted: true,
+        }
     }
 
     /// No delta: there may be a log to be truncated all the same.
@@ -144,6 +173,7 @@ impl Due {
         Self {
             lane,
             published: None,
+            clock_is_trusted: false,
         }
     }
 
@@ -176,13 +206,18 @@ impl Due {
             return 0;
         };
         // No wider than needed: of two who fold, the second has nothing left to do.
-        if state::folded_epoch(self.lane) >= published.epoch - 1 {
+        let is_folded = state::folded_epoch(self.lane) >= published.epoch - 1;
+        if is_folded && !self.clock_is_trusted {
             return 0;
         }
         if let Err(refusal) = folding::check_tables() {
             refusal.raise()
         }
-        let folded = folding::fold(self.lane, &lease, published.epoch - 1);
+        let seal = Seal {
+            clock: published.clock,
+            is_trusted: self.clock_is_trusted,
+        };
+        let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal);
         if rotation::wants_switch(&rels, gate) {
             lease.publish(true);
         }

@@ -12,6 +12,7 @@
 //! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
 //! - The gate is above all epochs in the logs, and above what is folded: see `store/gate.rs`.
 
+use crate::fold::history;
 use crate::fold::totals::Totals;
 use crate::fold::way;
 use crate::pg::error::log;
@@ -28,6 +29,7 @@ use crate::store::shape::{self, Refusal};
 use crate::store::state;
 use crate::store::tables;
 use counterx_core::gate::{Gate, Side};
+use counterx_core::history::{ends_bucket, seal};
 use counterx_core::schedule::Folded;
 use pgrx::pg_sys;
 
@@ -69,41 +71,66 @@ pub fn check_tables() -> Result<(), Refusal> {
 /// Folds all epochs through this one, whose writers have all ended.
 ///
 /// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes.
-pub fn fold(lane: usize, lease: &Lease, through: i64) -> Folded {
+pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
     let started = ports::now();
     let shared = catalog::shared();
-    let state::State {
-        folded_epoch: folded,
-        origin,
-        ..
-    } = state::current(lane, &shared);
+    let before = state::current(lane, &shared);
     failpoint!("fold.settled");
     // After all writers of these epochs have ended.
     let latest = LatestSnapshot::take();
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let mut totals = Totals::open(&shared, origin.gen_of(through));
+    let history = history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted));
+    let has_history = history.is_some();
+    let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
+    let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
     for side in Side::BOTH {
-        deltas += fold_log(lease.rels(), side, (folded, through), &latest, &mut totals);
+        deltas += fold_log(lease.rels(), side, epochs, &latest, &mut totals);
     }
     let busiest = totals.busiest;
-    drop(totals);
+    let counted = totals.finish().and_then(history::Writer::finish);
     failpoint!("fold.totals_written");
+    let sealed = has_history.then(|| seal.after(before.sealed));
+    if let Some(sealed) = sealed
+        && ends_bucket(before.sealed, sealed)
+    {
+        // Whoever reads that a bucket is sealed may go by that: it has to survive a crash.
+        // SAFETY: sets a flag of the transaction.
+        unsafe { pg_sys::ForceSyncCommit() };
+    }
     state::save_state(lane, &shared, |state| {
-        state.origin = origin;
+        state.origin = before.origin;
         state.folded_epoch = state.folded_epoch.max(through);
         state.folds += 1;
         state.deltas_folded += deltas;
         state.last_fold_at = Some(started);
         state.last_fold_us = Some(ports::now() - started);
+        state.sealed = sealed.or(state.sealed);
+        state.counted = counted.or(state.counted);
     });
     next_command();
     failpoint!("fold.state_saved");
     Folded {
         deltas: deltas.unsigned_abs(),
         busiest,
+    }
+}
+
+/// The time through which a lane is sealed when all epochs before a published one are folded.
+#[derive(Clone, Copy)]
+pub struct Seal {
+    /// The clock, as it was before the epoch was published.
+    pub clock: i64,
+    /// Is it known to be right?
+    pub is_trusted: bool,
+}
+
+impl Seal {
+    /// After one that was sealed through `known`.
+    pub fn after(self, known: Option<i64>) -> i64 {
+        seal(known, self.clock, self.is_trusted)
     }
 }
 
@@ -138,7 +165,10 @@ fn fold_log(
             next_command();
         }
         epoch = Some(row_epoch);
-        totals.add(row.text(columns::log::NAME), tables::log_tally(&row));
+        let name = row.text(columns::log::NAME);
+        if totals.add(name, tables::log_tally(&row), || tables::log_change(&row)) {
+            next_command();
+        }
         deltas += 1;
         way::make_way();
         pgrx::check_for_interrupts!();
@@ -174,7 +204,10 @@ fn fold_late(
             if !pending::is_of(lane, &row) {
                 continue;
             }
-            totals.add(row.text(columns::late::NAME), tables::late_tally(&row));
+            let name = row.text(columns::late::NAME);
+            if totals.add(name, tables::late_tally(&row), || tables::late_change(&row)) {
+                next_command();
+            }
             let mut tid = row.tid();
             // SAFETY: a visible row, which only the holder of this lane's lease deletes. The scan's
             // snapshot goes on to see it.

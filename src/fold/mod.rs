@@ -5,6 +5,8 @@
 
 pub mod compaction;
 pub mod folding;
+pub mod history;
 pub mod rotation;
+pub mod sealing;
 pub mod totals;
 pub mod way;

@@ -1,5 +1,6 @@
 //! Writing totals: the sums of a fold, one counter after the other.
 
+use crate::fold::history;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -11,6 +12,7 @@ use crate::store::catalog::{self, SharedRels};
 use crate::store::columns;
 use crate::store::tables;
 use crate::store::totals;
+use counterx_core::history::Change;
 use counterx_core::lane::NameHash;
 use counterx_core::tally::Tally;
 use pgrx::pg_sys;
@@ -31,11 +33,12 @@ pub struct Totals {
     pub busiest: u64,
     /// For what one counter takes.
     arena: MemoryArena,
+    history: Option<history::Writer>,
 }
 
 impl Totals {
     /// Opens the table; rows that are new get this `gen`, or more.
-    pub fn open(shared: &SharedRels, generation: i64) -> Self {
+    pub fn open(shared: &SharedRels, generation: i64, history: Option<history::Writer>) -> Self {
         let Some(table) = Relation::open_until_commit(shared.total, ROW_EXCLUSIVE) else {
             catalog::gone()
         };
@@ -54,19 +57,40 @@ impl Totals {
                 run: 0,
                 busiest: 0,
                 arena: MemoryArena::below(pg_sys::CurrentMemoryContext),
+                history,
             }
         }
     }
 
-    /// Adds to a counter. Those of one counter come one after the other.
-    pub fn add(&mut self, name: &[u8], tally: Tally) {
+    /// Adds to a counter. Those of one counter come one after the other. True: the same one can come again only in
+    /// a command of its own.
+    pub fn add(&mut self, name: &[u8], tally: Tally, change: impl FnOnce() -> Change) -> bool {
         if self.name != name {
             self.flush();
             self.name.clear();
             self.name.extend_from_slice(name);
+            if let Some(history) = &mut self.history {
+                history.begin(name);
+            }
         }
         self.sum = Some(self.sum.unwrap_or_default() + tally);
         self.run += 1;
+        if let Some(history) = &mut self.history
+            && history.wants()
+        {
+            history.add(change());
+            if history.is_full() {
+                self.flush();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// All is written. Returns what history writes besides.
+    pub fn finish(mut self) -> Option<history::Writer> {
+        self.flush();
+        self.history.take()
     }
 
     /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
@@ -87,6 +111,11 @@ impl Totals {
             tid = Some(old.tid);
             generation = generation.max(old.generation);
             tally += old.tally;
+        }
+        if let Some(history) = &mut self.history
+            && history.wants()
+        {
+            history.write(&name, hash, tally.value);
         }
         if tally.is_zero() {
             if let Some(mut tid) = tid {

@@ -25,6 +25,7 @@ use crate::bounds::holds;
 use crate::bounds::types;
 use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::rotation;
+use crate::fold::sealing::{self, Sealing};
 use crate::fold::way;
 use crate::pg::compat;
 use crate::pg::error::log;
@@ -41,9 +42,11 @@ use crate::settings;
 use crate::store::catalog::{self, LaneRels, Unusable};
 use crate::store::expired::Batch;
 use crate::store::pending;
+use crate::store::shape::Refusal;
 use crate::track::tables::{self, Catalogs};
 use crate::track::watch;
 use crate::write::token;
+use counterx_core::history::Steadiness;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
 use counterx_core::turns::Turn;
@@ -134,6 +137,10 @@ struct Worker {
     checked: Option<Duration>,
     /// Which were not exact when it looked last.
     unfinished: Option<i64>,
+    /// Whether the clock that history goes by can be trusted.
+    steadiness: Steadiness,
+    /// It has leapt.
+    leaps: bool,
     tokens: LaneClock,
     /// It has looked for expired tokens at least once.
     looked_for_tokens: bool,
@@ -184,6 +191,10 @@ struct Left {
     inactive: bool,
     /// There is a track that is not exact.
     unfinished: bool,
+    /// There is history: a bucket ends in this time.
+    seals_in: Option<Duration>,
+    /// There is history, and the clock has leapt.
+    leaps: bool,
     /// The settings of the database were changed: those that this session has do not count.
     new_settings: bool,
 }
@@ -229,6 +240,8 @@ impl Worker {
             tracks: LaneClock::default(),
             checked: None,
             unfinished: None,
+            steadiness: Steadiness::default(),
+            leaps: false,
             tokens: LaneClock::default(),
             looked_for_tokens: false,
             tokens_removed: token::Progress::default(),
@@ -463,16 +476,60 @@ impl Worker {
                 pgrx::check_for_interrupts!();
             }
             self.look_for_tracks();
+            self.seal_idle_lanes();
         }
         self.give_up();
         let left = self.left();
         self.visit_later(left);
     }
 
+    /// Seals the lanes that have nothing to fold. Those that have are left to a worker that folds.
+    fn seal_idle_lanes(&mut self) {
+        /// Somebody may write early, and go on for hours.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let started = self.now();
+        loop {
+            let mut goes_on = false;
+            for lane in 0..LANES {
+                if lock::database_is_wanted() {
+                    return;
+                }
+                let trusted = self.is_clock_trusted();
+                let found = session::transaction(c"looking for what is to be sealed", || {
+                    let sealing = sealing::of(lane, trusted);
+                    // Nobody else looks for rows here.
+                    let is_idle = sealing == Sealing::NotDue
+                        || !pending::has_pending(lane, &catalog::lane(lane));
+                    (sealing, is_idle)
+                });
+                match found {
+                    Ok((Sealing::NotDue, _) | (_, false)) | Err(_) => {}
+                    Ok((Sealing::Due, true)) => {
+                        self.tick(lane);
+                        goes_on |= self.now() - started < PATIENCE;
+                    }
+                    Ok((Sealing::Leaps, true)) => {
+                        self.note_leap(true);
+                        goes_on = true;
+                    }
+                }
+                pgrx::check_for_interrupts!();
+            }
+            if !goes_on || !settings::compaction() {
+                return;
+            }
+            session::wait(if self.leaps { POLL } else { HURRY });
+        }
+    }
+
     /// With a launcher: another worker is to look in when this one has ended.
     fn visit_later(&self, left: Left) {
-        if directory::is_loaded() && (left.inactive || left.unfinished) {
-            let pause = settings::worker_idle_timeout().min(VISIT_AT_LEAST_EVERY);
+        if !directory::is_loaded() {
+            return;
+        }
+        let soon = settings::worker_idle_timeout().min(VISIT_AT_LEAST_EVERY);
+        let soon = (left.inactive || left.unfinished).then_some(soon);
+        if let Some(pause) = soon.into_iter().chain(left.seals_in).min() {
             directory::visit_after(self.database, pause);
         }
     }
@@ -490,8 +547,10 @@ impl Worker {
                 if let Ok(rels) = catalog::try_lane(lane) {
                     left.pending |= pending::has_pending(lane, &rels);
                     left.inactive |= rotation::has_inactive_rows(&rels);
+                    left.leaps |= sealing::of(lane, false) == Sealing::Leaps;
                 }
             }
+            left.seals_in = sealing::next_end();
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -559,13 +618,16 @@ impl Worker {
     }
 
     fn tick(&mut self, lane: usize) {
+        let trusted = self.is_clock_trusted();
         let memory = &mut self.memories[lane];
-        let result = session::transaction(c"folding", || {
-            compaction::tick(lane, catalog::lane(lane), memory)
+        let result: Result<Result<_, Refusal>, _> = session::transaction(c"folding", || {
+            let tick = compaction::tick(lane, catalog::lane(lane), memory, trusted)?;
+            Ok((tick, sealing::of(lane, trusted) == Sealing::Leaps))
         });
         let now = self.now();
         match result {
-            Ok(Ok(tick)) => {
+            Ok(Ok((tick, leaps))) => {
+                self.note_leap(leaps);
                 let settling = &mut self.settlings[lane];
                 match tick {
                     Tick::Published => settling.published(now),
@@ -621,6 +683,22 @@ impl Worker {
         failpoint!("fold.committed");
         self.reclaim(lane);
         failpoint!("truncate.committed");
+    }
+
+    /// Has the clock gone steadily for as long as this process looks at it, and long enough?
+    fn is_clock_trusted(&mut self) -> bool {
+        let steady = i64::try_from(self.now().as_micros()).unwrap_or(i64::MAX);
+        self.steadiness.look(ports::now(), steady)
+    }
+
+    /// Lanes are not sealed, as the clock has leapt. Says so once.
+    fn note_leap(&mut self, leaps: bool) {
+        if leaps && !self.leaps {
+            log(
+                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last;                  it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
+            );
+        }
+        self.leaps |= leaps;
     }
 
     fn reclaim(&mut self, lane: usize) {
@@ -770,7 +848,10 @@ impl Worker {
             self.start_successor();
             return true;
         }
-        if !left.is_work() || !duty::take_mark() {
+        // Nobody would come again without a launcher; and who waits for the clock to be trusted has to stay.
+        let seals = settings::compaction()
+            && (left.leaps || (left.seals_in.is_some() && !directory::is_loaded()));
+        if !(left.is_work() || seals) || !duty::take_mark() {
             self.visit_later(left);
             return true;
         }

@@ -120,9 +120,10 @@ fn since_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Option<
         .or_else(|| unsafe { history::since_in_lane(series, lane, snapshot) })
 }
 
-/// What the running transaction has changed and not written, as a change.
-fn own_change(part: pending::Part, tally: Tally, now: i64) -> Pending {
-    let kind = match part.1 {
+/// What the running transaction has changed and not written.
+fn own(change: &pending::Change, now: i64) -> Pending {
+    let kind = match change.part.1 {
+        _ if change.row.purges => Kind::Purge,
         pending::Kind::Increment => Kind::Increment,
         pending::Kind::Adjustment => Kind::Adjustment,
     };
@@ -130,7 +131,7 @@ fn own_change(part: pending::Part, tally: Tally, now: i64) -> Pending {
         place: Place::Own,
         change: Change {
             at: now,
-            delta: tally.value,
+            delta: change.row.delta.into(),
             kind,
             // It may have none yet.
             xid: 0,
@@ -198,8 +199,8 @@ impl<'a> Counter<'a> {
             let change = tables::late_change(row);
             room::push(&mut pending, Pending { place, change });
         });
-        pending::for_each_change_of(hash, name, |part, tally| {
-            room::push(&mut pending, own_change(part, tally, now));
+        pending::for_each_change_of(hash, name, |change| {
+            room::push(&mut pending, own(change, now));
         });
         let unfolded = pending.iter().map(|pending| pending.change.delta).sum();
         let is_purged = buckets::without_purged(&mut pending);
@@ -746,9 +747,10 @@ fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]
             room::push(&mut all, (name.into(), Pending { place, change }));
         }
     });
-    pending::for_each_change(|part, name, tally| {
+    pending::for_each_change(|change| {
+        let name = change.row.name;
         if range.contains(name) {
-            room::push(&mut all, (name.into(), own_change(part, tally, now)));
+            room::push(&mut all, (name.into(), own(change, now)));
         }
     });
     // Stable: of one place, they stay in their order.

@@ -37,10 +37,11 @@ pub mod total {
     pub const BY_VALUE: [i16; 2] = [-3, 1];
 }
 /// `state`: lane, gen, folded_epoch, folds, deltas_folded, last_fold_at, last_fold_us, last_error,
-/// last_error_at, sealed_until.
+/// last_error_at, sealed_until, counted_until.
 pub mod state {
-    pub const COLUMNS: usize = 10;
+    pub const COLUMNS: usize = 11;
     pub const SEALED: usize = 10;
+    pub const COUNTED: usize = 11;
     pub const KEY: [i16; 2] = [1, 2];
     pub const LANE: usize = 1;
     pub const GEN: usize = 2;

@@ -31,6 +31,7 @@
 
 use crate::pg::cell;
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
+use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::store::catalog::{self, LaneRels};
 use crate::store::shape;
@@ -136,6 +137,8 @@ impl Lease {
 /// Publishes the next epoch, and says who may still write rows of an earlier one. Only the holder of the
 /// lease knows whether to change to the other log.
 pub fn publish(rels: &LaneRels, gate: &Relation, switch: bool) -> Published {
+    // Before it is published: who stamps the next epoch reads a later one.
+    let clock = ports::now();
     failpoint!("publish.begin");
     let [value, _] = cell::update(gate, |[gate, truncated]| {
         [Gate::decode(gate).next(switch).encode(), truncated]
@@ -145,6 +148,7 @@ pub fn publish(rels: &LaneRels, gate: &Relation, switch: bool) -> Published {
     failpoint!("publish.writers_listed");
     Published {
         epoch: Gate::decode(value).epoch,
+        clock,
         writers,
     }
 }
@@ -153,6 +157,8 @@ pub fn publish(rels: &LaneRels, gate: &Relation, switch: bool) -> Published {
 pub struct Published {
     /// The epoch that was published.
     pub epoch: i64,
+    /// The clock before that.
+    pub clock: i64,
     writers: Vec<VirtualXact>,
 }
 

@@ -14,6 +14,7 @@ use crate::pg::error::{raise, report};
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::spot::SpotRow;
 use crate::pg::time;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
@@ -88,6 +89,11 @@ impl Series {
             zone: text(history::ZONE).into(),
             since: row.get(history::SINCE).map(|datum| datum.value() as i64),
         }
+    }
+
+    /// The bits of the classes that may have rows of it when it is written to this one.
+    pub fn former_classes(&self, class: Class) -> u32 {
+        (self.former | 1 << self.class.number()) & !(1 << class.number())
     }
 
     /// The classes whose tables may have rows of it, the one that is written to first.
@@ -246,22 +252,31 @@ pub fn restored() -> pg_sys::Oid {
 
 /// What a row of a bucket says.
 pub fn stored(row: &Row) -> Stored {
-    let number = |column| {
-        let datum = row.get(column).expect("the column is NOT NULL");
-        // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
-        unsafe { number::total(datum) }
-    };
+    // The last column first: rows are taken apart from the left, and up to where somebody looks.
+    let _ = row.get(bucket::DOWNS);
+    read(|column| row.get(column).expect("the column is NOT NULL"))
+}
+
+fn read(datum: impl Fn(usize) -> pg_sys::Datum) -> Stored {
+    // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
+    let number = |column| unsafe { number::total(datum(column)) };
     Stored {
-        start: row.int8(bucket::START),
+        start: datum(bucket::START).value() as i64,
         sums: Sums {
             delta: number(bucket::DELTA),
             adjusted: number(bucket::ADJUSTED),
             ups: number(bucket::UPS),
             downs: number(bucket::DOWNS),
-            changes: row.int8(bucket::CHANGES),
+            changes: datum(bucket::CHANGES).value() as i64,
         },
         value: number(bucket::VALUE),
     }
+}
+
+/// The same of one that was found at its spot.
+pub fn stored_at_spot(row: &SpotRow<{ bucket::COLUMNS }>) -> Stored {
+    let datum = |column| row.get(column).expect("the column is NOT NULL");
+    read(datum)
 }
 
 /// The columns of a row, in the current memory context.

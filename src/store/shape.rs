@@ -96,6 +96,7 @@ const STATE: &[Column] = &[
     nullable("last_error", TEXTOID),
     nullable("last_error_at", TIMESTAMPTZOID),
     nullable("sealed_until", TIMESTAMPTZOID),
+    nullable("counted_until", TIMESTAMPTZOID),
 ];
 const TYPE: &[Column] = &[
     column("name", TEXTOID),

@@ -152,6 +152,8 @@ pub struct State {
     pub last_error_at: Option<i64>,
     /// The time through which the lane is sealed.
     pub sealed: Option<i64>,
+    /// The greatest time at which anything was counted that history has.
+    pub counted: Option<i64>,
 }
 
 /// A lane's state as far as it is committed or done by this transaction: for who changes it, and holds the lease.
@@ -195,8 +197,9 @@ pub fn save_state(lane: usize, shared: &SharedRels, change: impl FnOnce(&mut Sta
         state.last_error,
         state.last_error_at.map(Into::into),
         state.sealed.map(Into::into),
+        state.counted.map(Into::into),
     ];
-    // SAFETY: the ten columns of sql/tables.sql; the indexes are closed again.
+    // SAFETY: the columns of sql/tables.sql; the indexes are closed again.
     unsafe {
         let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
         tables::write_row(&table, indexes, tid, values);
@@ -217,6 +220,7 @@ impl State {
             last_error: None,
             last_error_at: None,
             sealed: None,
+            counted: None,
         }
     }
 
@@ -232,6 +236,7 @@ impl State {
             last_error: row.get(8),
             last_error_at: number(9),
             sealed: sealed(row),
+            counted: number(columns::state::COUNTED),
         }
     }
 }

@@ -105,6 +105,24 @@ pub fn drop_counter(
     })
 }
 
+/// A counter's history goes, on behalf of the subtransaction at `level`.
+///
+/// # Errors
+/// Those of [`PendingMap::purge`].
+pub fn purge(level: u32, hash: NameHash, name: &[u8]) -> Result<(), Refused> {
+    change((Source::Calls, Kind::Adjustment), |map| {
+        map.purge(level, hash, name)
+    })
+}
+
+/// Does the history of any counter go?
+pub fn purges() -> bool {
+    MAPS.with(|maps| {
+        maps.iter()
+            .any(|map| map.borrow().rows().any(|row| row.purges))
+    })
+}
+
 /// The memory that writing frees, in bytes, nearly.
 pub fn bytes() -> usize {
     MAPS.with(|maps| maps.iter().map(|map| map.borrow().bytes()).sum())
@@ -192,26 +210,26 @@ pub fn fits(hash: NameHash, name: &[u8], delta: i64) -> bool {
 /// Calls `visit` with each counter that the running transaction has changed and not written yet: once for each
 /// part that there is of it.
 pub fn for_each_pending(mut visit: impl FnMut(&[u8], Tally)) {
-    for_each_change(|_, name, tally| visit(name, tally));
+    for_each_change(|change| visit(change.row.name, change.row.tally()));
 }
 
 /// Calls `visit` with what each part has of one counter.
-pub fn for_each_change_of(hash: NameHash, name: &[u8], mut visit: impl FnMut(Part, Tally)) {
+pub fn for_each_change_of(hash: NameHash, name: &[u8], mut visit: impl FnMut(&Change)) {
     MAPS.with(|maps| {
         for (part, map) in PARTS.into_iter().zip(maps) {
-            if let Some(tally) = map.borrow().get(hash, name) {
-                visit(part, tally);
+            if let Some(row) = map.borrow().row(hash, name) {
+                visit(&Change { part, row });
             }
         }
     });
 }
 
 /// Calls `visit` with all that is pending, part by part.
-pub fn for_each_change(mut visit: impl FnMut(Part, &[u8], Tally)) {
+pub fn for_each_change(mut visit: impl FnMut(&Change)) {
     MAPS.with(|maps| {
         for (part, map) in PARTS.into_iter().zip(maps) {
             for row in map.borrow().rows() {
-                visit(part, row.name, row.tally());
+                visit(&Change { part, row });
             }
         }
     });

@@ -51,6 +51,18 @@ fn before_prepare() {
             .set_hint("Raise counterx.pending_work_mem in this session, or change fewer counters in one transaction."),
         );
     }
+    if pending::purges() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has purged counters",
+            )
+            .set_detail("What is counted until it is committed would be before that, or after.")
+            .set_hint(
+                "Call counter_drop() with purge => true in a transaction that is not prepared.",
+            ),
+        );
+    }
     if compaction::has_folded() {
         raise(
             report(

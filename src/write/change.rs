@@ -168,6 +168,15 @@ pub fn drop_unchecked(name: &[u8], written: Tally) {
     });
 }
 
+/// A counter's history goes when the transaction commits.
+///
+/// # Errors
+/// Raises 53200 where there is no memory for it.
+pub fn purge(name: &[u8]) {
+    let hash = NameHash::of(name);
+    change(name, |level| pending::purge(level, hash, name));
+}
+
 /// Adds to the counter of a group of a tracked table's rows, of which there are `rows` more.
 ///
 /// # Errors

@@ -63,7 +63,7 @@ pub fn to_late(changes: Vec<Change>) {
             Some(change.row.delta.into()),
             Some(now),
             uses(&change.row),
-            kind(change),
+            kind(change, false),
         ];
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
@@ -81,8 +81,9 @@ fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
         // What the server needs to insert them, it cannot ask for: an error there must find some memory.
         give_spare();
     }
+    // What takes a counter's history with it comes first: the rest of the transaction is what comes after.
     changes.sort_unstable_by(|Change { row: a, .. }, Change { row: b, .. }| {
-        (a.hash.lane(), a.name).cmp(&(b.hash.lane(), b.name))
+        (a.hash.lane(), a.name, !a.purges).cmp(&(b.hash.lane(), b.name, !b.purges))
     });
     changes
 }
@@ -116,12 +117,17 @@ fn uses(row: &Row) -> Option<pg_sys::Datum> {
     (row.uses != 1).then(|| row.uses.into())
 }
 
-/// The column `kind`: null is an increment, and takes no space.
-fn kind(change: &Change) -> Option<pg_sys::Datum> {
-    match change.part {
-        (_, Kind::Increment) => None,
-        (_, Kind::Adjustment) => Some(columns::kind::ADJUSTMENT.into()),
-    }
+/// The column `kind`: null is an increment, and takes no space. `is_early`: what is written is a subtransaction.
+fn kind(change: &Change, is_early: bool) -> Option<pg_sys::Datum> {
+    use columns::kind::{ADJUSTMENT, EARLY, EARLY_ADJUSTMENT, PURGE};
+    let kind = match change.part {
+        _ if change.row.purges => PURGE,
+        (_, Kind::Increment) if is_early => EARLY,
+        (_, Kind::Increment) => return None,
+        (_, Kind::Adjustment) if is_early => EARLY_ADJUSTMENT,
+        (_, Kind::Adjustment) => ADJUSTMENT,
+    };
+    Some(kind.into())
 }
 
 /// Makes sure that what is written to a lane is above all that is folded: see `store/gate.rs`. Nobody is waited
@@ -151,6 +157,8 @@ struct LogWriter {
     log: Inserter,
     epoch: i64,
     now: pg_sys::Datum,
+    /// The rows' xmin is not the transaction's id.
+    is_early: bool,
 }
 
 impl LogWriter {
@@ -170,6 +178,7 @@ impl LogWriter {
             log: inserter(rels.log(value.side)),
             epoch: value.epoch,
             now: now(),
+            is_early: ports::xact_nest_level() > 1,
         }
     }
 
@@ -182,7 +191,7 @@ impl LogWriter {
             Some(row.delta.into()),
             Some(name.datum()),
             uses(row),
-            kind(change),
+            kind(change, self.is_early),
         ];
         // SAFETY: the columns of a log, see sql/tables.sql.
         unsafe { self.log.insert(values) };

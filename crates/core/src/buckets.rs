@@ -29,20 +29,24 @@ pub struct Pending {
     pub change: Change,
 }
 
-/// Puts a counter's changes into the order of folds, and leaves out those that a purge among them hides: all before
-/// it, and those of its epoch that another transaction has written. Does it hide the stored rows as well?
+/// Puts a counter's changes into the order of folds, and leaves out a purge among them, and those that it hides: all
+/// before it, and those of its epoch that another transaction has written. Does it hide the stored rows as well?
+///
+/// Those of a log come in the order of its index.
 pub fn without_purged(changes: &mut Vec<Pending>) -> bool {
-    changes.sort_by_key(|pending| pending.place);
+    // A transaction writes it first.
+    let is_own_rest =
+        |pending: &Pending| pending.place == Place::Own && pending.change.kind != Kind::Purge;
+    changes.sort_by_key(|pending| (pending.place, is_own_rest(pending)));
     let last = changes
         .iter()
         .rposition(|pending| pending.change.kind == Kind::Purge);
-    let Some(purge) = last.map(|at| changes[at]) else {
+    let Some(last) = last else {
         return false;
     };
-    changes.retain(|pending| {
-        pending.place > purge.place
-            || (pending.place == purge.place && pending.change.xid == purge.change.xid)
-    });
+    let purge = changes[last];
+    changes.drain(..=last);
+    changes.retain(|pending| pending.place > purge.place || pending.change.xid == purge.change.xid);
     true
 }
 
@@ -72,8 +76,8 @@ pub fn sums_by_start(
     Ok(all)
 }
 
-/// When the events of changes are, which are in the order of folds: each after the one before it, and after the newest
-/// one that is stored. What is none is left out.
+/// When the events of changes are, which are in the order of folds: by their times in each place, each after the one
+/// before it, and after the newest one that is stored. What is none is left out.
 ///
 /// # Errors
 /// [`NoMemory`].
@@ -82,16 +86,20 @@ pub fn events(
     changes: &[Pending],
     mut counted_at: impl FnMut(&Change) -> i64,
 ) -> Result<Vec<(i64, Change)>, NoMemory> {
-    let mut newest = newest;
     let mut all = room::vector(changes.len())?;
-    for Pending { change, .. } in changes {
-        if Sums::of(change.kind, change.delta).is_nothing() {
-            continue;
+    for of_place in changes.chunk_by(|a, b| a.place == b.place) {
+        let first = all.len();
+        for Pending { change, .. } in of_place {
+            if change.kind != Kind::Restored {
+                all.push((counted_at(change), *change));
+            }
         }
-        let at = counted_at(change);
-        let at = newest.map_or(at, |newest| at.max(newest.saturating_add(1)));
-        newest = Some(at);
-        all.push((at, *change));
+        all[first..].sort_by_key(|(at, _)| *at);
+    }
+    let mut newest = newest;
+    for (at, _) in &mut all {
+        *at = newest.map_or(*at, |newest| newest.saturating_add(1).max(*at));
+        newest = Some(*at);
     }
     Ok(all)
 }
@@ -243,16 +251,16 @@ mod tests {
     fn a_purge_hides_what_comes_before_it_and_what_others_have_written_beside_it() {
         let mut changes = vec![
             pending(Place::Own, Kind::Increment, 7, 0),
-            pending(Place::Log(5), Kind::Increment, 4, 11),
+            pending(Place::Log(5), Kind::Increment, 4, 12),
             pending(Place::Log(4), Kind::Increment, 3, 12),
             pending(Place::Log(5), Kind::Purge, -9, 12),
             pending(Place::Log(5), Kind::Increment, 5, 12),
+            pending(Place::Log(5), Kind::Increment, 1, 11),
             pending(Place::Log(6), Kind::Increment, 6, 10),
             pending(Place::Late, Kind::Increment, 2, 12),
         ];
         assert!(without_purged(&mut changes));
-        assert_eq!(deltas(&changes), [-9, 5, 6, 7]);
-        changes.retain(|pending| pending.change.kind != Kind::Purge);
+        assert_eq!(deltas(&changes), [5, 6, 7]);
         assert!(!without_purged(&mut changes));
         assert_eq!(deltas(&changes), [5, 6, 7]);
     }
@@ -260,22 +268,23 @@ mod tests {
     #[test]
     fn the_last_of_two_purges_hides_the_first() {
         let mut changes = vec![
+            pending(Place::Own, Kind::Increment, 4, 0),
             pending(Place::Log(2), Kind::Purge, -1, 5),
+            pending(Place::Log(2), Kind::Increment, 3, 5),
             pending(Place::Own, Kind::Purge, -2, 0),
-            pending(Place::Late, Kind::Purge, -3, 6),
         ];
         assert!(without_purged(&mut changes));
-        assert_eq!(deltas(&changes), [-2]);
+        assert_eq!(deltas(&changes), [4]);
     }
 
     #[test]
     fn events_are_one_after_the_other() {
-        let changes: Vec<Pending> = [(50, 1), (10, 2), (70, 0), (60, 3)]
-            .map(|(at, delta)| Pending {
-                place: Place::Log(1),
+        let changes: Vec<Pending> = [(5, 50, 1), (6, 10, 4), (6, 70, 0), (6, 10, 2), (7, 60, 3)]
+            .map(|(epoch, at, delta)| Pending {
+                place: Place::Log(epoch),
                 change: change(
                     if delta == 0 {
-                        Kind::Adjustment
+                        Kind::Restored
                     } else {
                         Kind::Increment
                     },
@@ -289,8 +298,8 @@ mod tests {
             let all = events(newest, &changes, |change| change.at).unwrap();
             all.iter().map(|(at, change)| (*at, change.delta)).collect()
         };
-        assert_eq!(at(None), [(50, 1), (51, 2), (60, 3)]);
-        assert_eq!(at(Some(59)), [(60, 1), (61, 2), (62, 3)]);
+        assert_eq!(at(None), [(50, 1), (51, 4), (52, 2), (60, 3)]);
+        assert_eq!(at(Some(59)), [(60, 1), (61, 4), (62, 2), (63, 3)]);
     }
 
     #[test]

@@ -82,6 +82,8 @@ impl Class {
     /// Tables of a class whose rows go. Four segments are wanted, the one that begins and the one that has just
     /// gone out of use are the others.
     const TABLES: i64 = 6;
+    /// No class has more tables.
+    pub const MOST_TABLES: usize = Self::TABLES as usize;
     /// So many segments are as long as the longest that rows of the class are kept.
     const SEGMENTS: i64 = 4;
 
@@ -129,6 +131,18 @@ impl Class {
         self.segment_length().map_or(0, |length| {
             start.div_euclid(length).rem_euclid(Self::TABLES) as usize
         })
+    }
+
+    /// The tables that have the rows that begin between two times, both included.
+    pub fn tables_between(self, first: i64, last: i64) -> impl Iterator<Item = usize> + use<> {
+        let segments = self.segment_length().map_or(1, |length| {
+            last.div_euclid(length)
+                .saturating_sub(first.div_euclid(length))
+                .saturating_add(1)
+        });
+        let (from, tables) = (self.table_of(first), self.tables());
+        let count = usize::try_from(segments).map_or(0, |segments| segments.min(tables));
+        (from..from + count).map(move |table| table % tables)
     }
 
     /// The beginning of the segment that a time is in: what is before it is in segments that have ended.

@@ -43,11 +43,13 @@ struct Content {
     dropped: i64,
     /// Those that rows of a tracked table are: more came than went.
     rows: i64,
+    /// The counter's history goes.
+    purges: bool,
 }
 
 impl Content {
     fn is_present(&self) -> bool {
-        self.used || self.delta != 0 || self.dropped != 0 || self.rows != 0
+        self.used || self.delta != 0 || self.dropped != 0 || self.rows != 0 || self.purges
     }
 
     fn uses(&self) -> i64 {
@@ -88,6 +90,8 @@ pub struct Row<'a> {
     pub delta: i64,
     /// Its net change of uses: 1 as a rule, less when the counter was dropped; of a tracked table that of rows.
     pub uses: i64,
+    /// The counter's history goes.
+    pub purges: bool,
 }
 
 impl Row<'_> {
@@ -183,13 +187,29 @@ impl PendingMap {
         name: &[u8],
         written: Tally,
     ) -> Result<(), Refused> {
+        let at = self.find(hash, name);
         let after = Content {
             delta: i64::try_from(-written.value).map_err(|_| Refused::Overflow)?,
             used: false,
             dropped: written.uses,
             rows: 0,
+            purges: at.is_some_and(|at| self.entries[at].content.purges),
         };
+        Ok(self.put(level, hash, name, at, after)?)
+    }
+
+    /// A counter's history goes, on behalf of the subtransaction at nesting level `level`. That is a row, whether
+    /// anything else is changed or not.
+    ///
+    /// # Errors
+    /// [`Refused::NoMemory`].
+    pub fn purge(&mut self, level: u32, hash: NameHash, name: &[u8]) -> Result<(), Refused> {
         let at = self.find(hash, name);
+        let before = at.map_or_else(Content::default, |at| self.entries[at].content);
+        let after = Content {
+            purges: true,
+            ..before
+        };
         Ok(self.put(level, hash, name, at, after)?)
     }
 
@@ -237,17 +257,28 @@ impl PendingMap {
             .then(|| Tally::of(content.delta, content.uses()))
     }
 
+    /// The same as a row.
+    pub fn row(&self, hash: NameHash, name: &[u8]) -> Option<Row<'_>> {
+        let entry = &self.entries[self.find(hash, name)?];
+        entry.content.is_present().then(|| Self::row_of(entry))
+    }
+
     /// All that is pending, in no particular order.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.entries
             .iter()
             .filter(|entry| entry.content.is_present())
-            .map(|entry| Row {
-                hash: entry.hash,
-                name: &entry.name,
-                delta: entry.content.delta,
-                uses: entry.content.uses(),
-            })
+            .map(Self::row_of)
+    }
+
+    fn row_of(entry: &Entry) -> Row<'_> {
+        Row {
+            hash: entry.hash,
+            name: &entry.name,
+            delta: entry.content.delta,
+            uses: entry.content.uses(),
+            purges: entry.content.purges,
+        }
     }
 
     /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any

@@ -1,0 +1,270 @@
+//! Which types have a history: `counter_history` and its relatives.
+//!
+//! All of it is a change of the table `counterx.history`. Folds look at that by their own snapshots, so nobody is
+//! waited for: a lane has a new unit from the end of its next fold on, and does not write to one that is gone. The
+//! rows of that are left to be emptied with the others of their class, or to be removed by the worker.
+
+use super::admin;
+use super::args::{self, Text};
+use super::types::{run, type_name};
+use crate::fold::compaction::{self, Due};
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::ports;
+use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
+use crate::pg::snapshot::LatestSnapshot;
+use crate::pg::time::{self, Calendar};
+use crate::store::catalog;
+use crate::store::gate;
+use crate::store::history::{self, Series};
+use crate::store::shape;
+use crate::store::state;
+use crate::write::change;
+use counterx_core::history::{Class, DAY, HOUR, MINUTE, Unit};
+use counterx_core::lane::LANES;
+use pgrx::PgSqlErrorCode;
+use pgrx::prelude::*;
+
+/// How long rows of a unit are to be kept.
+struct Keep {
+    unit: Unit,
+    /// None: for ever.
+    interval: Option<pg_sys::Datum>,
+    class: Class,
+}
+
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::too_many_arguments, reason = "those of the SQL function")]
+fn counter_history(
+    r#type: Option<Text>,
+    minute: default!(Option<Text>, "'1 day'"),
+    hour: default!(Option<Text>, "'35 days'"),
+    day: default!(Option<Text>, "'infinity'"),
+    month: default!(Option<Text>, "NULL"),
+    events: default!(Option<Text>, "NULL"),
+    time_zone: default!(Option<Text>, "'UTC'"),
+) -> bool {
+    change::check_may_write(c"counter_history()");
+    admin::check_not_one_snapshot(
+        c"counter_history()",
+        "Run it in a READ COMMITTED transaction.",
+    );
+    let name = type_name(r#type);
+    let zone = args::required("time zone", time_zone).0;
+    // Raises an error for one that the server does not know.
+    Calendar::new(Unit::Day, zone).start_of(ports::now());
+    let units = [
+        (Unit::Minute, minute),
+        (Unit::Hour, hour),
+        (Unit::Day, day),
+        (Unit::Month, month),
+        (Unit::Event, events),
+    ];
+    let wanted: Vec<Keep> = units
+        .into_iter()
+        .filter_map(|(unit, keep)| Some(Keep::read(unit, keep?.0)))
+        .collect();
+    if wanted.is_empty() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "a history needs one unit at least",
+            )
+            .set_hint("counter_history_drop() ends a history."),
+        );
+    }
+    let known = lock(&name);
+    if let Some(series) = known.iter().find(|series| *series.zone != *zone) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!(
+                    "the history of type \"{name}\" is kept in time zone {}",
+                    quoted(&series.zone)
+                ),
+            )
+            .set_detail("Its days would begin at other times from now on.")
+            .set_hint(
+                "counter_history_drop() removes it, and counter_history() begins another one.",
+            ),
+        );
+    }
+    for keep in &wanted {
+        let series = known.iter().find(|series| series.unit == keep.unit);
+        write(&name, zone, keep, series);
+    }
+    for series in &known {
+        if wanted.iter().all(|keep| keep.unit != series.unit) {
+            remove(series);
+        }
+    }
+    true
+}
+
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn counter_history_drop(r#type: Option<Text>) -> bool {
+    change::check_may_write(c"counter_history_drop()");
+    admin::check_not_one_snapshot(
+        c"counter_history_drop()",
+        "Run it in a READ COMMITTED transaction.",
+    );
+    let name = type_name(r#type);
+    let known = lock(&name);
+    known.iter().for_each(remove);
+    !known.is_empty()
+}
+
+/// A fold goes past the server's checks of rights, so EXECUTE is enough.
+#[pg_extern(volatile, parallel_unsafe)]
+fn counter_seal() -> Option<TimestampWithTimeZone> {
+    admin::check_may_fold(c"counter_seal()");
+    let shared = catalog::shared();
+    if !history::may_be_any(&shared) {
+        return None;
+    }
+    let mut due: Vec<Due> = (0..LANES).map(Due::seal).collect();
+    due.iter_mut().for_each(Due::wait);
+    compaction::note_folding();
+    due.into_iter().for_each(|due| {
+        due.fold();
+    });
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let sealed = unsafe { state::sealed_until(&shared, latest.as_ptr()) };
+    sealed.and_then(|time| TimestampWithTimeZone::try_from(time).ok())
+}
+
+impl Keep {
+    /// # Errors
+    /// Raises 22007 for what is no interval, and 22023 for one that is too short or too long.
+    fn read(unit: Unit, text: &[u8]) -> Self {
+        let interval = (text != b"infinity").then(|| interval(text));
+        let class = match interval {
+            None => Class::of_keep(None),
+            Some(interval) => {
+                // SAFETY: an interval.
+                let length = unsafe { time::longest(interval) };
+                let least = match unit {
+                    Unit::Event | Unit::Minute => MINUTE,
+                    Unit::Hour => HOUR,
+                    Unit::Day => DAY,
+                    Unit::Month => 31 * DAY,
+                };
+                if length < least {
+                    raise(
+                        report(
+                            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                            format!("{} is too short a time to keep {}", quoted(text), plural(unit)),
+                        )
+                        .set_hint("A row has to be kept for as long as its unit lasts, and a minute at least. NULL keeps none."),
+                    );
+                }
+                Class::of_keep(Some(length))
+            }
+        };
+        let class = class.unwrap_or_else(|days| {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!(
+                        "{} is too long a time to keep {}",
+                        quoted(text),
+                        plural(unit)
+                    ),
+                )
+                .set_hint(format!(
+                    "Up to {days} days can be asked for, or 'infinity'."
+                )),
+            )
+        });
+        Self {
+            unit,
+            interval,
+            class,
+        }
+    }
+}
+
+fn plural(unit: Unit) -> String {
+    format!("{}s", unit.name())
+}
+
+/// An interval out of its text, in the current memory context.
+fn interval(text: &[u8]) -> pg_sys::Datum {
+    let Ok(text) = std::ffi::CString::new(text) else {
+        unreachable!("a text has no zero byte");
+    };
+    // SAFETY: interval_in(cstring, oid, integer) -> interval.
+    let datum = unsafe {
+        pgrx::direct_function_call_as_datum(
+            pg_sys::interval_in,
+            &[
+                Some(pg_sys::Datum::from(text.as_ptr())),
+                Some(pg_sys::INTERVALOID.into()),
+                Some((-1_i32).into()),
+            ],
+        )
+    };
+    datum.expect("interval_in returns no null")
+}
+
+/// Keeps others from changing what there is, to the end of the transaction, and returns what that is for a type.
+fn lock(name: &str) -> Vec<Series> {
+    gate::enter(0);
+    let shared = catalog::shared();
+    match Relation::open_until_commit(shared.history, SHARE_ROW_EXCLUSIVE) {
+        Some(table) => shape::check(&table),
+        None => catalog::gone(),
+    }
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    unsafe { history::series(&shared, Some(name.as_bytes()), latest.as_ptr()) }
+}
+
+fn write(name: &str, zone: &[u8], keep: &Keep, known: Option<&Series>) {
+    let interval = keep.interval.map(|datum| {
+        // SAFETY: an interval.
+        unsafe { pgrx::FromDatum::from_datum(datum, false) }
+    });
+    let interval: Option<pgrx::datum::Interval> = interval.flatten();
+    let class = keep.class.number() as i32;
+    match known {
+        Some(series) => {
+            let former = series.former_classes(keep.class) as i32;
+            run(
+                "UPDATE ONLY counterx.history SET keep = $2, class = $3, former_classes = $4 \
+                 WHERE id OPERATOR(pg_catalog.=) $1",
+                &[
+                    series.id.into(),
+                    interval.into(),
+                    class.into(),
+                    former.into(),
+                ],
+            );
+        }
+        None => run(
+            "INSERT INTO counterx.history (id, type, unit, keep, class, zone) VALUES ($1, $2, $3, $4, $5, $6)",
+            &[
+                new_id().into(),
+                name.into(),
+                keep.unit.name().into(),
+                interval.into(),
+                class.into(),
+                String::from_utf8_lossy(zone).into_owned().into(),
+            ],
+        ),
+    }
+}
+
+fn remove(series: &Series) {
+    run(
+        "DELETE FROM ONLY counterx.history WHERE id OPERATOR(pg_catalog.=) $1",
+        &[series.id.into()],
+    );
+}
+
+/// No two databases have the same one, but by a restore.
+fn new_id() -> i64 {
+    (ports::random() >> 1).cast_signed()
+}

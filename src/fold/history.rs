@@ -1,0 +1,581 @@
+//! Writing history: what a fold has of a counter goes to the buckets of its type's units.
+//!
+//! # How it works
+//! The deltas of one counter come one after the other, and are added up by the buckets of the finest unit, of
+//! which there are one or two. When its total is written, so are they, in each unit: what is known of the total
+//! says what the rows' values are. All rows from the first of these buckets on are looked at, and
+//! nearly always there is one. That is known without a search, as the lane's state has the greatest time at
+//! which anything was counted; and then it is found where it was last.
+//!
+//! # Invariants
+//! - Whatever order rows are folded in, the value of a row is that before all rows, and the sum of those up to it;
+//!   the newest one's is the total.
+//! - What a fold moves that is the first to see a series, is before that series' time. Rows of later epochs are not.
+
+use crate::pg::memory::{MemoryArena, MemorySwitch};
+use crate::pg::ports;
+use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::room;
+use crate::pg::scan::{Direction, IndexScan};
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::spot::{Spot, Spots};
+use crate::pg::time::Calendar;
+use crate::pg::varlena::{NameText, text_bytes};
+use crate::store::catalog::{self, SharedRels};
+use crate::store::columns::bucket;
+use crate::store::history::{self, Series, type_of};
+use crate::store::shape;
+use crate::store::tables;
+use counterx_core::history::{Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place};
+use counterx_core::lane::NameHash;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+
+thread_local! {
+    /// Where this backend has found rows last, by name and series. What is found there is held against both.
+    static SPOTS: RefCell<Spots> = RefCell::new(Spots::with_room(1));
+}
+
+/// Spots of those who fold: 768 kB.
+const MANY_SPOTS: usize = 64 * 1024;
+
+/// So many events of a counter are written at once.
+const MANY_EVENTS: usize = 10_000;
+
+/// What a fold writes of history.
+pub struct Writer {
+    lane: usize,
+    /// The time through which the lane was sealed before.
+    sealed: Option<i64>,
+    /// The greatest time at which anything was counted.
+    counted: Option<i64>,
+    types: Vec<Type>,
+    /// Those that the lane has from the end of this fold on.
+    begin: Vec<i64>,
+    tables: Vec<Table>,
+    /// What is gathered of the counter that deltas arrive for.
+    run: Run,
+    /// For what one counter takes.
+    arena: MemoryArena,
+    /// What the fold lives in.
+    context: pg_sys::MemoryContext,
+    /// Those of the tables that were looked up.
+    oids: [[pg_sys::Oid; Class::MOST_TABLES]; Class::ALL],
+}
+
+/// A type and its units that the lane has, finest first.
+struct Type {
+    name: Box<[u8]>,
+    units: Vec<Kept>,
+    events: Option<Series>,
+}
+
+/// One unit.
+struct Kept {
+    series: Series,
+    calendar: Calendar,
+}
+
+/// What a fold has gathered of one counter.
+#[derive(Default)]
+struct Run {
+    /// The counter's type; None: it has no history.
+    of: Option<usize>,
+    /// By the start of the bucket of the finest unit, in no order.
+    sums: Vec<(i64, Sums)>,
+    events: Vec<Change>,
+    /// What a restore has brought.
+    restored: i128,
+    /// Its history goes first. What others have counted in the same epoch goes with it.
+    purged_by: Option<i64>,
+    latest: Option<i64>,
+}
+
+/// A table of buckets, open for writing.
+struct Table {
+    // Ended before its relations are closed.
+    scan: IndexScan,
+    indexes: pg_sys::CatalogIndexState,
+    _index: Relation,
+    table: Relation,
+    oid: pg_sys::Oid,
+}
+
+impl Table {
+    fn open(oid: pg_sys::Oid) -> Self {
+        let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
+            catalog::gone()
+        };
+        shape::check(&table);
+        let index = tables::index_of(&table, &bucket::KEY);
+        // SAFETY: an ordinary table, open; the snapshot is a static.
+        unsafe {
+            Self {
+                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 3),
+                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
+                _index: index,
+                table,
+                oid,
+            }
+        }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by us.
+            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
+        }
+    }
+}
+
+/// A row, and where it is.
+struct Found {
+    row: Stored,
+    table: pg_sys::Oid,
+    tid: pg_sys::ItemPointerData,
+}
+
+impl Writer {
+    /// What there is of histories by this snapshot. None: nobody has asked for any.
+    pub fn open(
+        lane: usize,
+        shared: &SharedRels,
+        latest: &LatestSnapshot,
+        (sealed, counted): (Option<i64>, Option<i64>),
+    ) -> Option<Self> {
+        // SAFETY: the snapshot is active.
+        let all = unsafe { history::series(shared, None, latest.as_ptr()) };
+        if all.is_empty() {
+            return None;
+        }
+        // SAFETY: as above.
+        let since = unsafe { history::since_of_lane(lane, latest.as_ptr()) };
+        let mut types: Vec<Type> = Vec::new();
+        let mut begin = Vec::new();
+        for series in all {
+            let has_begun =
+                series.since.is_some() || since.iter().any(|(known, _)| *known == series.id);
+            if !has_begun {
+                begin.push(series.id);
+                continue;
+            }
+            let place = types
+                .iter()
+                .position(|of| of.name == series.type_name)
+                .unwrap_or_else(|| {
+                    types.push(Type {
+                        name: series.type_name.clone(),
+                        units: Vec::new(),
+                        events: None,
+                    });
+                    types.len() - 1
+                });
+            if series.unit == Unit::Event {
+                types[place].events = Some(series);
+            } else {
+                let calendar = Calendar::new(series.unit, &series.zone);
+                types[place].units.push(Kept { series, calendar });
+            }
+        }
+        for of in &mut types {
+            of.units.sort_by_key(|kept| kept.series.unit);
+        }
+        SPOTS.with_borrow_mut(|spots| spots.grow_to(MANY_SPOTS));
+        Some(Self {
+            lane,
+            sealed,
+            counted,
+            types,
+            begin,
+            tables: Vec::new(),
+            run: Run::default(),
+            // SAFETY: the context outlives the fold.
+            arena: unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) },
+            // SAFETY: reads a variable of the backend.
+            context: unsafe { pg_sys::CurrentMemoryContext },
+            oids: Default::default(),
+        })
+    }
+
+    /// Deltas of this counter are next.
+    pub fn begin(&mut self, name: &[u8]) {
+        let of = type_of(name).and_then(|wanted| {
+            let mut types = self.types.iter();
+            types.position(|of| *of.name == *wanted)
+        });
+        self.run.of = of;
+    }
+
+    /// Has the counter a history?
+    pub fn wants(&self) -> bool {
+        self.run.of.is_some()
+    }
+
+    /// Is it time to write what is gathered?
+    pub fn is_full(&self) -> bool {
+        self.run.events.len() >= MANY_EVENTS
+    }
+
+    /// A delta of the counter.
+    pub fn add(&mut self, change: Change) {
+        let (Some(of), run) = (self.run.of, &mut self.run) else {
+            return;
+        };
+        match change.kind {
+            Kind::Purge => {
+                *run = Run {
+                    of: run.of,
+                    purged_by: Some(change.xid),
+                    ..Run::default()
+                };
+                return;
+            }
+            Kind::Restored => {
+                run.restored += change.delta;
+                return;
+            }
+            Kind::Increment | Kind::Adjustment => {}
+        }
+        if run.purged_by.is_some_and(|by| by != change.xid) {
+            return;
+        }
+        let at = counted_at(change.at, self.sealed);
+        run.latest = run.latest.max(Some(at));
+        let of = &mut self.types[of];
+        if let Some(finest) = of.units.first_mut() {
+            let start = finest.calendar.start_of(at);
+            let sums = Sums::of(change.kind, change.delta);
+            // The newest are last.
+            match run.sums.iter_mut().rev().find(|(known, _)| *known == start) {
+                Some((_, known)) => *known += sums,
+                None => room::push(&mut run.sums, (start, sums)),
+            }
+        }
+        if of.events.is_some() {
+            room::push(&mut run.events, Change { at, ..change });
+        }
+    }
+
+    /// Writes what was gathered of a counter, whose total is this with all of it.
+    pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
+        let Run {
+            of,
+            mut sums,
+            mut events,
+            restored,
+            purged_by,
+            latest,
+        } = std::mem::take(&mut self.run);
+        let Some(of) = of else { return };
+        self.run.of = Some(of);
+        // SAFETY: nothing is kept from one counter to the next; scans have memory of their own.
+        let _switch = unsafe {
+            self.arena.reset();
+            MemorySwitch::to(self.arena.as_ptr())
+        };
+        if purged_by.is_some() {
+            self.purge(of, name);
+        }
+        if restored != 0 {
+            self.add_restored(of, name, restored, &mut sums);
+        }
+        // What is written may be later than what was.
+        let known = self.counted;
+        self.counted = self.counted.max(latest);
+        if !sums.is_empty() {
+            sums.sort_unstable_by_key(|(start, _)| *start);
+            let mut units = std::mem::take(&mut self.types[of].units);
+            for kept in &mut units {
+                self.write_unit(kept, name, hash, total, &sums, known);
+            }
+            self.types[of].units = units;
+        }
+        if !events.is_empty() {
+            events.sort_by_key(|event| event.at);
+            self.write_events(of, name, total, &events);
+        }
+        failpoint!("fold.history_written");
+    }
+
+    fn write_unit(
+        &mut self,
+        kept: &mut Kept,
+        name: &NameText,
+        hash: NameHash,
+        total: i128,
+        sums: &[(i64, Sums)],
+        known: Option<i64>,
+    ) {
+        let mut new: Vec<(i64, Sums)> = Vec::with_capacity(sums.len());
+        for (start, added) in sums {
+            let start = kept.calendar.start_of(*start);
+            match new.last_mut().filter(|(last, _)| *last == start) {
+                Some((_, sum)) => *sum += *added,
+                None => new.push((start, *added)),
+            }
+        }
+        let (first, _) = new[0];
+        let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
+        let newest = known.map_or(first, |known| kept.calendar.start_of(known));
+        let key = hash.get() ^ spread(kept.series.id);
+        let found = if newest <= first {
+            self.find_one(&kept.series, name, first, key)
+        } else {
+            self.find_from(&kept.series, name, (first, newest))
+        };
+        let stored: Vec<Stored> = found.iter().map(|found| found.row).collect();
+        let class = kept.series.class;
+        place(total - net, &stored, &new, |Placed { row, replaces }| {
+            let (table, tid) = match replaces {
+                Some(at) => (found[at].table, Some(found[at].tid)),
+                None => (self.oid(class, class.table_of(row.start)), None),
+            };
+            let table = self.table(table);
+            let values = history::values_of(name, kept.series.id, &row);
+            // SAFETY: the columns of a bucket; the indexes are those of this table.
+            let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
+            if let Some(address) = address {
+                let spot = Spot::of_new_row(&table.table, address);
+                SPOTS.with_borrow_mut(|spots| spots.set(key, spot));
+            }
+        });
+    }
+
+    /// The only row that can be: nothing later was ever written.
+    fn find_one(&mut self, series: &Series, name: &NameText, start: i64, key: u64) -> Vec<Found> {
+        let oid = self.oid(series.class, series.class.table_of(start));
+        if let Some(found) = Self::find_in(self.table(oid), series, name, start, key) {
+            return vec![found];
+        }
+        if series.classes().nth(1).is_some() {
+            return self.find_from(series, name, (start, start));
+        }
+        Vec::new()
+    }
+
+    fn find_in(
+        table: &mut Table,
+        series: &Series,
+        name: &NameText,
+        start: i64,
+        key: u64,
+    ) -> Option<Found> {
+        let oid = table.oid;
+        let spot = SPOTS.with_borrow(|spots| spots.get(key));
+        // SAFETY: the snapshot is a static, and sees one version of a row.
+        let known =
+            unsafe { spot.find::<{ bucket::COLUMNS }>(&table.table, snapshot::self_snapshot()) };
+        if let Some(row) = known {
+            let datum = |column| row.get(column).expect("the column is NOT NULL");
+            // SAFETY: names are stored in line.
+            let is_it = datum(bucket::HISTORY).value() as i64 == series.id
+                && datum(bucket::START).value() as i64 == start
+                && unsafe { text_bytes(datum(bucket::NAME)) == text_bytes(name.datum()) };
+            if is_it {
+                return Some(Found {
+                    row: history::stored_at_spot(&row),
+                    table: oid,
+                    tid: row.tid(),
+                });
+            }
+        }
+        let [by_name, by_series] = history::keys_of(name, series.id);
+        table.scan.seek(&[by_name, by_series, history::from(start)]);
+        let (row, spot) = table.scan.next_with_spot(Direction::Backward)?;
+        SPOTS.with_borrow_mut(|spots| spots.set(key, spot));
+        Some(Found {
+            row: history::stored(&row),
+            table: oid,
+            tid: row.tid(),
+        })
+    }
+
+    /// All rows of a counter from a time on, ascending.
+    fn find_from(
+        &mut self,
+        series: &Series,
+        name: &NameText,
+        (first, newest): (i64, i64),
+    ) -> Vec<Found> {
+        let mut found = Vec::new();
+        for class in series.classes() {
+            for number in class.tables_between(first, newest.max(first)) {
+                let oid = self.oid(class, number);
+                self.each_from(oid, series, name, first, |row| found.push(row));
+            }
+        }
+        found.sort_unstable_by_key(|found: &Found| found.row.start);
+        found
+    }
+
+    fn each_from(
+        &mut self,
+        oid: pg_sys::Oid,
+        series: &Series,
+        name: &NameText,
+        first: i64,
+        mut visit: impl FnMut(Found),
+    ) {
+        let table = self.table(oid);
+        if table.table.blocks() == 0 {
+            return;
+        }
+        let [by_name, by_series] = history::keys_of(name, series.id);
+        table.scan.seek(&[by_name, by_series, history::from(first)]);
+        while let Some(row) = table.scan.next(Direction::Forward) {
+            visit(Found {
+                row: history::stored(&row),
+                table: oid,
+                tid: row.tid(),
+            });
+        }
+    }
+
+    fn write_events(&mut self, of: usize, name: &NameText, total: i128, events: &[Change]) {
+        let Some(series) = self.types[of].events.clone() else {
+            return;
+        };
+        let earliest = events.first().map_or(0, |event| event.at);
+        let newest = self.counted.unwrap_or(earliest);
+        let last = self
+            .find_from(&series, name, (earliest, newest))
+            .last()
+            .map(|found| found.row.start);
+        let mut last = last.unwrap_or(i64::MIN);
+        let net: i128 = events.iter().map(|event| event.delta).sum();
+        let mut value = total - net;
+        for event in events {
+            value += event.delta;
+            // Each has a time of its own, in the order of folds.
+            last = event.at.max(last.saturating_add(1));
+            let row = Stored {
+                start: last,
+                sums: Sums {
+                    changes: event.transaction(),
+                    ..Sums::of(event.kind, event.delta)
+                },
+                value,
+            };
+            let oid = self.oid(series.class, series.class.table_of(row.start));
+            let table = self.table(oid);
+            let values = history::values_of(name, series.id, &row);
+            // SAFETY: as above.
+            unsafe { tables::write_row(&table.table, table.indexes, None, values) };
+            pgrx::check_for_interrupts!();
+        }
+        self.counted = self.counted.max(Some(last));
+    }
+
+    /// A restore has brought a counter that has a history here: nobody has counted that.
+    fn add_restored(
+        &mut self,
+        of: usize,
+        name: &NameText,
+        restored: i128,
+        sums: &mut Vec<(i64, Sums)>,
+    ) {
+        let Some(finest) = self.types[of].units.first() else {
+            return;
+        };
+        let series = finest.series.clone();
+        let known = self.counted.unwrap_or(i64::MIN);
+        // Nearly always there is none.
+        let mut has_rows = false;
+        for class in series.classes() {
+            for number in 0..class.tables() {
+                let oid = self.oid(class, number);
+                self.each_from(oid, &series, name, i64::MIN, |_| has_rows = true);
+            }
+        }
+        if !has_rows {
+            return;
+        }
+        let at = counted_at(known, self.sealed);
+        let start = self.types[of].units[0].calendar.start_of(at);
+        let adjusted = Sums::of(Kind::Adjustment, restored);
+        match sums.iter_mut().find(|(known, _)| *known == start) {
+            Some((_, known)) => *known += adjusted,
+            None => room::push(sums, (start, adjusted)),
+        }
+    }
+
+    /// Removes all rows of a counter.
+    fn purge(&mut self, of: usize, name: &NameText) {
+        let of = &self.types[of];
+        let all: Vec<Series> = (of.units.iter().map(|kept| &kept.series))
+            .chain(&of.events)
+            .cloned()
+            .collect();
+        for series in all {
+            let mut oids = vec![history::restored()];
+            for class in series.classes() {
+                oids.extend((0..class.tables()).map(|number| self.oid(class, number)));
+            }
+            for oid in oids {
+                let mut tids = Vec::new();
+                self.each_from(oid, &series, name, i64::MIN, |found| {
+                    room::push(&mut tids, found.tid);
+                });
+                for mut tid in tids {
+                    let table = self.table(oid);
+                    // SAFETY: a visible row, which only the holder of this lane's lease changes.
+                    unsafe { pg_sys::simple_heap_delete(table.table.as_ptr(), &mut tid) };
+                }
+            }
+        }
+    }
+
+    fn oid(&mut self, class: Class, number: usize) -> pg_sys::Oid {
+        let known = &mut self.oids[class.number()][number];
+        if *known == pg_sys::InvalidOid {
+            *known = catalog::relation_of(&history::table_name(class, number));
+        }
+        *known
+    }
+
+    fn table(&mut self, oid: pg_sys::Oid) -> &mut Table {
+        let at = self.tables.iter().position(|table| table.oid == oid);
+        let at = at.unwrap_or_else(|| {
+            // SAFETY: the context outlives the fold, unlike that of the counter.
+            let _switch = unsafe { MemorySwitch::to(self.context) };
+            self.tables.push(Table::open(oid));
+            self.tables.len() - 1
+        });
+        &mut self.tables[at]
+    }
+
+    /// All is written. Series that the lane has not had are there from now on.
+    pub fn finish(self) -> Option<i64> {
+        if !self.begin.is_empty() {
+            self.write_begin();
+        }
+        self.counted
+    }
+
+    fn write_begin(&self) {
+        let Some(table) =
+            Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
+        else {
+            catalog::gone()
+        };
+        shape::check(&table);
+        let now = ports::now();
+        // SAFETY: the columns of history_lane; the indexes are closed again.
+        unsafe {
+            let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
+            for &series in &self.begin {
+                let lane = self.lane as i32;
+                let values = [series.into(), lane.into(), now.into()].map(Some);
+                tables::write_row(&table, indexes, None, values);
+            }
+            pg_sys::CatalogCloseIndexes(indexes);
+        }
+    }
+}
+
+/// Spreads a random number over the bits that spots are kept by.
+fn spread(id: i64) -> u64 {
+    id.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}

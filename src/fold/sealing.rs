@@ -1,0 +1,90 @@
+//! When a lane is to be sealed though there is nothing to fold.
+//!
+//! Folds seal their lanes by the way. A lane in which nothing is counted would never be sealed otherwise, nor a
+//! history begin in it. So while there is any history, its epoch is published, its writers are awaited, and nothing is
+//! folded, once for each bucket that ends.
+
+use crate::pg::ports;
+use crate::pg::snapshot;
+use crate::store::catalog::{self, SharedRels};
+use crate::store::history::{self, Series};
+use crate::store::state;
+use counterx_core::history::{HOUR, LEAP, MINUTE, Unit, seal};
+use std::time::Duration;
+
+/// Does a lane have to be sealed?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealing {
+    /// There is no history, or nothing has ended since it was.
+    NotDue,
+    /// Something has ended, or is to begin.
+    Due,
+    /// It would be, but the clock has leapt, and nobody has said that it is right.
+    Leaps,
+}
+
+/// See [`Sealing`]. `is_trusted`: the clock is known to be right.
+pub fn of(lane: usize, is_trusted: bool) -> Sealing {
+    let Ok(shared) = catalog::try_shared() else {
+        return Sealing::NotDue;
+    };
+    if !history::may_be_any(&shared) {
+        return Sealing::NotDue;
+    }
+    of_any(lane, is_trusted, &shared)
+}
+
+#[cold]
+fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
+    let snapshot = snapshot::self_snapshot();
+    // SAFETY: the snapshot is a static.
+    let all = unsafe { history::series(shared, None, snapshot) };
+    if all.is_empty() {
+        return Sealing::NotDue;
+    }
+    let Some(known) = state::lane_state(shared, lane, snapshot).sealed else {
+        return Sealing::Due;
+    };
+    // SAFETY: as above.
+    let since = unsafe { history::since_of_lane(lane, snapshot) };
+    let is_here = |id| since.iter().any(|(known, _)| *known == id);
+    if (all.iter()).any(|series| series.since.is_none() && !is_here(series.id)) {
+        return Sealing::Due;
+    }
+    let unit = step(&all);
+    let clock = ports::now();
+    if clock.div_euclid(unit) <= known.div_euclid(unit) {
+        Sealing::NotDue
+    } else if seal(Some(known), clock, is_trusted) > known {
+        Sealing::Due
+    } else if clock - known > LEAP {
+        Sealing::Leaps
+    } else {
+        Sealing::NotDue
+    }
+}
+
+/// Lanes are sealed this often: longer units than hours as well, so that nobody has to wait for the end of a day.
+fn step(all: &[Series]) -> i64 {
+    if all.iter().any(|series| series.unit == Unit::Minute) {
+        MINUTE
+    } else {
+        HOUR
+    }
+}
+
+/// When lanes are to be sealed next, from now; None: there is no history.
+pub fn next_end() -> Option<Duration> {
+    let shared = catalog::try_shared().ok()?;
+    if !history::may_be_any(&shared) {
+        return None;
+    }
+    // SAFETY: the snapshot is a static.
+    let all = unsafe { history::series(&shared, None, snapshot::self_snapshot()) };
+    if all.is_empty() {
+        return None;
+    }
+    let unit = step(&all);
+    let rest = unit - ports::now().rem_euclid(unit);
+    Some(Duration::from_micros(rest.unsigned_abs()))
+}
