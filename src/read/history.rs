@@ -23,6 +23,7 @@ use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
 use crate::read::reader::{self, Lanes, Reader};
 use crate::store::columns;
+pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
 use crate::store::tables;
 use crate::transaction::pending;
@@ -154,6 +155,8 @@ pub struct Counter<'a> {
     /// All that is pending of its value, hidden or not.
     unfolded: i128,
     now: i64,
+    /// When what a restore has brought is an adjustment; None: it is none.
+    restored_at: Option<i64>,
 }
 
 /// Reads a counter's history, by the running query's snapshot or the latest one: see [`reader::is_outrun`].
@@ -204,7 +207,7 @@ impl<'a> Counter<'a> {
         });
         let unfolded = pending.iter().map(|pending| pending.change.delta).sum();
         let is_purged = buckets::without_purged(&mut pending);
-        Self {
+        let mut counter = Self {
             name,
             text,
             tables: Tables::open(snapshot),
@@ -214,7 +217,20 @@ impl<'a> Counter<'a> {
             is_purged,
             unfolded,
             now,
-        }
+            restored_at: None,
+        };
+        counter.restored_at = counter.find_restored_at();
+        counter
+    }
+
+    /// When a fold will count what a restore has brought, as an adjustment: where there are rows already.
+    fn find_restored_at(&self) -> Option<i64> {
+        self.pending
+            .iter()
+            .find(|pending| pending.change.kind == Kind::Restored)?;
+        let unit = Unit::BUCKETS.into_iter().find_map(|unit| self.unit(unit))?;
+        let newest = unit.newest_before(i64::MAX, From::Folds)?.start;
+        Some(counted_at(newest, unit.sealed))
     }
 
     /// When it is read.
@@ -294,6 +310,14 @@ pub struct OfUnit<'a> {
     pending: Vec<(i64, Sums)>,
 }
 
+/// What has written rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Folds,
+    /// Restores as well.
+    All,
+}
+
 /// Some buckets.
 pub struct Span {
     /// Those in which there is something, ascending.
@@ -323,13 +347,22 @@ impl<'a> OfUnit<'a> {
         let sealed = lane.sealed;
         let first = first_of(series, &mut calendar, sealed);
         let since = since_of(series, lane.lane, counter.reader.snapshot);
-        let pending = match since {
-            Some(_) => room::granted(buckets::sums_by_start(&counter.pending, |change| {
-                calendar.start_of(counted_at(change.at, sealed))
-            })),
+        let mut pending = match since {
+            Some(_) => room::collect(counter.pending.iter().copied()),
             // The fold with which it begins takes all of it as what was before.
             None => Vec::new(),
         };
+        if let Some(at) = counter.restored_at {
+            for Pending { change, .. } in &mut pending {
+                if change.kind == Kind::Restored {
+                    (change.kind, change.at) = (Kind::Adjustment, at);
+                }
+            }
+        }
+        let pending = buckets::sums_by_start(&pending, |change| {
+            calendar.start_of(counted_at(change.at, sealed))
+        });
+        let pending = room::granted(pending);
         Self {
             counter,
             series,
@@ -347,9 +380,9 @@ impl<'a> OfUnit<'a> {
         self.since.map(|since| since.max(kept))
     }
 
-    /// Does the bucket never change that begins then?
-    pub fn is_sealed(&mut self, start: i64) -> bool {
-        (self.sealed).is_some_and(|sealed| start < self.calendar.start_of(sealed))
+    /// Buckets that begin before this never change; None: all may.
+    pub fn sealed_before(&mut self) -> Option<i64> {
+        self.sealed.map(|sealed| self.calendar.start_of(sealed))
     }
 
     /// When the bucket begins that a time is in.
@@ -440,7 +473,7 @@ impl<'a> OfUnit<'a> {
     }
 
     /// The newest stored row that begins before a time.
-    fn newest_before(&self, time: i64) -> Option<Stored> {
+    fn newest_before(&self, time: i64, of: From) -> Option<Stored> {
         let through = time.checked_sub(1)?;
         let mut newest: Option<Stored> = None;
         // Of the same bucket, the row of the lower rank comes first, and its value counts.
@@ -469,7 +502,9 @@ impl<'a> OfUnit<'a> {
                 }
             }
         }
-        if let Some((_, buckets)) = self.restored() {
+        if of == From::All
+            && let Some((_, buckets)) = self.restored()
+        {
             self.walk(&buckets, (self.first, through), |row| {
                 take(row);
                 false
@@ -509,9 +544,11 @@ impl<'a> OfUnit<'a> {
 
     /// The stored value at a time: without what is pending.
     fn stored_value_before(&self, time: i64) -> i128 {
-        (self.newest_before(time).map(|newest| newest.value))
-            .or_else(|| Some(self.oldest_from(time)?.value_before()))
-            .unwrap_or_else(|| self.counter.total(&self.pending))
+        (self
+            .newest_before(time, From::All)
+            .map(|newest| newest.value))
+        .or_else(|| Some(self.oldest_from(time)?.value_before()))
+        .unwrap_or_else(|| self.counter.total(&self.pending))
     }
 
     /// What of the pending begins before a time: how many buckets.
@@ -597,7 +634,9 @@ impl<'a> OfUnit<'a> {
             is_folded: true,
         }));
         if events.len() < limit && self.since.is_some() && !self.counter.pending.is_empty() {
-            let newest = self.newest_before(i64::MAX).map(|newest| newest.start);
+            let newest = self
+                .newest_before(i64::MAX, From::Folds)
+                .map(|newest| newest.start);
             let pending = buckets::events(newest, &self.counter.pending, |change| {
                 counted_at(change.at, self.sealed)
             });
