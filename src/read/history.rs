@@ -135,8 +135,8 @@ fn own(change: &pending::Change, now: i64) -> Pending {
             delta: change.row.delta.into(),
             kind,
             // It may have none yet.
-            xid: 0,
-            is_of_transaction: false,
+            xid: ports::full_xid_if_any(),
+            is_of_transaction: true,
         },
     }
 }
