@@ -53,9 +53,26 @@ impl Unit {
 
     /// The unit of this name.
     pub fn of_name(name: &[u8]) -> Option<Self> {
-        [Self::Event, Self::Minute, Self::Hour, Self::Day, Self::Month]
-            .into_iter()
-            .find(|unit| unit.name().as_bytes() == name)
+        [
+            Self::Event,
+            Self::Minute,
+            Self::Hour,
+            Self::Day,
+            Self::Month,
+        ]
+        .into_iter()
+        .find(|unit| unit.name().as_bytes() == name)
+    }
+
+    /// How long one is at most, in microseconds: a day has 25 hours where clocks are set back.
+    pub fn longest(self) -> i64 {
+        match self {
+            Self::Event => 0,
+            Self::Minute => MINUTE,
+            Self::Hour => HOUR,
+            Self::Day => DAY + HOUR,
+            Self::Month => 31 * DAY + HOUR,
+        }
     }
 }
 
@@ -75,8 +92,8 @@ impl Class {
     pub const FINITE: usize = 4;
     /// All classes.
     pub const ALL: usize = Self::FINITE + 1;
-    /// Tables of a class whose rows go. Four segments are wanted, the one that begins and the one that has just
-    /// gone out of use are the others.
+    /// Tables of a class whose rows go. Up to five and a half segments have rows that are wanted: what is left of the
+    /// time of six is for emptying the table that is written to next.
     const TABLES: i64 = 6;
     /// So many segments are as long as the longest that rows of the class are kept.
     const SEGMENTS: i64 = 4;
@@ -86,19 +103,29 @@ impl Class {
         (number < Self::ALL).then_some(Self(number as u8))
     }
 
-    /// The class for rows that are kept so long, in microseconds; None: for ever.
+    /// The class for rows of a unit that are kept so long after their end, in microseconds; None: for ever. A row is
+    /// filed by its beginning, which is that much earlier.
     ///
     /// # Errors
     /// The longest time that is not for ever, in days, where it is exceeded.
-    pub fn of_keep(keep: Option<i64>) -> Result<Self, i64> {
+    pub fn of_keep(unit: Unit, keep: Option<i64>) -> Result<Self, i64> {
+        const LONGEST: i64 = Class::DAYS[Class::FINITE - 1];
         let Some(keep) = keep else {
             return Ok(Self(Self::FINITE as u8));
         };
-        Self::DAYS
-            .iter()
-            .position(|&days| keep <= days * DAY)
-            .map(|number| Self(number as u8))
-            .ok_or(Self::DAYS[Self::FINITE - 1])
+        if keep > LONGEST * DAY {
+            return Err(LONGEST);
+        }
+        (0..Self::FINITE as u8)
+            .map(Self)
+            .find(|class| {
+                let days = Self::DAYS[class.number()];
+                keep <= days * DAY
+                    && class
+                        .wanted_for()
+                        .is_some_and(|wanted| keep + unit.longest() <= wanted)
+            })
+            .ok_or(LONGEST)
     }
 
     /// Its number.
@@ -125,6 +152,18 @@ impl Class {
         self.segment_length().map_or(0, |length| {
             start.div_euclid(length).rem_euclid(Self::TABLES) as usize
         })
+    }
+
+    /// How long after its beginning a row may be wanted: half a segment more than the longest that rows are kept, for
+    /// the bucket's own length.
+    fn wanted_for(self) -> Option<i64> {
+        let length = self.segment_length()?;
+        Some(Self::SEGMENTS * length + length / 2)
+    }
+
+    /// Of what begins before this, nothing is wanted at that time any more.
+    pub fn wanted_from(self, now: i64) -> Option<i64> {
+        Some(now.saturating_sub(self.wanted_for()?))
     }
 
     /// The beginning of the segment that a time is in: what is before it is in segments that have ended.
@@ -241,12 +280,7 @@ pub struct Placed {
 /// `new` has the sums by the starts of their buckets, ascending, each once. `stored` has all rows from the first of
 /// these on, ascending. `before` is the counter's value without the new sums, where there is no such row. Calls
 /// `write` with the rows that become others, ascending.
-pub fn place(
-    before: i128,
-    stored: &[Stored],
-    new: &[(i64, Sums)],
-    mut write: impl FnMut(Placed),
-) {
+pub fn place(before: i128, stored: &[Stored], new: &[(i64, Sums)], mut write: impl FnMut(Placed)) {
     let mut value = stored.first().map_or(before, Stored::value_before);
     let (mut olds, mut news) = (stored.iter().enumerate().peekable(), new.iter().peekable());
     loop {
@@ -281,7 +315,7 @@ pub const LEAP: i64 = HOUR;
 pub fn seal(known: Option<i64>, clock: i64, is_trusted: bool) -> i64 {
     match known {
         Some(known) if clock <= known => known,
-        Some(known) if clock - known > LEAP && !is_trusted => known,
+        Some(known) if clock.saturating_sub(known) > LEAP && !is_trusted => known,
         _ => clock,
     }
 }
@@ -331,3 +365,6 @@ pub struct Change {
     /// The transaction that has written it, a FullTransactionId; 0: not known.
     pub xid: i64,
 }
+
+#[cfg(test)]
+mod tests;
