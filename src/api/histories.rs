@@ -141,7 +141,7 @@ impl Keep {
     fn read(unit: Unit, text: &[u8]) -> Self {
         let interval = (text != b"infinity").then(|| interval(text));
         let class = match interval {
-            None => Class::of_keep(None),
+            None => Class::of_keep(unit, None),
             Some(interval) => {
                 // SAFETY: an interval.
                 let length = unsafe { time::longest(interval) };
@@ -160,7 +160,7 @@ impl Keep {
                         .set_hint("A row has to be kept for as long as its unit lasts, and a minute at least. NULL keeps none."),
                     );
                 }
-                Class::of_keep(Some(length))
+                Class::of_keep(unit, Some(length))
             }
         };
         let class = class.unwrap_or_else(|days| {

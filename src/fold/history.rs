@@ -155,11 +155,12 @@ impl Writer {
         let mut types: Vec<Type> = Vec::new();
         let mut begin = Vec::new();
         for series in all {
-            let has_begun =
-                series.since.is_some() || since.iter().any(|(known, _)| *known == series.id);
-            if !has_begun {
+            let is_noted = since.iter().any(|(known, _)| *known == series.id);
+            if !is_noted {
                 begin.push(series.id);
-                continue;
+                if series.since.is_none() {
+                    continue;
+                }
             }
             let place = types
                 .iter()

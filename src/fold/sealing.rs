@@ -48,7 +48,7 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
     // SAFETY: as above.
     let since = unsafe { history::since_of_lane(lane, snapshot) };
     let is_here = |id| since.iter().any(|(known, _)| *known == id);
-    if (all.iter()).any(|series| series.since.is_none() && !is_here(series.id)) {
+    if (all.iter()).any(|series| !is_here(series.id)) {
         return Sealing::Due;
     }
     let unit = step(&all);
