@@ -90,8 +90,8 @@ impl Class {
     pub const FINITE: usize = 4;
     /// All classes.
     pub const ALL: usize = Self::FINITE + 1;
-    /// Tables of a class whose rows go. Up to five and a half segments have rows that are wanted: what is left of the
-    /// time of six is for emptying the table that is written to next.
+    /// Tables of a class whose rows go. A row is wanted for up to four and a half segments after its beginning, so half
+    /// of one is left for emptying a table before its turn comes again.
     const TABLES: i64 = 6;
     /// No class has more tables.
     pub const MOST_TABLES: usize = Self::TABLES as usize;

@@ -835,7 +835,7 @@ fn orders(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(orders(800))]
+    #![proptest_config(orders(600))]
     #[test]
     fn what_is_sealed_stays_in_whatever_order_things_happen(
         clock in clock(),
