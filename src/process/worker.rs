@@ -28,6 +28,7 @@ use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
 use crate::fold::way;
+use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock;
@@ -706,7 +707,7 @@ impl Worker {
     /// Has the clock gone steadily for as long as this process looks at it, and long enough?
     fn is_clock_trusted(&mut self) -> bool {
         let steady = i64::try_from(self.now().as_micros()).unwrap_or(i64::MAX);
-        self.steadiness.look(ports::now(), steady)
+        self.steadiness.look(clock::now(), steady)
     }
 
     /// Lanes are not sealed, as the clock has leapt. Says so once.
