@@ -30,6 +30,7 @@
 //! | `fold.snapshot_taken` | the snapshot, and the first row |
 //! | `fold.late_deleted` | late deltas are deleted, and added to totals |
 //! | `fold.total_written` | one total, and the next |
+//! | `fold.history_written` | what a fold has of one counter is in its history, and its total is written |
 //! | `fold.totals_written` | all totals, and the state |
 //! | `fold.state_saved` | the state, and the publish or the commit |
 //! | `fold.committed` | a worker's fold is committed, and it looks whether a log can be truncated |
@@ -40,6 +41,8 @@
 //! | `truncate.published` | it is published that the epochs are gone, and the TRUNCATE |
 //! | `truncate.done` | the TRUNCATE, and the commit |
 //! | `truncate.committed` | a worker has looked whether a log can be truncated, and goes on with the next lane |
+//! | `expiry.locked` | a table of history is locked and not wanted any more, and that is published |
+//! | `expiry.cut` | it is published that its rows are gone, and the TRUNCATE |
 //! | `worker.failed` | a worker's fold has failed, and that is noted |
 //! | `worker.error_noted` | that is noted, and committed |
 //! | `worker.ready` | a worker has taken the mark, and looks around |
@@ -97,6 +100,7 @@ pub use armed::{define, reached, reached_after_end};
 
 #[cfg(debug_assertions)]
 mod armed {
+    use crate::pg::clock;
     use crate::pg::error::{raise, report};
     use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
     use pgrx::{PgSqlErrorCode, pg_sys};
@@ -123,6 +127,7 @@ mod armed {
 
     /// Defines the setting. It is not listed: there is nothing to choose for users.
     pub fn define() {
+        clock::define();
         GucRegistry::define_string_guc(
             c"counterx.failpoint",
             c"Makes processes crash, fail or pause at certain points.",

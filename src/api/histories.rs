@@ -8,6 +8,7 @@ use super::admin;
 use super::args::{self, Text};
 use super::types::{run, type_name};
 use crate::fold::compaction::{self, Due};
+use crate::pg::clock;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
 use crate::pg::relation::{Relation, SHARE_ROW_EXCLUSIVE};
@@ -52,7 +53,21 @@ fn counter_history(
     let name = type_name(r#type);
     let zone = args::required("time zone", time_zone).0;
     // Raises an error for one that the server does not know.
-    Calendar::new(Unit::Day, zone).start_of(ports::now());
+    let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
+    if midnight.rem_euclid(MINUTE) != 0 {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!(
+                    "the minutes of time zone {} are not those of UTC",
+                    quoted(zone)
+                ),
+            )
+            .set_hint(
+                "Use a zone whose offset is a whole number of minutes, as those with names are.",
+            ),
+        );
+    }
     let units = [
         (Unit::Minute, minute),
         (Unit::Hour, hour),
@@ -141,7 +156,7 @@ impl Keep {
     fn read(unit: Unit, text: &[u8]) -> Self {
         let interval = (text != b"infinity").then(|| interval(text));
         let class = match interval {
-            None => Class::of_keep(None),
+            None => Class::of_keep(unit, None),
             Some(interval) => {
                 // SAFETY: an interval.
                 let length = unsafe { time::longest(interval) };
@@ -157,10 +172,10 @@ impl Keep {
                             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                             format!("{} is too short a time to keep {}", quoted(text), plural(unit)),
                         )
-                        .set_hint("A row has to be kept for as long as its unit lasts, and a minute at least. NULL keeps none."),
+                        .set_hint("The least is a minute for minutes and events, an hour for hours, a day for days, and 31 days for months. NULL keeps none."),
                     );
                 }
-                Class::of_keep(Some(length))
+                Class::of_keep(unit, Some(length))
             }
         };
         let class = class.unwrap_or_else(|days| {

@@ -1,9 +1,9 @@
 //! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
 //! published, awaited, folded and truncated.
 
-use crate::fold::folding::{self, Seal};
+use crate::fold::folding;
 use crate::fold::rotation::{self, Drained};
-use crate::fold::sealing::{self, Sealing};
+use crate::fold::sealing::{self, Seal, Sealing};
 use crate::pg::ports;
 use crate::pg::standby;
 use crate::store::catalog::{self, LaneRels};

@@ -13,6 +13,7 @@
 //! - The gate is above all epochs in the logs, and above what is folded: see `store/gate.rs`.
 
 use crate::fold::history;
+use crate::fold::sealing::Seal;
 use crate::fold::totals::Totals;
 use crate::fold::way;
 use crate::pg::error::log;
@@ -29,7 +30,7 @@ use crate::store::shape::{self, Refusal};
 use crate::store::state;
 use crate::store::tables;
 use counterx_core::gate::{Gate, Side};
-use counterx_core::history::{ends_bucket, seal};
+use counterx_core::history::ends_bucket;
 use counterx_core::schedule::Folded;
 use pgrx::pg_sys;
 
@@ -82,7 +83,6 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let history = history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted));
-    let has_history = history.is_some();
     let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
     let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
@@ -90,11 +90,10 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
         deltas += fold_log(lease.rels(), side, epochs, &latest, &mut totals);
     }
     let busiest = totals.busiest;
-    let counted = totals.finish().and_then(history::Writer::finish);
+    let written = totals.finish().map(|history| history.finish(seal));
     failpoint!("fold.totals_written");
-    let sealed = has_history.then(|| seal.after(before.sealed));
-    if let Some(sealed) = sealed
-        && ends_bucket(before.sealed, sealed)
+    if let Some(written) = &written
+        && ends_bucket(before.sealed, written.sealed)
     {
         // Whoever reads that a bucket is sealed may go by that: it has to survive a crash.
         // SAFETY: sets a flag of the transaction.
@@ -107,30 +106,16 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
         state.deltas_folded += deltas;
         state.last_fold_at = Some(started);
         state.last_fold_us = Some(ports::now() - started);
-        state.sealed = sealed.or(state.sealed);
-        state.counted = counted.or(state.counted);
+        if let Some(written) = written {
+            state.sealed = Some(written.sealed);
+            state.counted = written.counted;
+        }
     });
     next_command();
     failpoint!("fold.state_saved");
     Folded {
         deltas: deltas.unsigned_abs(),
         busiest,
-    }
-}
-
-/// The time through which a lane is sealed when all epochs before a published one are folded.
-#[derive(Clone, Copy)]
-pub struct Seal {
-    /// The clock, as it was before the epoch was published.
-    pub clock: i64,
-    /// Is it known to be right?
-    pub is_trusted: bool,
-}
-
-impl Seal {
-    /// After one that was sealed through `known`.
-    pub fn after(self, known: Option<i64>) -> i64 {
-        seal(known, self.clock, self.is_trusted)
     }
 }
 

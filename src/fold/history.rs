@@ -12,8 +12,9 @@
 //!   the newest one's is the total.
 //! - What a fold moves that is the first to see a series, is before that series' time. Rows of later epochs are not.
 
+use crate::fold::sealing::Seal;
+use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
-use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan};
@@ -41,6 +42,14 @@ const MANY_SPOTS: usize = 64 * 1024;
 
 /// So many events of a counter are written at once.
 const MANY_EVENTS: usize = 10_000;
+
+/// What a lane's state says of history after a fold.
+pub struct Written {
+    /// The time through which it is sealed.
+    pub sealed: i64,
+    /// The greatest time at which anything was counted.
+    pub counted: Option<i64>,
+}
 
 /// What a fold writes of history.
 pub struct Writer {
@@ -155,11 +164,12 @@ impl Writer {
         let mut types: Vec<Type> = Vec::new();
         let mut begin = Vec::new();
         for series in all {
-            let has_begun =
-                series.since.is_some() || since.iter().any(|(known, _)| *known == series.id);
-            if !has_begun {
+            let is_noted = since.iter().any(|(known, _)| *known == series.id);
+            if !is_noted {
                 begin.push(series.id);
-                continue;
+                if series.since.is_none() {
+                    continue;
+                }
             }
             let place = types
                 .iter()
@@ -547,27 +557,33 @@ impl Writer {
     }
 
     /// All is written. Series that the lane has not had are there from now on.
-    pub fn finish(self) -> Option<i64> {
-        if !self.begin.is_empty() {
-            self.write_begin();
+    pub fn finish(self, seal: Seal) -> Written {
+        let sealed = seal.after(self.sealed);
+        // Where the clock has leapt, what is known from here on would be known for the time in between as well.
+        if !self.begin.is_empty() && sealed >= seal.clock {
+            self.write_begin(sealed);
         }
-        self.counted
+        Written {
+            sealed,
+            counted: self.counted,
+        }
     }
 
-    fn write_begin(&self) {
+    /// What the fold has moved may be later than what the lane is sealed through.
+    fn write_begin(&self, sealed: i64) {
         let Some(table) =
             Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
         else {
             catalog::gone()
         };
         shape::check(&table);
-        let now = ports::now();
+        let since = sealed.max(clock::now() + 1);
         // SAFETY: the columns of history_lane; the indexes are closed again.
         unsafe {
             let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
             for &series in &self.begin {
                 let lane = self.lane as i32;
-                let values = [series.into(), lane.into(), now.into()].map(Some);
+                let values = [series.into(), lane.into(), since.into()].map(Some);
                 tables::write_row(&table, indexes, None, values);
             }
             pg_sys::CatalogCloseIndexes(indexes);

@@ -4,6 +4,7 @@
 //! lease, has waited for the writers of the epochs that it folds, and moves them in one transaction.
 
 pub mod compaction;
+pub mod expiry;
 pub mod folding;
 pub mod history;
 pub mod rotation;

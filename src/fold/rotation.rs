@@ -99,7 +99,7 @@ pub fn truncate(lease: &Lease, gate: Gate, drained: Drained) -> bool {
 }
 
 /// Does every snapshot of the database see what this transaction has committed?
-fn all_snapshots_see(xid: pg_sys::TransactionId, log: &Relation) -> bool {
+pub fn all_snapshots_see(xid: pg_sys::TransactionId, log: &Relation) -> bool {
     // SAFETY: the relation is open.
     unsafe {
         let horizon = pg_sys::GetOldestNonRemovableTransactionId(log.as_ptr());

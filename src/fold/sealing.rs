@@ -4,7 +4,7 @@
 //! history begin in it. So while there is any history, its epoch is published, its writers are awaited, and nothing is
 //! folded, once for each bucket that ends.
 
-use crate::pg::ports;
+use crate::pg::clock;
 use crate::pg::snapshot;
 use crate::store::catalog::{self, SharedRels};
 use crate::store::history::{self, Series};
@@ -21,6 +21,22 @@ pub enum Sealing {
     Due,
     /// It would be, but the clock has leapt, and nobody has said that it is right.
     Leaps,
+}
+
+/// The time through which a lane is sealed when all epochs before a published one are folded.
+#[derive(Clone, Copy)]
+pub struct Seal {
+    /// The clock, as it was before the epoch was published.
+    pub clock: i64,
+    /// Is it known to be right?
+    pub is_trusted: bool,
+}
+
+impl Seal {
+    /// After one that was sealed through `known`.
+    pub fn after(self, known: Option<i64>) -> i64 {
+        seal(known, self.clock, self.is_trusted)
+    }
 }
 
 /// See [`Sealing`]. `is_trusted`: the clock is known to be right.
@@ -42,23 +58,24 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
     if all.is_empty() {
         return Sealing::NotDue;
     }
+    let clock = clock::now();
     let Some(known) = state::lane_state(shared, lane, snapshot).sealed else {
         return Sealing::Due;
     };
+    if seal(Some(known), clock, is_trusted) == known {
+        return if clock.saturating_sub(known) > LEAP {
+            Sealing::Leaps
+        } else {
+            Sealing::NotDue
+        };
+    }
     // SAFETY: as above.
     let since = unsafe { history::since_of_lane(lane, snapshot) };
     let is_here = |id| since.iter().any(|(known, _)| *known == id);
-    if (all.iter()).any(|series| series.since.is_none() && !is_here(series.id)) {
-        return Sealing::Due;
-    }
     let unit = step(&all);
-    let clock = ports::now();
-    if clock.div_euclid(unit) <= known.div_euclid(unit) {
-        Sealing::NotDue
-    } else if seal(Some(known), clock, is_trusted) > known {
+    let has_ended = clock.div_euclid(unit) > known.div_euclid(unit);
+    if has_ended || all.iter().any(|series| !is_here(series.id)) {
         Sealing::Due
-    } else if clock - known > LEAP {
-        Sealing::Leaps
     } else {
         Sealing::NotDue
     }
@@ -85,6 +102,6 @@ pub fn next_end() -> Option<Duration> {
         return None;
     }
     let unit = step(&all);
-    let rest = unit - ports::now().rem_euclid(unit);
+    let rest = unit - clock::now().rem_euclid(unit);
     Some(Duration::from_micros(rest.unsigned_abs()))
 }

@@ -3,6 +3,7 @@
 
 pub mod array;
 pub mod cell;
+pub mod clock;
 pub mod compat;
 pub mod compiled;
 pub mod error;

@@ -24,9 +24,11 @@
 use crate::bounds::holds;
 use crate::bounds::types;
 use crate::fold::compaction::{self, LaneMemory, Tick};
+use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
 use crate::fold::way;
+use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::lock;
@@ -137,6 +139,9 @@ struct Worker {
     checked: Option<Duration>,
     /// Which were not exact when it looked last.
     unfinished: Option<i64>,
+    /// When what is not wanted of history is looked for, and whether that is to go on.
+    expiry: LaneClock,
+    expires: Option<Expires>,
     /// Whether the clock that history goes by can be trusted.
     steadiness: Steadiness,
     /// It has leapt.
@@ -161,6 +166,16 @@ const GLANCE_EVERY: Duration = Duration::from_secs(1);
 const TRACKS_EVERY: Duration = Duration::from_millis(500);
 /// How often some groups of tracked tables are compared with their rows, where that is asked for.
 const CHECKS_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a worker looks for history that has expired.
+const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+
+/// What is to be deleted of history, some at a time.
+#[derive(Clone, Copy)]
+struct Expires {
+    /// What has expired of what a restore has brought, too.
+    restored: bool,
+}
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -240,6 +255,8 @@ impl Worker {
             tracks: LaneClock::default(),
             checked: None,
             unfinished: None,
+            expiry: LaneClock::default(),
+            expires: None,
             steadiness: Steadiness::default(),
             leaps: false,
             tokens: LaneClock::default(),
@@ -298,6 +315,7 @@ impl Worker {
                     self.looked_for_tokens = true;
                     self.remove_tokens();
                 }
+                self.expire_history();
             }
             if self.makes_room() {
                 return;
@@ -477,6 +495,7 @@ impl Worker {
             }
             self.look_for_tracks();
             self.seal_idle_lanes();
+            self.expire_history();
         }
         self.give_up();
         let left = self.left();
@@ -688,7 +707,7 @@ impl Worker {
     /// Has the clock gone steadily for as long as this process looks at it, and long enough?
     fn is_clock_trusted(&mut self) -> bool {
         let steady = i64::try_from(self.now().as_micros()).unwrap_or(i64::MAX);
-        self.steadiness.look(ports::now(), steady)
+        self.steadiness.look(clock::now(), steady)
     }
 
     /// Lanes are not sealed, as the clock has leapt. Says so once.
@@ -761,6 +780,48 @@ impl Worker {
                 log(format!(
                     "counterx: removing expired tokens and holds failed: {message}"
                 ));
+            }
+        }
+    }
+
+    fn expire_history(&mut self) {
+        let now = self.now();
+        let expires = self.expires;
+        let pause = match expires {
+            Some(_) => settings::compaction_interval(),
+            None => EXPIRY_EVERY,
+        };
+        if !self.expiry.due(now, pause) {
+            return;
+        }
+        let done = (|| {
+            let is_new = match expires {
+                Some(_) => false,
+                None => {
+                    let is_new = session::transaction(c"expiring history", || {
+                        sealing::next_end().is_some() && expiry::note_expired()
+                    })?;
+                    session::transaction(c"emptying history", expiry::empty_tables)?;
+                    is_new
+                }
+            };
+            let restored = expires.map_or(is_new, |expires| expires.restored);
+            let batch = session::transaction(c"deleting history", || expiry::delete(restored))?;
+            Ok((batch, restored))
+        })();
+        match done {
+            Ok((Batch::Done, _)) => {
+                self.expires = None;
+                self.expiry.succeeded(now);
+            }
+            // Busy: somebody folds.
+            Ok((Batch::More | Batch::Busy, restored)) => {
+                self.expires = Some(Expires { restored });
+                self.expiry.succeeded(now);
+            }
+            Err::<_, String>(message) => {
+                self.expiry.failed(now);
+                log(format!("counterx: expiring history failed: {message}"));
             }
         }
     }

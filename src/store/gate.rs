@@ -30,8 +30,8 @@
 //! first time since the lane's tables were last altered ([`lift`]).
 
 use crate::pg::cell;
+use crate::pg::clock;
 use crate::pg::lock::{VirtualXact, conflicting_xacts};
-use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, ROW_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::store::catalog::{self, LaneRels};
 use crate::store::shape;
@@ -138,7 +138,7 @@ impl Lease {
 /// lease knows whether to change to the other log.
 pub fn publish(rels: &LaneRels, gate: &Relation, switch: bool) -> Published {
     // Before it is published: who stamps the next epoch reads a later one.
-    let clock = ports::now();
+    let clock = clock::now();
     failpoint!("publish.begin");
     let [value, _] = cell::update(gate, |[gate, truncated]| {
         [Gate::decode(gate).next(switch).encode(), truncated]

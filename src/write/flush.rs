@@ -4,6 +4,7 @@
 //! not ours; rows go straight to the heap and the index, without executor and without waiting.
 
 use crate::bounds::unchanged;
+use crate::pg::clock;
 use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
 use crate::pg::ports;
@@ -108,8 +109,7 @@ fn inserter(table: pg_sys::Oid) -> Inserter {
 }
 
 fn now() -> pg_sys::Datum {
-    // SAFETY: reads the clock.
-    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
+    clock::now().into()
 }
 
 /// The column `uses`: null is one use, what nearly all rows are, and takes no space.

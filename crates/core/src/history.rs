@@ -61,6 +61,17 @@ impl Unit {
         .into_iter()
         .find(|unit| unit.name().as_bytes() == name)
     }
+
+    /// How long one is at most, in microseconds: a day has 25 hours where clocks are set back.
+    pub fn longest(self) -> i64 {
+        match self {
+            Self::Event => 0,
+            Self::Minute => MINUTE,
+            Self::Hour => HOUR,
+            Self::Day => DAY + HOUR,
+            Self::Month => 31 * DAY + HOUR,
+        }
+    }
 }
 
 /// When a delta counts: when it was written, or the time through which the lane is sealed, if that is later.
@@ -79,8 +90,8 @@ impl Class {
     pub const FINITE: usize = 4;
     /// All classes.
     pub const ALL: usize = Self::FINITE + 1;
-    /// Tables of a class whose rows go. Four segments are wanted, the one that begins and the one that has just
-    /// gone out of use are the others.
+    /// Tables of a class whose rows go. A row is wanted for up to four and a half segments after its beginning, so half
+    /// of one is left for emptying a table before its turn comes again.
     const TABLES: i64 = 6;
     /// No class has more tables.
     pub const MOST_TABLES: usize = Self::TABLES as usize;
@@ -92,19 +103,29 @@ impl Class {
         (number < Self::ALL).then_some(Self(number as u8))
     }
 
-    /// The class for rows that are kept so long, in microseconds; None: for ever.
+    /// The class for rows of a unit that are kept so long after their end, in microseconds; None: for ever. A row is
+    /// filed by its beginning, which is that much earlier.
     ///
     /// # Errors
     /// The longest time that is not for ever, in days, where it is exceeded.
-    pub fn of_keep(keep: Option<i64>) -> Result<Self, i64> {
+    pub fn of_keep(unit: Unit, keep: Option<i64>) -> Result<Self, i64> {
+        const LONGEST: i64 = Class::DAYS[Class::FINITE - 1];
         let Some(keep) = keep else {
             return Ok(Self(Self::FINITE as u8));
         };
-        Self::DAYS
-            .iter()
-            .position(|&days| keep <= days * DAY)
-            .map(|number| Self(number as u8))
-            .ok_or(Self::DAYS[Self::FINITE - 1])
+        if keep > LONGEST * DAY {
+            return Err(LONGEST);
+        }
+        (0..Self::FINITE as u8)
+            .map(Self)
+            .find(|class| {
+                let days = Self::DAYS[class.number()];
+                keep <= days * DAY
+                    && class
+                        .wanted_for()
+                        .is_some_and(|wanted| keep + unit.longest() <= wanted)
+            })
+            .ok_or(LONGEST)
     }
 
     /// Its number.
@@ -143,6 +164,18 @@ impl Class {
         let (from, tables) = (self.table_of(first), self.tables());
         let count = usize::try_from(segments).map_or(0, |segments| segments.min(tables));
         (from..from + count).map(move |table| table % tables)
+    }
+
+    /// How long after its beginning a row may be wanted: half a segment more than the longest that rows are kept, for
+    /// the bucket's own length.
+    fn wanted_for(self) -> Option<i64> {
+        let length = self.segment_length()?;
+        Some(Self::SEGMENTS * length + length / 2)
+    }
+
+    /// Of what begins before this, nothing is wanted at that time any more.
+    pub fn wanted_from(self, now: i64) -> Option<i64> {
+        Some(now.saturating_sub(self.wanted_for()?))
     }
 
     /// The beginning of the segment that a time is in: what is before it is in segments that have ended.
@@ -299,7 +332,7 @@ pub const LEAP: i64 = HOUR;
 pub fn seal(known: Option<i64>, clock: i64, is_trusted: bool) -> i64 {
     match known {
         Some(known) if clock <= known => known,
-        Some(known) if clock - known > LEAP && !is_trusted => known,
+        Some(known) if clock.saturating_sub(known) > LEAP && !is_trusted => known,
         _ => clock,
     }
 }
@@ -358,3 +391,6 @@ impl Change {
         if self.is_of_transaction { self.xid } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests;
