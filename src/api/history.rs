@@ -202,7 +202,7 @@ pub extern "C-unwind" fn counterx_rate(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
     let (name, over) = unsafe {
         let arguments = Arguments::of(fcinfo);
         let name = args::name(arguments.text(0));
-        (name, positive("interval", arguments.get(1)).0)
+        (name, positive("over", arguments.get(1)).0)
     };
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };

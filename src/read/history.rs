@@ -279,7 +279,7 @@ impl<'a> Counter<'a> {
                 return None;
             }
             let through = unit.calendar.start_of(self.now);
-            let first = unit.first_boundary().unwrap_or(i64::MAX).min(through);
+            let first = unit.first_boundary().unwrap_or(i64::MAX);
             if longest.is_none_or(|(known, _)| first < known) {
                 longest = Some((first, unit.series.unit));
             }
@@ -294,7 +294,7 @@ impl<'a> Counter<'a> {
             let (first, unit) = longest?;
             let mut unit = self.unit(unit)?;
             let through = unit.calendar.start_of(self.now);
-            Some(unit.rate(first, through))
+            Some(unit.rate(first.min(through), through))
         })
     }
 
