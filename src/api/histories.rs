@@ -97,15 +97,13 @@ fn counter_history(
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!(
-                    "the history of type \"{name}\" is kept in time zone {}",
-                    quoted(&series.zone)
-                ),
+                format!("cannot change the time zone of the history of type \"{name}\""),
             )
-            .set_detail("Its days would begin at other times from now on.")
-            .set_hint(
-                "counter_history_drop() removes it, and counter_history() begins another one.",
-            ),
+            .set_detail(format!(
+                "Its buckets begin by the time zone {}.",
+                String::from_utf8_lossy(&series.zone)
+            ))
+            .set_hint("counter_history_drop() ends it, and counter_history() begins another."),
         );
     }
     for keep in &wanted {
