@@ -146,6 +146,25 @@ CREATE PROCEDURE counterx.compact_in_steps()
 CREATE FUNCTION counter_name(type text, VARIADIC parts "any") RETURNS text
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'counterx_name';
+CREATE FUNCTION counter_buckets(name text, unit text, "from" timestamptz DEFAULT NULL, "to" timestamptz DEFAULT NULL, fill boolean DEFAULT false)
+    RETURNS TABLE (start timestamptz, delta numeric, ups numeric, downs numeric, changes bigint, adjusted numeric, value numeric, sealed boolean)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counterx_buckets';
+CREATE FUNCTION counter_rate(name text, over interval)
+    RETURNS TABLE (delta numeric, from_at timestamptz, to_at timestamptz, per_second double precision)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 500 ROWS 1
+    AS 'MODULE_PATHNAME', 'counterx_rate';
+CREATE FUNCTION counter_top_changed(max_rows bigint, prefix text DEFAULT '', since interval DEFAULT '1 day')
+    RETURNS TABLE (name text, delta numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counterx_top_changed';
+CREATE FUNCTION counter_events(name text, after timestamptz DEFAULT NULL, max_rows bigint DEFAULT 1000)
+    RETURNS TABLE (at timestamptz, delta numeric, kind text, xid xid8, folded boolean)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counterx_events';
+CREATE FUNCTION counterx.sealed_until() RETURNS timestamptz
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
+    AS 'MODULE_PATHNAME', 'counterx_sealed_until';
 
 REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
@@ -153,8 +172,8 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 -- The triggers of a partition that is made are made by whoever makes it. They count what the track says, and
 -- nobody can name them who may not use the schema.
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
--- The view counter_tracks calls it as whoever reads the view.
-GRANT EXECUTE ON FUNCTION counterx.rows_so_far(text) TO PUBLIC;
+-- The views counter_tracks and counter_sealed call them as whoever reads the view.
+GRANT EXECUTE ON FUNCTION counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
 
 -- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
 -- but the names of those that are locked.
@@ -289,6 +308,28 @@ COMMENT ON COLUMN counter_holds.expires_at IS 'until when it can be confirmed';
 COMMENT ON COLUMN counter_holds.expired IS 'its amount is free again';
 GRANT SELECT ON counter_holds TO PUBLIC;
 
+CREATE VIEW counter_histories AS
+SELECT h.type, h.unit, COALESCE(h.keep::text, 'infinity') AS keep, h.zone AS time_zone,
+       COALESCE(h.since, (
+           SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
+           FROM ONLY counterx.history_lane l
+           WHERE l.history OPERATOR(pg_catalog.=) h.id
+       )) AS since
+FROM ONLY counterx.history h;
+COMMENT ON VIEW counter_histories IS 'types of which is kept what was counted when, a row for each unit';
+COMMENT ON COLUMN counter_histories.type IS 'what the names of the counters begin with, before the colon';
+COMMENT ON COLUMN counter_histories.unit IS 'minute, hour, day, month, or event: each change by itself';
+COMMENT ON COLUMN counter_histories.keep IS 'how long that is kept, an interval or infinity';
+COMMENT ON COLUMN counter_histories.time_zone IS 'whose minutes, hours, days and months they are';
+COMMENT ON COLUMN counter_histories.since IS 'since when it is known of all counters of the type; null: not yet';
+GRANT SELECT ON counter_histories TO PUBLIC;
+
+CREATE VIEW counter_sealed AS
+SELECT counterx.sealed_until() AS sealed_until;
+COMMENT ON VIEW counter_sealed IS 'one row: how far history is sealed';
+COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time or before never change; null: none is sealed';
+GRANT SELECT ON counter_sealed TO PUBLIC;
+
 REVOKE ALL ON FUNCTION
     counter_type_create(text, bigint, bigint, text, jsonb),
     counter_type_alter(text, bigint, bigint, text, jsonb),
@@ -347,6 +388,13 @@ COMMENT ON FUNCTION counter_drop(text, boolean) IS 'removes a counter, and its h
 COMMENT ON FUNCTION counter_history(text, text, text, text, text, text, text) IS 'keeps what the counters of a type count by minute, hour, day, month and event, each for so long; returns true';
 COMMENT ON FUNCTION counter_history_drop(text) IS 'ends the history of a type and removes it; false when there was none';
 COMMENT ON FUNCTION counter_seal() IS 'seals the history of all lanes through this moment, as the clock is right; returns through when';
+COMMENT ON FUNCTION counter_buckets(text, text, timestamptz, timestamptz, boolean) IS 'what was counted of a counter in each minute, hour, day or month that begins in a span of time';
+COMMENT ON FUNCTION counter_at(text, timestamptz) IS 'the value of a counter at the last boundary of its finest known unit that is not later than a time; null when that is not known';
+COMMENT ON FUNCTION counter_at_boundary(text, timestamptz) IS 'that boundary: as of when counter_at() knows the value';
+COMMENT ON FUNCTION counter_rate(text, interval) IS 'what was counted of a counter in the last whole units that make up an interval; no row when that is not known';
+COMMENT ON FUNCTION counter_top_changed(bigint, text, interval) IS 'the counters of a type, or some of them, of which most was counted lately';
+COMMENT ON FUNCTION counter_events(text, timestamptz, bigint) IS 'single changes of a counter after a time, in the order in which they were counted';
+COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter_sealed';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';

@@ -153,6 +153,18 @@ raw_argument!(
     Interval,
     "INTERVAL"
 );
+raw_argument!(
+    /// `timestamptz`
+    Timestamptz,
+    "TIMESTAMPTZ"
+);
+
+impl Timestamptz<'_> {
+    /// Microseconds since 2000.
+    pub fn time(&self) -> i64 {
+        self.0.value() as i64
+    }
+}
 
 impl Interval<'_> {
     /// The time that is so much later than another one, both in microseconds since 2000.
@@ -181,7 +193,8 @@ fn null(what: &str) -> ! {
     )
 }
 
-fn invalid(message: impl Into<String>) -> ErrorReport {
+/// What is wrong with an argument; to be completed.
+pub fn invalid(message: impl Into<String>) -> ErrorReport {
     report(
         PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         message.into(),

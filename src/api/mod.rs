@@ -15,6 +15,7 @@
 //! | [`parts`] | names that are made of parts |
 //! | [`parts`], [`track`], [`track_triggers`] | names that are made of parts; tracked tables |
 //! | [`types`], [`bounded`], [`holds`] | counters with bounds |
+//! | [`history`] | buckets, values as of a time, rates, events |
 //! | [`histories`] | which types have a history, and sealing it |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
 //! | [`steps`] | the procedure that folds lane by lane |
@@ -32,6 +33,7 @@ mod call;
 mod change;
 mod drop_all;
 mod histories;
+mod history;
 mod hits;
 mod holds;
 mod increment;

@@ -60,6 +60,14 @@ pub fn full_xid(xid: pg_sys::TransactionId) -> i64 {
     next.wrapping_sub(age.into()).cast_signed()
 }
 
+/// The running transaction's number, likewise; 0: it has none so far.
+pub fn full_xid_if_any() -> i64 {
+    // SAFETY: reads variables of the backend.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }
+        .value
+        .cast_signed()
+}
+
 /// Random bits, not for secrets.
 pub fn random() -> u64 {
     // SAFETY: the generator is the process's own, and seeded when it starts.

@@ -13,7 +13,7 @@ use crate::store::state::LaneStates;
 use crate::store::tables;
 use crate::store::totals;
 use counterx_core::gate::{Gate, Side};
-use counterx_core::lane::NameHash;
+use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::probe::{self, Probes};
 use counterx_core::sums::Sums;
@@ -64,6 +64,13 @@ pub fn lane_status(lane: usize) -> LaneStatus {
         deltas,
         log_bytes: i64::from(blocks) * i64::from(pg_sys::BLCKSZ),
     }
+}
+
+/// The time through which all lanes are sealed, for the running query's snapshot; None: one never was.
+pub fn sealed_until() -> Option<i64> {
+    let current = snapshot::active_or_latest();
+    let lanes = open_lanes(0..LANES, &catalog::shared(), current.as_ptr());
+    lanes.iter().map(|lane| lane.sealed).min().flatten()
 }
 
 /// A look-up of one name in a lane's logs takes as long as reading about so many deltas in a row.

@@ -2,8 +2,9 @@
 //!
 //! May use [`crate::store`], [`crate::transaction`] and below. Invariant: total + unfolded rows + late
 //! deltas + what the own transaction has pending is the counter's value in each snapshot, whatever is
-//! folded meanwhile.
+//! folded meanwhile. Likewise, [`history`] has buckets whose sums make up that value.
 
+pub mod history;
 pub mod lane;
 pub mod outrun;
 pub mod reader;

@@ -39,9 +39,14 @@ pub fn is_out_of_bounds(name: &[u8], tally: Tally) -> bool {
         .is_some_and(|bounded| (bounded.is_out_of_bounds)(name, tally.value))
 }
 
+/// See [`Bounded::was_changed_since`].
+pub fn was_changed_since(name: &[u8], command: pg_sys::CommandId) -> bool {
+    BOUNDED
+        .get()
+        .is_some_and(|bounded| (bounded.was_changed_since)(name, command))
+}
+
 /// Is what such a snapshot shows of this counter beyond its bounds, for what the transaction has done since?
 pub fn is_beyond(name: &[u8], tally: Tally, command: pg_sys::CommandId) -> bool {
-    BOUNDED.get().is_some_and(|bounded| {
-        (bounded.was_changed_since)(name, command) && (bounded.is_out_of_bounds)(name, tally.value)
-    })
+    was_changed_since(name, command) && is_out_of_bounds(name, tally)
 }

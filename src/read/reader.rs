@@ -67,6 +67,18 @@ pub fn tally_at(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     tally
 }
 
+/// Is this snapshot, which is active or registered, too old for what the transaction has done to a counter? Then the
+/// counter is read by the latest one.
+pub fn is_outrun(name: &[u8], snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the caller's snapshot is a live one.
+    let command = unsafe { (*snapshot).curcid };
+    notes::was_changed_by_value_since(name, command)
+        || (outrun::was_changed_since(name, command) && {
+            let own = pending::pending_tally(NameHash::of(name), name).unwrap_or_default();
+            outrun::is_out_of_bounds(name, written_at(name, snapshot) + own)
+        })
+}
+
 /// What the latest value of a counter has on that of this snapshot.
 fn since(name: &[u8], snapshot: pg_sys::Snapshot) -> Tally {
     let latest = LatestSnapshot::take();
@@ -179,11 +191,11 @@ pub enum Lanes<'a> {
 /// Open it before the totals are read: gates are locked before anything else. And
 /// [finish](Self::finish) it when all is read.
 pub struct Reader {
-    shared: SharedRels,
-    snapshot: pg_sys::Snapshot,
+    pub(super) shared: SharedRels,
+    pub(super) snapshot: pg_sys::Snapshot,
     /// The same snapshot, as the logs are read with it.
-    logs_snapshot: OwnRowsVisible,
-    lanes: Vec<LaneReader>,
+    pub(super) logs_snapshot: OwnRowsVisible,
+    pub(super) lanes: Vec<LaneReader>,
 }
 
 /// Of so many names, serializable transactions lock each; beyond, all counters at once.
@@ -373,7 +385,7 @@ fn lock_for_serializable(
 }
 
 /// Visits the late deltas of one counter.
-fn late_of(
+pub(super) fn late_of(
     shared: &SharedRels,
     name: &NameText,
     snapshot: pg_sys::Snapshot,

@@ -102,6 +102,7 @@ pub mod history {
 
 /// `history_lane`: history, lane, since.
 pub mod history_lane {
+    pub const KEY: [i16; 2] = [1, 2];
     pub const HISTORY: usize = 1;
     pub const LANE: usize = 2;
     pub const SINCE: usize = 3;

@@ -13,7 +13,7 @@ use crate::pg::cell;
 use crate::pg::error::{raise, report};
 use crate::pg::number;
 use crate::pg::relation::Relation;
-use crate::pg::scan::{IndexScan, Key, Row, TableScan};
+use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::spot::SpotRow;
 use crate::pg::time;
 use crate::pg::varlena::{NameText, text_bytes};
@@ -158,6 +158,27 @@ pub unsafe fn since_of_lane(lane: usize, snapshot: pg_sys::Snapshot) -> Vec<(i64
         }
     }
     found
+}
+
+/// Since when a lane has a series; None: it has not begun there.
+///
+/// # Safety
+/// As of [`series`].
+pub unsafe fn since_in_lane(
+    series: &Series,
+    lane: usize,
+    snapshot: pg_sys::Snapshot,
+) -> Option<i64> {
+    use columns::history_lane::{KEY, SINCE};
+    let table = tables::open(catalog::relation_of("history_lane"));
+    if table.blocks() == 0 {
+        return None;
+    }
+    let index = tables::index_of(&table, &KEY);
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 2) };
+    scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane as i32)]);
+    scan.next(Direction::Forward).map(|row| row.int8(SINCE))
 }
 
 /// The name of a table of buckets.

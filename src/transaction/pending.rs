@@ -210,10 +210,26 @@ pub fn fits(hash: NameHash, name: &[u8], delta: i64) -> bool {
 /// Calls `visit` with each counter that the running transaction has changed and not written yet: once for each
 /// part that there is of it.
 pub fn for_each_pending(mut visit: impl FnMut(&[u8], Tally)) {
+    for_each_change(|change| visit(change.row.name, change.row.tally()));
+}
+
+/// Calls `visit` with what each part has of one counter.
+pub fn for_each_change_of(hash: NameHash, name: &[u8], mut visit: impl FnMut(&Change)) {
     MAPS.with(|maps| {
-        for map in maps {
+        for (part, map) in PARTS.into_iter().zip(maps) {
+            if let Some(row) = map.borrow().row(hash, name) {
+                visit(&Change { part, row });
+            }
+        }
+    });
+}
+
+/// Calls `visit` with all that is pending, part by part.
+pub fn for_each_change(mut visit: impl FnMut(&Change)) {
+    MAPS.with(|maps| {
+        for (part, map) in PARTS.into_iter().zip(maps) {
             for row in map.borrow().rows() {
-                visit(row.name, row.tally());
+                visit(&Change { part, row });
             }
         }
     });

@@ -7,6 +7,7 @@
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
+pub mod buckets;
 pub mod escrow;
 pub mod gate;
 pub mod history;

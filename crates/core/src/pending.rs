@@ -257,18 +257,28 @@ impl PendingMap {
             .then(|| Tally::of(content.delta, content.uses()))
     }
 
+    /// The same as a row.
+    pub fn row(&self, hash: NameHash, name: &[u8]) -> Option<Row<'_>> {
+        let entry = &self.entries[self.find(hash, name)?];
+        entry.content.is_present().then(|| Self::row_of(entry))
+    }
+
     /// All that is pending, in no particular order.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.entries
             .iter()
             .filter(|entry| entry.content.is_present())
-            .map(|entry| Row {
-                hash: entry.hash,
-                name: &entry.name,
-                delta: entry.content.delta,
-                uses: entry.content.uses(),
-                purges: entry.content.purges,
-            })
+            .map(Self::row_of)
+    }
+
+    fn row_of(entry: &Entry) -> Row<'_> {
+        Row {
+            hash: entry.hash,
+            name: &entry.name,
+            delta: entry.content.delta,
+            uses: entry.content.uses(),
+            purges: entry.content.purges,
+        }
     }
 
     /// All rows were written on behalf of the subtransaction at `level`: nothing is pending any

@@ -1,0 +1,798 @@
+//! What was counted when, of one counter or of a type's: exact for the snapshot, pending changes included.
+//!
+//! # How it works
+//! With one snapshot: the series of the counter's type, the time through which its lane is sealed, the rows of its
+//! buckets, and all that a fold has not taken yet. That is placed as the fold will place it, by the same clamp and
+//! calendar (`crates/core/src/history.rs`), and put between the rows (`crates/core/src/buckets.rs`). A fold moves it
+//! from one side to the other in one transaction, so whatever a snapshot sees of it, the buckets are the same.
+//!
+//! # Invariants
+//! - In every snapshot, a counter's value is that before its oldest bucket and the sum of all buckets, whatever
+//!   [`crate::read::reader`] goes by: a counter that is read by its latest value has the buckets of that.
+//! - What is expired for a snapshot it does not show, so that nobody has to look whether it was emptied since. One of a
+//!   standby is not waited for: it holds what it has needed against what may be gone, after the scan.
+//! - Rows are walked backward, as a counter's newest bucket is changed all the time: an older snapshot would meet all
+//!   of its later versions first.
+
+use crate::pg::error::{raise, report};
+use crate::pg::ports;
+use crate::pg::room;
+use crate::pg::scan::{Direction, TableScan};
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::time::Calendar;
+use crate::pg::varlena::NameText;
+use crate::read::reader::{self, Lanes, Reader};
+use crate::store::columns;
+pub use crate::store::history::type_of;
+use crate::store::history::{self, Buckets, Series};
+use crate::store::tables;
+use crate::transaction::pending;
+use counterx_core::buckets::{self, Pending, Place, Ranked};
+use counterx_core::history::{
+    Change, Class, DAY, HOUR, Kind, MINUTE, Stored, Sums, Unit, counted_at,
+};
+use counterx_core::lane::{LANES, NameHash};
+use counterx_core::names::NameRange;
+use counterx_core::rank::{Best, End, Ranked as Changed};
+use counterx_core::sums::Sums as SumsByName;
+use counterx_core::tally::Tally;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::Cell;
+
+/// The tables of buckets, as a snapshot sees them.
+struct Tables {
+    snapshot: pg_sys::Snapshot,
+    expired: [Option<i64>; Class::FINITE],
+    /// The oldest that was looked for, by class.
+    needed: Cell<[i64; Class::FINITE]>,
+}
+
+impl Tables {
+    /// The snapshot is active or registered, and stays so.
+    fn open(snapshot: pg_sys::Snapshot) -> Self {
+        Self {
+            snapshot,
+            // SAFETY: the caller's promise.
+            expired: unsafe { history::expired(snapshot) },
+            needed: Cell::new([i64::MAX; Class::FINITE]),
+        }
+    }
+
+    /// From where on rows of a class are shown, where the series has them from `first` on.
+    fn from(&self, class: Class, first: i64) -> i64 {
+        let expired = self.expired.get(class.number()).copied().flatten();
+        expired.map_or(first, |expired| expired.max(first))
+    }
+
+    /// Notes that rows of a class are looked for from then on.
+    fn need(&self, class: Class, from: i64) {
+        let mut needed = self.needed.get();
+        if let Some(oldest) = needed.get_mut(class.number()) {
+            *oldest = from.min(*oldest);
+            self.needed.set(needed);
+        }
+    }
+
+    /// To be called when all is read.
+    ///
+    /// # Errors
+    /// Raises 40001 when rows may be gone that the snapshot needs.
+    fn check_nothing_was_emptied(&self) {
+        // SAFETY: whoever has opened this keeps the snapshot.
+        if !unsafe { (*self.snapshot).takenDuringRecovery } {
+            return;
+        }
+        let needed = self.needed.get();
+        if history::cut()
+            .iter()
+            .zip(needed)
+            .any(|(&cut, oldest)| cut > oldest)
+        {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    "history that this snapshot needs has been removed",
+                )
+                .set_hint("Retry the transaction. hot_standby_feedback keeps the primary from removing what a standby still reads."),
+            );
+        }
+    }
+}
+
+/// From where on a series is shown: buckets that have ended before its keep are not.
+fn first_of(series: &Series, calendar: &mut Calendar, sealed: Option<i64>) -> i64 {
+    let (Some(keep), Some(sealed)) = (series.keep, sealed) else {
+        return i64::MIN;
+    };
+    let before = keep.before(sealed);
+    match series.unit {
+        Unit::Event => before.saturating_add(1),
+        _ => calendar.start_of(before),
+    }
+}
+
+/// Since when a series is known in a lane, also before its first fold there where a restore has brought it.
+///
+/// The snapshot is active or registered.
+fn since_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    series
+        .since
+        .or_else(|| unsafe { history::since_in_lane(series, lane, snapshot) })
+}
+
+/// What the running transaction has changed and not written.
+fn own(change: &pending::Change, now: i64) -> Pending {
+    let kind = match change.part.1 {
+        _ if change.row.purges => Kind::Purge,
+        pending::Kind::Increment => Kind::Increment,
+        pending::Kind::Adjustment => Kind::Adjustment,
+    };
+    Pending {
+        place: Place::Own,
+        change: Change {
+            at: now,
+            delta: change.row.delta.into(),
+            kind,
+            // It may have none yet.
+            xid: ports::full_xid_if_any(),
+            is_of_transaction: true,
+        },
+    }
+}
+
+/// What is known of one counter's history. See [`of_counter`].
+pub struct Counter<'a> {
+    name: &'a [u8],
+    text: NameText,
+    reader: Reader,
+    tables: Tables,
+    series: Vec<Series>,
+    /// In the order of folds, without what a purge hides.
+    pending: Vec<Pending>,
+    /// A purge hides all stored rows.
+    is_purged: bool,
+    /// All that is pending of its value, hidden or not.
+    unfolded: i128,
+    now: i64,
+    /// When what a restore has brought is an adjustment; None: it is none.
+    restored_at: Option<i64>,
+}
+
+/// Reads a counter's history, by the running query's snapshot or the latest one: see [`reader::is_outrun`].
+///
+/// # Errors
+/// Raises 40001 when something was removed meanwhile that the snapshot needs.
+pub fn of_counter<R>(name: &[u8], read: impl FnOnce(&Counter) -> R) -> R {
+    let current = snapshot::active_or_latest();
+    let latest = reader::is_outrun(name, current.as_ptr()).then(LatestSnapshot::take);
+    let snapshot = latest
+        .as_ref()
+        .map_or(current.as_ptr(), LatestSnapshot::as_ptr);
+    let counter = Counter::open(name, snapshot);
+    let result = read(&counter);
+    counter.tables.check_nothing_was_emptied();
+    counter.reader.finish();
+    result
+}
+
+impl<'a> Counter<'a> {
+    /// The snapshot is active or registered, and stays so.
+    fn open(name: &'a [u8], snapshot: pg_sys::Snapshot) -> Self {
+        let hash = NameHash::of(name);
+        let text = NameText::new(name);
+        let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
+        let now = ports::now();
+        let series = match history::type_of(name) {
+            // SAFETY: the caller's promise.
+            Some(of) => unsafe { history::series(&reader.shared, Some(of), snapshot) },
+            None => Vec::new(),
+        };
+        let mut pending = Vec::new();
+        let logs_snapshot = reader.logs_snapshot.as_ptr();
+        for lane in &reader.lanes {
+            lane.each_of(&text, logs_snapshot, |row| {
+                let place = Place::Log(row.int8(columns::log::EPOCH));
+                let change = tables::log_change(row);
+                room::push(&mut pending, Pending { place, change });
+            });
+        }
+        reader::late_of(&reader.shared, &text, snapshot, |row| {
+            let place = Place::Late;
+            let change = tables::late_change(row);
+            room::push(&mut pending, Pending { place, change });
+        });
+        pending::for_each_change_of(hash, name, |change| {
+            room::push(&mut pending, own(change, now));
+        });
+        let unfolded = pending.iter().map(|pending| pending.change.delta).sum();
+        let is_purged = buckets::without_purged(&mut pending);
+        let mut counter = Self {
+            name,
+            text,
+            tables: Tables::open(snapshot),
+            reader,
+            series,
+            pending,
+            is_purged,
+            unfolded,
+            now,
+            restored_at: None,
+        };
+        counter.restored_at = counter.find_restored_at();
+        counter
+    }
+
+    /// When a fold will count what a restore has brought, as an adjustment: where there are rows already.
+    fn find_restored_at(&self) -> Option<i64> {
+        self.pending
+            .iter()
+            .find(|pending| pending.change.kind == Kind::Restored)?;
+        let unit = Unit::BUCKETS.into_iter().find_map(|unit| self.unit(unit))?;
+        let newest = unit.newest_before(i64::MAX, From::Folds)?.start;
+        Some(counted_at(newest, unit.sealed))
+    }
+
+    /// When it is read.
+    pub fn now(&self) -> i64 {
+        self.now
+    }
+
+    /// Has its type any history?
+    pub fn has_history(&self) -> bool {
+        !self.series.is_empty()
+    }
+
+    /// One of its series, or None where there is none of this unit.
+    pub fn unit(&self, unit: Unit) -> Option<OfUnit<'_>> {
+        let series = self.series.iter().find(|series| series.unit == unit)?;
+        Some(OfUnit::open(self, series))
+    }
+
+    /// The finest unit that is kept for so long that `choose` finds what it wants in it.
+    fn finest<R>(&self, choose: impl FnMut(OfUnit) -> Option<R>) -> Option<R> {
+        [Unit::Event]
+            .into_iter()
+            .chain(Unit::BUCKETS)
+            .filter_map(|unit| self.unit(unit))
+            .find_map(choose)
+    }
+
+    /// The last boundary at `at` or before of which the value is known, and the value then.
+    pub fn as_of(&self, at: i64) -> Option<(i64, i128)> {
+        let at = at.min(self.now);
+        self.finest(|mut unit| {
+            let known = unit.known_from().filter(|&known| known <= at)?;
+            let boundary = unit.calendar.start_of(at);
+            (boundary >= known).then(|| (boundary, unit.value_before(boundary)))
+        })
+    }
+
+    /// What was counted in the last whole buckets that make up an interval, and when the first begins and the last
+    /// ends. `earlier` says what is so much earlier than a time.
+    pub fn rate(&self, earlier: impl Fn(i64) -> i64) -> Option<(i128, i64, i64)> {
+        self.finest(|mut unit| {
+            if unit.series.unit == Unit::Event {
+                return None;
+            }
+            let known = unit.known_from()?;
+            let through = unit.calendar.start_of(self.now);
+            let from = earlier(through);
+            if from < known {
+                return None;
+            }
+            let from = unit.calendar.start_of(from);
+            (from >= known).then(|| {
+                let span = unit.between(from, through.saturating_sub(1));
+                let delta = span.rows.iter().map(|row| row.sums.delta).sum();
+                (delta, from, through)
+            })
+        })
+    }
+
+    /// Its value, without what is pending and shown in buckets.
+    fn total(&self, pending: &[(i64, Sums)]) -> i128 {
+        self.reader.totals().get(self.name).value + self.unfolded - buckets::net(pending)
+    }
+}
+
+/// One unit of a counter's history.
+pub struct OfUnit<'a> {
+    counter: &'a Counter<'a>,
+    series: &'a Series,
+    calendar: Calendar,
+    /// Nothing that begins earlier is shown.
+    first: i64,
+    /// None: nothing is known yet.
+    since: Option<i64>,
+    sealed: Option<i64>,
+    /// What is pending, by the starts of its buckets.
+    pending: Vec<(i64, Sums)>,
+}
+
+/// What has written rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Folds,
+    /// Restores as well.
+    All,
+}
+
+/// Some buckets.
+pub struct Span {
+    /// Those in which there is something, ascending.
+    pub rows: Vec<Stored>,
+    /// The value before all of them.
+    pub before: i128,
+}
+
+/// One transaction's change of a counter.
+pub struct Event {
+    /// When it was counted.
+    pub at: i64,
+    /// How much.
+    pub delta: i128,
+    /// Was it an increment?
+    pub is_increment: bool,
+    /// The transaction; None: not known.
+    pub xid: Option<i64>,
+    /// Nothing of it will change.
+    pub is_folded: bool,
+}
+
+impl<'a> OfUnit<'a> {
+    fn open(counter: &'a Counter<'a>, series: &'a Series) -> Self {
+        let mut calendar = Calendar::new(series.unit, &series.zone);
+        let lane = &counter.reader.lanes[0];
+        let sealed = lane.sealed;
+        let first = first_of(series, &mut calendar, sealed);
+        let since = since_of(series, lane.lane, counter.reader.snapshot);
+        let mut pending = match since {
+            Some(_) => room::collect(counter.pending.iter().copied()),
+            // The fold with which it begins takes all of it as what was before.
+            None => Vec::new(),
+        };
+        if let Some(at) = counter.restored_at {
+            for Pending { change, .. } in &mut pending {
+                if change.kind == Kind::Restored {
+                    (change.kind, change.at) = (Kind::Adjustment, at);
+                }
+            }
+        }
+        let pending = buckets::sums_by_start(&pending, |change| {
+            calendar.start_of(counted_at(change.at, sealed))
+        });
+        let pending = room::granted(pending);
+        Self {
+            counter,
+            series,
+            calendar,
+            first,
+            since,
+            sealed,
+            pending,
+        }
+    }
+
+    /// From when on everything is known.
+    pub fn known_from(&self) -> Option<i64> {
+        let kept = self.counter.tables.from(self.series.class, self.first);
+        self.since.map(|since| since.max(kept))
+    }
+
+    /// Buckets that begin before this never change; None: all may.
+    pub fn sealed_before(&mut self) -> Option<i64> {
+        self.sealed.map(|sealed| self.calendar.start_of(sealed))
+    }
+
+    /// When the bucket begins that a time is in.
+    pub fn start_of(&mut self, time: i64) -> i64 {
+        self.calendar.start_of(time)
+    }
+
+    /// When the bucket begins that follows the one that begins then.
+    pub fn next(&mut self, start: i64) -> i64 {
+        let mut time = self.calendar.end_of(start);
+        // Where clocks are set back by half an hour, an hour is longer.
+        loop {
+            let next = self.calendar.start_of(time);
+            if next > start {
+                return next;
+            }
+            time = time.saturating_add(HOUR / 4);
+        }
+    }
+
+    /// The classes that may have rows, with their ranks, and from when on.
+    fn classes(&self) -> impl Iterator<Item = (usize, Class, i64)> {
+        let classes = if self.counter.is_purged {
+            None
+        } else {
+            Some(self.series.classes())
+        };
+        classes
+            .into_iter()
+            .flatten()
+            .enumerate()
+            .map(|(rank, class)| (rank, class, self.counter.tables.from(class, self.first)))
+    }
+
+    fn restored(&self) -> Option<(usize, Buckets)> {
+        if self.counter.is_purged {
+            return None;
+        }
+        Some((Class::ALL, Buckets::restored()?))
+    }
+
+    /// Visits the rows of a table that begin between two times, newest first, until told to stop.
+    fn walk(
+        &self,
+        buckets: &Buckets,
+        (from, through): (i64, i64),
+        mut visit: impl FnMut(Stored) -> bool,
+    ) {
+        // SAFETY: whoever has opened the reader keeps the snapshot.
+        let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 3) };
+        let [name, series] = history::keys_of(&self.counter.text, self.series.id);
+        scan.seek(&[name, series, history::through(through)]);
+        while let Some(row) = scan.next(Direction::Backward) {
+            pgrx::check_for_interrupts!();
+            if row.int8(columns::bucket::START) < from || !visit(history::stored(&row)) {
+                break;
+            }
+        }
+    }
+
+    /// All stored rows that begin between two times, ascending.
+    fn stored(&self, from: i64, through: i64) -> Vec<Ranked> {
+        let mut rows = Vec::new();
+        for (rank, class, first) in self.classes() {
+            let from = from.max(first);
+            if from > through {
+                continue;
+            }
+            self.counter.tables.need(class, from);
+            for (table, _) in buckets::tables_back(class, from, through) {
+                let Some(buckets) = Buckets::numbered(class, table) else {
+                    continue;
+                };
+                self.walk(&buckets, (from, through), |row| {
+                    room::push(&mut rows, Ranked { rank, row });
+                    true
+                });
+            }
+        }
+        if let Some((rank, buckets)) = self.restored() {
+            self.walk(&buckets, (from.max(self.first), through), |row| {
+                room::push(&mut rows, Ranked { rank, row });
+                true
+            });
+        }
+        buckets::merge(&mut rows);
+        rows
+    }
+
+    /// The newest stored row that begins before a time.
+    fn newest_before(&self, time: i64, of: From) -> Option<Stored> {
+        let through = time.checked_sub(1)?;
+        let mut newest: Option<Stored> = None;
+        // Of the same bucket, the row of the lower rank comes first, and its value counts.
+        let mut take = |row: Stored| {
+            if newest.is_none_or(|newest| newest.start < row.start) {
+                newest = Some(row);
+            }
+        };
+        for (_, class, from) in self.classes() {
+            if from > through {
+                continue;
+            }
+            self.counter.tables.need(class, from);
+            for (table, begin) in buckets::tables_back(class, from, through) {
+                let Some(buckets) = Buckets::numbered(class, table) else {
+                    continue;
+                };
+                let mut is_of_this_turn = false;
+                self.walk(&buckets, (from, through), |row| {
+                    is_of_this_turn = row.start >= begin;
+                    take(row);
+                    false
+                });
+                if is_of_this_turn {
+                    break;
+                }
+            }
+        }
+        if of == From::All
+            && let Some((_, buckets)) = self.restored()
+        {
+            self.walk(&buckets, (self.first, through), |row| {
+                take(row);
+                false
+            });
+        }
+        newest
+    }
+
+    /// The oldest stored row that begins at a time or after.
+    fn oldest_from(&self, time: i64) -> Option<Stored> {
+        let mut rows = Vec::new();
+        let mut look = |rank, buckets: &Buckets, from| {
+            // SAFETY: whoever has opened the reader keeps the snapshot.
+            let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 3) };
+            let [name, series] = history::keys_of(&self.counter.text, self.series.id);
+            scan.seek(&[name, series, history::from(from)]);
+            if let Some(row) = scan.next(Direction::Forward) {
+                let row = history::stored(&row);
+                room::push(&mut rows, Ranked { rank, row });
+            }
+        };
+        for (rank, class, first) in self.classes() {
+            let from = time.max(first);
+            self.counter.tables.need(class, from);
+            for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+                if let Some(buckets) = Buckets::numbered(class, table) {
+                    look(rank, &buckets, from);
+                }
+            }
+        }
+        if let Some((rank, buckets)) = self.restored() {
+            look(rank, &buckets, time.max(self.first));
+        }
+        buckets::merge(&mut rows);
+        rows.first().map(|oldest| oldest.row)
+    }
+
+    /// The stored value at a time: without what is pending.
+    fn stored_value_before(&self, time: i64) -> i128 {
+        (self
+            .newest_before(time, From::All)
+            .map(|newest| newest.value))
+        .or_else(|| Some(self.oldest_from(time)?.value_before()))
+        .unwrap_or_else(|| self.counter.total(&self.pending))
+    }
+
+    /// What of the pending begins before a time: how many buckets.
+    fn pending_before(&self, time: i64) -> usize {
+        self.pending.partition_point(|(start, _)| *start < time)
+    }
+
+    /// The value at a boundary.
+    pub fn value_before(&self, boundary: i64) -> i128 {
+        let earlier = &self.pending[..self.pending_before(boundary)];
+        self.stored_value_before(boundary) + buckets::net(earlier)
+    }
+
+    /// The buckets that begin between two times.
+    pub fn between(&self, from: i64, through: i64) -> Span {
+        let from = from.max(self.first);
+        if from > through {
+            return Span {
+                rows: Vec::new(),
+                before: 0,
+            };
+        }
+        let stored = self.stored(from, through);
+        let before = match stored.first() {
+            Some(first) => first.row.value_before(),
+            None => self.stored_value_before(from),
+        };
+        let first = self.pending_before(from);
+        let end = through
+            .checked_add(1)
+            .map_or(self.pending.len(), |end| self.pending_before(end));
+        let earlier = buckets::net(&self.pending[..first]);
+        let rows = buckets::shown(before, earlier, &stored, &self.pending[first..end]);
+        Span {
+            rows: room::granted(rows),
+            before: before + earlier,
+        }
+    }
+
+    /// The first `limit` events after a time, ascending.
+    pub fn events(&self, after: Option<i64>, limit: usize) -> Vec<Event> {
+        let from = after.map_or(i64::MIN, |after| after.saturating_add(1));
+        let mut rows: Vec<Stored> = Vec::new();
+        let mut look = |buckets: &Buckets, from| {
+            // SAFETY: whoever has opened the reader keeps the snapshot.
+            let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 3) };
+            let [name, series] = history::keys_of(&self.counter.text, self.series.id);
+            scan.seek(&[name, series, history::from(from)]);
+            // Beyond, there are enough.
+            let bound = rows.get(limit.wrapping_sub(1)).map(|last| last.start);
+            let mut rest = limit;
+            while rest > 0
+                && let Some(row) = scan.next(Direction::Forward)
+            {
+                pgrx::check_for_interrupts!();
+                let row = history::stored(&row);
+                if bound.is_some_and(|bound| row.start > bound) {
+                    break;
+                }
+                room::push(&mut rows, row);
+                rest -= 1;
+            }
+            rows.sort_unstable_by_key(|row| row.start);
+            rows.truncate(limit);
+        };
+        for (_, class, first) in self.classes() {
+            let from = from.max(first);
+            self.counter.tables.need(class, from);
+            for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+                if let Some(buckets) = Buckets::numbered(class, table) {
+                    look(&buckets, from);
+                }
+            }
+        }
+        if let Some((_, buckets)) = self.restored() {
+            look(&buckets, from.max(self.first));
+        }
+        let mut events = room::collect(rows.iter().map(|row| Event {
+            at: row.start,
+            delta: row.sums.net(),
+            is_increment: row.sums.adjusted == 0,
+            xid: Some(row.sums.changes).filter(|&xid| xid != 0),
+            is_folded: true,
+        }));
+        if events.len() < limit && self.since.is_some() && !self.counter.pending.is_empty() {
+            let newest = self
+                .newest_before(i64::MAX, From::Folds)
+                .map(|newest| newest.start);
+            let pending = buckets::events(newest, &self.counter.pending, |change| {
+                counted_at(change.at, self.sealed)
+            });
+            for (at, change) in room::granted(pending) {
+                if at >= from && events.len() < limit {
+                    let event = Event {
+                        at,
+                        delta: change.delta,
+                        is_increment: change.kind == Kind::Increment,
+                        xid: Some(change.transaction()).filter(|&xid| xid != 0),
+                        is_folded: false,
+                    };
+                    room::push(&mut events, event);
+                }
+            }
+        }
+        events
+    }
+}
+
+/// Into so many buckets a time is divided at least, where there is a unit for it.
+const DIVIDED: i64 = 12;
+
+/// How long a unit is, roughly.
+fn length_of(unit: Unit) -> i64 {
+    match unit {
+        Unit::Event => 1,
+        Unit::Minute => MINUTE,
+        Unit::Hour => HOUR,
+        Unit::Day => DAY,
+        Unit::Month => 30 * DAY,
+    }
+}
+
+/// The series by which a time of this length is looked at: the coarsest that divides it, or the finest.
+fn dividing(series: &[Series], length: i64) -> Option<&Series> {
+    series
+        .iter()
+        .filter(|series| length / length_of(series.unit) >= DIVIDED)
+        .max_by_key(|series| series.unit)
+        .or_else(|| series.iter().min_by_key(|series| series.unit))
+}
+
+/// The counters of a range, which is of one type, of which most was counted since a time: the first `wanted` of them.
+/// `length` is how long ago that is, at most. None: the type has no history.
+///
+/// # Errors
+/// Raises 40001 when something was removed meanwhile that the snapshot needs.
+pub fn most_changed(
+    range: &NameRange,
+    type_name: &[u8],
+    (earlier, length): (impl FnOnce(i64) -> i64, i64),
+    wanted: usize,
+) -> Option<Vec<Changed>> {
+    let current = snapshot::active_or_latest();
+    let snapshot = current.as_ptr();
+    let mut reader = Reader::open(Lanes::All, snapshot);
+    let now = ports::now();
+    // SAFETY: the snapshot is active as long as `current` lives.
+    let all = unsafe { history::series(&reader.shared, Some(type_name), snapshot) };
+    let series = dividing(&all, length)?;
+    let tables = Tables::open(snapshot);
+    let mut calendar = Calendar::new(series.unit, &series.zone);
+    let from = calendar.start_of(earlier(now));
+    // Retention is by lane.
+    let firsts: [i64; LANES] =
+        std::array::from_fn(|lane| first_of(series, &mut calendar, reader.lanes[lane].sealed));
+    let mut sums = SumsByName::default();
+    let mut sum_up = |buckets: &Buckets, from: i64| {
+        // SAFETY: as above.
+        let mut scan = unsafe { TableScan::new(&buckets.table, snapshot) };
+        while let Some(row) = scan.next() {
+            use columns::bucket::{HISTORY, NAME, START};
+            pgrx::check_for_interrupts!();
+            if row.int8(HISTORY) != series.id || row.int8(START) < from {
+                continue;
+            }
+            let name = row.text(NAME);
+            if !range.contains(name) || row.int8(START) < firsts[NameHash::of(name).lane()] {
+                continue;
+            }
+            let tally = Tally {
+                value: history::stored(&row).sums.delta,
+                uses: 0,
+            };
+            room::granted(sums.add(name, tally));
+        }
+    };
+    for class in series.classes() {
+        let from = tables.from(class, from);
+        tables.need(class, from);
+        for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+            if let Some(buckets) = Buckets::numbered(class, table) {
+                sum_up(&buckets, from);
+            }
+        }
+    }
+    if let Some(buckets) = Buckets::restored() {
+        sum_up(&buckets, from);
+    }
+    let sealed: [Option<i64>; LANES] = std::array::from_fn(|lane| reader.lanes[lane].sealed);
+    let sinces: [Option<i64>; LANES] = std::array::from_fn(|lane| since_of(series, lane, snapshot));
+    let mut pending = pending_in(&mut reader, range, now);
+    pending.retain(|(name, _)| sinces[NameHash::of(name).lane()].is_some());
+    for of_name in pending.chunk_by(|(a, _), (b, _)| a == b) {
+        let name = &of_name[0].0;
+        let mut changes = room::collect(of_name.iter().map(|(_, pending)| *pending));
+        if buckets::without_purged(&mut changes) {
+            sums.take(name);
+        }
+        let sealed = sealed[NameHash::of(name).lane()];
+        for Pending { change, .. } in changes {
+            if calendar.start_of(counted_at(change.at, sealed)) >= from {
+                let value = Sums::of(change.kind, change.delta).delta;
+                room::granted(sums.add(name, Tally { value, uses: 0 }));
+            }
+        }
+    }
+    tables.check_nothing_was_emptied();
+    reader.finish();
+    let mut best = Best::new(End::Top, wanted);
+    for (name, tally) in sums {
+        if tally.value != 0 {
+            room::granted(best.offer(&name, tally.value));
+        }
+    }
+    Some(room::granted(best.into_ranked()))
+}
+
+/// All that is pending of the names in a range, by name.
+fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]>, Pending)> {
+    let mut all: Vec<(Box<[u8]>, Pending)> = Vec::new();
+    let logs_snapshot = reader.logs_snapshot.as_ptr();
+    for lane in &reader.lanes {
+        lane.for_each(range, logs_snapshot, |row| {
+            let place = Place::Log(row.int8(columns::log::EPOCH));
+            let change = tables::log_change(row);
+            let name = row.text(columns::log::NAME).into();
+            room::push(&mut all, (name, Pending { place, change }));
+        });
+    }
+    tables::scan_late(&reader.shared, reader.snapshot, |row| {
+        let name = row.text(columns::late::NAME);
+        if range.contains(name) {
+            let place = Place::Late;
+            let change = tables::late_change(row);
+            room::push(&mut all, (name.into(), Pending { place, change }));
+        }
+    });
+    pending::for_each_change(|change| {
+        let name = change.row.name;
+        if range.contains(name) {
+            room::push(&mut all, (name.into(), own(change, now)));
+        }
+    });
+    // Stable: of one place, they stay in their order.
+    all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    all
+}
