@@ -102,6 +102,9 @@ BEGIN
 END
 $$;
 
+-- How far lanes are sealed, and what was counted when.
+ALTER TABLE counterx.state ADD COLUMN sealed_until timestamptz, ADD COLUMN counted_until timestamptz;
+
 -- Tokens and holds have a TOAST table now, and all three have constraints for what restores bring.
 ALTER TABLE counterx.token
     ALTER COLUMN token SET STORAGE EXTENDED,
@@ -160,7 +163,8 @@ BEGIN
             '@extschema@.counter_type_drop(text)',
             '@extschema@.counter_list(text, text, integer)',
             '@extschema@.counter_top(integer, text)',
-            '@extschema@.counter_bottom(integer, text)'
+            '@extschema@.counter_bottom(integer, text)',
+            '@extschema@.counter_drop(text)'
         ]::pg_catalog.regprocedure[]) f(signature)
         JOIN pg_catalog.pg_depend d
             ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
@@ -190,7 +194,7 @@ WHERE oid OPERATOR(pg_catalog.=) ANY (ARRAY[
     '@extschema@.counter_type_drop(text)'
 ]::pg_catalog.regprocedure[]);
 
--- Numbers of rows are bigint, and lists go on after a place.
+-- Numbers of rows are bigint, lists go on after a place, and a drop may take the history along.
 CREATE FUNCTION counterx.counter_list(
     prefix text DEFAULT '',
     after text DEFAULT NULL,
@@ -214,6 +218,9 @@ CREATE FUNCTION counterx.counter_bottom(
 ) RETURNS TABLE (rank bigint, name text, value bigint)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
     AS 'MODULE_PATHNAME', 'counter_bottom_wrapper';
+CREATE FUNCTION counterx.counter_drop(name text, purge boolean DEFAULT false) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
+    AS 'MODULE_PATHNAME', 'counter_drop_wrapper';
 UPDATE pg_catalog.pg_proc old
 SET pronargs = new.pronargs,
     pronargdefaults = new.pronargdefaults,
@@ -226,10 +233,11 @@ FROM pg_catalog.pg_proc new,
     (VALUES
         ('@extschema@.counter_list(text, text, integer)'::pg_catalog.regprocedure, 'counterx.counter_list(text, text, bigint)'::pg_catalog.regprocedure),
         ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
-        ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)')
+        ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)'),
+        ('@extschema@.counter_drop(text)', 'counterx.counter_drop(text, boolean)')
     ) f (old_function, new_function)
 WHERE old.oid OPERATOR(pg_catalog.=) f.old_function AND new.oid OPERATOR(pg_catalog.=) f.new_function;
-DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom;
+DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom, counterx.counter_drop;
 
 CREATE OR REPLACE FUNCTION counter_available(name text)
     RETURNS TABLE (name text, value bigint, held bigint, available bigint)
@@ -262,6 +270,99 @@ CREATE TABLE counterx.track (
 );
 COMMENT ON TABLE counterx.track IS 'tracked tables';
 
+-- What was asked for: one row for each type and unit. What rows of buckets refer to is its id, a random
+-- number, so that rows of another database are never taken for its own.
+CREATE TABLE counterx.history (
+    id bigint PRIMARY KEY,
+    type text COLLATE "C" NOT NULL,
+    unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
+    keep interval,
+    class integer NOT NULL,
+    former_classes integer NOT NULL DEFAULT 0,
+    zone text NOT NULL,
+    since timestamptz,
+    UNIQUE (type, unit)
+);
+COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
+
+-- Since when each lane has it. Only the holder of the lane's lease writes here.
+CREATE TABLE counterx.history_lane (
+    history bigint NOT NULL,
+    lane integer NOT NULL,
+    since timestamptz NOT NULL,
+    PRIMARY KEY (history, lane)
+);
+COMMENT ON TABLE counterx.history_lane IS 'since when each lane keeps a history';
+
+-- What is before it is expired: readers leave it out from here on, and it is emptied when all of them do.
+CREATE TABLE counterx.expired (
+    class integer PRIMARY KEY,
+    through timestamptz NOT NULL
+);
+COMMENT ON TABLE counterx.expired IS 'what of the history is not shown any more';
+
+-- One row, which is changed in place: src/pg/cell.rs. What is before these times may be gone, in microseconds since 2000.
+CREATE TABLE counterx.cut (class_0 bigint NOT NULL, class_1 bigint NOT NULL, class_2 bigint NOT NULL, class_3 bigint NOT NULL)
+    WITH (autovacuum_enabled = off, vacuum_truncate = off);
+INSERT INTO counterx.cut
+SELECT n.least, n.least, n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
+COMMENT ON TABLE counterx.cut IS 'what of the history may be gone';
+
+-- The form of buckets. Numbers and names are short, and stored in line as folds write them: no table needs a TOAST
+-- table of its own.
+CREATE TABLE counterx.bucket_form (
+    history bigint NOT NULL,
+    start timestamptz NOT NULL,
+    changes bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    value numeric NOT NULL,
+    delta numeric NOT NULL,
+    adjusted numeric NOT NULL,
+    ups numeric NOT NULL,
+    downs numeric NOT NULL
+);
+ALTER TABLE counterx.bucket_form
+    ALTER COLUMN name SET STORAGE PLAIN, ALTER COLUMN value SET STORAGE PLAIN, ALTER COLUMN delta SET STORAGE PLAIN,
+    ALTER COLUMN adjusted SET STORAGE PLAIN, ALTER COLUMN ups SET STORAGE PLAIN, ALTER COLUMN downs SET STORAGE PLAIN;
+DO $$
+DECLARE
+    class int;
+    number int;
+BEGIN
+    FOR class IN 0 .. 4 LOOP
+        FOR number IN 0 .. CASE class WHEN 4 THEN 0 ELSE 5 END LOOP
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start))
+                WITH (fillfactor = 70)', class, number);
+            EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.bucket_%s_%s IS ''what was counted when: rows that are kept for up to %s''', class, number,
+                (ARRAY['a day', 'a week', '35 days', '800 days', 'any time'])[class OPERATOR(pg_catalog.+) 1]);
+        END LOOP;
+    END LOOP;
+    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start));
+    COMMENT ON TABLE counterx.bucket_restored IS 'what was counted when, in the database that a restore comes from';
+END
+$$;
+DROP TABLE counterx.bucket_form;
+DO $$
+DECLARE
+    ours regclass;
+BEGIN
+    FOR ours IN
+        SELECT c.oid
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
+          AND c.relkind OPERATOR(pg_catalog.=) 'r'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
+    END LOOP;
+END
+$$;
+-- A dump has the history of all counters as a reader sees it, in one table: see src/api/restore.rs. It is dumped as
+-- that of a restore.
+CREATE FUNCTION counterx.dump_buckets(OUT history bigint, OUT start timestamptz, OUT changes bigint, OUT name text, OUT value numeric, OUT delta numeric, OUT adjusted numeric, OUT ups numeric, OUT downs numeric) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
+    AS 'MODULE_PATHNAME', 'counterx_dump_buckets';
+
 -- New ones.
 CREATE FUNCTION counter_track("table" regclass, type text, key text[], sum text DEFAULT NULL, scale integer DEFAULT 0, filter text DEFAULT NULL, adopt boolean DEFAULT false)
     RETURNS boolean
@@ -291,6 +392,41 @@ CREATE FUNCTION counter_groups(type text, VARIADIC parts "any")
     RETURNS TABLE (key text[], value numeric, rows bigint, avg numeric)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 100
     AS 'MODULE_PATHNAME', 'counter_groups_wrapper';
+CREATE FUNCTION counter_history(type text, minute text DEFAULT '1 day', hour text DEFAULT '35 days', day text DEFAULT 'infinity', month text DEFAULT NULL, events text DEFAULT NULL, time_zone text DEFAULT 'UTC')
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'counter_history_wrapper';
+CREATE FUNCTION counter_history_drop(type text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'counter_history_drop_wrapper';
+CREATE FUNCTION counter_seal() RETURNS timestamptz
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counter_seal_wrapper';
+CREATE FUNCTION counter_at(name text, at timestamptz) RETURNS bigint
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 200
+    AS 'MODULE_PATHNAME', 'counter_at_wrapper';
+CREATE FUNCTION counter_at_boundary(name text, at timestamptz) RETURNS timestamptz
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 200
+    AS 'MODULE_PATHNAME', 'counter_at_boundary_wrapper';
+CREATE FUNCTION counter_buckets(name text, unit text, "from" timestamptz DEFAULT NULL, "to" timestamptz DEFAULT NULL, fill boolean DEFAULT false)
+    RETURNS TABLE (start timestamptz, delta numeric, ups numeric, downs numeric, changes bigint, adjusted numeric, value numeric, sealed boolean)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counterx_buckets';
+CREATE FUNCTION counter_rate(name text, over interval)
+    RETURNS TABLE (delta numeric, from_at timestamptz, to_at timestamptz, per_second double precision)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 500 ROWS 1
+    AS 'MODULE_PATHNAME', 'counterx_rate';
+CREATE FUNCTION counter_top_changed(max_rows bigint, prefix text DEFAULT '', since interval DEFAULT '1 day')
+    RETURNS TABLE (name text, delta numeric)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counterx_top_changed';
+CREATE FUNCTION counter_events(name text, after timestamptz DEFAULT NULL, max_rows bigint DEFAULT 1000)
+    RETURNS TABLE (at timestamptz, delta numeric, kind text, xid xid8, folded boolean)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    AS 'MODULE_PATHNAME', 'counterx_events';
+CREATE FUNCTION counterx.sealed_until() RETURNS timestamptz
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
+    AS 'MODULE_PATHNAME', 'counterx_sealed_until';
 CREATE FUNCTION counter_key(VARIADIC "any") RETURNS text
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'counterx_key';
@@ -562,22 +698,48 @@ COMMENT ON COLUMN counter_tracks.waiting_for IS 'who has the table in use, and i
 COMMENT ON COLUMN counter_tracks.last_error IS 'why it could not be made exact, for members of pg_monitor';
 GRANT SELECT ON counter_tracks TO PUBLIC;
 
+CREATE VIEW counter_histories AS
+SELECT h.type, h.unit, COALESCE(h.keep::text, 'infinity') AS keep, h.zone AS time_zone,
+       COALESCE(h.since, (
+           SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
+           FROM ONLY counterx.history_lane l
+           WHERE l.history OPERATOR(pg_catalog.=) h.id
+       )) AS since
+FROM ONLY counterx.history h;
+COMMENT ON VIEW counter_histories IS 'types of which is kept what was counted when, a row for each unit';
+COMMENT ON COLUMN counter_histories.type IS 'what the names of the counters begin with, before the colon';
+COMMENT ON COLUMN counter_histories.unit IS 'minute, hour, day, month, or event: each change by itself';
+COMMENT ON COLUMN counter_histories.keep IS 'how long that is kept, an interval or infinity';
+COMMENT ON COLUMN counter_histories.time_zone IS 'whose minutes, hours, days and months they are';
+COMMENT ON COLUMN counter_histories.since IS 'since when it is known of all counters of the type; null: not yet';
+GRANT SELECT ON counter_histories TO PUBLIC;
+
+CREATE VIEW counter_sealed AS
+SELECT counterx.sealed_until() AS sealed_until;
+COMMENT ON VIEW counter_sealed IS 'one row: how far history is sealed';
+COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time or before never change; null: none is sealed';
+GRANT SELECT ON counter_sealed TO PUBLIC;
+
 -- Rights on what is new.
 REVOKE ALL ON counterx.locks, counterx.track FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     counter_track(regclass, text, text[], text, integer, text, boolean),
     counter_untrack(regclass, text, boolean),
     counter_recount(regclass, text),
-    counter_drift(regclass, text)
+    counter_drift(regclass, text),
+    counter_history(text, text, text, text, text, text, text),
+    counter_history_drop(text),
+    counter_seal()
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_buckets(), counterx.sealed_until(), counterx.version()
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
-GRANT SELECT, INSERT ON counterx.late, counterx.track TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.version() TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored TO pg_database_owner;
+GRANT SELECT ON counterx.history_lane TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
 -- grants these, and so takes none of it for the extension's own.
@@ -663,7 +825,17 @@ COMMENT ON FUNCTION counter_name(text, "any") IS 'the name of a counter of a typ
 COMMENT ON FUNCTION counter_parts(text) IS 'the parts that a counter''s name is made of, without the type';
 COMMENT ON FUNCTION counter_set(text, bigint) IS 'sets a counter and returns its old value; waits for other calls of this kind on it, not for increments';
 COMMENT ON FUNCTION counter_reset(text) IS 'sets a counter to 0 and returns its old value';
-COMMENT ON FUNCTION counter_drop(text) IS 'removes a counter; false when there was none';
+COMMENT ON FUNCTION counter_drop(text, boolean) IS 'removes a counter, and its history when that is purged; false when there was none';
+COMMENT ON FUNCTION counter_history(text, text, text, text, text, text, text) IS 'keeps what the counters of a type count by minute, hour, day, month and event, each for so long; returns true';
+COMMENT ON FUNCTION counter_history_drop(text) IS 'ends the history of a type and removes it; false when there was none';
+COMMENT ON FUNCTION counter_seal() IS 'seals the history of all lanes through this moment, as the clock is right; returns through when';
+COMMENT ON FUNCTION counter_buckets(text, text, timestamptz, timestamptz, boolean) IS 'what was counted of a counter in each minute, hour, day or month that begins in a span of time';
+COMMENT ON FUNCTION counter_at(text, timestamptz) IS 'the value of a counter at the last boundary of its finest known unit that is not later than a time; null when that is not known';
+COMMENT ON FUNCTION counter_at_boundary(text, timestamptz) IS 'that boundary: as of when counter_at() knows the value';
+COMMENT ON FUNCTION counter_rate(text, interval) IS 'what was counted of a counter in the last whole units that make up an interval; no row when that is not known';
+COMMENT ON FUNCTION counter_top_changed(bigint, text, interval) IS 'the counters of a type, or some of them, of which most was counted lately';
+COMMENT ON FUNCTION counter_events(text, timestamptz, bigint) IS 'single changes of a counter after a time, in the order in which they were counted';
+COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter_sealed';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
@@ -694,6 +866,7 @@ COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of anot
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
 COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
 COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
+COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history of counters';
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
@@ -705,7 +878,7 @@ COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks sh
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';
 
--- What a dump has: see sql/tables.sql.
+-- What a dump has: see sql/tables.sql and sql/history.sql.
 UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
@@ -713,6 +886,8 @@ SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
+SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');
 
 -- Sessions hear of it: see CONTRIBUTING.md.
 ALTER TABLE counterx.anchor SET (autovacuum_enabled = off);

@@ -33,24 +33,28 @@ struct Keep {
     class: Class,
 }
 
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(sql = "
+CREATE FUNCTION counter_history(type text, minute text DEFAULT '1 day', hour text DEFAULT '35 days', day text DEFAULT 'infinity', month text DEFAULT NULL, events text DEFAULT NULL, time_zone text DEFAULT 'UTC')
+    RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
 #[allow(clippy::too_many_arguments, reason = "those of the SQL function")]
 fn counter_history(
-    r#type: Option<Text>,
-    minute: default!(Option<Text>, "'1 day'"),
-    hour: default!(Option<Text>, "'35 days'"),
-    day: default!(Option<Text>, "'infinity'"),
-    month: default!(Option<Text>, "NULL"),
-    events: default!(Option<Text>, "NULL"),
-    time_zone: default!(Option<Text>, "'UTC'"),
+    of: Option<Text>,
+    minute: Option<Text>,
+    hour: Option<Text>,
+    day: Option<Text>,
+    month: Option<Text>,
+    events: Option<Text>,
+    time_zone: Option<Text>,
 ) -> bool {
     change::check_may_write(c"counter_history()");
     admin::check_not_one_snapshot(
         c"counter_history()",
         "Run it in a READ COMMITTED transaction.",
     );
-    let name = type_name(r#type);
+    let name = type_name(of);
     let zone = args::required("time zone", time_zone).0;
     // Raises an error for one that the server does not know.
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
@@ -116,15 +120,18 @@ fn counter_history(
     true
 }
 
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-fn counter_history_drop(r#type: Option<Text>) -> bool {
+#[pg_extern(sql = "
+CREATE FUNCTION counter_history_drop(type text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+fn counter_history_drop(of: Option<Text>) -> bool {
     change::check_may_write(c"counter_history_drop()");
     admin::check_not_one_snapshot(
         c"counter_history_drop()",
         "Run it in a READ COMMITTED transaction.",
     );
-    let name = type_name(r#type);
+    let name = type_name(of);
     let known = lock(&name);
     known.iter().for_each(remove);
     !known.is_empty()

@@ -10,7 +10,7 @@ use crate::pg::number;
 use crate::pg::rows::Rows;
 use crate::pg::time;
 use crate::pg::varlena::{text_bytes, text_datum};
-use crate::read::history::{self, Counter, Event, OfUnit, Span};
+use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
 use counterx_core::buckets;
 use counterx_core::history::{Stored, Unit};
@@ -64,13 +64,16 @@ impl<'a> Arguments<'a> {
 
 /// # Errors
 /// Raises 55000.
-fn no_history(type_name: Option<&[u8]>) -> ! {
+fn no_history(type_name: Option<&[u8]>, kept_by: &str) -> ! {
     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
     raise(match type_name {
-        Some(of) => report(code, format!("counter type {} has no history", quoted(of)))
-            .set_hint("counter_history() has one kept, from then on."),
+        Some(of) => report(
+            code,
+            format!("there is no history of type {}{kept_by}", quoted(of)),
+        )
+        .set_hint("counter_history() begins one."),
         None => report(code, "a counter without a type has no history").set_hint(
-            "A type is what stands before the first colon of a name, as in \"hits:home\". counter_history('hits') has a history kept of such counters.",
+            "A type is what stands before the first colon of a name, as in \"hits:home\". counter_history('hits') begins the history of such counters.",
         ),
     })
 }
@@ -80,28 +83,18 @@ fn no_history(type_name: Option<&[u8]>) -> ! {
 /// # Errors
 /// Raises 55000 when it has none.
 fn unit_of<'a>(counter: &'a Counter, name: &[u8], unit: Unit) -> OfUnit<'a> {
-    check_history(counter, name);
     counter.unit(unit).unwrap_or_else(|| {
-        let of = quoted(history::type_of(name).unwrap_or_default());
-        let (unit, argument) = match unit {
-            Unit::Event => ("events", "events"),
-            unit => (unit.name(), unit.name()),
+        let kept_by = match unit {
+            Unit::Event => " by single changes".to_owned(),
+            unit => format!(" by {}", unit.name()),
         };
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("the history of counter type {of} is not kept by {unit}"),
-            )
-            .set_hint(format!(
-                "counter_history() with the argument \"{argument}\" has it kept so, from then on."
-            )),
-        )
+        no_history(history::type_of(name), &kept_by)
     })
 }
 
 fn check_history(counter: &Counter, name: &[u8]) {
     if !counter.has_history() {
-        no_history(history::type_of(name));
+        no_history(history::type_of(name), "");
     }
 }
 
@@ -218,17 +211,21 @@ pub extern "C-unwind" fn counterx_rate(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
         // SAFETY: an interval.
         counter.rate(|time| unsafe { time::earlier(time, over) })
     });
-    if let Some((delta, from, to)) = rate {
-        let seconds = (to - from) as f64 / 1e6;
-        rows.put(|| {
-            [
-                Some(number::numeric(delta)),
-                Some(from.into()),
-                Some(to.into()),
-                (delta as f64 / seconds).into_datum(),
-            ]
-        });
-    }
+    let Rate {
+        delta,
+        from,
+        through,
+    } = rate
+        .unwrap_or_else(|| no_history(history::type_of(name), " by minute, hour, day or month"));
+    let seconds = (through - from) as f64 / 1e6;
+    rows.put(|| {
+        [
+            delta.map(number::numeric),
+            Some(from.into()),
+            Some(through.into()),
+            delta.and_then(|delta| (delta as f64 / seconds).into_datum()),
+        ]
+    });
     pg_sys::Datum::null()
 }
 
@@ -278,7 +275,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };
     let changed = history::most_changed(&range, of, (earlier, length), wanted)
-        .unwrap_or_else(|| no_history(Some(of)));
+        .unwrap_or_else(|| no_history(Some(of), ""));
     for counter in changed {
         rows.put(|| {
             [

@@ -7,6 +7,9 @@
 //! to no epoch, so wherever such rows arrive they count as soon as they are committed, and the next fold
 //! of their lane takes them along.
 //!
+//! History goes the same way: what is dumped as the table `bucket_restored` are the rows of all tables of buckets, with
+//! what is not folded yet. There they stay, and are read beside those that folds write.
+//!
 //! # Invariants
 //! - Rows are added only where there is no such counter yet: otherwise what was restored twice would count
 //!   twice. One restore at a time, so that the second of two sees the first.
@@ -23,20 +26,23 @@ use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::number;
 use crate::pg::ports;
 use crate::pg::relation::{ACCESS_SHARE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::rows::Rows;
 use crate::pg::snapshot;
-use crate::pg::varlena::text_bytes;
+use crate::pg::varlena::{text_bytes, text_datum};
 use crate::query::listing::{Entry, Listing, Wanted};
+use crate::read::history;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
 use crate::transaction::restored;
 use crate::write::writing;
+use counterx_core::history::Sums;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::cell::Cell;
 
-version_1!(pg_finfo_counterx_dump_rows);
+version_1!(pg_finfo_counterx_dump_rows, pg_finfo_counterx_dump_buckets);
 
 /// Rows of `late` that have the value of each counter for the running query's snapshot. A value beyond a
 /// bigint takes several.
@@ -90,6 +96,40 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             }
         }
     }
+    pg_sys::Datum::null()
+}
+
+/// Rows of `bucket_restored` that have the history of all counters for the running query's snapshot, wherever it is
+/// stored, and what is not folded yet.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: called as a table function of the columns of `bucket_restored`.
+    let mut rows = unsafe { Rows::begin(fcinfo) };
+    history::for_each_row(|name, series, row| {
+        rows.put(|| {
+            let Sums {
+                delta,
+                adjusted,
+                ups,
+                downs,
+                changes,
+            } = row.sums;
+            [
+                series.into(),
+                row.start.into(),
+                changes.into(),
+                text_datum(name),
+                number::numeric(row.value),
+                number::numeric(delta),
+                number::numeric(adjusted),
+                number::numeric(ups),
+                number::numeric(downs),
+            ]
+            .map(Some)
+        });
+    });
     pg_sys::Datum::null()
 }
 

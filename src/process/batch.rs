@@ -10,7 +10,10 @@ use crate::hits::memory::{self, Spot};
 use crate::pg::error::{log, quoted};
 use crate::pg::room;
 use crate::process::session;
+use crate::store::catalog;
+use crate::store::history;
 use crate::write::change;
+use crate::write::writing;
 use counterx_core::escrow::Bounds;
 use counterx_core::hits::{Answer, Change, Entry, Kind, Place, Queue};
 use counterx_core::lane::{LANES, NameHash};
@@ -151,6 +154,25 @@ fn add(item: &Item) -> Verdict {
         .execute()
 }
 
+fn count(item: &Item) {
+    let verdict = add(item);
+    CURRENT.with_borrow_mut(|current| room::push(current, (item.ticket, verdict)));
+    failpoint!("committer.added");
+}
+
+/// Where there is history, hits that count down are written by themselves: what went up and what went down would not
+/// be known otherwise. All are in the first part where that makes no difference.
+fn apart(items: &[Item]) -> (Vec<&Item>, Vec<&Item>) {
+    let goes_down = |item: &&Item| item.changes().any(|change| change.delta < 0);
+    let (downs, ups): (Vec<_>, Vec<_>) = items.iter().partition(goes_down);
+    let is_mixed = !ups.is_empty() && !downs.is_empty();
+    if is_mixed && history::may_be_any(&catalog::shared()) {
+        (ups, downs)
+    } else {
+        (items.iter().collect(), Vec::new())
+    }
+}
+
 /// While those who wait flush for themselves, one batch in so much time is flushed here all the same, to see
 /// how long that takes now. What they measure says little: they wait for each other's flushes.
 const PROBE_EVERY: Duration = Duration::from_millis(200);
@@ -280,10 +302,15 @@ impl Batches {
         CURRENT.with_borrow_mut(Vec::clear);
         let start = Instant::now();
         in_transaction(|| {
-            for item in items {
-                let verdict = add(item);
-                CURRENT.with_borrow_mut(|current| room::push(current, (item.ticket, verdict)));
-                failpoint!("committer.added");
+            let (ups, downs) = apart(items);
+            for item in &ups {
+                count(item);
+            }
+            if !downs.is_empty() {
+                writing::write_early();
+            }
+            for item in &downs {
+                count(item);
             }
         })?;
         crashpoint!("committer.committed");

@@ -14,10 +14,12 @@
 //! - Rows are walked backward, as a counter's newest bucket is changed all the time: an older snapshot would meet all
 //!   of its later versions first.
 
+use crate::pg::clock;
 use crate::pg::error::{raise, report};
+use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::room;
-use crate::pg::scan::{Direction, TableScan};
+use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
@@ -28,9 +30,7 @@ use crate::store::history::{self, Buckets, Series};
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
-use counterx_core::history::{
-    Change, Class, DAY, HOUR, Kind, MINUTE, Stored, Sums, Unit, counted_at,
-};
+use counterx_core::history::{Change, Class, HOUR, Kind, Stored, Sums, Unit, counted_at};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::rank::{Best, End, Ranked as Changed};
@@ -182,7 +182,7 @@ impl<'a> Counter<'a> {
         let hash = NameHash::of(name);
         let text = NameText::new(name);
         let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
-        let now = ports::now();
+        let now = clock::now();
         let series = match history::type_of(name) {
             // SAFETY: the caller's promise.
             Some(of) => unsafe { history::series(&reader.shared, Some(of), snapshot) },
@@ -268,25 +268,32 @@ impl<'a> Counter<'a> {
         })
     }
 
-    /// What was counted in the last whole buckets that make up an interval, and when the first begins and the last
-    /// ends. `earlier` says what is so much earlier than a time.
-    pub fn rate(&self, earlier: impl Fn(i64) -> i64) -> Option<(i128, i64, i64)> {
-        self.finest(|mut unit| {
+    /// What was counted in the last whole buckets that make up an interval: of the finest unit that is known for so
+    /// long, else of that which is known for longest. `earlier` says what is so much earlier than a time. None: there
+    /// are no buckets.
+    pub fn rate(&self, earlier: impl Fn(i64) -> i64) -> Option<Rate> {
+        let mut longest: Option<(i64, Unit)> = None;
+        let rate = self.finest(|mut unit| {
             if unit.series.unit == Unit::Event {
                 return None;
             }
-            let known = unit.known_from()?;
             let through = unit.calendar.start_of(self.now);
+            let first = unit.first_boundary().unwrap_or(i64::MAX).min(through);
+            if longest.is_none_or(|(known, _)| first < known) {
+                longest = Some((first, unit.series.unit));
+            }
             let from = earlier(through);
-            if from < known {
+            if from < first {
                 return None;
             }
-            let from = unit.calendar.start_of(from);
-            (from >= known).then(|| {
-                let span = unit.between(from, through.saturating_sub(1));
-                let delta = span.rows.iter().map(|row| row.sums.delta).sum();
-                (delta, from, through)
-            })
+            let from = unit.calendar.start_of(from).max(first);
+            Some(unit.rate(from, through))
+        });
+        rate.or_else(|| {
+            let (first, unit) = longest?;
+            let mut unit = self.unit(unit)?;
+            let through = unit.calendar.start_of(self.now);
+            Some(unit.rate(first, through))
         })
     }
 
@@ -324,6 +331,16 @@ pub struct Span {
     pub rows: Vec<Stored>,
     /// The value before all of them.
     pub before: i128,
+}
+
+/// What was counted in a time.
+pub struct Rate {
+    /// How much; None: not one bucket is over.
+    pub delta: Option<i128>,
+    /// When it begins.
+    pub from: i64,
+    /// When it ends.
+    pub through: i64,
 }
 
 /// One transaction's change of a counter.
@@ -378,6 +395,27 @@ impl<'a> OfUnit<'a> {
     pub fn known_from(&self) -> Option<i64> {
         let kept = self.counter.tables.from(self.series.class, self.first);
         self.since.map(|since| since.max(kept))
+    }
+
+    /// The first boundary that is known.
+    fn first_boundary(&mut self) -> Option<i64> {
+        let known = self.known_from()?;
+        let start = self.calendar.start_of(known);
+        Some(if start < known {
+            self.next(start)
+        } else {
+            start
+        })
+    }
+
+    /// What was counted between two boundaries.
+    fn rate(&self, from: i64, through: i64) -> Rate {
+        let span = self.between(from, through.saturating_sub(1));
+        Rate {
+            delta: (from < through).then(|| span.rows.iter().map(|row| row.sums.delta).sum()),
+            from,
+            through,
+        }
     }
 
     /// Buckets that begin before this never change; None: all may.
@@ -660,24 +698,17 @@ impl<'a> OfUnit<'a> {
 /// Into so many buckets a time is divided at least, where there is a unit for it.
 const DIVIDED: i64 = 12;
 
-/// How long a unit is, roughly.
-fn length_of(unit: Unit) -> i64 {
-    match unit {
-        Unit::Event => 1,
-        Unit::Minute => MINUTE,
-        Unit::Hour => HOUR,
-        Unit::Day => DAY,
-        Unit::Month => 30 * DAY,
-    }
-}
-
-/// The series by which a time of this length is looked at: the coarsest that divides it, or the finest.
-fn dividing(series: &[Series], length: i64) -> Option<&Series> {
-    series
-        .iter()
-        .filter(|series| length / length_of(series.unit) >= DIVIDED)
-        .max_by_key(|series| series.unit)
-        .or_else(|| series.iter().min_by_key(|series| series.unit))
+/// The series by which a time of this length is looked at: the coarsest that divides it, or the finest; of those that
+/// are kept for so long, if there are any.
+fn dividing(series: &[Series], length: i64, is_kept: impl Fn(&Series) -> bool) -> Option<&Series> {
+    let choose = |is_wanted: &dyn Fn(&&Series) -> bool| {
+        let among = || series.iter().filter(is_wanted);
+        among()
+            .filter(|series| length / series.unit.longest().max(1) >= DIVIDED)
+            .max_by_key(|series| series.unit)
+            .or_else(|| among().min_by_key(|series| series.unit))
+    };
+    choose(&|series| is_kept(series)).or_else(|| choose(&|_| true))
 }
 
 /// The counters of a range, which is of one type, of which most was counted since a time: the first `wanted` of them.
@@ -694,13 +725,15 @@ pub fn most_changed(
     let current = snapshot::active_or_latest();
     let snapshot = current.as_ptr();
     let mut reader = Reader::open(Lanes::All, snapshot);
-    let now = ports::now();
+    let now = clock::now();
     // SAFETY: the snapshot is active as long as `current` lives.
     let all = unsafe { history::series(&reader.shared, Some(type_name), snapshot) };
-    let series = dividing(&all, length)?;
+    let from = earlier(now);
+    let is_kept = |series: &Series| series.keep.is_none_or(|keep| keep.before(now) <= from);
+    let series = dividing(&all, length, is_kept)?;
     let tables = Tables::open(snapshot);
     let mut calendar = Calendar::new(series.unit, &series.zone);
-    let from = calendar.start_of(earlier(now));
+    let from = calendar.start_of(from);
     // Retention is by lane.
     let firsts: [i64; LANES] =
         std::array::from_fn(|lane| first_of(series, &mut calendar, reader.lanes[lane].sealed));
@@ -795,4 +828,123 @@ fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]
     // Stable: of one place, they stay in their order.
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     all
+}
+
+/// Visits all rows of all counters, as they are shown, in no particular order: a counter's name, the id of the series,
+/// and the row. Of an event, the transaction's id is left out: it is one of this server.
+///
+/// # Errors
+/// Raises 40001 when something was removed meanwhile that the snapshot needs.
+pub fn for_each_row(mut visit: impl FnMut(&[u8], i64, &Stored)) {
+    let current = snapshot::active_or_latest();
+    let mut last: Option<Box<[u8]>> = None;
+    // SAFETY: nothing is kept from one counter to the next.
+    let arena = unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) };
+    let mut names = Names::open(current.as_ptr());
+    while let Some(name) = names.after(last.as_deref()) {
+        // SAFETY: as above.
+        let _switch = unsafe {
+            arena.reset();
+            MemorySwitch::to(arena.as_ptr())
+        };
+        of_counter(&name, |counter| {
+            for series in &counter.series {
+                let unit = OfUnit::open(counter, series);
+                unit.for_each_row(|row| visit(&name, series.id, row));
+            }
+        });
+        last = Some(name);
+    }
+}
+
+impl OfUnit<'_> {
+    /// Visits all rows, ascending.
+    fn for_each_row(&self, mut visit: impl FnMut(&Stored)) {
+        if self.series.unit != Unit::Event {
+            let span = self.between(i64::MIN, i64::MAX);
+            return span.rows.iter().for_each(visit);
+        }
+        let mut value = self.stored_value_before(i64::MIN);
+        for event in self.events(None, usize::MAX) {
+            value += event.delta;
+            let kind = match event.is_increment {
+                true => Kind::Increment,
+                false => Kind::Adjustment,
+            };
+            visit(&Stored {
+                start: event.at,
+                sums: Sums {
+                    changes: 0,
+                    ..Sums::of(kind, event.delta)
+                },
+                value,
+            });
+        }
+    }
+}
+
+/// The names of all counters that have a history, ascending.
+struct Names {
+    // Ended before its relations are closed.
+    scans: Vec<IndexScan>,
+    _tables: Vec<Buckets>,
+    /// Those of which something is pending, each once.
+    pending: Vec<Box<[u8]>>,
+}
+
+impl Names {
+    /// The snapshot is active or registered, and stays so.
+    fn open(snapshot: pg_sys::Snapshot) -> Self {
+        let mut reader = Reader::open(Lanes::All, snapshot);
+        // SAFETY: the caller's promise.
+        let all = unsafe { history::series(&reader.shared, None, snapshot) };
+        let mut pending: Vec<Box<[u8]>> = Vec::new();
+        if !all.is_empty() {
+            let changes = pending_in(&mut reader, &NameRange::all(), 0);
+            let names = changes.into_iter().map(|(name, _)| name);
+            pending = room::collect(names.filter(|name| {
+                let of = type_of(name);
+                all.iter().any(|series| Some(&*series.type_name) == of)
+            }));
+            pending.dedup();
+        }
+        reader.finish();
+        let numbers = (0..Class::ALL).filter_map(Class::of_number);
+        let has_rows = |class: &Class| {
+            all.iter()
+                .any(|series| series.classes().any(|of| of == *class))
+        };
+        let tables: Vec<Buckets> = numbers
+            .filter(has_rows)
+            .flat_map(|class| (0..class.tables()).map(move |table| (class, table)))
+            .filter_map(|(class, table)| Buckets::numbered(class, table))
+            .chain(Buckets::restored().filter(|_| !all.is_empty()))
+            .collect();
+        Self {
+            // SAFETY: as above.
+            scans: (tables.iter())
+                .map(|table| unsafe { table.scan(snapshot, 1) })
+                .collect(),
+            _tables: tables,
+            pending,
+        }
+    }
+
+    /// The one that follows another one; the first.
+    fn after(&mut self, last: Option<&[u8]>) -> Option<Box<[u8]>> {
+        let last = last.unwrap_or_default();
+        let at = self.pending.partition_point(|name| **name <= *last);
+        let mut least: Option<Box<[u8]>> = self.pending.get(at).cloned();
+        let last = NameText::new(last);
+        for scan in &mut self.scans {
+            scan.seek(&[Key::text_gt(1, last.datum())]);
+            if let Some(row) = scan.next(Direction::Forward) {
+                let name = row.text(columns::bucket::NAME);
+                if least.as_deref().is_none_or(|least| name < least) {
+                    least = Some(name.into());
+                }
+            }
+        }
+        least
+    }
 }

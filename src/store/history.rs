@@ -205,11 +205,6 @@ impl Buckets {
         })
     }
 
-    /// Opens the one with the rows of a class that begin then.
-    pub fn of(class: Class, start: i64) -> Option<Self> {
-        Self::numbered(class, class.table_of(start))
-    }
-
     /// Opens one of a class.
     pub fn numbered(class: Class, table: usize) -> Option<Self> {
         Self::open(catalog::relation_of(&table_name(class, table)))

@@ -222,7 +222,7 @@ pub fn tables_back(class: Class, from: i64, through: i64) -> impl Iterator<Item 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{DAY, HOUR, place};
+    use crate::history::{DAY, HOUR, Unit, place};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn tables_come_newest_first_and_each_once() {
-        let class = Class::of_keep(Some(DAY)).unwrap();
+        let class = Class::of_keep(Unit::Minute, Some(DAY)).unwrap();
         let tables = |from, through| -> Vec<usize> {
             tables_back(class, from, through)
                 .map(|(table, _)| table)
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(tables(1, 0), [] as [usize; 0]);
         assert_eq!(tables(i64::MIN, 6 * HOUR), [1, 0, 5, 4, 3, 2]);
         assert_eq!(tables(i64::MIN, i64::MAX).len(), 6);
-        let forever = Class::of_keep(None).unwrap();
+        let forever = Class::of_keep(Unit::Minute, None).unwrap();
         assert_eq!(
             tables_back(forever, i64::MIN, i64::MAX).collect::<Vec<_>>(),
             [(0, i64::MIN)]

@@ -16,18 +16,21 @@ ORDER BY open DESC, p.oid::regprocedure::text COLLATE "C";
 
 -- The example of the manual: closed to PUBLIC, then given to a reader and a writer.
 REVOKE EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_rank, counter_top, counter_bottom,
+    counter_buckets, counter_at, counter_at_boundary, counter_rate, counter_top_changed, counter_events,
     counter_incr, counter_decr, counter_incr_get, counter_incr_many(text[], bigint[]), counter_incr_many(jsonb),
     counter_incr_once, counter_incr_once_get FROM PUBLIC;
-REVOKE SELECT ON counters FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_rank, counter_top, counter_bottom TO regress_counterx_reader, regress_counterx_writer;
-GRANT SELECT ON counters TO regress_counterx_reader;
+REVOKE SELECT ON counters, counter_histories, counter_sealed FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION counter_value, counter_values, counter_list, counter_sum, counter_rank, counter_top, counter_bottom,
+    counter_buckets, counter_at, counter_at_boundary, counter_rate, counter_top_changed, counter_events TO regress_counterx_reader, regress_counterx_writer;
+GRANT SELECT ON counters, counter_histories, counter_sealed TO regress_counterx_reader;
 GRANT EXECUTE ON FUNCTION counter_incr, counter_decr, counter_incr_get, counter_incr_many(text[], bigint[]), counter_incr_many(jsonb),
     counter_incr_once, counter_incr_once_get TO regress_counterx_writer;
-GRANT EXECUTE ON FUNCTION counter_set, counter_reset, counter_drop, counter_rename, counter_merge TO regress_counterx_admin;
+GRANT EXECUTE ON FUNCTION counter_set, counter_reset, counter_drop, counter_rename, counter_merge, counter_history, counter_history_drop, counter_seal TO regress_counterx_admin;
 GRANT USAGE ON SCHEMA counterx TO regress_counterx_admin;
 GRANT EXECUTE ON FUNCTION counterx.compact, counterx.create_value_index, counterx.drop_value_index TO regress_counterx_admin;
 
 -- Each role calls everything, and gets a result or 42501.
+SELECT counter_history('h', events => '1 day');
 CREATE TABLE calls (place int GENERATED ALWAYS AS IDENTITY, command text);
 INSERT INTO calls (command) VALUES
     ('SELECT counter_incr(''x'', 5)'),
@@ -44,6 +47,17 @@ INSERT INTO calls (command) VALUES
     ('SELECT value FROM counter_top()'),
     ('SELECT value FROM counter_bottom()'),
     ('SELECT value FROM counters'),
+    ('SELECT value FROM counter_buckets(''h:x'', ''day'')'),
+    ('SELECT counter_at(''h:x'', now())'),
+    ('SELECT counter_at_boundary(''h:x'', now())'),
+    ('SELECT delta FROM counter_rate(''h:x'', ''1 hour'')'),
+    ('SELECT name FROM counter_top_changed(1, ''h:'')'),
+    ('SELECT delta FROM counter_events(''h:x'')'),
+    ('SELECT unit FROM counter_histories'),
+    ('SELECT sealed_until FROM counter_sealed'),
+    ('SELECT counter_history(''g'')'),
+    ('SELECT counter_history_drop(''g'')'),
+    ('SELECT counter_seal()'),
     ('SELECT counter_set(''y'', 5)'),
     ('SELECT counter_reset(''y'')'),
     ('SELECT counter_rename(''y'', ''z'')'),
@@ -56,7 +70,11 @@ INSERT INTO calls (command) VALUES
     ('SELECT count(*) FROM counterx.fold_status()'),
     ('SELECT count(*) FROM counterx.lanes'),
     ('SELECT count(*) FROM counterx.total'),
-    ('SELECT count(*) FROM counterx.token');
+    ('SELECT count(*) FROM counterx.token'),
+    ('SELECT count(*) FROM counterx.history'),
+    ('SELECT count(*) FROM counterx.bucket_4_0'),
+    ('SELECT count(*) FROM counterx.dump_buckets()'),
+    ('SELECT counterx.sealed_until()');
 CREATE FUNCTION outcome(role name, command text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     result text;

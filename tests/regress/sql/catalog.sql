@@ -8,8 +8,8 @@ FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) i
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
   AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'counterx');
 
--- All members; those that each lane has are shown once.
-SELECT type, regexp_replace(identity, '_[0-7]', '_<lane>') AS identity, count(*)
+-- All members; those that each lane has are shown once, and so are the tables of buckets.
+SELECT type, regexp_replace(regexp_replace(identity, 'bucket_[0-4]_[0-5]', 'bucket_<class>_<number>'), '_[0-7]', '_<lane>') AS identity, count(*)
 FROM members
 WHERE type NOT LIKE '%type'
 GROUP BY 1, 2
@@ -32,12 +32,12 @@ FROM members m
 JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
-WHERE c.relkind IN ('r', 'v', 'f') AND c.relname !~ '^log_[1-7]_|_b$'
+WHERE c.relkind IN ('r', 'v', 'f') AND c.relname !~ '^log_[1-7]_|_b$|^bucket_([1-4]_|0_[1-5])'
 ORDER BY c.relkind = 'r', c.relname, a.attnum;
 SELECT tablename, regexp_replace(indexdef, 'INDEX .* ON', 'INDEX ON') AS index
-FROM pg_indexes WHERE schemaname = 'counterx' AND tablename !~ '^log_[1-7]_|_b$'
+FROM pg_indexes WHERE schemaname = 'counterx' AND tablename !~ '^log_[1-7]_|_b$|^bucket_([1-4]_|0_[1-5])'
 ORDER BY 1, 2;
-SELECT regexp_replace(c.relname, '_[0-7]', '_<lane>') AS relation, c.reloptions, count(*)
+SELECT regexp_replace(regexp_replace(c.relname, 'bucket_[0-4]_[0-5]', 'bucket_<class>_<number>'), '_[0-7]', '_<lane>') AS relation, c.reloptions, count(*)
 FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
 WHERE c.relkind = 'r'
 GROUP BY 1, 2 ORDER BY 1, 2;
@@ -49,10 +49,10 @@ GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1;
 SELECT d.relation::regclass, d.condition
 FROM pg_extension e, unnest(e.extconfig, e.extcondition) d (relation, condition)
 WHERE e.extname = 'counterx' ORDER BY d.relation::regclass::text;
--- And CREATE EXTENSION leaves the tables empty, so that a restore meets nothing; a gate has its row.
+-- And CREATE EXTENSION leaves the tables empty, so that a restore meets nothing; cells have their rows.
 SELECT coalesce(sum(pg_relation_size(c.oid)), 0) AS bytes
 FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
-WHERE c.relkind = 'r' AND c.relname !~ '^gate_';
+WHERE c.relkind = 'r' AND c.relname !~ '^gate_|^cut$';
 SELECT count(*) AS sequences_used FROM pg_sequences WHERE schemaname = 'counterx' AND last_value IS NOT NULL;
 
 -- Everything has a comment that says what it is for.

@@ -33,6 +33,12 @@ const OPEN: &[&str] = &[
     "counter_track_wait",
     "counter_key",
     "counter_available",
+    "counter_buckets",
+    "counter_at",
+    "counter_at_boundary",
+    "counter_rate",
+    "counter_top_changed",
+    "counter_events",
     "counter_incr",
     "counter_decr",
     "counter_incr_get",
@@ -51,8 +57,8 @@ const OPEN: &[&str] = &[
     "counter_hold_reduce",
 ];
 
-/// What the triggers of tracked tables and the view of the tracks call, whoever it is that makes them do so.
-const OPEN_INSIDE: &[&str] = &["count_row", "count_truncate", "rows_so_far"];
+/// What the triggers of tracked tables, the view of the tracks and that of the seal call, whoever it is that makes them do so.
+const OPEN_INSIDE: &[&str] = &["count_row", "count_truncate", "rows_so_far", "sealed_until"];
 
 /// What may be tried on any relation.
 const ON_RELATIONS: &[&str] = &[
