@@ -249,11 +249,12 @@ impl<'a> Counter<'a> {
         Some(OfUnit::open(self, series))
     }
 
-    /// The finest unit that is kept for so long that `choose` finds what it wants in it.
+    /// The finest unit that is kept for so long that `choose` finds what it wants in it. Events come last: their times
+    /// are in the order of folds, so at a bucket's end they can differ from it by what was under way then.
     fn finest<R>(&self, choose: impl FnMut(OfUnit) -> Option<R>) -> Option<R> {
-        [Unit::Event]
+        Unit::BUCKETS
             .into_iter()
-            .chain(Unit::BUCKETS)
+            .chain([Unit::Event])
             .filter_map(|unit| self.unit(unit))
             .find_map(choose)
     }
