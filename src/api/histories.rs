@@ -56,7 +56,15 @@ fn counter_history(
     );
     let name = type_name(of);
     let zone = args::required("time zone", time_zone).0;
-    // Raises an error for one that the server does not know.
+    if !time::is_known(zone) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("time zone {} not recognized", quoted(zone)),
+            )
+            .set_hint("SELECT name FROM pg_timezone_names shows those that are. Abbreviations are not taken, as they have no changes of the clock."),
+        );
+    }
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
     if midnight.rem_euclid(MINUTE) != 0 {
         raise(
