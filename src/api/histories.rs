@@ -176,20 +176,21 @@ impl Keep {
             None => Class::of_keep(unit, None),
             Some(interval) => {
                 // SAFETY: an interval.
-                let length = unsafe { time::longest(interval) };
+                let (length, shortest) =
+                    unsafe { (time::longest(interval), time::shortest(interval)) };
                 let least = match unit {
                     Unit::Event | Unit::Minute => MINUTE,
                     Unit::Hour => HOUR,
                     Unit::Day => DAY,
-                    Unit::Month => 31 * DAY,
+                    Unit::Month => 28 * DAY,
                 };
-                if length < least {
+                if shortest < least {
                     raise(
                         report(
                             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                             format!("{} is too short a time to keep {}", quoted(text), plural(unit)),
                         )
-                        .set_hint("The least is a minute for minutes and events, an hour for hours, a day for days, and 31 days for months. NULL keeps none."),
+                        .set_hint("The least is a minute for minutes and events, an hour for hours, a day for days, and 28 days for months. NULL keeps none."),
                     );
                 }
                 Class::of_keep(unit, Some(length))

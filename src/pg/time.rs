@@ -126,11 +126,17 @@ fn warn_of(zone: &[u8]) {
     }
 }
 
-/// A time that is earlier by an interval.
+/// A time that is earlier by an interval, or the first of all times.
 ///
 /// # Safety
 /// The datum is an interval.
 pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
+    /// A hundred years are far from the ends of all times.
+    const FAR: i64 = 100 * 366 * DAY;
+    // SAFETY: the caller's promise.
+    if unsafe { longest(by) } >= time.saturating_sub(EARLIEST + FAR) {
+        return EARLIEST;
+    }
     // SAFETY: timestamptz_mi_interval(timestamptz, interval) -> timestamptz.
     let earlier = unsafe {
         direct_function_call_as_datum(
@@ -139,6 +145,20 @@ pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
         )
     };
     earlier.map_or(time, |datum| datum.value() as i64)
+}
+
+/// Before all that anybody counts: the beginning of the year 1 of our era, nearly.
+const EARLIEST: i64 = -2000 * 365 * DAY;
+
+/// How long an interval is at least, in microseconds: a month has 28 days or more.
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn shortest(interval: pg_sys::Datum) -> i64 {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    let days = i64::from(interval.month) * 28 + i64::from(interval.day);
+    days.saturating_mul(DAY).saturating_add(interval.time)
 }
 
 /// How long an interval is at most, in microseconds: a month has up to 31 days.
