@@ -20,6 +20,7 @@ use crate::store::history::{self, Series};
 use crate::store::shape;
 use crate::store::state;
 use crate::write::change;
+use crate::write::writing;
 use counterx_core::history::{Class, DAY, HOUR, MINUTE, Unit};
 use counterx_core::lane::LANES;
 use pgrx::PgSqlErrorCode;
@@ -246,6 +247,8 @@ fn interval(text: &[u8]) -> pg_sys::Datum {
 fn lock(name: &str) -> Vec<Series> {
     // Before anything else, lanes ascending: histories begin with an epoch of each.
     (0..LANES).for_each(gate::enter);
+    // Values are known from the next folds on, and what is not wanted any more is removed, though nobody counts.
+    writing::wake_worker_at_commit();
     let shared = catalog::shared();
     match Relation::open_until_commit(shared.history, SHARE_ROW_EXCLUSIVE) {
         Some(table) => shape::check(&table),
