@@ -278,12 +278,22 @@ CREATE TABLE counterx.history (
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
     keep interval,
     class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
-    former_classes integer NOT NULL DEFAULT 0,
     zone text NOT NULL,
     since timestamptz,
+    complete timestamptz,
     UNIQUE (type, unit)
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
+
+-- Where its rows were written when they were kept for another time: what begins before `until`, or, as long as that is
+-- null, perhaps all.
+CREATE TABLE counterx.history_class (
+    history bigint NOT NULL,
+    class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
+    until timestamptz,
+    PRIMARY KEY (history, class)
+);
+COMMENT ON TABLE counterx.history_class IS 'where histories were kept before';
 
 -- Where it begins in each lane: with this epoch, which was published at that time. Since when it is known is for the
 -- fold to say that moves what comes before.
@@ -889,7 +899,7 @@ SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
+SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)), h.complete FROM ONLY counterx.history h');
 SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');
 
 -- Sessions hear of it: see CONTRIBUTING.md.
