@@ -34,12 +34,22 @@ const ROWS: usize = 20_000;
 #[derive(Clone, Debug, Default)]
 pub struct Sweep {
     /// What has expired goes as well, not only what was dropped.
-    pub expired: bool,
+    expired: bool,
     /// The series that were dropped when it began.
     dropped: Option<Vec<i64>>,
     /// The table, and the page in it.
     table: usize,
     page: u32,
+}
+
+impl Sweep {
+    /// One that has not begun.
+    pub fn new(expired: bool) -> Self {
+        Self {
+            expired,
+            ..Self::default()
+        }
+    }
 }
 
 /// Why rows of a table go.

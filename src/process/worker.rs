@@ -801,10 +801,7 @@ impl Worker {
                     sealing::next_end().is_some() && expiry::note_expired()
                 })?;
                 session::transaction(c"emptying history", expiry::empty_tables)?;
-                sweep = Some(Sweep {
-                    expired,
-                    ..Sweep::default()
-                });
+                sweep = Some(Sweep::new(expired));
             }
             let sweep = sweep.get_or_insert_default();
             session::transaction(c"deleting history", || sweep::step(sweep))
