@@ -141,6 +141,8 @@ struct Worker {
     unfinished: Option<i64>,
     /// When what is not wanted of history is looked for, and whether that is to go on.
     expiry: LaneClock,
+    /// It has looked for that at least once.
+    looked_for_history: bool,
     expires: Option<Expires>,
     /// Whether the clock that history goes by can be trusted.
     steadiness: Steadiness,
@@ -256,6 +258,7 @@ impl Worker {
             checked: None,
             unfinished: None,
             expiry: LaneClock::default(),
+            looked_for_history: false,
             expires: None,
             steadiness: Steadiness::default(),
             leaps: false,
@@ -791,9 +794,11 @@ impl Worker {
             Some(_) => settings::compaction_interval(),
             None => EXPIRY_EVERY,
         };
-        if !self.expiry.due(now, pause) {
+        // At the start of a turn, too.
+        if self.looked_for_history && !self.expiry.due(now, pause) {
             return;
         }
+        self.looked_for_history = true;
         let done = (|| {
             let is_new = match expires {
                 Some(_) => false,
