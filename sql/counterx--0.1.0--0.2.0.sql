@@ -277,7 +277,7 @@ CREATE TABLE counterx.history (
     type text COLLATE "C" NOT NULL,
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
     keep interval,
-    class integer NOT NULL,
+    class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
     former_classes integer NOT NULL DEFAULT 0,
     zone text NOT NULL,
     since timestamptz,

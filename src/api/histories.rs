@@ -56,7 +56,15 @@ fn counter_history(
     );
     let name = type_name(of);
     let zone = args::required("time zone", time_zone).0;
-    // Raises an error for one that the server does not know.
+    if !time::is_known(zone) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("time zone {} not recognized", quoted(zone)),
+            )
+            .set_hint("SELECT name FROM pg_timezone_names shows those that are. Abbreviations are not taken, as they have no changes of the clock."),
+        );
+    }
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
     if midnight.rem_euclid(MINUTE) != 0 {
         raise(
@@ -97,15 +105,13 @@ fn counter_history(
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!(
-                    "the history of type \"{name}\" is kept in time zone {}",
-                    quoted(&series.zone)
-                ),
+                format!("cannot change the time zone of the history of type \"{name}\""),
             )
-            .set_detail("Its days would begin at other times from now on.")
-            .set_hint(
-                "counter_history_drop() removes it, and counter_history() begins another one.",
-            ),
+            .set_detail(format!(
+                "Its buckets begin by the time zone {}.",
+                String::from_utf8_lossy(&series.zone)
+            ))
+            .set_hint("counter_history_drop() ends it, and counter_history() begins another."),
         );
     }
     for keep in &wanted {

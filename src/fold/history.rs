@@ -17,7 +17,7 @@ use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan};
+use crate::pg::scan::{Direction, IndexScan, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
@@ -428,6 +428,24 @@ impl Writer {
         first: i64,
         mut visit: impl FnMut(Found),
     ) {
+        self.each_row_from(oid, series, name, first, |row| {
+            visit(Found {
+                row: history::stored(row),
+                table: oid,
+                tid: row.tid(),
+            });
+        });
+    }
+
+    /// The same without a look at what is in them: a restore may have brought what is no number.
+    fn each_row_from(
+        &mut self,
+        oid: pg_sys::Oid,
+        series: &Series,
+        name: &NameText,
+        first: i64,
+        mut visit: impl FnMut(&Row),
+    ) {
         let table = self.table(oid);
         if table.table.blocks() == 0 {
             return;
@@ -435,11 +453,7 @@ impl Writer {
         let [by_name, by_series] = history::keys_of(name, series.id);
         table.scan.seek(&[by_name, by_series, history::from(first)]);
         while let Some(row) = table.scan.next(Direction::Forward) {
-            visit(Found {
-                row: history::stored(&row),
-                table: oid,
-                tid: row.tid(),
-            });
+            visit(&row);
         }
     }
 
@@ -525,8 +539,8 @@ impl Writer {
             }
             for oid in oids {
                 let mut tids = Vec::new();
-                self.each_from(oid, &series, name, i64::MIN, |found| {
-                    room::push(&mut tids, found.tid);
+                self.each_row_from(oid, &series, name, i64::MIN, |row| {
+                    room::push(&mut tids, row.tid());
                 });
                 for mut tid in tids {
                     let table = self.table(oid);

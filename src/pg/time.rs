@@ -1,9 +1,11 @@
 //! The server's calendar: where the units of a time zone begin.
 
-use super::error::{raise, report};
+use super::error::{quoted, raise, report};
 use super::varlena::text_datum;
 use counterx_core::history::{DAY, HOUR, MINUTE, Unit};
-use pgrx::{PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
+use pgrx::{PgLogLevel, PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
+use std::cell::RefCell;
+use std::ffi::CString;
 
 /// Where the minutes, hours, days or months of a time zone begin. Times are microseconds since 2000.
 pub struct Calendar {
@@ -17,7 +19,16 @@ pub struct Calendar {
 
 impl Calendar {
     /// The units of a zone; an event has none. Keeps memory in the current context.
+    ///
+    /// A zone that the server does not know any more, as after an update of the operating system, is UTC, with a
+    /// warning: whoever counts must not be held up.
     pub fn new(unit: Unit, zone: &[u8]) -> Self {
+        let zone = if is_known(zone) {
+            zone
+        } else {
+            warn_of(zone);
+            b"UTC"
+        };
         Self {
             unit,
             field: text_datum(unit.name().as_bytes()),
@@ -29,7 +40,7 @@ impl Calendar {
     /// When the one begins that a time is in.
     ///
     /// # Errors
-    /// Raises 22023 when the zone is not known to the server any more.
+    /// Raises 22008 for a time near the end of all times.
     pub fn start_of(&mut self, time: i64) -> i64 {
         if let Some((start, end)) = self.known
             && (start..end).contains(&time)
@@ -81,6 +92,37 @@ impl Calendar {
             )
         };
         start.map_or(time, |datum| datum.value() as i64)
+    }
+}
+
+/// Does the server know a time zone of this name?
+pub fn is_known(zone: &[u8]) -> bool {
+    let Ok(zone) = CString::new(zone) else {
+        return false;
+    };
+    // SAFETY: a text that ends with a zero.
+    !unsafe { pg_sys::pg_tzset(zone.as_ptr()) }.is_null()
+}
+
+thread_local! {
+    /// The zone that was warned of last.
+    static WARNED_OF: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Once in a session, as each fold comes by.
+fn warn_of(zone: &[u8]) {
+    let is_new = WARNED_OF.with_borrow_mut(|known| {
+        let is_new = known != zone;
+        zone.clone_into(known);
+        is_new
+    });
+    if is_new {
+        report(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("time zone {} is not known to the server: histories that are kept in it go on by UTC", quoted(zone)),
+        )
+        .set_hint("Install the time zone data that has it.")
+        .report(PgLogLevel::WARNING);
     }
 }
 
