@@ -29,6 +29,7 @@ use crate::store::catalog;
 use crate::store::columns;
 pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
+use crate::store::state;
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
@@ -740,6 +741,10 @@ pub fn most_changed(
     // Retention is by lane.
     let firsts: [i64; LANES] =
         std::array::from_fn(|lane| first_of(series, &mut calendar, reader.lanes[lane].sealed));
+    // No fold has written what begins later.
+    // SAFETY: as above.
+    let newest = unsafe { state::counted_until(&reader.shared, snapshot) };
+    let through = newest.map_or(i64::MIN, |newest| newest.max(from));
     let mut sums = SumsByName::default();
     let mut sum_up = |buckets: &Buckets, from: i64| {
         // SAFETY: as above.
@@ -764,7 +769,7 @@ pub fn most_changed(
     for class in series.classes() {
         let from = tables.from(class, from);
         tables.need(class, from);
-        for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+        for (table, _) in buckets::tables_back(class, from, through) {
             if let Some(buckets) = Buckets::numbered(class, table) {
                 sum_up(&buckets, from);
             }
