@@ -23,10 +23,13 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
+use crate::read::lane::{self, LaneReader};
 use crate::read::reader::{self, Lanes, Reader};
+use crate::store::catalog;
 use crate::store::columns;
 pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
+use crate::store::state;
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
@@ -746,6 +749,10 @@ pub fn most_changed(
     let firsts: [i64; LANES] = std::array::from_fn(|lane| {
         first_of(series, &tables, &mut calendar, reader.lanes[lane].sealed)
     });
+    // No fold has written what begins later.
+    // SAFETY: as above.
+    let newest = unsafe { state::counted_until(&reader.shared, snapshot) };
+    let through = newest.map_or(i64::MIN, |newest| newest.max(from));
     let mut sums = SumsByName::default();
     let mut sum_up = |buckets: &Buckets, from: i64| {
         // SAFETY: as above.
@@ -770,7 +777,7 @@ pub fn most_changed(
     let from = from.max(series.complete_from(&tables.expired));
     for class in series.classes_from(from) {
         tables.need(class, from);
-        for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+        for (table, _) in buckets::tables_back(class, from, through) {
             if let Some(buckets) = Buckets::numbered(class, table) {
                 sum_up(&buckets, from);
             }
@@ -838,6 +845,28 @@ fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]
     // Stable: of one place, they stay in their order.
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     all
+}
+
+/// Visits all series, and since when they are known of all counters of their type: with the rows that
+/// [`for_each_row`] visits. None: not yet.
+pub fn for_each_series(mut visit: impl FnMut(&Series, Option<i64>)) {
+    let current = snapshot::active_or_latest();
+    let snapshot = current.as_ptr();
+    let shared = catalog::shared();
+    let lanes = lane::open_lanes(0..LANES, &shared, snapshot);
+    let tables = Tables::open(snapshot);
+    // SAFETY: the snapshot is active as long as `current` lives.
+    for series in unsafe { history::series(&shared, None, snapshot) } {
+        let mut calendar = Calendar::new(series.unit, &series.zone);
+        let mut known_from = |lane: &LaneReader| {
+            let first = first_of(&series, &tables, &mut calendar, lane.sealed);
+            let begin = begin_of(&series, lane.lane, snapshot);
+            begin.since.map(|since| since.max(first))
+        };
+        let of_lanes: Option<Vec<i64>> = lanes.iter().map(&mut known_from).collect();
+        let since = of_lanes.and_then(|times| times.into_iter().max());
+        visit(&series, since);
+    }
 }
 
 /// Visits all rows of all counters, as they are shown, in no particular order: a counter's name, the id of the series,

@@ -57,6 +57,11 @@ impl Interval {
         // SAFETY: an interval.
         unsafe { time::earlier(time, datum) }
     }
+
+    /// The datum; valid as long as `self` stays where it is.
+    pub fn datum(&self) -> pg_sys::Datum {
+        pg_sys::Datum::from(&raw const self.0)
+    }
 }
 
 impl Series {
