@@ -20,6 +20,7 @@ use crate::store::history::{self, Series};
 use crate::store::shape;
 use crate::store::state;
 use crate::write::change;
+use crate::write::writing;
 use counterx_core::history::{Class, DAY, HOUR, MINUTE, Unit};
 use counterx_core::lane::LANES;
 use pgrx::PgSqlErrorCode;
@@ -234,6 +235,8 @@ fn interval(text: &[u8]) -> pg_sys::Datum {
 /// Keeps others from changing what there is, to the end of the transaction, and returns what that is for a type.
 fn lock(name: &str) -> Vec<Series> {
     gate::enter(0);
+    // It begins with the next folds, and what is not wanted any more is removed, though nobody counts.
+    writing::wake_worker_at_commit();
     let shared = catalog::shared();
     match Relation::open_until_commit(shared.history, SHARE_ROW_EXCLUSIVE) {
         Some(table) => shape::check(&table),
