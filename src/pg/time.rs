@@ -73,12 +73,38 @@ impl Calendar {
         if self.unit == Unit::Event {
             return time;
         }
+        let start = self.by_offset(time);
+        // The server goes by the offset of the time itself. Where clocks were set by half an hour since the hour
+        // began, that leads into another hour.
+        if self.unit == Unit::Hour && self.by_offset(start) != start {
+            return self.by_local_time(time);
+        }
+        start
+    }
+
+    fn by_offset(&self, time: i64) -> i64 {
         // SAFETY: timestamptz_trunc_zone(text, timestamptz, text) -> timestamptz.
         let start = unsafe {
             direct_function_call_as_datum(
                 pg_sys::timestamptz_trunc_zone,
                 &[Some(self.field), Some(time.into()), Some(self.zone)],
             )
+        };
+        start.map_or(time, |datum| datum.value() as i64)
+    }
+
+    /// When the clock showed the full hour; where that was left out, when it was set.
+    fn by_local_time(&self, time: i64) -> i64 {
+        // SAFETY: timestamptz_zone(text, timestamptz) -> timestamp, timestamp_trunc(text, timestamp) -> timestamp, and
+        // timestamp_zone(text, timestamp) -> timestamptz.
+        let start = unsafe {
+            let local = direct_function_call_as_datum(
+                pg_sys::timestamptz_zone,
+                &[Some(self.zone), Some(time.into())],
+            );
+            let hour =
+                direct_function_call_as_datum(pg_sys::timestamp_trunc, &[Some(self.field), local]);
+            direct_function_call_as_datum(pg_sys::timestamp_zone, &[Some(self.zone), hour])
         };
         start.map_or(time, |datum| datum.value() as i64)
     }
