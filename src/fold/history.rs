@@ -246,6 +246,8 @@ impl Writer {
                 run.restored += change.delta;
                 return;
             }
+            // Nothing has changed, and nothing was counted.
+            Kind::Adjustment if change.delta == 0 => return,
             Kind::Increment | Kind::Adjustment => {}
         }
         if run.purged_by.is_some_and(|by| by != change.xid) {
