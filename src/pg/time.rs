@@ -1,9 +1,11 @@
 //! The server's calendar: where the units of a time zone begin.
 
-use super::error::{raise, report};
+use super::error::{quoted, raise, report};
 use super::varlena::text_datum;
 use counterx_core::history::{DAY, HOUR, MINUTE, Unit};
-use pgrx::{PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
+use pgrx::{PgLogLevel, PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
+use std::cell::RefCell;
+use std::ffi::CString;
 
 /// Where the minutes, hours, days or months of a time zone begin. Times are microseconds since 2000.
 pub struct Calendar {
@@ -17,7 +19,16 @@ pub struct Calendar {
 
 impl Calendar {
     /// The units of a zone; an event has none. Keeps memory in the current context.
+    ///
+    /// A zone that the server does not know any more, as after an update of the operating system, is UTC, with a
+    /// warning: whoever counts must not be held up.
     pub fn new(unit: Unit, zone: &[u8]) -> Self {
+        let zone = if is_known(zone) {
+            zone
+        } else {
+            warn_of(zone);
+            b"UTC"
+        };
         Self {
             unit,
             field: text_datum(unit.name().as_bytes()),
@@ -29,7 +40,7 @@ impl Calendar {
     /// When the one begins that a time is in.
     ///
     /// # Errors
-    /// Raises 22023 when the zone is not known to the server any more.
+    /// Raises 22008 for a time near the end of all times.
     pub fn start_of(&mut self, time: i64) -> i64 {
         if let Some((start, end)) = self.known
             && (start..end).contains(&time)
@@ -110,11 +121,48 @@ impl Calendar {
     }
 }
 
-/// A time that is earlier by an interval.
+/// Does the server know a time zone of this name?
+pub fn is_known(zone: &[u8]) -> bool {
+    let Ok(zone) = CString::new(zone) else {
+        return false;
+    };
+    // SAFETY: a text that ends with a zero.
+    !unsafe { pg_sys::pg_tzset(zone.as_ptr()) }.is_null()
+}
+
+thread_local! {
+    /// The zone that was warned of last.
+    static WARNED_OF: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Once in a session, as each fold comes by.
+fn warn_of(zone: &[u8]) {
+    let is_new = WARNED_OF.with_borrow_mut(|known| {
+        let is_new = known != zone;
+        zone.clone_into(known);
+        is_new
+    });
+    if is_new {
+        report(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("time zone {} is not known to the server: histories that are kept in it go on by UTC", quoted(zone)),
+        )
+        .set_hint("Install the time zone data that has it.")
+        .report(PgLogLevel::WARNING);
+    }
+}
+
+/// A time that is earlier by an interval, or the first of all times.
 ///
 /// # Safety
 /// The datum is an interval.
 pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
+    /// A hundred years are far from the ends of all times.
+    const FAR: i64 = 100 * 366 * DAY;
+    // SAFETY: the caller's promise.
+    if unsafe { longest(by) } >= time.saturating_sub(EARLIEST + FAR) {
+        return EARLIEST;
+    }
     // SAFETY: timestamptz_mi_interval(timestamptz, interval) -> timestamptz.
     let earlier = unsafe {
         direct_function_call_as_datum(
@@ -123,6 +171,20 @@ pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
         )
     };
     earlier.map_or(time, |datum| datum.value() as i64)
+}
+
+/// Before all that anybody counts: the beginning of the year 1 of our era, nearly.
+const EARLIEST: i64 = -2000 * 365 * DAY;
+
+/// How long an interval is at least, in microseconds: a month has 28 days or more.
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn shortest(interval: pg_sys::Datum) -> i64 {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    let days = i64::from(interval.month) * 28 + i64::from(interval.day);
+    days.saturating_mul(DAY).saturating_add(interval.time)
 }
 
 /// How long an interval is at most, in microseconds: a month has up to 31 days.

@@ -138,10 +138,10 @@ SELECT * FROM before EXCEPT SELECT * FROM counters;
 SELECT * FROM counters EXCEPT SELECT * FROM before;
 SELECT name, uses > 0 AS used FROM counterx.total WHERE name LIKE 'both:%' ORDER BY name;
 
--- A dump has adjustments, and what a restore brings is one.
+-- What a restore brings is marked as that.
 SELECT name, delta, uses, kind FROM counterx.dump_rows() WHERE name LIKE 'both:%' ORDER BY name;
 INSERT INTO counterx.late (name, delta, at) VALUES ('old dump', 1, now());
-INSERT INTO counterx.late (name, delta, at, uses, kind) VALUES ('new dump', 2, now(), NULL, 'a');
+INSERT INTO counterx.late (name, delta, at, uses, kind) VALUES ('new dump', 2, now(), NULL, 'r');
 INSERT INTO counterx.late (name, delta, at, uses, kind) VALUES ('no dump', 3, now(), NULL, NULL);
 INSERT INTO counterx.late (name, delta, at, uses, kind) VALUES ('no dump', 3, now(), NULL, 'b');
 :rows '% dump';
