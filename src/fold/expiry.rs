@@ -148,6 +148,10 @@ fn empty(class: Class, number: usize, through: i64) {
     if !times().is_some_and(|times| class.is_expired(number, through, times.newest)) {
         return;
     }
+    // Meanwhile the table's next turn may have begun. Who writes to it holds a lock until he commits.
+    if !times().is_some_and(|times| class.is_expired(number, through, times.newest)) {
+        return;
+    }
     failpoint!("expiry.locked");
     let cut = tables::open(catalog::relation_of("cut"));
     cell::update::<{ Class::FINITE }>(&cut, |mut cut| {
