@@ -14,6 +14,7 @@
 //!   said by the first fold behind which there is nothing of that any more.
 
 use crate::fold::sealing::Seal;
+use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -67,6 +68,9 @@ pub struct Writer {
     tables: Vec<Table>,
     /// What is gathered of the counter that deltas arrive for.
     runs: Vec<Run>,
+    name: Vec<u8>,
+    /// Late deltas that this fold has moved.
+    late: Vec<(Box<[u8]>, Change)>,
     /// For what one counter takes.
     arena: MemoryArena,
     /// What the fold lives in.
@@ -217,6 +221,8 @@ impl Writer {
             restored,
             tables: Vec::new(),
             runs: Vec::new(),
+            name: Vec::new(),
+            late: Vec::new(),
             // SAFETY: the context outlives the fold.
             arena: unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) },
             // SAFETY: reads a variable of the backend.
@@ -228,6 +234,8 @@ impl Writer {
     /// Deltas of this counter are next.
     pub fn begin(&mut self, name: &[u8]) {
         self.runs.clear();
+        self.name.clear();
+        self.name.extend_from_slice(name);
         let Some(wanted) = type_of(name) else { return };
         for (of, known) in self.types.iter().enumerate() {
             if *known.name == *wanted {
@@ -251,14 +259,28 @@ impl Writer {
 
     /// A delta of the counter, of this epoch, or late.
     pub fn add(&mut self, change: Change, epoch: Option<i64>) {
+        // SAFETY: nothing that is allocated here is kept; see `write_run`.
+        let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
         let at = counted_at(change.at, self.sealed);
         for run in &mut self.runs {
             let of = &mut self.types[run.of];
             if of.begin.is_some_and(|begin| !begin.includes(epoch)) {
-                of.left_out = of.left_out.max(Some(change.at));
+                // When a restored value was counted is nobody's to know here.
+                if change.kind != Kind::Restored {
+                    of.left_out = of.left_out.max(Some(change.at));
+                }
                 continue;
             }
             run.add(of, change, at);
+            if change.kind == Kind::Purge {
+                // What is late is folded before, and may have been written later.
+                for (late, at) in late_of(&self.late, &self.name, (change.at, self.sealed)) {
+                    run.add(of, late, at);
+                }
+            }
+        }
+        if epoch.is_none() && !self.runs.is_empty() {
+            room::push(&mut self.late, (self.name.clone().into(), change));
         }
     }
 
@@ -345,7 +367,9 @@ impl Writer {
             let values = history::values_of(name, kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
-            if let Some(address) = address {
+            // Who looks there next looks for the newest one.
+            let is_newest = stored.last().is_none_or(|last| last.start <= row.start);
+            if let Some(address) = address.filter(|_| is_newest) {
                 let spot = Spot::of_new_row(&table.table, address);
                 SPOTS.with_borrow_mut(|spots| spots.set(key, spot));
             }
@@ -356,6 +380,10 @@ impl Writer {
     fn find_one(&mut self, series: &Series, name: &NameText, start: i64, key: u64) -> Vec<Found> {
         let oid = self.oid(series.class, series.class.table_of(start));
         if let Some(found) = Self::find_in(self.table(oid), series, name, start, key) {
+            // A later one all the same: the calendar was another one then, as before an update of the time zones.
+            if found.row.start != start {
+                return self.find_from(series, name, (start, found.row.start));
+            }
             return vec![found];
         }
         if series.classes_from(start).nth(1).is_some() {
@@ -452,6 +480,8 @@ impl Writer {
         let [by_name, by_series] = history::keys_of(name, series.id);
         table.scan.seek(&[by_name, by_series, history::from(first)]);
         while let Some(row) = table.scan.next(Direction::Forward) {
+            way::make_way();
+            pgrx::check_for_interrupts!();
             visit(&row);
         }
     }
@@ -503,19 +533,18 @@ impl Writer {
             return;
         };
         let series = finest.series.clone();
-        let known = self.counted.unwrap_or(i64::MIN);
         // Nearly always there is none.
-        let mut has_rows = false;
+        let mut newest = None;
         for class in series.classes() {
             for number in 0..class.tables() {
                 let oid = self.oid(class, number);
-                self.each_from(oid, &series, name, i64::MIN, |_| has_rows = true);
+                self.each_row_from(oid, &series, name, i64::MIN, |row| {
+                    newest = newest.max(Some(row.int8(bucket::START)));
+                });
             }
         }
-        if !has_rows {
-            return;
-        }
-        let at = counted_at(known, self.sealed);
+        let Some(newest) = newest else { return };
+        let at = counted_at(newest, self.sealed);
         let start = self.types[of].units[0].calendar.start_of(at);
         let adjusted = Sums::of(Kind::Adjustment, restored);
         match sums.iter_mut().find(|(known, _)| *known == start) {
@@ -574,6 +603,12 @@ impl Writer {
         if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
             self.note_beginnings(through, folded);
         }
+        // A clock that has leapt can spoil what there is, and nothing is there yet.
+        let is_new = self.restored.is_empty() && self.types.iter().all(|of| of.begin.is_some());
+        let seal = Seal {
+            is_trusted: seal.is_trusted || is_new,
+            ..seal
+        };
         Written {
             sealed: seal.after(self.sealed),
             counted: self.counted,
@@ -680,6 +715,20 @@ impl Run {
             room::push(&mut self.events, Change { at, ..change });
         }
     }
+}
+
+/// Late deltas of a counter that were written after a time, and when they count.
+fn late_of(
+    all: &[(Box<[u8]>, Change)],
+    name: &[u8],
+    (after, sealed): (i64, Option<i64>),
+) -> impl Iterator<Item = (Change, i64)> {
+    all.iter()
+        .filter(move |(of, change)| **of == *name && change.at > after)
+        .map(move |(_, change)| {
+            // Whoever has written it, it is not what the purge takes along.
+            (*change, counted_at(change.at, sealed))
+        })
 }
 
 /// Spreads a random number over the bits that spots are kept by.
