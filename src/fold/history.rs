@@ -34,7 +34,7 @@ use counterx_core::history::{
 };
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
@@ -43,6 +43,35 @@ thread_local! {
 
 /// Spots of those who fold: 768 kB.
 const MANY_SPOTS: usize = 64 * 1024;
+
+thread_local! {
+    /// History is being written. When an error ends that, it stays so until [`take_failure`].
+    static AT_IT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has an error ended a fold in the midst of its history?
+pub fn take_failure() -> bool {
+    AT_IT.take()
+}
+
+/// History is being written as long as this lives.
+struct AtIt;
+
+impl AtIt {
+    fn begin() -> Self {
+        AT_IT.set(true);
+        Self
+    }
+}
+
+impl Drop for AtIt {
+    fn drop(&mut self) {
+        // An error unwinds without a panic of ours, or is one.
+        if !std::thread::panicking() {
+            AT_IT.set(false);
+        }
+    }
+}
 
 /// So many events of a counter are written at once.
 const MANY_EVENTS: usize = 10_000;
@@ -173,6 +202,7 @@ impl Writer {
         latest: &LatestSnapshot,
         (sealed, counted): (Option<i64>, Option<i64>),
     ) -> Option<Self> {
+        let _at_it = AtIt::begin();
         // SAFETY: the snapshot is active.
         let all = unsafe { history::series(shared, None, latest.as_ptr()) };
         if all.is_empty() {
@@ -259,6 +289,7 @@ impl Writer {
 
     /// A delta of the counter, of this epoch, or late.
     pub fn add(&mut self, change: Change, epoch: Option<i64>) {
+        let _at_it = AtIt::begin();
         // SAFETY: nothing that is allocated here is kept; see `write_run`.
         let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
         let at = counted_at(change.at, self.sealed);
@@ -286,6 +317,7 @@ impl Writer {
 
     /// Writes what was gathered of a counter, whose total is this with all of it.
     pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
+        let _at_it = AtIt::begin();
         for at in 0..self.runs.len() {
             let run = self.runs[at].take();
             self.write_run(run, name, hash, total);
@@ -357,6 +389,17 @@ impl Writer {
             self.find_from(&kept.series, name, (first, newest))
         };
         let stored: Vec<Stored> = found.iter().map(|found| found.row).collect();
+        // What a fold has left out that could not write history is an adjustment: nobody knows what it was.
+        if let Some(last) = stored.last()
+            && last.value + net != total
+        {
+            let left_out = Sums::of(Kind::Adjustment, total - net - last.value);
+            match new.last_mut().filter(|(start, _)| *start >= last.start) {
+                Some((_, sums)) => *sums += left_out,
+                None => new.push((last.start, left_out)),
+            }
+        }
+        let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
         let class = kept.series.class;
         place(total - net, &stored, &new, |Placed { row, replaces }| {
             let (table, tid) = match replaces {
@@ -600,6 +643,7 @@ impl Writer {
 
     /// All is written, through this epoch. Folds before have moved nothing that was written after `folded`.
     pub fn finish(self, seal: Seal, through: i64, folded: Option<i64>) -> Written {
+        let _at_it = AtIt::begin();
         if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
             self.note_beginnings(through, folded);
         }
@@ -616,27 +660,7 @@ impl Writer {
     }
 
     fn note_beginnings(&self, through: i64, folded: Option<i64>) {
-        use columns::history_lane::KEY;
-        let table = open_for_writing(catalog::relation_of("history_lane"));
-        let index = tables::index_of(&table, &KEY);
-        // SAFETY: the snapshot is a static.
-        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 2) };
-        // SAFETY: an ordinary table, open; they are closed below.
-        let indexes = unsafe { pg_sys::CatalogOpenIndexes(table.as_ptr()) };
-        let mut note = |series: &Series, begin: Begin| {
-            let lane = self.lane as i32;
-            scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane)]);
-            let tid = scan.next(Direction::Forward).map(|row| row.tid());
-            let values = [
-                Some(series.id.into()),
-                Some(lane.into()),
-                Some(begin.epoch.into()),
-                Some(begin.at.into()),
-                begin.since.map(Into::into),
-            ];
-            // SAFETY: the columns of history_lane; the indexes are those of this table.
-            unsafe { tables::write_row(&table, indexes, tid, values) };
-        };
+        let mut notes = Notes::open(self.lane);
         for series in &self.restored {
             // What was counted here before it came would be part of it.
             let at = series.since.unwrap_or_else(clock::now);
@@ -645,7 +669,7 @@ impl Writer {
                 at,
                 since: Some(at),
             };
-            note(series, begin);
+            notes.write(series, begin);
         }
         for of in &self.types {
             let Some(begin) = of.begin else { continue };
@@ -655,11 +679,78 @@ impl Writer {
             }
             let units = of.units.iter().map(|kept| &kept.series);
             for series in units.chain(&of.events) {
-                note(series, Begin { since, ..begin });
+                notes.write(series, Begin { since, ..begin });
             }
         }
-        // SAFETY: opened above.
-        unsafe { pg_sys::CatalogCloseIndexes(indexes) };
+    }
+}
+
+/// A fold through this epoch leaves history out, as it cannot be written: it begins anew in the lane, and what was
+/// counted so far in no bucket stays so. Counting is not held up.
+pub fn begin_anew(lane: usize, through: i64, clock: i64, latest: &LatestSnapshot) {
+    let _at_it = AtIt::begin();
+    // SAFETY: the snapshot is active.
+    let all = unsafe { history::series(&catalog::shared(), None, latest.as_ptr()) };
+    let mut notes = Notes::open(lane);
+    for series in &all {
+        let begin = Begin {
+            epoch: through.saturating_add(1),
+            at: clock,
+            since: None,
+        };
+        notes.write(series, begin);
+    }
+}
+
+/// Where series begin in a lane, to be written.
+struct Notes {
+    // Ended before its relations are closed.
+    scan: IndexScan,
+    indexes: pg_sys::CatalogIndexState,
+    _index: Relation,
+    table: Relation,
+    lane: i32,
+}
+
+impl Notes {
+    fn open(lane: usize) -> Self {
+        use columns::history_lane::KEY;
+        let table = open_for_writing(catalog::relation_of("history_lane"));
+        let index = tables::index_of(&table, &KEY);
+        // SAFETY: an ordinary table, open; the snapshot is a static.
+        unsafe {
+            Self {
+                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 2),
+                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
+                _index: index,
+                table,
+                lane: lane as i32,
+            }
+        }
+    }
+
+    fn write(&mut self, series: &Series, begin: Begin) {
+        self.scan
+            .seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, self.lane)]);
+        let tid = self.scan.next(Direction::Forward).map(|row| row.tid());
+        let values = [
+            Some(series.id.into()),
+            Some(self.lane.into()),
+            Some(begin.epoch.into()),
+            Some(begin.at.into()),
+            begin.since.map(Into::into),
+        ];
+        // SAFETY: the columns of history_lane; the indexes are those of this table.
+        unsafe { tables::write_row(&self.table, self.indexes, tid, values) };
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by us.
+            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
+        }
     }
 }
 

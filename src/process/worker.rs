@@ -700,7 +700,11 @@ impl Worker {
                 self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
-                self.memories[lane] = LaneMemory::default();
+                if self.memories[lane].after_failure() {
+                    log(format!(
+                        "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
+                    ));
+                }
                 return Self::note_failure(lane, "folding", &message);
             }
         }
