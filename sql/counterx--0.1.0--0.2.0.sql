@@ -374,7 +374,7 @@ BEGIN
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
     END LOOP;
