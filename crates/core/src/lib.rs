@@ -3,7 +3,7 @@
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), how they are made of parts ([`parts`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), what an installation lacks
-//! ([`installation`]), what was counted when ([`history`]), and what to do where there is no memory for any of it ([`room`]).
+//! ([`installation`]), what was counted when ([`history`]), what begins anew with each window ([`windows`]), and what to do where there is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
@@ -26,3 +26,4 @@ pub mod sums;
 pub mod tally;
 pub mod turns;
 pub mod weight;
+pub mod windows;

@@ -66,6 +66,16 @@ impl NameRange {
         self.from.as_deref()
     }
 
+    /// The upper end, left out.
+    pub fn before(&self) -> Option<&[u8]> {
+        self.before.as_deref()
+    }
+
+    /// Is there no name in it, whatever names there are?
+    pub fn is_empty(&self) -> bool {
+        self.is_past(self.from().unwrap_or_default())
+    }
+
     /// Is the name in the range?
     pub fn contains(&self, name: &[u8]) -> bool {
         self.from.as_deref().is_none_or(|from| from <= name) && !self.is_past(name)
