@@ -118,8 +118,20 @@ ALTER TABLE counterx.hold ADD CONSTRAINT hold_name_length CHECK (pg_catalog.octe
 ALTER TABLE counterx.type DROP CONSTRAINT type_name_check;
 ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     ADD COLUMN tracked boolean NOT NULL DEFAULT false,
+    ADD COLUMN per interval,
+    ADD COLUMN zone text,
+    ADD COLUMN kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000),
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
+COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
+
+-- One row, which is changed in place: src/pg/cell.rs. Windows that have ended before this time may be gone, in
+-- microseconds since 2000.
+CREATE TABLE counterx.window_clock (removed bigint NOT NULL) WITH (autovacuum_enabled = off, vacuum_truncate = off);
+INSERT INTO counterx.window_clock
+SELECT n.least FROM (VALUES (-9223372036854775808)) n (least);
+COMMENT ON TABLE counterx.window_clock IS 'up to when windows of counters may be gone';
+
 -- PostgreSQL 18 gives NOT NULL constraints names: those of the tables that these were copied from, and a
 -- number where there are two of them.
 DO $$
@@ -221,6 +233,18 @@ CREATE FUNCTION counterx.counter_bottom(
 CREATE FUNCTION counterx.counter_drop(name text, purge boolean DEFAULT false) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 200
     AS 'MODULE_PATHNAME', 'counter_drop_wrapper';
+CREATE FUNCTION counterx.counter_type_create(
+    name text,
+    min bigint DEFAULT NULL,
+    max bigint DEFAULT NULL,
+    description text DEFAULT NULL,
+    options jsonb DEFAULT NULL,
+    per interval DEFAULT NULL,
+    time_zone text DEFAULT NULL,
+    kept bigint DEFAULT NULL
+) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'counter_type_create_wrapper';
 UPDATE pg_catalog.pg_proc old
 SET pronargs = new.pronargs,
     pronargdefaults = new.pronargdefaults,
@@ -234,10 +258,11 @@ FROM pg_catalog.pg_proc new,
         ('@extschema@.counter_list(text, text, integer)'::pg_catalog.regprocedure, 'counterx.counter_list(text, text, bigint)'::pg_catalog.regprocedure),
         ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
         ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)'),
-        ('@extschema@.counter_drop(text)', 'counterx.counter_drop(text, boolean)')
+        ('@extschema@.counter_drop(text)', 'counterx.counter_drop(text, boolean)'),
+        ('@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)', 'counterx.counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint)')
     ) f (old_function, new_function)
 WHERE old.oid OPERATOR(pg_catalog.=) f.old_function AND new.oid OPERATOR(pg_catalog.=) f.new_function;
-DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom, counterx.counter_drop;
+DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom, counterx.counter_drop, counterx.counter_type_create;
 
 CREATE OR REPLACE FUNCTION counter_available(name text)
     RETURNS TABLE (name text, value bigint, held bigint, available bigint)
@@ -374,7 +399,7 @@ BEGIN
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|window_clock|bucket_([0-4]_[0-5]|restored))$'
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
     END LOOP;
@@ -428,6 +453,14 @@ CREATE FUNCTION counter_history_drop(type text) RETURNS boolean
 CREATE FUNCTION counter_seal() RETURNS timestamptz
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counter_seal_wrapper';
+CREATE FUNCTION counter_window(name text)
+    RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100 ROWS 1
+    AS 'MODULE_PATHNAME', 'counter_window_wrapper';
+CREATE FUNCTION counter_windows(name text)
+    RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counter_windows_wrapper';
 CREATE FUNCTION counter_at(name text, at timestamptz) RETURNS bigint
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 200
     AS 'MODULE_PATHNAME', 'counter_at_wrapper';
@@ -594,8 +627,13 @@ COMMENT ON COLUMN counterx.locks.waiting_since IS 'since when it waits';
 CREATE OR REPLACE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
-        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters
+        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters,
+       t.per, t.zone AS time_zone, CASE WHEN t.per IS NOT NULL THEN t.kept END AS kept
 FROM ONLY counterx.type t;
+COMMENT ON COLUMN counter_types.counters IS 'number of its counters; of those with windows, in the running one';
+COMMENT ON COLUMN counter_types.per IS 'length of the windows with which its counters begin anew; null: they do not';
+COMMENT ON COLUMN counter_types.time_zone IS 'whose days or months these are; null: those of UTC';
+COMMENT ON COLUMN counter_types.kept IS 'how many windows before the running one are kept';
 
 CREATE OR REPLACE VIEW counter_holds AS
 SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
@@ -840,6 +878,8 @@ COMMENT ON FUNCTION counter_hit(text, bigint, boolean) IS 'adds to a counter at 
 COMMENT ON FUNCTION counter_hit_many(jsonb, boolean) IS 'adds to many counters at once, to all or to none, whatever becomes of the transaction: an object of names and deltas; returns true';
 COMMENT ON FUNCTION counter_try_hit(text, bigint) IS 'adds to a counter at once if its bounds allow it, whatever becomes of the transaction; false when they do not';
 COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
+COMMENT ON FUNCTION counter_window(text) IS 'what a counter has in the running window, when that began and when it ends';
+COMMENT ON FUNCTION counter_windows(text) IS 'what a counter came to in earlier windows that are kept, the last one first';
 COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
 COMMENT ON FUNCTION counter_list(text, text, bigint) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
 COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
@@ -871,9 +911,9 @@ COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of
 COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
 COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
 COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
-COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
-COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds, but those with windows go; returns true';
 COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
 COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
 COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';

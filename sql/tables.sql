@@ -120,9 +120,19 @@ CREATE TABLE counterx.type (
     max bigint CHECK (max OPERATOR(pg_catalog.>=) 0),
     description text,
     generation bigint NOT NULL,
-    tracked boolean NOT NULL DEFAULT false
+    tracked boolean NOT NULL DEFAULT false,
+    per interval,
+    zone text,
+    kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000)
 );
-COMMENT ON TABLE counterx.type IS 'counter types and their bounds';
+COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
+
+-- One row, which is changed in place: src/pg/cell.rs. Windows that have ended before this time may be gone, in
+-- microseconds since 2000.
+CREATE TABLE counterx.window_clock (removed bigint NOT NULL) WITH (autovacuum_enabled = off, vacuum_truncate = off);
+INSERT INTO counterx.window_clock
+SELECT n.least FROM (VALUES (-9223372036854775808)) n (least);
+COMMENT ON TABLE counterx.window_clock IS 'up to when windows of counters may be gone';
 
 -- What was asked for, and how far it is. The definition itself is in the table's triggers.
 CREATE TABLE counterx.track (

@@ -248,14 +248,18 @@ COMMENT ON EVENT TRIGGER counterx_tracked_ddl IS 'notices DDL that may make the 
 CREATE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
-        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters
+        WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters,
+       t.per, t.zone AS time_zone, CASE WHEN t.per IS NOT NULL THEN t.kept END AS kept
 FROM ONLY counterx.type t;
 COMMENT ON VIEW counter_types IS 'counter types';
 COMMENT ON COLUMN counter_types.name IS 'what the names of its counters begin with, before the colon';
 COMMENT ON COLUMN counter_types.min IS 'least value of its counters; null: none';
 COMMENT ON COLUMN counter_types.max IS 'greatest value of its counters; null: none';
 COMMENT ON COLUMN counter_types.description IS 'what somebody has said of it';
-COMMENT ON COLUMN counter_types.counters IS 'number of its counters';
+COMMENT ON COLUMN counter_types.counters IS 'number of its counters; of those with windows, in the running one';
+COMMENT ON COLUMN counter_types.per IS 'length of the windows with which its counters begin anew; null: they do not';
+COMMENT ON COLUMN counter_types.time_zone IS 'whose days or months these are; null: those of UTC';
+COMMENT ON COLUMN counter_types.kept IS 'how many windows before the running one are kept';
 GRANT SELECT ON counter_types TO PUBLIC;
 
 CREATE VIEW counter_tracks AS
@@ -331,7 +335,7 @@ COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time 
 GRANT SELECT ON counter_sealed TO PUBLIC;
 
 REVOKE ALL ON FUNCTION
-    counter_type_create(text, bigint, bigint, text, jsonb),
+    counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint),
     counter_type_alter(text, bigint, bigint, text, jsonb),
     counter_type_drop(text),
     counter_track(regclass, text, text[], text, integer, text, boolean),
@@ -356,6 +360,8 @@ FROM PUBLIC;
 -- What the planner may expect. (The support function of unnest() looks at the length of the array.)
 ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
 ALTER FUNCTION counter_list(text, text, bigint) ROWS 100;
+ALTER FUNCTION counter_window(text) ROWS 1;
+ALTER FUNCTION counter_windows(text) ROWS 10;
 ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counterx.lane_status() ROWS 8;
@@ -374,6 +380,8 @@ COMMENT ON FUNCTION counter_hit(text, bigint, boolean) IS 'adds to a counter at 
 COMMENT ON FUNCTION counter_hit_many(jsonb, boolean) IS 'adds to many counters at once, to all or to none, whatever becomes of the transaction: an object of names and deltas; returns true';
 COMMENT ON FUNCTION counter_try_hit(text, bigint) IS 'adds to a counter at once if its bounds allow it, whatever becomes of the transaction; false when they do not';
 COMMENT ON FUNCTION counter_value(text) IS 'the exact value of a counter for the current snapshot; 0 when it does not exist';
+COMMENT ON FUNCTION counter_window(text) IS 'what a counter has in the running window, when that began and when it ends';
+COMMENT ON FUNCTION counter_windows(text) IS 'what a counter came to in earlier windows that are kept, the last one first';
 COMMENT ON FUNCTION counter_values(text[]) IS 'the values of many counters in one snapshot, in the order asked; 0 for those that do not exist';
 COMMENT ON FUNCTION counter_list(text, text, bigint) IS 'the first counters with a prefix whose names come after a given one, in the order of their names';
 COMMENT ON FUNCTION counter_sum(text) IS 'the sum of all counters with a prefix';
@@ -405,9 +413,9 @@ COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of
 COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
 COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
 COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
-COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb) IS 'declares the counters whose names begin with a name and a colon, and bounds them; returns true';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
-COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds; returns true';
+COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds, but those with windows go; returns true';
 COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
 COMMENT ON FUNCTION counter_track_wait(regclass, interval) IS 'waits until the counters of a tracked table are exact; false when they are not in that time';
 COMMENT ON FUNCTION counter_untrack(regclass, text, boolean) IS 'ends the tracks of a table, or that of one type, and drops their counters unless they are to be kept; returns true';

@@ -87,6 +87,7 @@ fn tell_floors_below() {
         was_changed_since: reservations::was_changed_since,
         is_out_of_bounds: types::is_out_of_bounds,
     });
+    query::shown::register(bounds::windows::shown);
     write::writing::register(process::start::request);
 }
 

@@ -4,6 +4,7 @@ use crate::pg::array;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::{self, Member};
 use crate::pg::room;
+use crate::pg::time;
 use crate::pg::varlena::text_datum;
 use crate::store::catalog;
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -167,6 +168,12 @@ impl Timestamptz<'_> {
 }
 
 impl Interval<'_> {
+    /// Months, days, microseconds.
+    pub fn parts(&self) -> (i32, i32, i64) {
+        // SAFETY: an interval argument.
+        unsafe { time::parts(self.0) }
+    }
+
     /// The time that is so much later than another one, both in microseconds since 2000.
     ///
     /// # Errors
@@ -181,6 +188,42 @@ impl Interval<'_> {
         };
         later.map_or(time, |datum| datum.value() as i64)
     }
+}
+
+/// An interval out of its text, in the current memory context.
+pub fn interval(text: &[u8]) -> pg_sys::Datum {
+    let Ok(text) = std::ffi::CString::new(text) else {
+        unreachable!("a text has no zero byte");
+    };
+    // SAFETY: interval_in(cstring, oid, integer) -> interval.
+    let datum = unsafe {
+        pgrx::direct_function_call_as_datum(
+            pg_sys::interval_in,
+            &[
+                Some(pg_sys::Datum::from(text.as_ptr())),
+                Some(pg_sys::INTERVALOID.into()),
+                Some((-1_i32).into()),
+            ],
+        )
+    };
+    datum.expect("interval_in returns no null")
+}
+
+/// The name of a time zone that means the same in all sessions.
+///
+/// # Errors
+/// Raises 22023 for another one.
+pub fn zone(zone: &[u8]) -> &[u8] {
+    if !time::is_known(zone) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("time zone {} not recognized", quoted(zone)),
+            )
+            .set_hint("Use UTC, or a name with a slash, such as 'Europe/Berlin'; SELECT name FROM pg_timezone_names shows those that the server has. What abbreviations mean depends on settings."),
+        );
+    }
+    zone
 }
 
 fn null(what: &str) -> ! {

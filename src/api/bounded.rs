@@ -4,6 +4,7 @@ use super::args;
 use super::args::Text;
 use crate::bounds::escrow;
 use crate::bounds::types;
+use crate::bounds::windows::Look;
 use crate::write::change;
 use pgrx::prelude::*;
 
@@ -36,6 +37,7 @@ fn reasonable(name: &[u8], n: i64) -> i64 {
         return n;
     }
     let bounds = types::limits_of(name).map(|limits| limits.bounds);
-    let most = bounds.and_then(|bounds| escrow::most(name, bounds));
+    let read = Look::default().name(name);
+    let most = bounds.and_then(|bounds| escrow::most(&read, bounds));
     most.map_or(n, |most| most.min(n))
 }

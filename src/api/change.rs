@@ -15,6 +15,8 @@
 
 use super::args;
 use super::args::{SameVersion, Text};
+use crate::bounds::types;
+use crate::bounds::windows::Place;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::NameLock;
 use crate::pg::ports;
@@ -29,10 +31,12 @@ use counterx_core::lane::NameHash;
 use counterx_core::tally::Tally;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
+use std::borrow::Cow;
 
 /// A counter whose name this transaction has locked.
 struct Held<'a> {
-    name: &'a [u8],
+    /// As it is stored.
+    name: Cow<'a, [u8]>,
     /// What others can see, or will when this transaction commits; not what is in its memory.
     written: Tally,
 }
@@ -41,14 +45,34 @@ impl<'a> Held<'a> {
     fn lock(name: &'a [u8]) -> Self {
         gate::enter_to_change();
         NameLock::take(name);
+        loop {
+            // Of the moment at which it is locked.
+            let window = types::limits_of(name).and_then(|limits| limits.window);
+            let place = window.map(|window| Place::of(name, &types::window(window)));
+            let stored = match &place {
+                Some(place) => Cow::Owned(place.name().to_vec()),
+                None => Cow::Borrowed(name),
+            };
+            let written = Self::read(name, &stored);
+            if place.is_none_or(|place| !place.is_left()) {
+                return Self {
+                    name: stored,
+                    written,
+                };
+            }
+        }
+    }
+
+    /// What others can see of a counter whose name is locked, by the name that it is stored as.
+    fn read(name: &[u8], stored: &[u8]) -> Tally {
         let seen = snapshot::active()
             .filter(|_| ports::isolation_uses_xact_snapshot())
-            .map(|snapshot| reader::written_at(name, snapshot));
+            .map(|snapshot| reader::written_at(stored, snapshot));
         if seen.is_none() {
-            notes::note_change_by_value(name);
+            notes::note_change_by_value(stored);
         }
         let latest = LatestSnapshot::take();
-        let written = reader::written_at(name, latest.as_ptr());
+        let written = reader::written_at(stored, latest.as_ptr());
         if seen.is_some_and(|seen| seen != written) {
             raise(
                 report(
@@ -61,7 +85,7 @@ impl<'a> Held<'a> {
                 .set_hint("Retry the transaction. In READ COMMITTED the latest value is taken."),
             );
         }
-        Self { name, written }
+        written
     }
 
     /// In the order that all such calls lock in.
@@ -80,7 +104,7 @@ impl<'a> Held<'a> {
     }
 
     fn own(&self) -> Option<Tally> {
-        pending::pending_tally(NameHash::of(self.name), self.name)
+        pending::pending_tally(NameHash::of(&self.name), &self.name)
     }
 
     /// Returns the old value; None for one that does not fit.
@@ -96,7 +120,7 @@ impl<'a> Held<'a> {
     fn add(&mut self, change: i128) {
         let own = self.own().unwrap_or_default();
         match (i64::try_from(change), i64::try_from(own.value + change)) {
-            (Ok(delta), Ok(_)) => change::adjust(self.name, delta),
+            (Ok(delta), Ok(_)) => change::adjust(&self.name, delta),
             _ => self.add_in_parts(change),
         }
     }
@@ -110,7 +134,7 @@ impl<'a> Held<'a> {
                 true => -i64::MAX,
                 false => i64::MAX,
             });
-            change::adjust(self.name, part);
+            change::adjust(&self.name, part);
             if self.own().is_none() {
                 // In the last moments of a transaction all is written at once.
                 self.written += Tally::of(part, 1);
@@ -132,7 +156,7 @@ impl<'a> Held<'a> {
         if i64::try_from(-self.written.value).is_err() {
             self.add_in_parts(-self.tally().value);
         }
-        change::drop_counter(self.name, self.written);
+        change::drop_counter(&self.name, self.written);
     }
 
     fn must_exist(&self) {
@@ -140,7 +164,7 @@ impl<'a> Held<'a> {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                    format!("counter {} does not exist", quoted(self.name)),
+                    format!("counter {} does not exist", quoted(&self.name)),
                 )
                 .set_hint("Counters exist from their first increment on. SELECT * FROM counter_list() shows them."),
             );
@@ -156,6 +180,29 @@ fn must_differ(a: &[u8], b: &[u8], what: &str) {
                 format!("cannot {what} itself: {}", quoted(a)),
             )
             .set_hint("Give two different names."),
+        );
+    }
+}
+
+/// What a counter has come to in one window belongs to that window.
+///
+/// # Errors
+/// Raises 0A000 where one of them has windows.
+fn must_have_no_windows(names: [&[u8]; 2], function: &str) {
+    if let Some(name) = names
+        .into_iter()
+        .find(|name| types::window_of(name).is_some())
+    {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("{function} cannot move counters of a type with a window"),
+            )
+            .set_detail(format!(
+                "Counter {} begins anew with each window.",
+                quoted(name)
+            ))
+            .set_hint("counter_set() sets what it has in the running one."),
         );
     }
 }
@@ -195,7 +242,7 @@ fn counter_drop(
     }
     // One that was dropped before may have left a history.
     if purge {
-        change::purge(held.name);
+        change::purge(&held.name);
     }
     existed
 }
@@ -205,13 +252,14 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
     change::check_may_write(c"counter_rename()");
     let (old, new) = (args::name(old_name), args::name(new_name));
     must_differ(old, new, "rename a counter to");
+    must_have_no_windows([old, new], "counter_rename()");
     let (mut old, mut new) = Held::lock_both(old, new);
     old.must_exist();
     if new.tally().exists() {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                format!("counter {} already exists", quoted(new.name)),
+                format!("counter {} already exists", quoted(&new.name)),
             )
             .set_hint("counter_merge() adds one counter to another."),
         );
@@ -225,6 +273,7 @@ fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) -> bool {
     change::check_may_write(c"counter_merge()");
     let (into, from) = (args::name(into_name), args::name(from_name));
     must_differ(into, from, "merge a counter into");
+    must_have_no_windows([into, from], "counter_merge()");
     let (mut into, mut from) = Held::lock_both(into, from);
     from.must_exist();
     move_value(&mut from, &mut into);

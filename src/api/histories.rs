@@ -7,6 +7,7 @@
 use super::admin;
 use super::args::{self, Text};
 use super::types::{run, type_name};
+use crate::bounds::types;
 use crate::fold::compaction::{self, Due};
 use crate::pg::clock;
 use crate::pg::error::{quoted, raise, report};
@@ -56,14 +57,15 @@ fn counter_history(
         "Run it in a READ COMMITTED transaction.",
     );
     let name = type_name(of);
-    let zone = args::required("time zone", time_zone).0;
-    if !time::is_known(zone) {
+    let zone = args::zone(args::required("time zone", time_zone).0);
+    if types::window_of_type(name.as_bytes()).is_some() {
         raise(
             report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("time zone {} not recognized", quoted(zone)),
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("cannot keep a history of type \"{name}\", which has a window"),
             )
-            .set_hint("Use UTC, or a name with a slash, such as 'Europe/Berlin'; SELECT name FROM pg_timezone_names shows those that the server has. What abbreviations mean depends on settings."),
+            .set_detail("Its counters begin anew with each window.")
+            .set_hint("counter_windows() shows what they came to in windows that are kept. To keep more, count under the name of another type as well."),
         );
     }
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
@@ -173,7 +175,7 @@ impl Keep {
     /// Raises 22007 for what is no interval, and 22023 for one that is too short or too long.
     fn read(unit: Unit, text: &[u8]) -> Self {
         let is_infinite = text.trim_ascii().eq_ignore_ascii_case(b"infinity");
-        let interval = (!is_infinite).then(|| interval(text));
+        let interval = (!is_infinite).then(|| args::interval(text));
         let class = match interval {
             None => Class::of_keep(unit, None),
             Some(interval) => {
@@ -224,25 +226,6 @@ impl Keep {
 
 fn plural(unit: Unit) -> String {
     format!("{}s", unit.name())
-}
-
-/// An interval out of its text, in the current memory context.
-fn interval(text: &[u8]) -> pg_sys::Datum {
-    let Ok(text) = std::ffi::CString::new(text) else {
-        unreachable!("a text has no zero byte");
-    };
-    // SAFETY: interval_in(cstring, oid, integer) -> interval.
-    let datum = unsafe {
-        pgrx::direct_function_call_as_datum(
-            pg_sys::interval_in,
-            &[
-                Some(pg_sys::Datum::from(text.as_ptr())),
-                Some(pg_sys::INTERVALOID.into()),
-                Some((-1_i32).into()),
-            ],
-        )
-    };
-    datum.expect("interval_in returns no null")
 }
 
 /// Keeps others from changing what there is, to the end of the transaction, and returns what that is for a type.

@@ -8,6 +8,7 @@ use crate::bounds::accounts;
 use crate::bounds::escrow;
 use crate::bounds::holds::{self, Hold};
 use crate::bounds::types;
+use crate::bounds::windows::Look;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::snapshot;
 use crate::read::reader;
@@ -49,6 +50,16 @@ fn counter_hold(
 
 fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
     let limits = types::limits_of(name).filter(|limits| limits.bounds.min.is_some());
+    if limits.is_some_and(|limits| limits.window.is_some()) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("cannot hold an amount of counter {}, which has a window", quoted(name)),
+            )
+            .set_detail("It begins anew with each window, and a hold could last longer.")
+            .set_hint("Take the amount with counter_try_incr(), and give back in the same window what is not used."),
+        );
+    }
     let Some(limits) = limits else {
         raise(
             report(
@@ -246,15 +257,16 @@ fn counter_available(
 > {
     change::check_not_parallel(c"counter_available()");
     let name = args::name(name);
+    let read = Look::default().name(name);
     let current = snapshot::active_or_latest();
-    let value = reader::tally_at(name, current.as_ptr()).value;
+    let value = reader::tally_at(&read, current.as_ptr()).value;
     // SAFETY: the snapshot is active as long as `current` lives.
-    let held = unsafe { holds::held(name, accounts::clock(), current.as_ptr()) };
+    let held = unsafe { holds::held(&read, accounts::clock(), current.as_ptr()) };
     let limits = types::limits_of(name);
     TableIterator::once((
         NameOut(name.into()),
         args::bigint(name, value),
         args::bigint(name, held),
-        limits.and_then(|limits| escrow::available(name, limits.bounds)),
+        limits.and_then(|limits| escrow::available(&read, limits.bounds)),
     ))
 }

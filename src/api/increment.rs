@@ -41,8 +41,8 @@ fn counter_decr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
 fn counter_incr_get(name: Option<Text>, delta: default!(Option<i64>, 1)) -> i64 {
     change::check_may_write(c"counter_incr_get()");
     let name = args::name(name);
-    change::add(name, args::delta(delta));
-    args::bigint(name, reader::tally(name).value)
+    let read = change::add_to(name, args::delta(delta));
+    args::bigint(name, reader::tally(&read).value)
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]

@@ -5,24 +5,36 @@ use super::args::NameOut;
 use super::args::SameVersion;
 use super::args::Text;
 use super::args::TextArray;
+use crate::bounds::windows::{Look, Place};
+use crate::pg::error::{quoted, raise};
+use crate::pg::room;
 use crate::query::paging;
 use crate::query::ranking::{self, From};
 use crate::read::reader;
 use counterx_core::rank::{End, Mark};
+use counterx_core::windows::Window;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 
 #[pg_extern(stable, parallel_restricted, cost = 100)]
 fn counter_value(name: Option<Text>) -> i64 {
     let name = args::name(name);
-    args::bigint(name, reader::tally(name).value)
+    let read = Look::default().name(name);
+    args::bigint(name, reader::tally(&read).value)
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 1000)]
 fn counter_values(
     names: Option<TextArray>,
 ) -> TableIterator<'static, (name!(name, NameOut), name!(value, Option<i64>))> {
-    rows(paging::values(&args::names(names)))
+    let names = args::names(names);
+    let look = Look::default();
+    let read = room::collect(names.iter().map(|name| look.name(name)));
+    let read: Vec<&[u8]> = room::collect(read.iter().map(|name| &**name));
+    let values = paging::values(&read).into_iter();
+    rows(room::collect(
+        (names.iter().zip(values)).map(|(&name, (_, value))| (name.into(), value)),
+    ))
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 1000)]
@@ -127,6 +139,68 @@ fn rows(
         rows.into_iter()
             .map(|(name, value)| (NameOut(name), value_in_list(value))),
     )
+}
+
+/// One row: a table function, as it has several columns.
+#[pg_extern(stable, parallel_restricted, cost = 100)]
+#[allow(clippy::type_complexity, reason = "the columns of a table function")]
+fn counter_window(
+    name: Option<Text>,
+) -> TableIterator<
+    'static,
+    (
+        name!(value, i64),
+        name!(begins_at, TimestampWithTimeZone),
+        name!(ends_at, TimestampWithTimeZone),
+    ),
+> {
+    let name = args::name(name);
+    let place = place(name);
+    let value = args::bigint(name, reader::tally(place.name()).value);
+    let (begins_at, ends_at) = times(place.window());
+    TableIterator::once((value, begins_at, ends_at))
+}
+
+#[pg_extern(stable, parallel_restricted, cost = 1000)]
+#[allow(clippy::type_complexity, reason = "the columns of a table function")]
+fn counter_windows(
+    name: Option<Text>,
+) -> TableIterator<
+    'static,
+    (
+        name!(value, Option<i64>),
+        name!(begins_at, TimestampWithTimeZone),
+        name!(ends_at, TimestampWithTimeZone),
+    ),
+> {
+    let name = args::name(name);
+    let before = place(name).before(name).into_iter();
+    let rows = before.filter_map(|(window, stored)| {
+        let tally = reader::tally(stored.get());
+        let (begins_at, ends_at) = times(window);
+        (tally.exists()).then(|| (value_in_list(tally.value), begins_at, ends_at))
+    });
+    TableIterator::new(room::collect(rows))
+}
+
+/// The running window of a counter.
+///
+/// # Errors
+/// Raises 22023 where its type has none.
+fn place(name: &[u8]) -> Place {
+    Look::default().place(name).unwrap_or_else(|| {
+        raise(
+            args::invalid(format!("counter {} has no windows", quoted(name)))
+                .set_detail("Its type was created without \"per\", or it has none.")
+                .set_hint("counter_value() tells its value."),
+        )
+    })
+}
+
+fn times(window: Window) -> (TimestampWithTimeZone, TimestampWithTimeZone) {
+    let time =
+        |at| TimestampWithTimeZone::try_from(at).expect("a time that the server has computed");
+    (time(window.start), time(window.end))
 }
 
 /// A value among others. One that does not fit is null, as whoever may count can take a counter there:

@@ -33,8 +33,8 @@ fn counter_incr_once_get(
     change::check_may_write(c"counter_incr_once_get()");
     let (token, name, delta) = (args::token(token), args::name(name), args::delta(delta));
     let claim = token::claim(token, increment(name, delta), || {
-        change::add(name, delta);
-        Some(args::bigint(name, reader::tally(name).value))
+        let read = change::add_to(name, delta);
+        Some(args::bigint(name, reader::tally(&read).value))
     });
     let (Claim::Taken(value) | Claim::Replay(value)) = claim;
     value.unwrap_or_else(|| {

@@ -40,6 +40,7 @@ use crate::write::writing;
 use counterx_core::history::Sums;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
+use counterx_core::windows::Stored;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::cell::Cell;
 
@@ -64,7 +65,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
         let arena = MemoryArena::below(pg_sys::CurrentMemoryContext);
         let now = pg_sys::GetCurrentTimestamp();
         let wanted = Wanted::Range(NameRange::all());
-        let mut listing = Listing::start(wanted, current.as_ptr(), &arena);
+        let mut listing = Listing::start_stored(wanted, current.as_ptr(), &arena);
         let row = MemoryArena::below(pg_sys::CurrentMemoryContext);
         loop {
             pgrx::check_for_interrupts!();
@@ -234,6 +235,16 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
     let Some(limits) = types::known_limits_of(name) else {
         return;
     };
+    if limits.window.is_some() && Stored::of(name).is_none() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("counter {} is of a type with a window, and comes without one", quoted(name)),
+            )
+            .set_detail("Where it comes from, its type had none.")
+            .set_hint("Restore it before the type gets a window, and drop it then; or rename it with counter_rename() before the dump is made."),
+        )
+    }
     let could_break =
         (delta < 0 && limits.bounds.min.is_some()) || (delta > 0 && limits.bounds.max.is_some());
     if could_break {

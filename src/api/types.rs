@@ -1,10 +1,13 @@
 //! Counter types.
 
 use super::args;
+use super::args::Interval;
 use super::args::Jsonb;
+use super::args::SameVersion;
 use super::args::Text;
 use crate::bounds::accounts::clock;
 use crate::bounds::types;
+use crate::bounds::windows;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
@@ -14,19 +17,24 @@ use crate::pg::relation::{
 };
 use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
+use crate::pg::time;
 use crate::pg::varlena::text_datum;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
 use crate::store::gate;
+use crate::store::history;
 use crate::store::ours::AtWork;
 use crate::store::shape;
 use crate::store::totals::{self, Order};
+use crate::transaction::notes;
 use crate::transaction::pending;
 use crate::write::change;
+use crate::write::writing;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
+use counterx_core::windows::{BadLength, Length, MAX_WINDOWED_BYTES, Prefix, Stored};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -40,10 +48,13 @@ struct Options {
     max: Option<Option<i64>>,
     /// In the database's encoding.
     description: Option<Option<Vec<u8>>>,
+    /// Months, days, microseconds.
+    per: Option<Option<(i32, i32, i64)>>,
+    time_zone: Option<Option<Vec<u8>>>,
+    kept: Option<Option<i64>>,
 }
 
-const OPTIONS_HINT: &str =
-    "Options are min, max and description, such as {\"max\": 100, \"min\": null}.";
+const OPTIONS_HINT: &str = "Options are min, max, description, per, time_zone and kept, such as {\"max\": 100, \"min\": null}.";
 
 fn invalid_options(message: &str) -> ErrorReport {
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
@@ -84,10 +95,39 @@ impl Options {
         all
     }
 
+    /// The same for what is said of windows.
+    fn with_window(
+        mut self,
+        per: Option<Interval>,
+        time_zone: Option<Text>,
+        kept: Option<i64>,
+    ) -> Self {
+        let twice = (per.is_some() && self.per.is_some())
+            || (time_zone.is_some() && self.time_zone.is_some())
+            || (kept.is_some() && self.kept.is_some());
+        if twice {
+            raise(invalid_options("option of a counter type is given twice"));
+        }
+        self.per = self.per.or(per.map(|per| Some(per.parts())));
+        let time_zone = time_zone.map(|Text(zone)| Some(room::copy(zone)));
+        self.time_zone = self.time_zone.or(time_zone);
+        self.kept = self.kept.or(kept.map(Some));
+        self
+    }
+
     /// A member of the object.
     fn read(&mut self, key: &[u8], member: &Member) {
         let invalid = |detail: String| -> ! {
             raise(invalid_options("invalid options of a counter type").set_detail(detail))
+        };
+        let text = || match member {
+            Member::Text(text) => Some(room::copy(text)),
+            Member::Null => None,
+            other => invalid(format!(
+                "{} must be a string or null, and is {}.",
+                quoted(key),
+                other.kind()
+            )),
         };
         let bound = || match member {
             Member::Whole(bound) => Some(*bound),
@@ -101,22 +141,94 @@ impl Options {
         match key {
             b"min" => self.min = Some(bound()),
             b"max" => self.max = Some(bound()),
-            b"description" => {
-                self.description = Some(match member {
-                    Member::Text(description) => Some(room::copy(description)),
-                    Member::Null => None,
-                    other => invalid(format!(
-                        "{} must be a string or null, and is {}.",
-                        quoted(key),
-                        other.kind()
-                    )),
-                });
+            b"description" => self.description = Some(text()),
+            b"time_zone" => self.time_zone = Some(text()),
+            b"kept" => self.kept = Some(bound()),
+            b"per" => {
+                self.per = Some(text().map(|per| {
+                    // SAFETY: an interval.
+                    unsafe { time::parts(args::interval(&per)) }
+                }));
             }
             unknown => invalid(format!(
                 "There is no option {}.",
                 quoted(beginning(unknown, 64))
             )),
         }
+    }
+}
+
+/// How often the counters of a type begin anew.
+struct Renewal {
+    per: pgrx::datum::Interval,
+    zone: Option<String>,
+    kept: i32,
+}
+
+/// The most windows before the running one that are kept.
+const MOST_KEPT: i64 = 1000;
+
+impl Renewal {
+    /// None: they do not.
+    ///
+    /// # Errors
+    /// Raises 22023 for what no window can be.
+    fn new(name: &str, options: &Options) -> Option<Self> {
+        let zone = options.time_zone.as_ref().and_then(Option::as_deref);
+        let kept = options.kept.flatten();
+        let Some((months, days, micros)) = options.per.flatten() else {
+            if zone.is_some() || kept.is_some() {
+                raise(
+                    invalid_options("time_zone and kept are for types with a window")
+                        .set_detail("Without \"per\", the counters of a type do not begin anew."),
+                );
+            }
+            return None;
+        };
+        let length = Length::of_interval(months, days, micros).unwrap_or_else(|why| {
+            let detail = match why {
+                BadLength::NotPositive => "It must be positive.",
+                BadLength::NotWholeSeconds => "It must be a whole number of seconds.",
+                BadLength::Uneven => "Windows of less than a day divide a day evenly, and begin at the same times each day.",
+                BadLength::Several => "A window is one day or one month, or shorter than a day.",
+            };
+            raise(
+                args::invalid(format!("windows of counter type \"{name}\" cannot be so long"))
+                    .set_detail(detail)
+                    .set_hint("Use '1 minute', '90 minutes', '1 hour', '1 day', '1 month', or what divides a day."),
+            )
+        });
+        if zone.is_some() && !length.needs_zone() {
+            raise(
+                args::invalid("time_zone is for windows of a day or a month")
+                    .set_detail("Shorter ones begin at the same moments in all time zones.")
+                    .set_hint("Leave it out."),
+            );
+        }
+        let kept = kept.unwrap_or(0);
+        let Some(kept) = i32::try_from(kept)
+            .ok()
+            .filter(|_| (0..=MOST_KEPT).contains(&kept))
+        else {
+            raise(
+                args::invalid(format!("kept must be a number from 0 to {MOST_KEPT}"))
+                    .set_detail(format!("It is {kept}."))
+                    .set_hint("So many windows before the running one are kept. A history keeps more, of another type."),
+            )
+        };
+        if Prefix::new(name.as_bytes(), 0).is_none() {
+            raise(
+                args::invalid(format!(
+                    "name of counter type \"{name}\" is too long for one with a window"
+                ))
+                .set_hint(format!(
+                    "The names of its counters have {MAX_WINDOWED_BYTES} bytes at most."
+                )),
+            );
+        }
+        let per = pgrx::datum::Interval::new(months, days, micros);
+        let zone = zone.map(|zone| String::from_utf8_lossy(args::zone(zone)).into_owned());
+        per.ok().map(|per| Self { per, zone, kept })
     }
 }
 
@@ -141,16 +253,22 @@ fn new_description(options: &Options) -> DatumWithOid<'static> {
 /// the extension's owner.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::too_many_arguments, reason = "those of the SQL function")]
 fn counter_type_create(
+    _same: SameVersion,
     name: Option<Text>,
     min: default!(Option<i64>, "NULL"),
     max: default!(Option<i64>, "NULL"),
     description: default!(Option<Text>, "NULL"),
     options: default!(Option<Jsonb>, "NULL"),
+    per: default!(Option<Interval>, "NULL"),
+    time_zone: default!(Option<Text>, "NULL"),
+    kept: default!(Option<i64>, "NULL"),
 ) -> bool {
     change::check_may_write(c"counter_type_create()");
     let name = type_name(name);
-    let options = Options::new(min, max, description, options);
+    let options = Options::new(min, max, description, options).with_window(per, time_zone, kept);
+    let renewal = Renewal::new(&name, &options);
     let bounds = changed(Bounds::default(), &options);
     lock_types(Looker::Definer);
     if find(&name).is_some() {
@@ -162,16 +280,28 @@ fn counter_type_create(
             .set_hint("Change it with counter_type_alter()."),
         );
     }
-    check_counters(&name, bounds, Looker::Definer);
+    if renewal.is_some() {
+        must_have_no_history(&name);
+        must_have_no_counters(&name);
+    } else {
+        check_counters(&name, bounds, Looker::Definer);
+    }
+    let (per, zone, kept) = match renewal {
+        Some(Renewal { per, zone, kept }) => (Some(per), zone, kept),
+        None => (None, None, 0),
+    };
     run(
-        "INSERT INTO counterx.type (name, min, max, description, generation) \
-         VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO counterx.type (name, min, max, description, generation, per, zone, kept) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             name.as_str().into(),
             bounds.min.into(),
             bounds.max.into(),
             new_description(&options),
             new_generation().into(),
+            per.into(),
+            zone.into(),
+            kept.into(),
         ],
     );
     check_done(&name, Some(bounds));
@@ -190,6 +320,16 @@ fn counter_type_alter(
     change::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
+    if options.per.is_some() || options.time_zone.is_some() || options.kept.is_some() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("cannot change the window of counter type \"{name}\""),
+            )
+            .set_detail("What was counted in one window says nothing of others.")
+            .set_hint("counter_type_drop() removes the type with its counters, and counter_type_create() makes another."),
+        );
+    }
     lock_types(Looker::Definer);
     let old = must_be_changeable(&name);
     let new = changed(old, &options);
@@ -226,12 +366,118 @@ fn counter_type_drop(name: Option<Text>) -> bool {
     lock_types(Looker::Definer);
     must_be_changeable(&name);
     must_be_visible(&name);
+    if types::window_of_type(name.as_bytes()).is_some() {
+        drop_counters(&name);
+    }
     run(
         "DELETE FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1",
         &[name.as_str().into()],
     );
     check_done(&name, None);
     true
+}
+
+/// What a counter with a window is stored as means nothing without the type. So its counters go with it, those of all
+/// windows, and nobody counts meanwhile.
+fn drop_counters(name: &str) {
+    let mut range = NameRange::all();
+    range.starting_with(format!("{name}:").as_bytes());
+    must_not_have_changed(&range, || {
+        format!(
+            "cannot drop the counters of type \"{name}\" in a transaction that has changed some"
+        )
+    });
+    lock_counters(Looker::Definer);
+    for (name, tally) in existing(&range) {
+        pgrx::check_for_interrupts!();
+        notes::note_change_by_value(&name);
+        change::drop_unchecked(&name, tally);
+    }
+    // As long as the type is there: nobody has gone by another one.
+    writing::write_early();
+}
+
+/// All counters of a range that there are at this moment, by the names that they are stored as.
+fn existing(range: &NameRange) -> Vec<(Vec<u8>, Tally)> {
+    let latest = LatestSnapshot::take();
+    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
+    let mut pending = reader.pending_in(range);
+    let mut all = Vec::new();
+    let mut keep = |name: &[u8], tally: Tally| {
+        if tally.exists() {
+            room::push(&mut all, (room::copy(name), tally));
+        }
+    };
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let _all = unsafe {
+        totals::visit(range, Order::ByName, latest.as_ptr(), |name, row| {
+            keep(name, totals::tally(row) + pending.take(name));
+            ControlFlow::Continue(())
+        })
+    };
+    for (name, tally) in pending {
+        keep(&name, tally);
+    }
+    reader.finish();
+    all
+}
+
+/// # Errors
+/// Raises 0A000 where the type has a history.
+fn must_have_no_history(name: &str) {
+    let shared = catalog::shared();
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let series = unsafe { history::series(&shared, Some(name.as_bytes()), latest.as_ptr()) };
+    if !series.is_empty() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("counter type \"{name}\" cannot have a window, as it has a history"),
+            )
+            .set_hint("counter_history_drop() ends the history."),
+        );
+    }
+}
+
+/// Keeps everybody from counting until the end of the transaction.
+///
+/// # Errors
+/// Raises 55006 where there is a counter of the type, 25001 when this transaction has changed some.
+fn must_have_no_counters(name: &str) {
+    let mut range = NameRange::all();
+    range.starting_with(format!("{name}:").as_bytes());
+    must_not_have_changed(&range, || {
+        format!(
+            "cannot give a window to the counters of type \"{name}\" in a transaction that has changed some"
+        )
+    });
+    lock_counters(Looker::Definer);
+    if let Some((counter, _)) = existing(&range).first() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                format!(
+                    "counter type \"{name}\" cannot have a window, as there are counters of it"
+                ),
+            )
+            .set_detail(format!("There is {}.", quoted(counter)))
+            .set_hint("Drop them with counter_drop() first, or use another name."),
+        );
+    }
+}
+
+/// # Errors
+/// Raises 25001 when this transaction has changed counters of a range, with this message.
+fn must_not_have_changed(range: &NameRange, message: impl FnOnce() -> String) {
+    let mut own = pending::has_flushed_early();
+    pending::for_each_pending(|name, _| own |= range.contains(name));
+    if own {
+        raise(
+            report(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, message())
+                .set_hint("Define the type in a transaction of its own."),
+        );
+    }
 }
 
 /// Tells other sessions, whatever has become of the table's own trigger; and looks whether a trigger, a
@@ -431,6 +677,9 @@ fn recheck_as(names: &[String], looker: Looker) {
     lock_types(looker);
     for name in names {
         let Some(bounds) = find(name) else { continue };
+        if looker == Looker::Definer {
+            check_window(name);
+        }
         if bounds == Bounds::default() {
             continue;
         }
@@ -439,6 +688,47 @@ fn recheck_as(names: &[String], looker: Looker) {
         run(
             "UPDATE ONLY counterx.type SET generation = $2 WHERE name OPERATOR(pg_catalog.=) $1",
             &[name.as_str().into(), new_generation().into()],
+        );
+    }
+}
+
+/// A type was restored, or changed by hand. Its window must be one, and its counters be those of windows.
+///
+/// # Errors
+/// Raises 22023, or 55006.
+fn check_window(name: &str) {
+    let has_window = types::window_of_type(name.as_bytes()).is_some();
+    let is_said = Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM ONLY counterx.type WHERE name OPERATOR(pg_catalog.=) $1 AND per IS NOT NULL)",
+        &[name.into()],
+    );
+    match is_said {
+        Ok(said) if said == Some(true) && !has_window => raise(
+            args::invalid(format!(
+                "counter type \"{name}\" has a window that cannot be"
+            ))
+            .set_hint("Windows are of a day, of a month, or divide a day evenly."),
+        ),
+        Ok(_) => {}
+        Err(error) => internal(&error),
+    }
+    if !has_window {
+        return;
+    }
+    let mut range = NameRange::all();
+    range.starting_with(format!("{name}:").as_bytes());
+    lock_counters(Looker::Definer);
+    let is_other = |name: &[u8]| Stored::of(name).is_none();
+    if let Some((counter, _)) = existing(&range).iter().find(|(name, _)| is_other(name)) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                format!(
+                    "counter type \"{name}\" cannot have a window, as there are counters of it"
+                ),
+            )
+            .set_detail(format!("There is {}.", quoted(counter)))
+            .set_hint("Drop them with counter_drop() first, or restore into another database."),
         );
     }
 }
@@ -455,18 +745,16 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     const SHOWN: usize = 5;
     let mut range = NameRange::all();
     range.starting_with(format!("{name}:").as_bytes());
-    let mut own = pending::has_flushed_early();
-    pending::for_each_pending(|name, _| own |= range.contains(name));
-    if own {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                format!("cannot bound the counters of type \"{name}\" in a transaction that has changed some"),
-            )
-            .set_hint("Define the type in a transaction of its own."),
-        );
-    }
+    must_not_have_changed(&range, || {
+        format!(
+            "cannot bound the counters of type \"{name}\" in a transaction that has changed some"
+        )
+    });
     lock_counters(looker);
+    // What has ended is nobody's to count in any more.
+    if let Some(running) = windows::running(name.as_bytes()) {
+        range.at_least(running.get());
+    }
     let latest = LatestSnapshot::take();
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut counters = reader.pending_in(&range);
@@ -498,7 +786,7 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
     let shown: Vec<String> = outside
         .iter()
         .take(SHOWN)
-        .map(|(name, value)| format!("{}: {value}", quoted(name)))
+        .map(|(name, value)| format!("{}: {value}", quoted(&types::plain(name))))
         .collect();
     let more = match outside.len().saturating_sub(SHOWN) {
         0 => String::new(),

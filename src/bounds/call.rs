@@ -1,9 +1,10 @@
 //! One request: reserve, look, be granted or give back. See `escrow.rs`.
 
 use crate::bounds::accounts::{self, Partition};
-use crate::bounds::limits::Shortage;
+use crate::bounds::limits::{Denied, Shortage};
 use crate::bounds::reservations::RESERVATIONS;
 use crate::bounds::seen;
+use crate::bounds::windows::Place;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
@@ -13,7 +14,7 @@ use counterx_core::escrow::{self, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::NameHash;
 use counterx_core::path::{Change, Path, Step};
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One request.
 pub struct Call<'a> {
@@ -27,6 +28,8 @@ pub struct Call<'a> {
     pub generation: i64,
     /// From what the transaction has done to what it wants to have done.
     pub step: Step,
+    /// In which window, and as what counter; the name is what that is stored as.
+    window: Option<(&'a Place, &'a [u8])>,
 }
 
 /// What was found when it was reserved.
@@ -65,7 +68,34 @@ impl<'a> Call<'a> {
                 before,
                 after: after.unwrap_or_else(|| out_of_range(name)),
             },
+            window: None,
         }
+    }
+
+    /// The same of a counter that has a window.
+    ///
+    /// # Errors
+    /// As of [`Call::new`].
+    pub fn in_window(
+        place: &'a Place,
+        counter: &'a [u8],
+        changes: &[Change],
+        generation: i64,
+    ) -> Self {
+        Self {
+            window: Some((place, counter)),
+            ..Self::new(place.name(), changes, generation)
+        }
+    }
+
+    /// Is the window over that it would count in?
+    fn is_over(&self) -> bool {
+        self.window.is_some_and(|(place, _)| place.is_left())
+    }
+
+    /// What others lock who change the counter, where there are no accounts: one name for all its windows.
+    fn lock_name(&self) -> &'a [u8] {
+        self.window.map_or(self.name, |(_, counter)| counter)
     }
 
     /// Notes it as done.
@@ -111,27 +141,30 @@ impl<'a> Call<'a> {
     /// Without accounts: alone with the counter.
     ///
     /// # Errors
-    /// [`Shortage`].
-    pub fn request_alone(&self, bounds: Bounds) -> Result<Noted, Shortage> {
-        let lock = BoundLock::take(self.name);
+    /// [`Denied`].
+    pub fn request_alone(&self, bounds: Bounds) -> Result<Noted, Denied> {
+        let lock = BoundLock::take(self.lock_name());
         let clock = accounts::clock();
         let seen = seen::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;
-        if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
+        let denied = if self.is_over() {
+            Denied::Over
+        } else if escrow::check(bounds, seen, &self.step, clock, noted) == Verdict::Granted {
             self.note();
-            Ok(noted)
+            return Ok(noted);
         } else {
-            // Who has reserved nothing holds nobody up, least of all when he is prepared.
-            lock.release();
-            Err(self.shortage(bounds, seen, clock, noted))
-        }
+            Denied::Short(self.shortage(bounds, seen, clock, noted))
+        };
+        // Who has reserved nothing holds nobody up, least of all when he is prepared.
+        lock.release();
+        Err(denied)
     }
 
     /// With an account.
     ///
     /// # Errors
-    /// [`Shortage`]; raises 53400 when there is no free account.
-    pub fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Shortage> {
+    /// [`Denied`]; raises 53400 when there is no free account.
+    pub fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Denied> {
         let mut deadline = None;
         loop {
             // Before the reservation: who confirms a hold that this reading finds expired has to
@@ -139,7 +172,7 @@ impl<'a> Call<'a> {
             let clock = accounts::clock();
             let reserved = self.reserve(partition, bounds);
             if reserved.covered {
-                return Ok(reserved.noted);
+                return self.unless_over(partition, &reserved);
             }
             // Should this fail, the abort of the subtransaction gives back what was reserved.
             failpoint!("escrow.reserved");
@@ -152,9 +185,12 @@ impl<'a> Call<'a> {
                 .learn(reserved.noted, seen);
             let verdict = escrow::check(bounds, seen, &self.step, now, reserved.noted);
             if verdict == Verdict::Granted {
-                return Ok(reserved.noted);
+                return self.unless_over(partition, &reserved);
             }
             self.give_back(partition, &reserved);
+            if self.is_over() {
+                return Err(Denied::Over);
+            }
             // What was on hold at the reading, and is not any more, is seen as free the next time.
             let until = self.step.after.backed_until();
             if clock < until && until <= now {
@@ -163,11 +199,34 @@ impl<'a> Call<'a> {
             let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
             let left = until.saturating_duration_since(Instant::now());
             if verdict == Verdict::Refused || left.is_zero() {
-                return Err(self.shortage(bounds, seen, now, reserved.noted));
+                return Err(Denied::Short(self.shortage(
+                    bounds,
+                    seen,
+                    now,
+                    reserved.noted,
+                )));
             }
             let known = reserved.given_back.wrapping_add(1);
+            // In the next window all is there again.
+            let until = self.window.map_or(until, |(place, _)| {
+                let left = u64::try_from(place.window().end.saturating_sub(clock)).unwrap_or(0);
+                until.min(Instant::now() + Duration::from_micros(left))
+            });
             self.wait_for_room(partition, bounds, slot, known, until);
+            if self.is_over() {
+                return Err(Denied::Over);
+            }
         }
+    }
+
+    /// Granted, unless the window is over by now: whoever has gone by a time in the next one before this was reserved
+    /// does not know of it.
+    fn unless_over(&self, partition: Partition, reserved: &Reserved) -> Result<Noted, Denied> {
+        if self.is_over() {
+            self.give_back(partition, reserved);
+            return Err(Denied::Over);
+        }
+        Ok(reserved.noted)
     }
 
     /// Waits until others have ended so that it is worth another try, or until that time.

@@ -26,9 +26,11 @@
 use crate::bounds::accounts::{self, Partition};
 use crate::bounds::call::Call;
 use crate::bounds::levels;
-use crate::bounds::limits::{Limits, Shortage};
+use crate::bounds::limits::{Denied, Limits, Shortage};
 use crate::bounds::reservations;
 use crate::bounds::seen;
+use crate::bounds::windowed::Windowed;
+use crate::bounds::windows::Place;
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
 use crate::read::reader;
@@ -36,6 +38,7 @@ use crate::transaction::restored;
 use counterx_core::escrow::{self, Bounds, Noted};
 use counterx_core::lane::NameHash;
 use counterx_core::path::Change;
+use std::rc::Rc;
 
 /// Reserves what a delta needs, for the running (sub)transaction. To be called before the delta is
 /// added to the map.
@@ -63,10 +66,54 @@ pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shor
     request_changes(name, &[Change::hold(amount)], limits)
 }
 
+/// The same for a delta to a counter of a type with a window. Returns where it counts.
+///
+/// # Errors
+/// As of [`request`]; raises 22023 for a name that such a counter cannot have.
+pub fn request_in_window(
+    name: &[u8],
+    delta: i64,
+    limits: Limits,
+    windowed: &Rc<Windowed>,
+) -> Result<Place, Shortage> {
+    restored::check(name);
+    if limits.bounds == Bounds::default() {
+        // Nothing is reserved. That it is changed by this type is known from here on: see `unchanged.rs`.
+        let place = Place::of(name, windowed);
+        Call::new(place.name(), &[], limits.generation).note();
+        return Ok(place);
+    }
+    // Where one is let in at a time, the window is that of the moment at which he is.
+    let lock = Partition::of(0).is_none().then(|| BoundLock::take(name));
+    loop {
+        let place = Place::of(name, windowed);
+        failpoint!("window.timed");
+        let changes = [Change::delta(delta)];
+        let call = Call::in_window(&place, name, &changes, limits.generation);
+        match request_by(&call, limits.bounds) {
+            Ok(()) => return Ok(place),
+            Err(Denied::Over) => {}
+            Err(Denied::Short(shortage)) => {
+                if let Some(lock) = lock {
+                    lock.release();
+                }
+                return Err(shortage);
+            }
+        }
+    }
+}
+
 fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {
     restored::check(name);
     let call = Call::new(name, changes, limits.generation);
-    let bounds = limits.bounds;
+    match request_by(&call, limits.bounds) {
+        Ok(()) => Ok(()),
+        Err(Denied::Short(shortage)) => Err(shortage),
+        Err(Denied::Over) => unreachable!("there is no window"),
+    }
+}
+
+fn request_by(call: &Call, bounds: Bounds) -> Result<(), Denied> {
     let partition = Partition::of(call.hash.get());
     if call.step.wanted().is_zero() {
         // That the counter is changed by these bounds is known from here on: see `unchanged.rs`.
@@ -83,7 +130,10 @@ fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<()
             call.check_snapshot(bounds, noted, partition.is_some());
             Ok(())
         }
-        Err(shortage) => Err(call.refusal_by_snapshot(bounds, shortage)),
+        Err(Denied::Short(shortage)) => {
+            Err(Denied::Short(call.refusal_by_snapshot(bounds, shortage)))
+        }
+        Err(Denied::Over) => Err(Denied::Over),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A counter's bounds, and the answer that they do not allow something.
 
 use counterx_core::escrow::Bounds;
+use std::num::NonZeroU32;
 
 /// A counter's bounds, and the generation of its type that they are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,16 @@ pub struct Limits {
     pub generation: i64,
     /// The counters are those of a tracked table's rows, and nobody else changes them.
     pub tracked: bool,
+    /// The window of the type: its number among those that are known now.
+    pub window: Option<NonZeroU32>,
+}
+
+/// Why an increment does not count.
+pub enum Denied {
+    /// A bound could be broken.
+    Short(Shortage),
+    /// The window that it would count in is over.
+    Over,
 }
 
 /// Why an increment is not granted.

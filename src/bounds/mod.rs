@@ -14,3 +14,5 @@ pub mod reservations;
 pub mod seen;
 pub mod types;
 pub mod unchanged;
+pub mod windowed;
+pub mod windows;

@@ -17,12 +17,15 @@
 //! as they are when it is there ([`check_same`]), and nobody tightens them before it is committed.
 
 use crate::bounds::limits::Limits;
+use crate::bounds::windowed::Windowed;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::is_locked;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
-use crate::pg::scan::TableScan;
+use crate::pg::scan::{Row, TableScan};
 use crate::pg::snapshot::LatestSnapshot;
+use crate::pg::time;
+use crate::pg::varlena::text_bytes;
 use crate::store::catalog;
 use crate::store::columns;
 use crate::store::gate;
@@ -30,9 +33,13 @@ use crate::store::tables;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
 use counterx_core::room::{NoMemory, keep_spare};
+use counterx_core::windows::{Length, Stored};
 use hashbrown::HashTable;
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroU32;
+use std::rc::Rc;
 
 thread_local! {
     /// What is known is [`TYPES`]; and whether there are none, for the hot path.
@@ -117,7 +124,42 @@ pub fn is_of_tracked(name: &[u8]) -> bool {
 /// Is there any type that is that of a tracked table?
 pub fn are_any_tracked() -> bool {
     know();
-    TYPES.with_borrow(|types| types.0.iter().any(|(_, limits)| limits.tracked))
+    TYPES.with_borrow(|types| types.all.iter().any(|(_, limits)| limits.tracked))
+}
+
+/// The window of a type, whose limits were found just now.
+pub fn window(number: NonZeroU32) -> Rc<Windowed> {
+    TYPES.with_borrow(|types| Rc::clone(&types.windows[number.get() as usize - 1]))
+}
+
+/// The windows of all types that have one.
+pub fn all_windows() -> Vec<Rc<Windowed>> {
+    know();
+    TYPES.with_borrow(|types| types.windows.clone())
+}
+
+/// The window of a type, if it has one.
+pub fn window_of_type(type_name: &[u8]) -> Option<Rc<Windowed>> {
+    know();
+    let limits = TYPES.with_borrow(|types| types.find(type_name))?;
+    limits.window.map(window)
+}
+
+/// How a name is shown that is stored for a window.
+pub fn plain(name: &[u8]) -> Cow<'_, [u8]> {
+    match Stored::of(name).filter(|_| window_of(name).is_some()) {
+        Some(stored) => Cow::Owned(stored.plain()),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// The window of a counter's type, if it has one.
+pub fn window_of(name: &[u8]) -> Option<Rc<Windowed>> {
+    know();
+    if NONE.get() {
+        return None;
+    }
+    find(name)?.window.map(window)
 }
 
 /// Makes sure that the types are known. Returns of which number of changes they are.
@@ -145,7 +187,8 @@ pub fn bounded_counters_are_gone() {
 pub fn find(name: &[u8]) -> Option<Limits> {
     let colon = name.iter().position(|&byte| byte == b':')?;
     let limits = TYPES.with_borrow(|types| types.find(&name[..colon]))?;
-    (limits.tracked || limits.bounds != Bounds::default()).then_some(limits)
+    (limits.tracked || limits.bounds != Bounds::default() || limits.window.is_some())
+        .then_some(limits)
 }
 
 /// Something has changed. Neither allocates nor fails.
@@ -187,7 +230,7 @@ fn load(read: impl FnOnce() -> Types) -> u64 {
     let changes = CHANGES.get();
     let types = read();
     let unchanged = CHANGES.get() == changes;
-    NONE.set(unchanged && types.0.is_empty());
+    NONE.set(unchanged && types.all.is_empty());
     KNOWN.set(unchanged);
     TYPES.set(types);
     changes
@@ -200,7 +243,11 @@ pub fn read_again() {
 
 /// All types by name. Looked up by each increment whose name has a colon, so with a quick hash.
 #[derive(Default)]
-struct Types(HashTable<(Box<[u8]>, Limits)>);
+struct Types {
+    all: HashTable<(Box<[u8]>, Limits)>,
+    /// The windows of those that have one, from number 1 on.
+    windows: Vec<Rc<Windowed>>,
+}
 
 impl Types {
     fn hash(name: &[u8]) -> u64 {
@@ -210,17 +257,40 @@ impl Types {
     fn insert(&mut self, name: &[u8], limits: Limits) {
         let hash = |(name, _): &(Box<[u8]>, Limits)| Self::hash(name);
         room::granted(keep_spare());
-        room::granted(self.0.try_reserve(1, hash).map_err(NoMemory::from));
-        self.0
+        room::granted(self.all.try_reserve(1, hash).map_err(NoMemory::from));
+        self.all
             .insert_unique(Self::hash(name), (name.into(), limits), hash);
     }
 
     fn find(&self, name: &[u8]) -> Option<Limits> {
         let found = self
-            .0
+            .all
             .find(Self::hash(name), |(known, _)| **known == *name)?;
         Some(found.1)
     }
+
+    /// Keeps the window of a type. No server has as many types as there are numbers.
+    fn insert_window(&mut self, window: Windowed) -> Option<NonZeroU32> {
+        room::push(&mut self.windows, Rc::new(window));
+        NonZeroU32::new(u32::try_from(self.windows.len()).ok()?)
+    }
+}
+
+/// The window that a row of the table says. What was restored has been looked at by then: a length that is none is left
+/// out, as is what nobody else has.
+fn window_in(row: &Row) -> Option<Windowed> {
+    let per = row.get(columns::types::PER)?;
+    // SAFETY: an interval.
+    let (months, days, micros) = unsafe { time::parts(per) };
+    let length = Length::of_interval(months, days, micros).ok()?;
+    // SAFETY: a text; zones are short.
+    let zone =
+        (row.get(columns::types::ZONE)).map_or(&b"UTC"[..], |zone| unsafe { text_bytes(zone) });
+    let kept = row
+        .get(columns::types::KEPT)
+        .map_or(0, |kept| kept.value() as u32);
+    let name = row.text(columns::types::NAME);
+    Some(Windowed::new(name, length, zone, kept))
 }
 
 fn read_all() -> Types {
@@ -245,6 +315,7 @@ fn read_all() -> Types {
             // With the table's own number: a dump takes the row to another table.
             generation: row.int8(columns::types::GENERATION) ^ (i64::from(oid.to_u32()) << 32),
             tracked: number(columns::types::TRACKED).is_some_and(|tracked| tracked & 1 != 0),
+            window: window_in(&row).and_then(|window| types.insert_window(window)),
         };
         types.insert(row.text(columns::types::NAME), limits);
     }
@@ -261,7 +332,7 @@ pub fn latest_names() -> Vec<String> {
     let types = read_all();
     // ASCII, so they are the same in every encoding.
     let names = types
-        .0
+        .all
         .iter()
         .map(|(name, _)| String::from_utf8_lossy(name));
     let mut names: Vec<String> = names.map(Into::into).collect();
@@ -306,7 +377,7 @@ pub fn raise_changed(name: &[u8]) -> ! {
             PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
             format!(
                 "could not serialize access due to a change of the type of counter {}",
-                quoted(name)
+                quoted(&plain(name))
             ),
         )
         .set_hint("Retry the transaction."),

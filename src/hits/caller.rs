@@ -6,6 +6,7 @@
 
 use super::failure;
 use super::memory::{self, Assignment, Spot};
+use crate::bounds::limits::Limits;
 use crate::bounds::types;
 use crate::pg::compat::WaitEvent;
 use crate::pg::error::{quoted, raise, report};
@@ -16,8 +17,9 @@ use crate::pg::shared::Waiter;
 use crate::pg::standby;
 use crate::settings;
 use crate::store::catalog;
+use counterx_core::escrow::Bounds;
 use counterx_core::hits::{Answer, Change, Full, Hit, Kind, Process, Pushed, Queue, Withdrawn};
-use counterx_core::lane::NameHash;
+use counterx_core::lane::{LANES, NameHash};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_guard, pg_sys};
 use std::cell::Cell;
@@ -127,7 +129,8 @@ fn check_size(changes: &[Change]) {
 
 /// Nobody would hear of it when a bound forbids what nobody waits for.
 fn check_bounds(name: &[u8], wait: bool) {
-    if !wait && types::limits_of(name).is_some() {
+    let is_bounded = |limits: Limits| limits.bounds != Bounds::default();
+    if !wait && types::limits_of(name).is_some_and(is_bounded) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -151,9 +154,18 @@ fn check_own_locks(function: &str, name: &[u8]) {
         pg_sys::ExclusiveLock,
         pg_sys::AccessExclusiveLock,
     ];
-    let gate = catalog::lane(NameHash::of(name).lane()).gate;
-    let mut modes = CONFLICTING.iter().map(|&mode| mode as LockMode);
-    if modes.any(|mode| lock::is_locked(gate, mode)) {
+    let lane = NameHash::of(name).lane();
+    // In which lane a window is, is not known before it is counted.
+    let lanes = match types::window_of(name) {
+        Some(_) => 0..LANES,
+        None => lane..lane + 1,
+    };
+    let is_locked = |lane| {
+        let gate = catalog::lane(lane).gate;
+        let mut modes = CONFLICTING.iter().map(|&mode| mode as LockMode);
+        modes.any(|mode| lock::is_locked(gate, mode))
+    };
+    if lanes.into_iter().any(is_locked) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,

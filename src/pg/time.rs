@@ -3,6 +3,7 @@
 use super::error::{quoted, raise, report};
 use super::varlena::text_datum;
 use counterx_core::history::{DAY, HOUR, MINUTE, Unit};
+use counterx_core::windows;
 use pgrx::{PgLogLevel, PgSqlErrorCode, direct_function_call_as_datum, pg_sys};
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -133,6 +134,26 @@ impl Calendar {
     }
 }
 
+impl windows::Calendar for Calendar {
+    fn start_of(&mut self, time: i64) -> i64 {
+        Self::start_of(self, time)
+    }
+
+    fn end_of(&mut self, start: i64) -> i64 {
+        Self::end_of(self, start)
+    }
+}
+
+/// The three parts of an interval: months, days, microseconds.
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn parts(interval: pg_sys::Datum) -> (i32, i32, i64) {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    (interval.month, interval.day, interval.time)
+}
+
 /// Does the server know a time zone of this name, which means the same in all sessions? Abbreviations, which may have
 /// the names of zones, are looked up in a list that is the session's; none has a slash.
 pub fn is_known(zone: &[u8]) -> bool {
@@ -161,7 +182,10 @@ fn warn_of(zone: &[u8]) {
     if is_new {
         report(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("time zone {} is not known to the server: histories that are kept in it go on by UTC", quoted(zone)),
+            format!(
+                "time zone {} is not known to the server: histories and windows in it go on by UTC",
+                quoted(zone)
+            ),
         )
         .set_hint("Install the time zone data that has it.")
         .report(PgLogLevel::WARNING);

@@ -44,6 +44,8 @@ pub struct Item {
     first: OwnChange,
     /// Further counters of the same hit.
     others: Vec<OwnChange>,
+    /// One of them begins anew with each window, as was found when it was tried.
+    has_window: Cell<bool>,
 }
 
 struct OwnChange {
@@ -67,6 +69,7 @@ impl Item {
             silent: entry.is_silent(),
             first: changes.next().expect("a hit has a counter"),
             others: room::collect(changes),
+            has_window: Cell::new(false),
         }
     }
 
@@ -74,9 +77,11 @@ impl Item {
         std::iter::once(&self.first).chain(&self.others)
     }
 
-    /// The lanes that it is written to.
+    /// The lanes that it is written to, as far as that is known: in which lane a window is, only a transaction can tell.
     fn lanes(&self) -> impl Iterator<Item = usize> {
-        (self.changes()).map(|change| NameHash::of(&change.name).lane())
+        (self.changes())
+            .filter(|_| !self.has_window.get())
+            .map(|change| NameHash::of(&change.name).lane())
     }
 }
 
@@ -128,6 +133,9 @@ const TRY_INSTEAD: &str = "counter_try_hit() answers false instead.";
 /// Adds one hit. Errors of bounds are its own; any other one is the transaction's, and also those of bounds
 /// where a hit has several counters: what was added to some of them has to be undone.
 fn add(item: &Item) -> Verdict {
+    let mut changes = item.changes();
+    item.has_window
+        .set(changes.any(|change| types::window_of(&change.name).is_some()));
     if !item.others.is_empty() {
         for OwnChange { name, delta } in item.changes() {
             change::add(name, *delta);
@@ -276,7 +284,9 @@ impl Batches {
                 }
                 // Of a hit of several lanes nobody knows which one it was.
                 if item.others.is_empty() && failure.is_lock_timeout() {
-                    locked[NameHash::of(&item.first.name).lane()] = true;
+                    for lane in item.lanes() {
+                        locked[lane] = true;
+                    }
                 }
                 self.fail(item, failure);
             }

@@ -17,6 +17,7 @@ use crate::pg::relation::Relation;
 use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::{NameText, text_datum};
+use crate::query::shown;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
 use crate::store::columns;
@@ -26,7 +27,9 @@ use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::sums::Sums;
 use counterx_core::tally::Tally;
+use counterx_core::windows::Shown;
 use pgrx::pg_sys;
+use std::borrow::Cow;
 use std::collections::hash_map;
 
 /// The names to list.
@@ -80,6 +83,7 @@ pub struct Listing {
     course: Course,
     pending: Sums,
     never_folded: Option<hash_map::IntoIter<Box<[u8]>, Tally>>,
+    shown: Shown,
 }
 
 impl Listing {
@@ -88,6 +92,32 @@ impl Listing {
     /// # Safety
     /// The snapshot and the arena live as long as the listing.
     pub unsafe fn start(wanted: Wanted, snapshot: pg_sys::Snapshot, arena: &MemoryArena) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::start_of(shown::now(), wanted, snapshot, arena) }
+    }
+
+    /// The same of all names as they are stored, also of windows that are not shown.
+    ///
+    /// # Safety
+    /// As of [`Listing::start`].
+    pub unsafe fn start_stored(
+        wanted: Wanted,
+        snapshot: pg_sys::Snapshot,
+        arena: &MemoryArena,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::start_of(Shown::default(), wanted, snapshot, arena) }
+    }
+
+    /// # Safety
+    /// As of [`Listing::start`].
+    unsafe fn start_of(
+        shown: Shown,
+        wanted: Wanted,
+        snapshot: pg_sys::Snapshot,
+        arena: &MemoryArena,
+    ) -> Self {
+        let wanted = Stored::new(wanted, &shown);
         let pending = pending_of(&wanted, snapshot);
         // SAFETY: the caller's promise.
         let _switch = unsafe { MemorySwitch::to(arena.as_ptr()) };
@@ -99,6 +129,7 @@ impl Listing {
             course,
             pending,
             never_folded: None,
+            shown,
         }
     }
 
@@ -121,13 +152,20 @@ impl Listing {
             let name = row
                 .get(columns::total::NAME)
                 .expect("the column is NOT NULL");
+            let name = match self.shown.plain(row.text(columns::total::NAME)) {
+                Some(Cow::Owned(plain)) => text_datum(&plain),
+                Some(Cow::Borrowed(_)) | None => name,
+            };
             return Some(Entry { name, value, uses });
         }
         let pending = &mut self.pending;
         let never_folded = self
             .never_folded
             .get_or_insert_with(|| std::mem::take(pending).into_iter());
-        let (name, tally) = never_folded.find(|(_, tally)| tally.exists())?;
+        let shown = &self.shown;
+        let (name, tally) =
+            never_folded.find(|(name, tally)| tally.exists() && shown.shows(name))?;
+        let name = shown.plain(&name)?;
         Some(Entry {
             name: text_datum(&name),
             value: number::numeric(tally.value),
@@ -152,16 +190,41 @@ impl Listing {
     }
 }
 
-/// All that is pending of the wanted names.
-fn pending_of(wanted: &Wanted, snapshot: pg_sys::Snapshot) -> Sums {
+/// The same as they are stored.
+enum Stored {
+    Nothing,
+    Names(Vec<Vec<u8>>),
+    /// A range that has all of them, and those that have them alone.
+    Ranges(NameRange, Vec<NameRange>),
+}
+
+impl Stored {
+    fn new(wanted: Wanted, shown: &Shown) -> Self {
+        match wanted {
+            Wanted::Nothing => Self::Nothing,
+            Wanted::Names(names) if shown.is_plain() => Self::Names(names),
+            // In the same order.
+            Wanted::Names(names) => {
+                let stored = names.iter().map(|name| shown.stored(name).into_owned());
+                Self::Names(room::collect(
+                    stored.filter(|name| name.len() <= MAX_NAME_BYTES),
+                ))
+            }
+            Wanted::Range(range) => Self::Ranges(shown.hull(&range), shown.segments(&range)),
+        }
+    }
+}
+
+/// All that is pending of the wanted names, and of others in the same range.
+fn pending_of(wanted: &Stored, snapshot: pg_sys::Snapshot) -> Sums {
     let (reader, sums) = match wanted {
-        Wanted::Nothing => return Sums::default(),
-        Wanted::Range(range) => {
+        Stored::Nothing => return Sums::default(),
+        Stored::Ranges(range, _) => {
             let mut reader = Reader::open(Lanes::All, snapshot);
             let sums = reader.pending_in(range);
             (reader, sums)
         }
-        Wanted::Names(names) => {
+        Stored::Names(names) => {
             let hashes = room::collect(names.iter().map(|name| NameHash::of(name)));
             let mut reader = Reader::open(Lanes::Of(&hashes), snapshot);
             let sums = reader.pending_of(names);
@@ -177,20 +240,70 @@ enum Course {
     Nowhere,
     /// One after the other; the key is what the scan was sent to last.
     Names(std::vec::IntoIter<Vec<u8>>, Box<NameText>),
-    Range(NameRange, Walk),
+    Range(Ranges),
     Everywhere,
 }
 
-impl Course {
-    fn new(wanted: Wanted) -> Self {
-        match wanted {
-            Wanted::Nothing => Self::Nowhere,
-            Wanted::Names(names) => Self::Names(names.into_iter(), Box::new(NameText::new(b""))),
-            Wanted::Range(range) if range.is_all() => Self::Everywhere,
-            Wanted::Range(range) => {
-                let walk = Walk::new(totals::first_bytes(&range));
-                Self::Range(range, walk)
+/// One range after the other.
+struct Ranges {
+    range: NameRange,
+    walk: Walk,
+    rest: std::vec::IntoIter<NameRange>,
+}
+
+impl Ranges {
+    fn new(ranges: Vec<NameRange>) -> Option<Self> {
+        let mut rest = ranges.into_iter();
+        let range = rest.next()?;
+        let walk = Walk::new(totals::first_bytes(&range));
+        Some(Self { range, walk, rest })
+    }
+
+    /// All names.
+    fn all() -> Self {
+        Self {
+            range: NameRange::all(),
+            walk: Walk::new(b""),
+            rest: Vec::new().into_iter(),
+        }
+    }
+
+    /// The next row of the range.
+    fn next_here(&mut self, scan: &mut IndexScan) -> Option<Row> {
+        loop {
+            let row = self.walk.next(scan)?;
+            let name = row.text(columns::total::NAME);
+            if self.range.contains(name) {
+                return Some(row);
             }
+            if self.range.is_past(name) {
+                return None;
+            }
+        }
+    }
+
+    fn next(&mut self, scan: &mut IndexScan) -> Option<Row> {
+        loop {
+            if let Some(row) = self.next_here(scan) {
+                return Some(row);
+            }
+            self.range = self.rest.next()?;
+            self.walk = Walk::new(totals::first_bytes(&self.range));
+            self.walk.start(scan);
+        }
+    }
+}
+
+impl Course {
+    fn new(wanted: Stored) -> Self {
+        match wanted {
+            Stored::Nothing => Self::Nowhere,
+            Stored::Names(names) => Self::Names(names.into_iter(), Box::new(NameText::new(b""))),
+            Stored::Ranges(_, ranges) => match Ranges::new(ranges) {
+                Some(ranges) if ranges.range.is_all() => Self::Everywhere,
+                Some(ranges) => Self::Range(ranges),
+                None => Self::Nowhere,
+            },
         }
     }
 
@@ -204,16 +317,7 @@ impl Course {
                 // Newest first: dead versions are older.
                 scan.next(Direction::Backward)
             }),
-            (Self::Range(range, walk), Scan::Index(scan)) => loop {
-                let row = walk.next(scan)?;
-                let name = row.text(columns::total::NAME);
-                if range.contains(name) {
-                    return Some(row);
-                }
-                if range.is_past(name) {
-                    return None;
-                }
-            },
+            (Self::Range(ranges), Scan::Index(scan)) => ranges.next(scan),
             (Self::Everywhere, Scan::Table(scan)) => scan.next(),
             _ => None,
         }
@@ -242,7 +346,7 @@ impl Totals {
         let shared = catalog::shared();
         let table = tables::open(shared.total);
         if matches!(course, Course::Everywhere) && totals::is_sparse(&table) {
-            *course = Course::Range(NameRange::all(), Walk::new(b""));
+            *course = Course::Range(Ranges::all());
         }
         if matches!(course, Course::Everywhere) {
             // SAFETY: the caller's promise.
@@ -256,8 +360,8 @@ impl Totals {
         let index = tables::index_of(&table, &columns::total::KEY);
         // SAFETY: the caller's promise.
         let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
-        if let Course::Range(_, walk) = course {
-            walk.start(&mut scan);
+        if let Course::Range(ranges) = course {
+            ranges.walk.start(&mut scan);
         }
         Some(Self {
             scan: Scan::Index(scan),

@@ -7,4 +7,5 @@ pub mod fdw;
 pub mod listing;
 pub mod paging;
 pub mod ranking;
+pub mod shown;
 pub mod value_index;

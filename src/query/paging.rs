@@ -1,12 +1,14 @@
 //! Many counters at once: of given names, or the next ones in the order of their names.
 
 use crate::pg::room;
-use crate::pg::snapshot;
+use crate::pg::snapshot::{self, CurrentSnapshot};
+use crate::query::shown;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::totals::{self, Order};
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
+use counterx_core::windows::Asked;
 use std::ops::ControlFlow;
 
 /// The values of these names, in this order; 0 for counters that do not exist.
@@ -38,10 +40,31 @@ pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
 /// Reads as many totals as are wanted, then what is pending up to the last of their names, until
 /// the page is full: what it costs depends on the page, not on the number of counters. Counters
 /// that were dropped and not folded yet make it read on.
-pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
+pub fn page(range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
     let latest = snapshot::active_or_latest();
+    let asked = Asked::new(shown::now(), &range);
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut page = Vec::new();
+    for segment in asked.segments() {
+        fill(&mut page, limit, segment.clone(), &mut reader, &latest);
+    }
+    reader.finish();
+    if !asked.shown().is_plain() {
+        for (name, _) in &mut page {
+            *name = asked.plain(name);
+        }
+    }
+    page
+}
+
+/// The same of names as they are stored, until the page is full.
+fn fill(
+    page: &mut Vec<(Box<[u8]>, i128)>,
+    limit: usize,
+    mut range: NameRange,
+    reader: &mut Reader,
+    latest: &CurrentSnapshot,
+) {
     while page.len() < limit {
         let wanted = limit - page.len();
         let mut counters: Vec<(Box<[u8]>, Tally)> = Vec::new();
@@ -77,13 +100,11 @@ pub fn page(mut range: NameRange, limit: usize) -> Vec<(Box<[u8]>, i128)> {
         }
         let existing = counters.into_iter().filter(|(_, tally)| tally.exists());
         for (name, tally) in existing.take(wanted) {
-            room::push(&mut page, (name, tally.value));
+            room::push(page, (name, tally.value));
         }
         match last {
             Some(last) => range.more_than(&last),
             None => break,
         }
     }
-    reader.finish();
-    page
 }

@@ -25,6 +25,7 @@ use crate::pg::relation::Relation;
 use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan};
 use crate::pg::snapshot;
+use crate::query::shown;
 use crate::query::value_index;
 use crate::read::reader::{self, Lanes, Reader};
 use crate::store::columns;
@@ -34,6 +35,7 @@ use counterx_core::names::NameRange;
 use counterx_core::rank::{Best, End, Mark, Ranked};
 use counterx_core::sums::{Sums, ToTake};
 use counterx_core::tally::Tally;
+use counterx_core::windows::Asked;
 use pgrx::pg_sys;
 use std::ops::ControlFlow;
 
@@ -53,16 +55,23 @@ const PART_BY_INDEX: usize = 8;
 /// The sum of all counters of a range.
 pub fn sum(range: &NameRange) -> i128 {
     let latest = snapshot::active_or_latest();
+    let asked = Asked::new(shown::now(), range);
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
     let mut sum = 0;
-    reader.for_each_pending(range, |_, tally| sum += tally.value);
-    // SAFETY: the snapshot is active or registered as long as `latest` lives.
-    let _complete = unsafe {
-        totals::visit(range, Order::Any, latest.as_ptr(), |_, row| {
-            sum += totals::tally(row).value;
-            ControlFlow::Continue(())
-        })
-    };
+    reader.for_each_pending(asked.hull(), |name, tally| {
+        if asked.shown().shows(name) {
+            sum += tally.value;
+        }
+    });
+    for segment in asked.segments() {
+        // SAFETY: the snapshot is active or registered as long as `latest` lives.
+        let _complete = unsafe {
+            totals::visit(segment, Order::Any, latest.as_ptr(), |_, row| {
+                sum += totals::tally(row).value;
+                ControlFlow::Continue(())
+            })
+        };
+    }
     reader.finish();
     sum
 }
@@ -83,17 +92,23 @@ pub fn rank(end: End, n: usize, range: &NameRange, from: From) -> Vec<Ranked> {
         return Vec::new();
     }
     let latest = snapshot::active_or_latest();
+    let asked = Asked::new(shown::now(), range);
+    let stored = |name: &[u8]| asked.shown().stored(name).into();
     let after = match from {
         From::End => None,
-        From::Mark(mark) => Some(mark),
+        From::Mark(mark) => Some(Mark {
+            name: mark.name.map(|name| stored(&name)),
+            ..mark
+        }),
         From::Counter(name) => {
+            let name: Box<[u8]> = stored(name);
             let can_exist = (1..=MAX_NAME_BYTES).contains(&name.len());
             Some(Mark {
                 value: match can_exist {
-                    true => reader::tally_at(name, latest.as_ptr()).value,
+                    true => reader::tally_at(&name, latest.as_ptr()).value,
                     false => 0,
                 },
-                name: Some(name.into()),
+                name: Some(name),
             })
         }
     };
@@ -101,16 +116,36 @@ pub fn rank(end: End, n: usize, range: &NameRange, from: From) -> Vec<Ranked> {
     let query = Query {
         end,
         n,
-        range,
+        asked: &asked,
         after,
-        pending: reader.pending_in(range),
+        pending: pending_of(&asked, &mut reader),
         reader: &reader,
         snapshot: latest.as_ptr(),
     };
     let best = query.run();
     drop(query);
     reader.finish();
-    room::granted(best.into_ranked())
+    let mut ranked = room::granted(best.into_ranked());
+    if !asked.shown().is_plain() {
+        for row in &mut ranked {
+            row.name = asked.plain(&row.name);
+        }
+    }
+    ranked
+}
+
+/// What is pending of what is asked for.
+fn pending_of(asked: &Asked, reader: &mut Reader) -> Sums {
+    if asked.shown().is_plain() {
+        return reader.pending_in(asked.hull());
+    }
+    let mut sums = Sums::default();
+    reader.for_each_pending(asked.hull(), |name, tally| {
+        if asked.shown().shows(name) {
+            room::granted(sums.add(name, tally));
+        }
+    });
+    sums
 }
 
 /// The rank of one counter of a range, from the top. None: it is not in there.
@@ -119,14 +154,19 @@ pub fn rank_of(name: &[u8], range: &NameRange) -> Option<i64> {
         return None;
     }
     let latest = snapshot::active_or_latest();
+    let asked = Asked::new(shown::now(), range);
+    let name = asked.shown().stored(name);
+    if name.len() > MAX_NAME_BYTES {
+        return None;
+    }
     let mut reader = Reader::open(Lanes::All, latest.as_ptr());
-    let pending = reader.pending_in(range);
-    let tally = reader.totals().get(name) + pending.get(name);
+    let pending = pending_of(&asked, &mut reader);
+    let tally = reader.totals().get(&name) + pending.get(&name);
     let above = tally.exists().then(|| {
         let query = Query {
             end: End::Top,
             n: 0,
-            range,
+            asked: &asked,
             after: Some(Mark::before_all_of(tally.value)),
             pending,
             reader: &reader,
@@ -141,7 +181,7 @@ pub fn rank_of(name: &[u8], range: &NameRange) -> Option<i64> {
 struct Query<'a> {
     end: End,
     n: usize,
-    range: &'a NameRange,
+    asked: &'a Asked,
     after: Option<Mark>,
     pending: Sums,
     reader: &'a Reader,
@@ -158,7 +198,7 @@ impl Query<'_> {
             return self.run_after(&table, &index);
         }
         let mut by_value = ByValue::start(self, &table, &index);
-        let first = match self.range.is_all() {
+        let first = match self.asked.is_all() {
             true => usize::MAX,
             false => self.n.saturating_mul(FIRST_INDEX_ROWS).min(SMALL_RANGE),
         };
@@ -176,7 +216,7 @@ impl Query<'_> {
     }
 
     fn run_after(&self, table: &Relation, index: &Relation) -> Best {
-        if !self.range.is_all()
+        if !self.asked.is_all()
             && let Some(best) = self.by_name(SMALL_RANGE)
         {
             return best;
@@ -211,7 +251,7 @@ impl Query<'_> {
                 let name = walk.text(value_index::column::NAME);
                 (name, number::total(value))
             };
-            if !self.range.contains(name) || self.pending.contains(name) {
+            if !self.asked.contains(name) || self.pending.contains(name) {
                 continue;
             }
             // Whatever follows comes after this one.
@@ -230,20 +270,22 @@ impl Query<'_> {
         let mut best = Best::after(self.end, self.n, self.after.clone());
         let mut pending = self.pending.to_take();
         let mut visited = 0;
-        // SAFETY: the query's snapshot outlives it.
-        let complete = unsafe {
-            totals::visit(self.range, Order::Any, self.snapshot, |name, row| {
-                if visited == limit {
-                    return ControlFlow::Break(());
-                }
-                visited += 1;
-                let pending = room::granted(pending.take(name)).unwrap_or_default();
-                offer(&mut best, name, totals::tally(row) + pending);
-                ControlFlow::Continue(())
-            })
-        };
-        if complete.is_break() {
-            return None;
+        for segment in self.asked.segments() {
+            // SAFETY: the query's snapshot outlives it.
+            let complete = unsafe {
+                totals::visit(segment, Order::Any, self.snapshot, |name, row| {
+                    if visited == limit {
+                        return ControlFlow::Break(());
+                    }
+                    visited += 1;
+                    let pending = room::granted(pending.take(name)).unwrap_or_default();
+                    offer(&mut best, name, totals::tally(row) + pending);
+                    ControlFlow::Continue(())
+                })
+            };
+            if complete.is_break() {
+                return None;
+            }
         }
         for (name, never_folded) in pending.rest() {
             offer(&mut best, name, never_folded);
@@ -296,7 +338,7 @@ impl<'a> ByValue<'a> {
                 return true;
             };
             let name = row.text(columns::total::NAME);
-            if !self.query.range.contains(name) {
+            if !self.query.asked.contains(name) {
                 continue;
             }
             let total = totals::tally(&row);

@@ -67,13 +67,16 @@ pub mod token {
     pub const HOLD: usize = 6;
 }
 
-/// `type`: name, min, max, description, generation, tracked.
+/// `type`: name, min, max, description, generation, tracked, per, zone, kept.
 pub mod types {
     pub const NAME: usize = 1;
     pub const MIN: usize = 2;
     pub const MAX: usize = 3;
     pub const GENERATION: usize = 5;
     pub const TRACKED: usize = 6;
+    pub const PER: usize = 7;
+    pub const ZONE: usize = 8;
+    pub const KEPT: usize = 9;
 }
 
 /// `hold`: id, name, amount, created_at, expires_at.

@@ -105,7 +105,11 @@ const TYPE: &[Column] = &[
     nullable("description", TEXTOID),
     column("generation", INT8OID),
     column("tracked", BOOLOID),
+    nullable("per", INTERVALOID),
+    nullable("zone", TEXTOID),
+    column("kept", INT4OID),
 ];
+const WINDOW_CLOCK: &[Column] = &[column("removed", INT8OID)];
 const HOLD: &[Column] = &[
     column("id", INT8OID),
     column("name", TEXTOID),
@@ -168,6 +172,7 @@ fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
         b"history_lane" => HISTORY_LANE,
         b"expired" => EXPIRED,
         b"cut" => CUT,
+        b"window_clock" => WINDOW_CLOCK,
         bucket if bucket.starts_with(b"bucket_") => BUCKET,
         log if log.starts_with(b"log_") => LOG,
         gate if gate.starts_with(b"gate_") => GATE,

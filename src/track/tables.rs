@@ -527,7 +527,7 @@ pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid, mode: LockMode) -> Optio
 /// # Errors
 /// Raises 42710 when it is, 0A000 when it has bounds, 55000 when there are counters and they are not adopted.
 pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
-    let query = "SELECT t.tracked, t.min IS NOT NULL OR t.max IS NOT NULL FROM ONLY counterx.type t WHERE t.name = $1";
+    let query = "SELECT t.tracked, t.min IS NOT NULL OR t.max IS NOT NULL OR t.per IS NOT NULL FROM ONLY counterx.type t WHERE t.name = $1";
     let known = catalogs.rows(query, &[type_name.into()], |row| {
         (row.get::<bool>(1), row.get::<bool>(2))
     });
@@ -544,9 +544,11 @@ pub fn take_type(catalogs: &Catalogs, type_name: &str, adopt: bool) {
         Some((_, Some(true))) => raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!("counters of type \"{type_name}\" have bounds"),
+                format!("counters of type \"{type_name}\" have bounds, or a window"),
             )
-            .set_hint("Use another type: the counters of a tracked table have no bounds."),
+            .set_hint(
+                "Use another type: the counters of a tracked table have no bounds and no windows.",
+            ),
         ),
         _ => {}
     }

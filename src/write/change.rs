@@ -1,8 +1,10 @@
 //! From a call to the maps of the running transaction: bounds first, then the sum.
 
 use crate::bounds::escrow;
-use crate::bounds::limits::Shortage;
+use crate::bounds::limits::{Limits, Shortage};
 use crate::bounds::types;
+use crate::bounds::windowed::Windowed;
+use crate::bounds::windows::Place;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::room;
@@ -15,6 +17,8 @@ use counterx_core::lane::NameHash;
 use counterx_core::pending::Refused;
 use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::borrow::Cow;
+use std::rc::Rc;
 
 /// Adds to a counter on behalf of the running (sub)transaction.
 ///
@@ -22,24 +26,63 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
 /// there is no memory for one more.
 pub fn add(name: &[u8], delta: i64) {
-    add_within_bounds(Kind::Increment, name, delta);
+    if let Some(limits) = types::limits_of(name) {
+        if let Some(window) = limits.window {
+            add_in_window(name, delta, limits, &types::window(window));
+            return;
+        }
+        if let Err(shortage) = escrow::request(name, delta, limits) {
+            raise_shortage(name, delta.into(), limits.bounds, &shortage)
+        }
+    }
+    put(Kind::Increment, name, delta);
 }
 
-/// The same for a change by which nothing is counted.
+/// The same. Returns the name that the counter is read by, as the caller wants to know what it has come to.
+///
+/// # Errors
+/// As of [`add`].
+pub fn add_to(name: &[u8], delta: i64) -> Cow<'_, [u8]> {
+    if let Some(limits) = types::limits_of(name)
+        && let Some(window) = limits.window
+    {
+        let place = add_in_window(name, delta, limits, &types::window(window));
+        return Cow::Owned(place.name().to_vec());
+    }
+    add(name, delta);
+    Cow::Borrowed(name)
+}
+
+fn add_in_window(name: &[u8], delta: i64, limits: Limits, windowed: &Rc<Windowed>) -> Place {
+    match try_add_in_window(name, delta, limits, windowed) {
+        Ok(place) => place,
+        Err(shortage) => raise_shortage(name, delta.into(), limits.bounds, &shortage),
+    }
+}
+
+/// Adds to a counter in the window that is running.
+fn try_add_in_window(
+    name: &[u8],
+    delta: i64,
+    limits: Limits,
+    windowed: &Rc<Windowed>,
+) -> Result<Place, Shortage> {
+    let place = escrow::request_in_window(name, delta, limits, windowed)?;
+    add_reserved(place.name(), delta);
+    Ok(place)
+}
+
+/// The same for a change by which nothing is counted, of a counter by the name that it is stored as.
 ///
 /// # Errors
 /// As of [`add`].
 pub fn adjust(name: &[u8], delta: i64) {
-    add_within_bounds(Kind::Adjustment, name, delta);
-}
-
-fn add_within_bounds(kind: Kind, name: &[u8], delta: i64) {
     if let Some(limits) = types::limits_of(name)
         && let Err(shortage) = escrow::request(name, delta, limits)
     {
         raise_shortage(name, delta.into(), limits.bounds, &shortage)
     }
-    put(kind, name, delta);
+    put(Kind::Adjustment, name, delta);
 }
 
 /// Adds to a counter, if its bounds allow it.
@@ -48,6 +91,9 @@ fn add_within_bounds(kind: Kind, name: &[u8], delta: i64) {
 /// [`Shortage`] when they do not; else as of [`add`].
 pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
     if let Some(limits) = types::limits_of(name) {
+        if let Some(window) = limits.window {
+            return try_add_in_window(name, delta, limits, &types::window(window)).map(drop);
+        }
         escrow::request(name, delta, limits)?;
     }
     add_reserved(name, delta);
@@ -94,7 +140,7 @@ fn put(kind: Kind, name: &[u8], delta: i64) {
 /// # Errors
 /// Raises 23514.
 pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Shortage) -> ! {
-    let name = crate::pg::error::quoted(name);
+    let name = crate::pg::error::quoted(&types::plain(name));
     let (message, hint) = match bounds {
         Bounds { min: Some(min), .. } if delta < 0 => (
             format!("counter {name} must not go below {min}"),
@@ -205,7 +251,7 @@ fn raise_out_of_range(name: &[u8]) -> ! {
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
             format!(
                 "the increments of counter {} in this transaction are out of range for type bigint",
-                crate::pg::error::quoted(name)
+                crate::pg::error::quoted(&types::plain(name))
             ),
         )
         .set_hint(

@@ -521,5 +521,55 @@ impl Shown {
     }
 }
 
+/// What is asked for by a range of names, in stored ones.
+#[derive(Debug)]
+pub struct Asked {
+    shown: Shown,
+    hull: NameRange,
+    segments: Vec<NameRange>,
+}
+
+impl Asked {
+    /// A range of names, of which these are shown.
+    pub fn new(shown: Shown, range: &NameRange) -> Self {
+        Self {
+            hull: shown.hull(range),
+            segments: shown.segments(range),
+            shown,
+        }
+    }
+
+    /// Which names are shown at all.
+    pub fn shown(&self) -> &Shown {
+        &self.shown
+    }
+
+    /// A range that has all of them, and others.
+    pub fn hull(&self) -> &NameRange {
+        &self.hull
+    }
+
+    /// Ranges that have them and no others, ascending.
+    pub fn segments(&self) -> &[NameRange] {
+        &self.segments
+    }
+
+    /// Is a stored name among them?
+    pub fn contains(&self, stored: &[u8]) -> bool {
+        self.hull.contains(stored) && self.shown.shows(stored)
+    }
+
+    /// Are all stored names among them?
+    pub fn is_all(&self) -> bool {
+        self.shown.is_plain() && self.hull.is_all()
+    }
+
+    /// How one of them is shown.
+    pub fn plain(&self, stored: &[u8]) -> Box<[u8]> {
+        let plain = self.shown.plain(stored);
+        plain.unwrap_or(Cow::Borrowed(stored)).into()
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -156,6 +156,11 @@ proptest! {
         let by_hull = stored.iter().filter(|name| hull.contains(name) && shown.shows(name));
         let by_hull: Vec<_> = by_hull.map(|name| shown.plain(name).unwrap().into_owned()).collect();
         prop_assert_eq!(&by_hull, &wanted);
+        let asked = Asked::new(shown.clone(), &range);
+        let by_asking = stored.iter().filter(|name| asked.contains(name));
+        let by_asking: Vec<_> = by_asking.map(|name| asked.plain(name).into_vec()).collect();
+        prop_assert_eq!(&by_asking, &wanted);
+        prop_assert!(!asked.is_all() || wanted.len() == stored.len());
         let segments = shown.segments(&range);
         let by_segments = segments.iter().flat_map(|segment| {
             stored.iter().filter(|name| segment.contains(name))

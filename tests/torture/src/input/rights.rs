@@ -21,6 +21,8 @@ const DENIED: &str = "42501";
 /// What everybody may call after CREATE EXTENSION, as the reference says. All else is closed.
 const OPEN: &[&str] = &[
     "counter_value",
+    "counter_window",
+    "counter_windows",
     "counter_values",
     "counter_list",
     "counter_sum",

@@ -1,0 +1,135 @@
+//! The window of a counter type: how long it is, and which one is running.
+
+use crate::pg::error::{quoted, raise, report};
+use crate::pg::memory::MemoryScope;
+use crate::pg::time::Calendar;
+use counterx_core::history::Unit;
+use counterx_core::windows::{BadName, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::RefCell;
+
+/// What is known of a type with a window.
+pub struct Windowed {
+    type_name: Box<[u8]>,
+    length: Length,
+    /// Of days and months.
+    zone: Box<[u8]>,
+    /// So many windows before the running one are kept.
+    kept: u32,
+    /// The one that was looked at last, and what stored names begin with in it.
+    known: RefCell<Option<(Window, Prefix)>>,
+}
+
+impl Windowed {
+    /// Of a type.
+    pub fn new(type_name: &[u8], length: Length, zone: &[u8], kept: u32) -> Self {
+        Self {
+            type_name: type_name.into(),
+            length,
+            zone: zone.into(),
+            kept,
+            known: RefCell::new(None),
+        }
+    }
+
+    /// What stored names begin with in the window that a time is in.
+    ///
+    /// # Errors
+    /// Raises 22008 for a time that is out of all windows.
+    pub fn prefix(&self, time: i64) -> Prefix {
+        self.with_known(time, |_, prefix| prefix.clone())
+    }
+
+    /// The window that a time is in, and how a counter of the type is stored in it.
+    ///
+    /// # Errors
+    /// Raises 22023 for a name that such a counter cannot have, 22008 for a time that is out of all windows.
+    pub fn stored(&self, name: &[u8], time: i64) -> (Window, StoredName) {
+        self.with_known(time, |window, prefix| match prefix.stored(name) {
+            Ok(stored) => (window, stored),
+            Err(why) => raise_bad_name(name, why),
+        })
+    }
+
+    fn with_known<T>(&self, time: i64, act: impl FnOnce(Window, &Prefix) -> T) -> T {
+        let mut known = self.known.borrow_mut();
+        let is_known = known
+            .as_ref()
+            .is_some_and(|(window, _)| window.contains(time));
+        if !is_known {
+            *known = None;
+        }
+        let (window, prefix) = known.get_or_insert_with(|| self.look_up(time));
+        act(*window, prefix)
+    }
+
+    /// The windows that are kept at a time, before the one that it is in: the last one first.
+    pub fn kept(&self, time: i64) -> Vec<Window> {
+        self.with_calendar(|calendar| {
+            let mut next = Window::at(self.length, calendar, time);
+            let before = std::iter::from_fn(|| {
+                next = next?.before(self.length, calendar);
+                next
+            });
+            before.take(self.kept as usize).collect()
+        })
+    }
+
+    /// How a counter is stored in one of its windows.
+    ///
+    /// # Errors
+    /// As of [`Windowed::stored`].
+    pub fn stored_in(&self, name: &[u8], window: Window) -> StoredName {
+        self.stored(name, window.start).1
+    }
+
+    fn look_up(&self, time: i64) -> (Window, Prefix) {
+        let window = self.with_calendar(|calendar| Window::at(self.length, calendar, time));
+        let found =
+            window.and_then(|window| Some((window, Prefix::new(&self.type_name, window.start)?)));
+        found.unwrap_or_else(|| {
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
+                    format!(
+                        "the time is out of all windows of counter type {}",
+                        quoted(&self.type_name)
+                    ),
+                )
+                .set_hint("Windows begin from 1970 to 2286. Set the server's clock right."),
+            )
+        })
+    }
+
+    fn with_calendar<T>(&self, look: impl FnOnce(&mut Calendar) -> T) -> T {
+        let unit = match self.length {
+            // Nobody asks for it.
+            Length::Fixed(_) => Unit::Event,
+            Length::Day => Unit::Day,
+            Length::Month => Unit::Month,
+        };
+        // SAFETY: what leaves the scope are numbers.
+        let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
+        look(&mut Calendar::new(unit, &self.zone))
+    }
+}
+
+fn raise_bad_name(name: &[u8], why: BadName) -> ! {
+    let (message, hint) = match why {
+        BadName::TooLong => (
+            format!(
+                "name of a counter with a window is too long: {} bytes",
+                name.len()
+            ),
+            format!("It has {MAX_WINDOWED_BYTES} bytes at most, as the window is stored with it."),
+        ),
+        BadName::Separator => (
+            format!(
+                "name of a counter with a window has a character that it must not have: {}",
+                quoted(name)
+            ),
+            "The character is chr(1). Leave it out.".to_owned(),
+        ),
+    };
+    raise(report(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message).set_hint(hint))
+}

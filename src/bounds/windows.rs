@@ -1,0 +1,196 @@
+//! In which window a call counts, and which one a look shows.
+//!
+//! # Time
+//! Who calls goes by the clock of the shared memory, which never goes back, and by what is on disk: up to when windows
+//! may have been removed. After it has reserved and read, it looks again ([`Place::is_left`]), and begins anew where its
+//! window is over: see `counterx_core::windows`.
+//!
+//! What is on disk matters where the clock in shared memory begins anew: after a restart, or a promotion. So it is read
+//! once in a transaction; where there is no shared memory, and on a standby, at each look.
+//!
+//! Who looks goes by the same time in READ COMMITTED. A transaction that goes by one snapshot keeps to the time of its
+//! first look, or of its last call where that is later: a snapshot that is older than that sees all windows that were
+//! not removed by then.
+
+use crate::bounds::accounts::{self, Partition};
+use crate::bounds::types;
+use crate::bounds::windowed::Windowed;
+use crate::pg::cell;
+use crate::pg::ports;
+use crate::pg::room;
+use crate::store::catalog;
+use crate::store::tables;
+use counterx_core::windows::{self, Prefix, Shown, StoredName, Window};
+use pgrx::pg_sys;
+use std::borrow::Cow;
+use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
+
+/// What the running transaction has gone by.
+#[derive(Clone, Copy)]
+struct Known {
+    /// When it began: what is known of another one is nothing.
+    transaction: i64,
+    /// Up to when windows may have been removed; None: not read yet.
+    removed: Option<i64>,
+    /// The time of its last call, or of its first look where it goes by one snapshot.
+    last: Option<i64>,
+}
+
+thread_local! {
+    static KNOWN: Cell<Known> = const {
+        Cell::new(Known {
+            transaction: i64::MIN,
+            removed: None,
+            last: None,
+        })
+    };
+}
+
+/// Two transactions that begin in one microsecond know the same. That does no harm: time goes on.
+fn known() -> Known {
+    // SAFETY: reads a variable of the backend.
+    let transaction = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+    let known = KNOWN.get();
+    if known.transaction == transaction {
+        known
+    } else {
+        Known {
+            transaction,
+            removed: None,
+            last: None,
+        }
+    }
+}
+
+/// The time now.
+fn now(known: &mut Known) -> i64 {
+    let is_shared = Partition::of(0).is_some() && !ports::recovery_in_progress();
+    let removed = match known.removed.filter(|_| is_shared) {
+        Some(removed) => removed,
+        None => {
+            let [removed] = cell::read(&tables::open(catalog::relation_of("window_clock")));
+            known.removed = Some(removed);
+            removed
+        }
+    };
+    windows::time(accounts::clock(), removed, known.last)
+}
+
+/// Where a call counts, or what a look shows.
+pub struct Place {
+    windowed: Rc<Windowed>,
+    window: Window,
+    stored: StoredName,
+}
+
+impl Place {
+    /// Of a call of this moment.
+    ///
+    /// # Errors
+    /// Raises 22023 for a name that a counter of such a type cannot have.
+    pub fn of(name: &[u8], windowed: &Rc<Windowed>) -> Self {
+        let mut known = known();
+        let time = now(&mut known);
+        known.last = Some(time);
+        KNOWN.set(known);
+        let (window, stored) = windowed.stored(name, time);
+        Self {
+            windowed: Rc::clone(windowed),
+            window,
+            stored,
+        }
+    }
+
+    /// The name that the counter has in its window.
+    pub fn name(&self) -> &[u8] {
+        self.stored.get()
+    }
+
+    /// Is its window over? To be asked when all is reserved and read.
+    pub fn is_left(&self) -> bool {
+        let mut known = known();
+        let time = now(&mut known);
+        KNOWN.set(known);
+        !self.window.contains(time)
+    }
+
+    /// The window.
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// The names that the counter has in windows before this one, which are kept; the last one first.
+    pub fn before(&self, name: &[u8]) -> Vec<(Window, StoredName)> {
+        let kept = self.windowed.kept(self.window.start);
+        kept.into_iter()
+            .map(|window| (window, self.windowed.stored_in(name, window)))
+            .collect()
+    }
+}
+
+/// One look at counters, of however many: all by one time.
+#[derive(Default)]
+pub struct Look(OnceCell<i64>);
+
+impl Look {
+    fn time(&self) -> i64 {
+        *self.0.get_or_init(|| {
+            let mut known = known();
+            let is_fixed = ports::isolation_uses_xact_snapshot();
+            let time = match known.last.filter(|_| is_fixed) {
+                Some(last) => last,
+                None => now(&mut known),
+            };
+            if is_fixed {
+                known.last = Some(time);
+            }
+            KNOWN.set(known);
+            time
+        })
+    }
+
+    /// The window of a counter that is shown. None: its type has none.
+    ///
+    /// # Errors
+    /// As of [`Place::of`].
+    pub fn place(&self, name: &[u8]) -> Option<Place> {
+        let windowed = types::window_of(name)?;
+        let (window, stored) = windowed.stored(name, self.time());
+        Some(Place {
+            windowed,
+            window,
+            stored,
+        })
+    }
+
+    /// The name that is read for a counter.
+    ///
+    /// # Errors
+    /// As of [`Place::of`].
+    pub fn name<'a>(&self, name: &'a [u8]) -> Cow<'a, [u8]> {
+        match self.place(name) {
+            Some(place) => Cow::Owned(place.name().to_vec()),
+            None => Cow::Borrowed(name),
+        }
+    }
+
+    /// Which names are shown of all that are stored.
+    pub fn shown(&self) -> Shown {
+        let windows = types::all_windows();
+        let prefixes = windows.iter().map(|windowed| windowed.prefix(self.time()));
+        Shown::new(room::collect(prefixes))
+    }
+}
+
+/// What stored names of a type begin with that has windows: those of the one that is running now, and of later ones, are
+/// no less.
+pub fn running(type_name: &[u8]) -> Option<Prefix> {
+    let windowed = types::window_of_type(type_name)?;
+    Some(windowed.prefix(now(&mut known())))
+}
+
+/// Which names are shown of all that are stored, by a look of this moment.
+pub fn shown() -> Shown {
+    Look::default().shown()
+}
