@@ -457,6 +457,10 @@ CREATE FUNCTION counter_window(name text)
     RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100 ROWS 1
     AS 'MODULE_PATHNAME', 'counter_window_wrapper';
+CREATE FUNCTION counter_try(name text, delta bigint DEFAULT 1)
+    RETURNS TABLE (granted boolean, retry_at timestamptz)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 100 ROWS 1
+    AS 'MODULE_PATHNAME', 'counter_try_wrapper';
 CREATE FUNCTION counter_windows(name text)
     RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 10
@@ -904,6 +908,7 @@ COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
+COMMENT ON FUNCTION counter_try(text, bigint) IS 'what counter_try_incr() does; where it is not granted, with the time from which it would be';
 COMMENT ON FUNCTION counter_take_up_to(text, bigint) IS 'subtracts as much as there is, up to an amount, and returns how much';
 COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what could be taken now';
 COMMENT ON FUNCTION counter_hold(text, bigint, interval, text) IS 'sets an amount of a bounded counter aside for some time; returns the id of the hold';

@@ -361,6 +361,7 @@ FROM PUBLIC;
 ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
 ALTER FUNCTION counter_list(text, text, bigint) ROWS 100;
 ALTER FUNCTION counter_window(text) ROWS 1;
+ALTER FUNCTION counter_try(text, bigint) ROWS 1;
 ALTER FUNCTION counter_windows(text) ROWS 10;
 ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;
@@ -406,6 +407,7 @@ COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
+COMMENT ON FUNCTION counter_try(text, bigint) IS 'what counter_try_incr() does; where it is not granted, with the time from which it would be';
 COMMENT ON FUNCTION counter_take_up_to(text, bigint) IS 'subtracts as much as there is, up to an amount, and returns how much';
 COMMENT ON FUNCTION counter_available(text) IS 'value of a counter, what is on hold of it, and what could be taken now';
 COMMENT ON FUNCTION counter_hold(text, bigint, interval, text) IS 'sets an amount of a bounded counter aside for some time; returns the id of the hold';

@@ -3,15 +3,47 @@
 use super::args;
 use super::args::Text;
 use crate::bounds::escrow;
+use crate::bounds::limits::Shortage;
 use crate::bounds::types;
 use crate::bounds::windows::Look;
 use crate::write::change;
+use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_try_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool {
     change::check_may_write(c"counter_try_incr()");
     change::try_add(args::name(name), args::delta(delta)).is_ok()
+}
+
+/// One row: a table function, as it has several columns.
+#[pg_extern(volatile, parallel_unsafe, cost = 100)]
+fn counter_try(
+    name: Option<Text>,
+    delta: default!(Option<i64>, 1),
+) -> TableIterator<
+    'static,
+    (
+        name!(granted, bool),
+        name!(retry_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    change::check_may_write(c"counter_try()");
+    let row = match change::try_add(args::name(name), args::delta(delta)) {
+        Ok(()) => (true, None),
+        Err(Shortage { renewal: None, .. }) => (false, None),
+        Err(Shortage {
+            renewal: Some(renewal),
+            ..
+        }) => {
+            let retry_at = renewal
+                .retry_at
+                .and_then(|at| TimestampWithTimeZone::try_from(at).ok());
+            let never = TimestampWithTimeZone::positive_infinity;
+            (false, Some(retry_at.unwrap_or_else(never)))
+        }
+    };
+    TableIterator::once(row)
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]

@@ -47,8 +47,11 @@ impl<'a> Held<'a> {
         NameLock::take(name);
         loop {
             // Of the moment at which it is locked.
-            let window = types::limits_of(name).and_then(|limits| limits.window);
-            let place = window.map(|window| Place::of(name, &types::window(window)));
+            let place = types::window_of(name).map(|windowed| {
+                // The transaction goes by the type from here on.
+                types::known_limits_of(name);
+                Place::of(name, &windowed)
+            });
             let stored = match &place {
                 Some(place) => Cow::Owned(place.name().to_vec()),
                 None => Cow::Borrowed(name),

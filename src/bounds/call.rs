@@ -135,6 +135,7 @@ impl<'a> Call<'a> {
             available: escrow::available(bounds, seen, own, now, noted),
             others: others != 0,
             held: seen.held > own.released_at(now).into(),
+            renewal: None,
         }
     }
 

@@ -97,7 +97,12 @@ pub fn request_in_window(
                 if let Some(lock) = lock {
                     lock.release();
                 }
-                return Err(shortage);
+                // What others hold back may be free at any time.
+                let renewal = place.renewal(limits.bounds.max, delta, shortage.value);
+                return Err(Shortage {
+                    renewal: Some(renewal),
+                    ..shortage
+                });
             }
         }
     }

@@ -34,4 +34,15 @@ pub struct Shortage {
     pub others: bool,
     /// Is something on hold?
     pub held: bool,
+    /// Of a counter that begins anew.
+    pub renewal: Option<Renewal>,
+}
+
+/// When a counter begins anew.
+#[derive(Clone, Copy)]
+pub struct Renewal {
+    /// The end of the running window.
+    pub ends_at: i64,
+    /// When what was not granted would be, if nobody else came; None: never.
+    pub retry_at: Option<i64>,
 }

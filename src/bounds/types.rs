@@ -45,6 +45,8 @@ thread_local! {
     /// What is known is [`TYPES`]; and whether there are none, for the hot path.
     static KNOWN: Cell<bool> = const { Cell::new(false) };
     static NONE: Cell<bool> = const { Cell::new(false) };
+    /// One of them has a window, for reads.
+    static ANY_WINDOW: Cell<bool> = const { Cell::new(false) };
     static TYPES: RefCell<Types> = RefCell::default();
     /// How often the types have changed, as far as this backend has heard.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
@@ -156,7 +158,7 @@ pub fn plain(name: &[u8]) -> Cow<'_, [u8]> {
 /// The window of a counter's type, if it has one.
 pub fn window_of(name: &[u8]) -> Option<Rc<Windowed>> {
     know();
-    if NONE.get() {
+    if !ANY_WINDOW.get() {
         return None;
     }
     find(name)?.window.map(window)
@@ -232,6 +234,7 @@ fn load(read: impl FnOnce() -> Types) -> u64 {
     let unchanged = CHANGES.get() == changes;
     NONE.set(unchanged && types.all.is_empty());
     KNOWN.set(unchanged);
+    ANY_WINDOW.set(!types.windows.is_empty());
     TYPES.set(types);
     changes
 }

@@ -13,6 +13,7 @@
 //! not removed by then.
 
 use crate::bounds::accounts::{self, Partition};
+use crate::bounds::limits::Renewal;
 use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
 use crate::pg::cell;
@@ -20,7 +21,7 @@ use crate::pg::ports;
 use crate::pg::room;
 use crate::store::catalog;
 use crate::store::tables;
-use counterx_core::windows::{self, Prefix, Shown, StoredName, Window};
+use counterx_core::windows::{self, Kind, Prefix, Refused, Shown, StoredName, Window};
 use pgrx::pg_sys;
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
@@ -113,6 +114,25 @@ impl Place {
         let time = now(&mut known);
         KNOWN.set(known);
         !self.window.contains(time)
+    }
+
+    /// When it begins anew, for a call that was not granted so much of the maximum, at a value of so much.
+    pub fn renewal(&self, max: Option<i64>, wanted: i64, used: i128) -> Renewal {
+        let refused = Refused {
+            max: max.unwrap_or(i64::MAX),
+            wanted: wanted.max(0),
+            used,
+            previous: 0,
+        };
+        let next = Window {
+            start: self.window.end,
+            ..self.window
+        };
+        let time = now(&mut known());
+        Renewal {
+            ends_at: self.window.end,
+            retry_at: refused.retry_at(Kind::Fixed, self.window, next, time),
+        }
     }
 
     /// The window.

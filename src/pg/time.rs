@@ -144,6 +144,16 @@ impl windows::Calendar for Calendar {
     }
 }
 
+/// A time as the session shows it.
+pub fn text(time: i64) -> String {
+    // SAFETY: timestamptz_out(timestamptz) -> cstring, of ASCII.
+    let text = unsafe {
+        direct_function_call_as_datum(pg_sys::timestamptz_out, &[Some(time.into())])
+            .map(|text| std::ffi::CStr::from_ptr(text.cast_mut_ptr()))
+    };
+    text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
+}
+
 /// The three parts of an interval: months, days, microseconds.
 ///
 /// # Safety

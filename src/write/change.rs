@@ -8,6 +8,7 @@ use crate::bounds::windows::Place;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::room;
+use crate::pg::time;
 use crate::settings;
 use crate::store::catalog;
 use crate::transaction::pending::{self, Kind, PHASE, Phase, Source};
@@ -171,6 +172,10 @@ pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Short
         (false, true, _) => " What other transactions are about to add counts as well.",
         _ => "",
     };
+    if let Some(renewal) = &shortage.renewal {
+        let ends_at = time::text(renewal.ends_at);
+        detail += &format!(" It begins anew at {ends_at}.");
+    }
     raise(
         report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)
             .set_detail(detail)

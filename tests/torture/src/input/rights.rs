@@ -51,6 +51,7 @@ const OPEN: &[&str] = &[
     "counter_hit_many",
     "counter_try_hit",
     "counter_try_incr",
+    "counter_try",
     "counter_take_up_to",
     "counter_hold",
     "counter_hold_confirm",
