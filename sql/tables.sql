@@ -123,7 +123,9 @@ CREATE TABLE counterx.type (
     tracked boolean NOT NULL DEFAULT false,
     per interval,
     zone text,
-    kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000)
+    kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000),
+    sliding boolean NOT NULL DEFAULT false,
+    CONSTRAINT type_sliding_check CHECK (NOT sliding OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL AND kept OPERATOR(pg_catalog.>=) 1))
 );
 COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
 

@@ -34,7 +34,7 @@ use counterx_core::escrow::Bounds;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
-use counterx_core::windows::{BadLength, Length, MAX_WINDOWED_BYTES, Prefix, Stored};
+use counterx_core::windows::{BadLength, Kind, Length, MAX_WINDOWED_BYTES, Prefix, Stored};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -52,9 +52,10 @@ struct Options {
     per: Option<Option<(i32, i32, i64)>>,
     time_zone: Option<Option<Vec<u8>>>,
     kept: Option<Option<i64>>,
+    sliding: Option<bool>,
 }
 
-const OPTIONS_HINT: &str = "Options are min, max, description, per, time_zone and kept, such as {\"max\": 100, \"min\": null}.";
+const OPTIONS_HINT: &str = "Options are min, max, description, per, time_zone, kept and sliding, such as {\"max\": 100, \"min\": null}.";
 
 fn invalid_options(message: &str) -> ErrorReport {
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
@@ -101,10 +102,12 @@ impl Options {
         per: Option<Interval>,
         time_zone: Option<Text>,
         kept: Option<i64>,
+        sliding: Option<bool>,
     ) -> Self {
         let twice = (per.is_some() && self.per.is_some())
             || (time_zone.is_some() && self.time_zone.is_some())
-            || (kept.is_some() && self.kept.is_some());
+            || (kept.is_some() && self.kept.is_some())
+            || (sliding.is_some() && self.sliding.is_some());
         if twice {
             raise(invalid_options("option of a counter type is given twice"));
         }
@@ -112,6 +115,7 @@ impl Options {
         let time_zone = time_zone.map(|Text(zone)| Some(room::copy(zone)));
         self.time_zone = self.time_zone.or(time_zone);
         self.kept = self.kept.or(kept.map(Some));
+        self.sliding = self.sliding.or(sliding);
         self
     }
 
@@ -144,6 +148,17 @@ impl Options {
             b"description" => self.description = Some(text()),
             b"time_zone" => self.time_zone = Some(text()),
             b"kept" => self.kept = Some(bound()),
+            b"sliding" => {
+                self.sliding = match member {
+                    Member::Bool(sliding) => Some(*sliding),
+                    Member::Null => Some(false),
+                    other => invalid(format!(
+                        "{} must be true or false, and is {}.",
+                        quoted(key),
+                        other.kind()
+                    )),
+                }
+            }
             b"per" => {
                 self.per = Some(text().map(|per| {
                     // SAFETY: an interval.
@@ -159,16 +174,17 @@ impl Options {
 }
 
 /// How often the counters of a type begin anew.
-struct Renewal {
+struct PerWindow {
     per: pgrx::datum::Interval,
     zone: Option<String>,
     kept: i32,
+    sliding: bool,
 }
 
 /// The most windows before the running one that are kept.
 const MOST_KEPT: i64 = 1000;
 
-impl Renewal {
+impl PerWindow {
     /// None: they do not.
     ///
     /// # Errors
@@ -176,10 +192,11 @@ impl Renewal {
     fn new(name: &str, options: &Options) -> Option<Self> {
         let zone = options.time_zone.as_ref().and_then(Option::as_deref);
         let kept = options.kept.flatten();
+        let sliding = options.sliding.unwrap_or(false);
         let Some((months, days, micros)) = options.per.flatten() else {
-            if zone.is_some() || kept.is_some() {
+            if zone.is_some() || kept.is_some() || sliding {
                 raise(
-                    invalid_options("time_zone and kept are for types with a window")
+                    invalid_options("time_zone, kept and sliding are for types with a window")
                         .set_detail("Without \"per\", the counters of a type do not begin anew."),
                 );
             }
@@ -205,7 +222,13 @@ impl Renewal {
                     .set_hint("Leave it out."),
             );
         }
-        let kept = kept.unwrap_or(0);
+        let kept = kept.unwrap_or(i64::from(sliding));
+        if sliding && kept == 0 {
+            raise(
+                args::invalid("windows that slide need the one before the running one")
+                    .set_hint("Let kept be 1 or more, or leave it out."),
+            );
+        }
         let Some(kept) = i32::try_from(kept)
             .ok()
             .filter(|_| (0..=MOST_KEPT).contains(&kept))
@@ -228,7 +251,12 @@ impl Renewal {
         }
         let per = pgrx::datum::Interval::new(months, days, micros);
         let zone = zone.map(|zone| String::from_utf8_lossy(args::zone(zone)).into_owned());
-        per.ok().map(|per| Self { per, zone, kept })
+        per.ok().map(|per| Self {
+            per,
+            zone,
+            kept,
+            sliding,
+        })
     }
 }
 
@@ -264,12 +292,17 @@ fn counter_type_create(
     per: default!(Option<Interval>, "NULL"),
     time_zone: default!(Option<Text>, "NULL"),
     kept: default!(Option<i64>, "NULL"),
+    sliding: default!(Option<bool>, "NULL"),
 ) -> bool {
     change::check_may_write(c"counter_type_create()");
     let name = type_name(name);
-    let options = Options::new(min, max, description, options).with_window(per, time_zone, kept);
-    let renewal = Renewal::new(&name, &options);
+    let options =
+        Options::new(min, max, description, options).with_window(per, time_zone, kept, sliding);
+    let per_window = PerWindow::new(&name, &options);
     let bounds = changed(Bounds::default(), &options);
+    if per_window.as_ref().is_some_and(|window| window.sliding) {
+        must_slide(bounds);
+    }
     lock_types(Looker::Definer);
     if find(&name).is_some() {
         raise(
@@ -280,19 +313,19 @@ fn counter_type_create(
             .set_hint("Change it with counter_type_alter()."),
         );
     }
-    if renewal.is_some() {
+    if per_window.is_some() {
         must_have_no_history(&name);
         must_have_no_counters(&name);
     } else {
         check_counters(&name, bounds, Looker::Definer);
     }
-    let (per, zone, kept) = match renewal {
-        Some(Renewal { per, zone, kept }) => (Some(per), zone, kept),
-        None => (None, None, 0),
+    let (per, zone, kept, sliding) = match per_window {
+        Some(window) => (Some(window.per), window.zone, window.kept, window.sliding),
+        None => (None, None, 0, false),
     };
     run(
-        "INSERT INTO counterx.type (name, min, max, description, generation, per, zone, kept) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO counterx.type (name, min, max, description, generation, per, zone, kept, sliding) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         &[
             name.as_str().into(),
             bounds.min.into(),
@@ -302,6 +335,7 @@ fn counter_type_create(
             per.into(),
             zone.into(),
             kept.into(),
+            sliding.into(),
         ],
     );
     check_done(&name, Some(bounds));
@@ -320,7 +354,13 @@ fn counter_type_alter(
     change::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
-    if options.per.is_some() || options.time_zone.is_some() || options.kept.is_some() {
+    let of_window = (
+        options.per.is_some(),
+        options.time_zone.is_some(),
+        options.kept.is_some(),
+        options.sliding.is_some(),
+    );
+    if of_window != (false, false, false, false) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -333,6 +373,9 @@ fn counter_type_alter(
     lock_types(Looker::Definer);
     let old = must_be_changeable(&name);
     let new = changed(old, &options);
+    if types::window_of_type(name.as_bytes()).is_some_and(|window| window.kind() == Kind::Sliding) {
+        must_slide(new);
+    }
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
     if tighter {
@@ -375,6 +418,18 @@ fn counter_type_drop(name: Option<Text>) -> bool {
     );
     check_done(&name, None);
     true
+}
+
+/// # Errors
+/// Raises 22023 for bounds that counters cannot have whose windows slide.
+fn must_slide(bounds: Bounds) {
+    if bounds.min.is_some() || bounds.max.is_none() {
+        raise(
+            args::invalid("counters whose windows slide have a maximum, and no minimum")
+                .set_detail("What was counted in the window before leaves less of the maximum; it cannot be given back.")
+                .set_hint("Give max alone."),
+        );
+    }
 }
 
 /// What a counter with a window is stored as means nothing without the type. So its counters go with it, those of all

@@ -33,6 +33,10 @@ pub struct Slot {
     pub reserved: u32,
     /// See `reserved`.
     pub given_back: u32,
+    /// The most that was counted in the window before, where windows slide; negative: not known.
+    pub before: i64,
+    /// That is what was counted.
+    pub before_is_final: bool,
     /// Of the name, in bytes.
     pub name_length: u16,
     /// The counter.
@@ -47,12 +51,32 @@ impl Slot {
         users: 0,
         reserved: 0,
         given_back: 0,
+        before: -1,
+        before_is_final: false,
         name_length: 0,
         name: [0; MAX_NAME_BYTES],
     };
 
     fn is_of(&self, database: u32, name: &[u8]) -> bool {
         self.database == database && self.name[..usize::from(self.name_length)] == *name
+    }
+
+    /// The most that was counted in the window before, and whether that is final.
+    pub fn before(&self) -> Option<(i128, bool)> {
+        (self.before >= 0).then_some((self.before.into(), self.before_is_final))
+    }
+
+    /// Learns how much that was, at most: nobody counts in that window any more.
+    pub fn learn_before(&mut self, most: i128, is_final: bool) {
+        let most = i64::try_from(most.max(0)).unwrap_or(i64::MAX);
+        if self.before_is_final {
+            return;
+        }
+        self.before = match is_final || self.before < 0 {
+            true => most,
+            false => self.before.min(most),
+        };
+        self.before_is_final = is_final;
     }
 
     /// A transaction gives back what it had reserved.

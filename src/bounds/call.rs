@@ -2,7 +2,7 @@
 
 use crate::bounds::accounts::{self, Partition};
 use crate::bounds::limits::{Denied, Shortage};
-use crate::bounds::reservations::RESERVATIONS;
+use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
 use crate::bounds::windows::Place;
 use crate::pg::error::{quoted, raise, report};
@@ -13,6 +13,7 @@ use crate::settings;
 use counterx_core::escrow::{self, Bounds, End, Noted, Seen, Verdict};
 use counterx_core::lane::NameHash;
 use counterx_core::path::{Change, Path, Step};
+use counterx_core::windows::StoredName;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub struct Reserved {
     pub given_back: u32,
     /// Is it granted by what the account knows?
     pub covered: bool,
+    /// What it knows of the window before, where that counts still.
+    before: Option<(i128, bool)>,
 }
 
 impl<'a> Call<'a> {
@@ -135,6 +138,7 @@ impl<'a> Call<'a> {
             available: escrow::available(bounds, seen, own, now, noted),
             others: others != 0,
             held: seen.held > own.released_at(now).into(),
+            before: 0,
             renewal: None,
         }
     }
@@ -146,6 +150,12 @@ impl<'a> Call<'a> {
     pub fn request_alone(&self, bounds: Bounds) -> Result<Noted, Denied> {
         let lock = BoundLock::take(self.lock_name());
         let clock = accounts::clock();
+        // Others keep the lock on the name as long as they are in flight, in whatever window.
+        let before = self.name_before().map_or(0, |name| {
+            let own = reservations::own_path(NameHash::of(name.get()), name.get());
+            seen::seen_by_others(name.get(), clock).value + i128::from(own.amounts().adds)
+        });
+        let bounds = self.limited(bounds, before);
         let seen = seen::seen_by_others(self.name, clock);
         let noted = Noted::NOBODY;
         let denied = if self.is_over() {
@@ -154,7 +164,10 @@ impl<'a> Call<'a> {
             self.note();
             return Ok(noted);
         } else {
-            Denied::Short(self.shortage(bounds, seen, clock, noted))
+            Denied::Short(Shortage {
+                before,
+                ..self.shortage(bounds, seen, clock, noted)
+            })
         };
         // Who has reserved nothing holds nobody up, least of all when he is prepared.
         lock.release();
@@ -179,6 +192,8 @@ impl<'a> Call<'a> {
             failpoint!("escrow.reserved");
             // After it: who leans on a hold that was released is like one who confirms it.
             let now = self.now(clock);
+            let before = self.look_before(partition, &reserved, clock);
+            let bounds = self.limited(bounds, before);
             let seen = seen::seen_by_others(self.name, clock);
             let slot = reserved.slot;
             partition.lock().slots()[slot]
@@ -200,12 +215,10 @@ impl<'a> Call<'a> {
             let until = *deadline.get_or_insert_with(|| Instant::now() + settings::escrow_wait());
             let left = until.saturating_duration_since(Instant::now());
             if verdict == Verdict::Refused || left.is_zero() {
-                return Err(Denied::Short(self.shortage(
-                    bounds,
-                    seen,
-                    now,
-                    reserved.noted,
-                )));
+                return Err(Denied::Short(Shortage {
+                    before,
+                    ..self.shortage(bounds, seen, now, reserved.noted)
+                }));
             }
             let known = reserved.given_back.wrapping_add(1);
             // In the next window all is there again.
@@ -218,6 +231,54 @@ impl<'a> Call<'a> {
                 return Err(Denied::Over);
             }
         }
+    }
+
+    /// The name that the counter has in the window before, if that counts still.
+    pub fn name_before(&self) -> Option<StoredName> {
+        let (place, counter) = self.window?;
+        place.name_before(counter)
+    }
+
+    /// The bounds that are left where so much was counted in the window before.
+    pub fn limited(&self, bounds: Bounds, before: i128) -> Bounds {
+        self.window
+            .map_or(bounds, |(place, _)| place.limited(bounds, before))
+    }
+
+    /// The same for what the account knows. None: it has to be looked up.
+    fn limited_if_known(&self, bounds: Bounds, before: Option<(i128, bool)>) -> Option<Bounds> {
+        match self.window.filter(|(place, _)| place.is_sliding()) {
+            Some((place, _)) => before.map(|(before, _)| place.limited(bounds, before)),
+            None => Some(bounds),
+        }
+    }
+
+    /// What was counted in the window before, at most. To be called when it is reserved: nobody is granted anything
+    /// there any more, who has not reserved by now.
+    fn look_before(&self, partition: Partition, reserved: &Reserved, clock: i64) -> i128 {
+        if let Some((before, true)) = reserved.before {
+            return before;
+        }
+        let Some(name) = self.name_before() else {
+            return 0;
+        };
+        let hash = NameHash::of(name.get());
+        let in_flight = Partition::of(hash.get()).map_or(0, |partition| {
+            let mut guard = partition.lock();
+            let at = accounts::find_slot(&mut guard, hash, name.get());
+            at.map_or(0, |at| guard.slots()[at].account.in_flight().adds)
+        });
+        failpoint!("window.noted");
+        // After that: who has committed since may be counted twice, and is nobody's loss when he is looked at again.
+        let value = seen::seen_by_others(name.get(), clock).value;
+        let mut guard = partition.lock();
+        let slot = &mut guard.slots()[reserved.slot];
+        let most = value + in_flight;
+        if slot.account.has_forgotten_since(reserved.noted) {
+            return most;
+        }
+        slot.learn_before(most, in_flight == 0);
+        slot.before().map_or(most, |(before, _)| before)
     }
 
     /// Granted, unless the window is over by now: whoever has gone by a time in the next one before this was reserved
@@ -284,7 +345,9 @@ impl<'a> Call<'a> {
             // Increments may have gone past the account while the counter had no bounds.
             slot.account.forget();
             slot.generation = self.generation;
+            (slot.before, slot.before_is_final) = (-1, false);
         }
+        let before = slot.before();
         let noted = slot.account.reserve_step(&self.step);
         slot.users += u32::from(known.is_none());
         slot.reserved = slot.reserved.wrapping_add(1);
@@ -293,7 +356,9 @@ impl<'a> Call<'a> {
             noted,
             reserved: slot.reserved,
             given_back: slot.given_back,
-            covered: slot.account.is_covered(bounds, self.step.wanted()),
+            covered: (self.limited_if_known(bounds, before))
+                .is_some_and(|bounds| slot.account.is_covered(bounds, self.step.wanted())),
+            before,
         };
         drop(guard);
         RESERVATIONS.with_borrow_mut(|all| all.owns[self.at].slot = Some(at));

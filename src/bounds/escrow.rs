@@ -31,6 +31,7 @@ use crate::bounds::reservations;
 use crate::bounds::seen;
 use crate::bounds::windowed::Windowed;
 use crate::bounds::windows::Place;
+use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
 use crate::read::reader;
@@ -38,6 +39,8 @@ use crate::transaction::restored;
 use counterx_core::escrow::{self, Bounds, Noted};
 use counterx_core::lane::NameHash;
 use counterx_core::path::Change;
+use counterx_core::windows::{Kind, Refused};
+use pgrx::PgSqlErrorCode;
 use std::rc::Rc;
 
 /// Reserves what a delta needs, for the running (sub)transaction. To be called before the delta is
@@ -77,6 +80,21 @@ pub fn request_in_window(
     windowed: &Rc<Windowed>,
 ) -> Result<Place, Shortage> {
     restored::check(name);
+    if delta < 0 && windowed.kind() == Kind::Sliding {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!(
+                    "counter {} cannot be decreased, as its windows slide",
+                    quoted(name)
+                ),
+            )
+            .set_detail(
+                "What was counted in one window limits what can be counted in the next one.",
+            )
+            .set_hint("Use a type whose windows do not slide for what is given back."),
+        );
+    }
     if limits.bounds == Bounds::default() {
         // Nothing is reserved. That it is changed by this type is known from here on: see `unchanged.rs`.
         let place = Place::of(name, windowed);
@@ -98,7 +116,12 @@ pub fn request_in_window(
                     lock.release();
                 }
                 // What others hold back may be free at any time.
-                let renewal = place.renewal(limits.bounds.max, delta, shortage.value);
+                let renewal = place.renewal(&Refused {
+                    max: limits.bounds.max.unwrap_or(i64::MAX),
+                    wanted: delta.max(0),
+                    used: shortage.value,
+                    previous: shortage.before,
+                });
                 return Err(Shortage {
                     renewal: Some(renewal),
                     ..shortage
@@ -136,7 +159,11 @@ fn request_by(call: &Call, bounds: Bounds) -> Result<(), Denied> {
             Ok(())
         }
         Err(Denied::Short(shortage)) => {
-            Err(Denied::Short(call.refusal_by_snapshot(bounds, shortage)))
+            let (bounds, before) = (call.limited_as_seen(bounds), shortage.before);
+            Err(Denied::Short(Shortage {
+                before,
+                ..call.refusal_by_snapshot(bounds, shortage)
+            }))
         }
         Err(Denied::Over) => Err(Denied::Over),
     }

@@ -32,13 +32,14 @@ use crate::bounds::base::Base;
 use crate::bounds::call::Call;
 use crate::bounds::holds;
 use crate::bounds::limits::Shortage;
-use crate::bounds::reservations::RESERVATIONS;
+use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::read::reader;
 use counterx_core::escrow::{self, Bounds, Noted, Seen, Verdict};
+use counterx_core::lane::NameHash;
 use counterx_core::path::{Path, Step};
 use pgrx::PgSqlErrorCode;
 
@@ -98,6 +99,20 @@ impl Call<'_> {
         if !bears(&base) {
             contradiction(self.name);
         }
+    }
+
+    /// The bounds that are left for a window, as far as the snapshot of a serializable transaction shows the one
+    /// before.
+    pub fn limited_as_seen(&self, bounds: Bounds) -> Bounds {
+        let Some(name) = self.name_before() else {
+            return bounds;
+        };
+        if !ports::isolation_is_serializable() {
+            return bounds;
+        }
+        let own = reservations::own_path(NameHash::of(name.get()), name.get());
+        let seen = read_as_seen(name.get(), clock());
+        self.limited(bounds, seen.value + i128::from(own.amounts().adds))
     }
 
     /// What a refusal says to a transaction with one snapshot.

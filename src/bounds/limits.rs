@@ -34,6 +34,8 @@ pub struct Shortage {
     pub others: bool,
     /// Is something on hold?
     pub held: bool,
+    /// What was counted in the window before, at most, and counts still in part.
+    pub before: i128,
     /// Of a counter that begins anew.
     pub renewal: Option<Renewal>,
 }

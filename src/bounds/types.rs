@@ -33,7 +33,7 @@ use crate::store::tables;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
 use counterx_core::room::{NoMemory, keep_spare};
-use counterx_core::windows::{Length, Stored};
+use counterx_core::windows::{Kind, Length, Stored};
 use hashbrown::HashTable;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::borrow::Cow;
@@ -293,7 +293,12 @@ fn window_in(row: &Row) -> Option<Windowed> {
         .get(columns::types::KEPT)
         .map_or(0, |kept| kept.value() as u32);
     let name = row.text(columns::types::NAME);
-    Some(Windowed::new(name, length, zone, kept))
+    let kind =
+        match (row.get(columns::types::SLIDING)).is_some_and(|sliding| sliding.value() & 1 != 0) {
+            true => Kind::Sliding,
+            false => Kind::Fixed,
+        };
+    Some(Windowed::new(name, (length, kind), zone, kept))
 }
 
 fn read_all() -> Types {

@@ -4,7 +4,9 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::memory::MemoryScope;
 use crate::pg::time::Calendar;
 use counterx_core::history::Unit;
-use counterx_core::windows::{BadName, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window};
+use counterx_core::windows::{
+    BadName, Kind, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window,
+};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 
@@ -12,6 +14,7 @@ use std::cell::RefCell;
 pub struct Windowed {
     type_name: Box<[u8]>,
     length: Length,
+    kind: Kind,
     /// Of days and months.
     zone: Box<[u8]>,
     /// So many windows before the running one are kept.
@@ -22,10 +25,11 @@ pub struct Windowed {
 
 impl Windowed {
     /// Of a type.
-    pub fn new(type_name: &[u8], length: Length, zone: &[u8], kept: u32) -> Self {
+    pub fn new(type_name: &[u8], (length, kind): (Length, Kind), zone: &[u8], kept: u32) -> Self {
         Self {
             type_name: type_name.into(),
             length,
+            kind,
             zone: zone.into(),
             kept,
             known: RefCell::new(None),
@@ -75,30 +79,52 @@ impl Windowed {
         })
     }
 
+    /// What it does at its end.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The window before another one.
+    pub fn before(&self, window: Window) -> Option<Window> {
+        self.with_calendar(|calendar| window.before(self.length, calendar))
+    }
+
+    /// The window after another one.
+    pub fn after(&self, window: Window) -> Option<Window> {
+        self.with_calendar(|calendar| window.after(self.length, calendar))
+    }
+
     /// How a counter is stored in one of its windows.
     ///
     /// # Errors
     /// As of [`Windowed::stored`].
     pub fn stored_in(&self, name: &[u8], window: Window) -> StoredName {
-        self.stored(name, window.start).1
+        let prefix = Prefix::new(&self.type_name, window.start);
+        let prefix = prefix.unwrap_or_else(|| self.raise_out_of_windows());
+        match prefix.stored(name) {
+            Ok(stored) => stored,
+            Err(why) => raise_bad_name(name, why),
+        }
     }
 
     fn look_up(&self, time: i64) -> (Window, Prefix) {
         let window = self.with_calendar(|calendar| Window::at(self.length, calendar, time));
         let found =
             window.and_then(|window| Some((window, Prefix::new(&self.type_name, window.start)?)));
-        found.unwrap_or_else(|| {
-            raise(
-                report(
-                    PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
-                    format!(
-                        "the time is out of all windows of counter type {}",
-                        quoted(&self.type_name)
-                    ),
-                )
-                .set_hint("Windows begin from 1970 to 2286. Set the server's clock right."),
+        found.unwrap_or_else(|| self.raise_out_of_windows())
+    }
+
+    fn raise_out_of_windows(&self) -> ! {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
+                format!(
+                    "the time is out of all windows of counter type {}",
+                    quoted(&self.type_name)
+                ),
             )
-        })
+            .set_hint("Windows begin from 1970 to 2286. Set the server's clock right."),
+        )
     }
 
     fn with_calendar<T>(&self, look: impl FnOnce(&mut Calendar) -> T) -> T {

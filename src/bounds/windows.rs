@@ -21,6 +21,7 @@ use crate::pg::ports;
 use crate::pg::room;
 use crate::store::catalog;
 use crate::store::tables;
+use counterx_core::escrow::Bounds;
 use counterx_core::windows::{self, Kind, Prefix, Refused, Shown, StoredName, Window};
 use pgrx::pg_sys;
 use std::borrow::Cow;
@@ -81,6 +82,8 @@ fn now(known: &mut Known) -> i64 {
 /// Where a call counts, or what a look shows.
 pub struct Place {
     windowed: Rc<Windowed>,
+    /// Looked up before anything.
+    time: i64,
     window: Window,
     stored: StoredName,
 }
@@ -98,6 +101,7 @@ impl Place {
         let (window, stored) = windowed.stored(name, time);
         Self {
             windowed: Rc::clone(windowed),
+            time,
             window,
             stored,
         }
@@ -116,22 +120,41 @@ impl Place {
         !self.window.contains(time)
     }
 
-    /// When it begins anew, for a call that was not granted so much of the maximum, at a value of so much.
-    pub fn renewal(&self, max: Option<i64>, wanted: i64, used: i128) -> Renewal {
-        let refused = Refused {
-            max: max.unwrap_or(i64::MAX),
-            wanted: wanted.max(0),
-            used,
-            previous: 0,
-        };
-        let next = Window {
-            start: self.window.end,
-            ..self.window
-        };
+    /// When it begins anew, for a call that was not granted.
+    pub fn renewal(&self, refused: &Refused) -> Renewal {
+        let next = self.windowed.after(self.window);
         let time = now(&mut known());
+        let retry_at =
+            next.and_then(|next| refused.retry_at(self.windowed.kind(), self.window, next, time));
         Renewal {
             ends_at: self.window.end,
-            retry_at: refused.retry_at(Kind::Fixed, self.window, next, time),
+            retry_at,
+        }
+    }
+
+    /// Does what was counted in the window before count still?
+    pub fn is_sliding(&self) -> bool {
+        self.windowed.kind() == Kind::Sliding
+    }
+
+    /// The name that the counter has in the window before, if that counts still.
+    pub fn name_before(&self, name: &[u8]) -> Option<StoredName> {
+        if !self.is_sliding() {
+            return None;
+        }
+        let before = self.windowed.before(self.window)?;
+        Some(self.windowed.stored_in(name, before))
+    }
+
+    /// The bounds that are left for the window, where so much was counted in the one before.
+    pub fn limited(&self, bounds: Bounds, before: i128) -> Bounds {
+        let limit = |max| self.window.limit(max, before, self.time);
+        match self.is_sliding() {
+            true => Bounds {
+                max: bounds.max.map(limit),
+                ..bounds
+            },
+            false => bounds,
         }
     }
 
@@ -176,9 +199,11 @@ impl Look {
     /// As of [`Place::of`].
     pub fn place(&self, name: &[u8]) -> Option<Place> {
         let windowed = types::window_of(name)?;
-        let (window, stored) = windowed.stored(name, self.time());
+        let time = self.time();
+        let (window, stored) = windowed.stored(name, time);
         Some(Place {
             windowed,
+            time,
             window,
             stored,
         })

@@ -11,6 +11,8 @@ pub enum Member<'a> {
     TooLarge,
     /// A text, in the database's encoding.
     Text(&'a [u8]),
+    /// JSON's `true` and `false`.
+    Bool(bool),
     /// JSON's `null`.
     Null,
     /// Anything else, by the name of its kind.
@@ -24,6 +26,7 @@ impl Member<'_> {
             Self::Whole(_) => "a number",
             Self::TooLarge => "a number that is out of range",
             Self::Text(_) => "a string",
+            Self::Bool(_) => "a boolean",
             Self::Null => "null",
             Self::Other(kind) => kind,
         }
@@ -75,6 +78,8 @@ unsafe fn member(value: &pg_sys::JsonbValue) -> Member<'_> {
     match value.type_ {
         pg_sys::jbvType::jbvNumeric => {}
         pg_sys::jbvType::jbvNull => return Member::Null,
+        // SAFETY: the type says which member of the union is set.
+        pg_sys::jbvType::jbvBool => return Member::Bool(unsafe { value.val.boolean }),
         pg_sys::jbvType::jbvString => {
             // SAFETY: the type says which member of the union is set; its text is of that length.
             return Member::Text(unsafe {

@@ -67,7 +67,7 @@ pub mod token {
     pub const HOLD: usize = 6;
 }
 
-/// `type`: name, min, max, description, generation, tracked, per, zone, kept.
+/// `type`: name, min, max, description, generation, tracked, per, zone, kept, sliding.
 pub mod types {
     pub const NAME: usize = 1;
     pub const MIN: usize = 2;
@@ -77,6 +77,7 @@ pub mod types {
     pub const PER: usize = 7;
     pub const ZONE: usize = 8;
     pub const KEPT: usize = 9;
+    pub const SLIDING: usize = 10;
 }
 
 /// `hold`: id, name, amount, created_at, expires_at.

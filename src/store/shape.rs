@@ -108,6 +108,7 @@ const TYPE: &[Column] = &[
     nullable("per", INTERVALOID),
     nullable("zone", TEXTOID),
     column("kept", INT4OID),
+    column("sliding", BOOLOID),
 ];
 const WINDOW_CLOCK: &[Column] = &[column("removed", INT8OID)];
 const HOLD: &[Column] = &[

@@ -285,6 +285,11 @@ impl Account {
         self.forgotten = self.forgotten.wrapping_add(1);
     }
 
+    /// Has somebody changed the counter past the account since that was noted?
+    pub fn has_forgotten_since(&self, noted: Noted) -> bool {
+        noted.forgotten != self.forgotten
+    }
+
     /// What is in flight, for one who has reserved `own`.
     pub fn note(&self, own: Amounts) -> Noted {
         Noted {
@@ -356,7 +361,7 @@ impl Account {
 
     /// Learns from what was seen with a snapshot taken after the reservation that `noted` comes from.
     pub fn learn(&mut self, noted: Noted, seen: Seen) {
-        if noted.forgotten != self.forgotten {
+        if self.has_forgotten_since(noted) {
             return;
         }
         let since = self.committed.minus(noted.committed);
