@@ -129,11 +129,11 @@ CREATE TABLE counterx.type (
 );
 COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
 
--- One row, which is changed in place: src/pg/cell.rs. Windows that have ended before this time may be gone, in
--- microseconds since 2000.
-CREATE TABLE counterx.window_clock (removed bigint NOT NULL) WITH (autovacuum_enabled = off, vacuum_truncate = off);
+-- One row, which is changed in place: src/pg/cell.rs. removed: windows that begin before this time may be gone. looked:
+-- when a worker has looked for such windows last. Both in microseconds since 2000.
+CREATE TABLE counterx.window_clock (removed bigint NOT NULL, looked bigint NOT NULL) WITH (autovacuum_enabled = off, vacuum_truncate = off);
 INSERT INTO counterx.window_clock
-SELECT n.least FROM (VALUES (-9223372036854775808)) n (least);
+SELECT n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
 COMMENT ON TABLE counterx.window_clock IS 'up to when windows of counters may be gone';
 
 -- What was asked for, and how far it is. The definition itself is in the table's triggers.

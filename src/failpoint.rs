@@ -57,6 +57,9 @@
 //! | `committer.leaving` | a committer takes no more hits, and ends |
 //! | `escrow.reserved` | an amount is reserved, and the counter is read |
 //! | `escrow.granted` | the bounds are found to allow it, and it is added |
+//! | `window.timed` | a call has looked in which window it counts, and reserves |
+//! | `window.noted` | what is in flight of the window before is noted, and its value is read |
+//! | `windows.noted` | up to when windows are removed is written, and they are deleted |
 //! | `token.locked` | a token is locked, and looked for |
 //! | `token.acted` | what it is for is done, and the token is kept |
 //! | `token.kept` | the token is kept, and unlocked |

@@ -4,8 +4,9 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::memory::MemoryScope;
 use crate::pg::time::Calendar;
 use counterx_core::history::Unit;
+use counterx_core::names::NameRange;
 use counterx_core::windows::{
-    BadName, Kind, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window,
+    self, BadName, Kind, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window,
 };
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
@@ -77,6 +78,16 @@ impl Windowed {
             });
             before.take(self.kept as usize).collect()
         })
+    }
+
+    /// What is stored for windows that are not kept any more at a time, and when the first one begins that is. None: the
+    /// time is out of all windows.
+    pub fn ended(&self, time: i64) -> Option<(NameRange, i64)> {
+        let first = self.with_calendar(|calendar| {
+            let running = Window::at(self.length, calendar, time)?;
+            Some(running.first_kept(self.kept, self.length, calendar))
+        })?;
+        Some((windows::ended(&self.type_name, first)?, first))
     }
 
     /// What it does at its end.

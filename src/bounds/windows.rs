@@ -18,15 +18,23 @@ use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
 use crate::pg::cell;
 use crate::pg::ports;
+use crate::pg::relation::Relation;
 use crate::pg::room;
 use crate::store::catalog;
 use crate::store::tables;
 use counterx_core::escrow::Bounds;
+use counterx_core::history::{HOUR, MINUTE};
+use counterx_core::names::NameRange;
 use counterx_core::windows::{self, Kind, Prefix, Refused, Shown, StoredName, Window};
 use pgrx::pg_sys;
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
+
+/// What is on disk: up to when windows may have been removed, and when somebody has looked for such windows.
+fn cell() -> Relation {
+    tables::open(catalog::relation_of("window_clock"))
+}
 
 /// What the running transaction has gone by.
 #[derive(Clone, Copy)]
@@ -71,7 +79,7 @@ fn now(known: &mut Known) -> i64 {
     let removed = match known.removed.filter(|_| is_shared) {
         Some(removed) => removed,
         None => {
-            let [removed] = cell::read(&tables::open(catalog::relation_of("window_clock")));
+            let [removed, _] = cell::read(&cell());
             known.removed = Some(removed);
             removed
         }
@@ -233,6 +241,53 @@ impl Look {
 pub fn running(type_name: &[u8]) -> Option<Prefix> {
     let windowed = types::window_of_type(type_name)?;
     Some(windowed.prefix(now(&mut known())))
+}
+
+/// The windows of a type that are not kept any more.
+pub struct Ended {
+    /// The names that they are stored as.
+    pub names: NameRange,
+    /// The first one that is kept begins then.
+    pub before: i64,
+}
+
+/// The clock is further ahead than it was looked at last than one that is not known to be right may be.
+pub struct Leaps;
+
+/// So far a clock goes without somebody's word that it is right.
+const LEAP: i64 = HOUR;
+
+/// So often it is noted that somebody has looked.
+const NOTED_EVERY: i64 = MINUTE;
+
+/// All windows that are not kept any more at this moment.
+///
+/// # Errors
+/// [`Leaps`] when the clock may be wrong: what is removed does not come back when it is set right.
+pub fn ended(clock_is_trusted: bool) -> Result<Vec<Ended>, Leaps> {
+    let windows = types::all_windows();
+    if windows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let time = now(&mut known());
+    let [_, looked] = cell::read(&cell());
+    let is_known = looked != i64::MIN;
+    if is_known && time.saturating_sub(looked) > LEAP && !clock_is_trusted {
+        return Err(Leaps);
+    }
+    if !is_known || time.saturating_sub(looked) > NOTED_EVERY {
+        cell::update(&cell(), |[removed, looked]| [removed, looked.max(time)]);
+    }
+    let ended = windows.iter().filter_map(|windowed| {
+        let (names, before) = windowed.ended(time)?;
+        Some(Ended { names, before })
+    });
+    Ok(room::collect(ended))
+}
+
+/// To be called before anything is removed of what is stored for windows that begin before this time.
+pub fn note_removed(before: i64) {
+    cell::update(&cell(), |[removed, looked]| [removed.max(before), looked]);
 }
 
 /// Which names are shown of all that are stored, by a look of this moment.

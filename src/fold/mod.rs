@@ -12,3 +12,4 @@ pub mod sealing;
 pub mod sweep;
 pub mod totals;
 pub mod way;
+pub mod windows;

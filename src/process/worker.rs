@@ -23,12 +23,14 @@
 
 use crate::bounds::holds;
 use crate::bounds::types;
+use crate::bounds::windows::{self, Leaps};
 use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
 use crate::fold::sweep::{self, Sweep};
 use crate::fold::way;
+use crate::fold::windows::{self as removal, Progress as Removal};
 use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::error::log;
@@ -51,6 +53,7 @@ use crate::track::watch;
 use crate::write::token;
 use counterx_core::history::Steadiness;
 use counterx_core::lane::LANES;
+use counterx_core::names::NameRange;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
 use counterx_core::turns::Turn;
 use pgrx::pg_sys;
@@ -153,6 +156,14 @@ struct Worker {
     /// It has looked for expired tokens at least once.
     looked_for_tokens: bool,
     tokens_removed: token::Progress,
+    /// When windows are looked for that are not kept any more.
+    windows: LaneClock,
+    looked_for_windows: bool,
+    windows_removed: Removal,
+    /// When it was forgotten last how far that has come: late deltas bring totals back.
+    windows_since: Duration,
+    /// There are some that could not be removed yet.
+    windows_left: bool,
 }
 
 /// How often a worker looks for expired tokens, at least.
@@ -169,6 +180,12 @@ const GLANCE_EVERY: Duration = Duration::from_secs(1);
 const TRACKS_EVERY: Duration = Duration::from_millis(500);
 /// How often some groups of tracked tables are compared with their rows, where that is asked for.
 const CHECKS_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a worker looks for windows that are not kept any more, at least.
+const WINDOWS_EVERY: Duration = Duration::from_secs(10);
+
+/// So often it begins with them from the start.
+const FORGET_WINDOWS_AFTER: Duration = Duration::from_secs(3600);
 
 /// How often a worker looks for history that has expired.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
@@ -259,6 +276,11 @@ impl Worker {
             tokens: LaneClock::default(),
             looked_for_tokens: false,
             tokens_removed: token::Progress::default(),
+            windows: LaneClock::default(),
+            looked_for_windows: false,
+            windows_removed: Removal::default(),
+            windows_since: Duration::ZERO,
+            windows_left: false,
         }
     }
 
@@ -313,6 +335,7 @@ impl Worker {
                     self.remove_tokens();
                 }
                 self.expire_history();
+                self.remove_windows();
             }
             if self.makes_room() {
                 return;
@@ -493,6 +516,7 @@ impl Worker {
             self.look_for_tracks();
             self.seal_idle_lanes();
             self.sweep_history();
+            self.remove_rest_of_windows();
         }
         self.give_up();
         let left = self.left();
@@ -574,7 +598,7 @@ impl Worker {
                 }
             }
             left.seals_in = sealing::next_end();
-            left.inactive |= sweep::is_wanted();
+            left.inactive |= sweep::is_wanted() || self.windows_left;
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -790,6 +814,69 @@ impl Worker {
                     "counterx: removing expired tokens and holds failed: {message}"
                 ));
             }
+        }
+    }
+
+    /// Removes what is stored for windows that are not kept any more, some of it at a time.
+    fn remove_windows(&mut self) {
+        let now = self.now();
+        if self.looked_for_windows && !self.windows.due(now, WINDOWS_EVERY) {
+            return;
+        }
+        self.looked_for_windows = true;
+        if now - self.windows_since > FORGET_WINDOWS_AFTER {
+            self.windows_since = now;
+            self.windows_removed = Removal::default();
+        }
+        let trusted = self.is_clock_trusted();
+        let progress = &mut self.windows_removed;
+        let removed = session::transaction(c"removing windows that have ended", || {
+            let ended = match windows::ended(trusted) {
+                Ok(ended) if ended.is_empty() => return Batch::Done,
+                Ok(ended) => ended,
+                // Another time.
+                Err(Leaps) => return Batch::Busy,
+            };
+            let names: Vec<NameRange> = ended.iter().map(|ended| ended.names.clone()).collect();
+            removal::remove(&names, progress, |number| {
+                windows::note_removed(ended[number].before);
+            })
+        });
+        match removed {
+            // It stays due.
+            Ok(Batch::More) => {
+                self.windows_left = true;
+                self.last_work = now;
+            }
+            Ok(Batch::Busy) => {
+                self.windows_left = true;
+                self.windows.succeeded(now);
+            }
+            Ok(Batch::Done) => {
+                self.windows_left = false;
+                self.windows.succeeded(now);
+            }
+            Err(message) => {
+                self.windows.failed(now);
+                self.windows_removed = Removal::default();
+                log(format!(
+                    "counterx: removing windows that have ended failed: {message}"
+                ));
+            }
+        }
+    }
+
+    /// Goes on with that, for some time; or until it is known that the clock is right, unless somebody else waits.
+    fn remove_rest_of_windows(&mut self) {
+        self.remove_windows();
+        while self.windows_left && !lock::database_is_wanted() && settings::compaction() {
+            let (asked, waiting) = directory::asked(self.database);
+            if asked || waiting > 0 {
+                return;
+            }
+            session::wait(POLL);
+            self.remove_windows();
+            pgrx::check_for_interrupts!();
         }
     }
 

@@ -110,7 +110,7 @@ const TYPE: &[Column] = &[
     column("kept", INT4OID),
     column("sliding", BOOLOID),
 ];
-const WINDOW_CLOCK: &[Column] = &[column("removed", INT8OID)];
+const WINDOW_CLOCK: &[Column] = &[column("removed", INT8OID), column("looked", INT8OID)];
 const HOLD: &[Column] = &[
     column("id", INT8OID),
     column("name", TEXTOID),
