@@ -17,6 +17,7 @@ use crate::bounds::limits::Renewal;
 use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
 use crate::pg::cell;
+use crate::pg::compat;
 use crate::pg::ports;
 use crate::pg::relation::Relation;
 use crate::pg::room;
@@ -26,7 +27,6 @@ use counterx_core::escrow::Bounds;
 use counterx_core::history::{HOUR, MINUTE};
 use counterx_core::names::NameRange;
 use counterx_core::windows::{self, Kind, Prefix, Refused, Shown, StoredName, Window};
-use pgrx::pg_sys;
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
@@ -39,8 +39,8 @@ fn cell() -> Relation {
 /// What the running transaction has gone by.
 #[derive(Clone, Copy)]
 struct Known {
-    /// When it began: what is known of another one is nothing.
-    transaction: i64,
+    /// Its number: what is known of another one is nothing.
+    transaction: u32,
     /// Up to when windows may have been removed; None: not read yet.
     removed: Option<i64>,
     /// The time of its last call, or of its first look where it goes by one snapshot.
@@ -50,17 +50,15 @@ struct Known {
 thread_local! {
     static KNOWN: Cell<Known> = const {
         Cell::new(Known {
-            transaction: i64::MIN,
+            transaction: 0,
             removed: None,
             last: None,
         })
     };
 }
 
-/// Two transactions that begin in one microsecond know the same. That does no harm: time goes on.
 fn known() -> Known {
-    // SAFETY: reads a variable of the backend.
-    let transaction = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+    let transaction = compat::local_transaction();
     let known = KNOWN.get();
     if known.transaction == transaction {
         known
@@ -260,15 +258,17 @@ const LEAP: i64 = HOUR;
 /// So often it is noted that somebody has looked.
 const NOTED_EVERY: i64 = MINUTE;
 
+/// Is there a type with a window?
+pub fn are_any() -> bool {
+    !types::all_windows().is_empty()
+}
+
 /// All windows that are not kept any more at this moment.
 ///
 /// # Errors
 /// [`Leaps`] when the clock may be wrong: what is removed does not come back when it is set right.
 pub fn ended(clock_is_trusted: bool) -> Result<Vec<Ended>, Leaps> {
     let windows = types::all_windows();
-    if windows.is_empty() {
-        return Ok(Vec::new());
-    }
     let time = now(&mut known());
     let [_, looked] = cell::read(&cell());
     let is_known = looked != i64::MIN;

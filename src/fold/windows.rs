@@ -64,15 +64,17 @@ impl Progress {
     }
 }
 
-/// Deletes totals of these ranges, so many at most. In a READ COMMITTED transaction of its own; if that fails, the
-/// caller forgets the progress. Calls `note` with the number of each range of which it finds something, before it
-/// deletes that.
+/// Takes the leases of all lanes, to the end of the transaction. To be called before it is looked which windows have
+/// ended: who drops a type keeps others from taking them, and drops its counters by deltas, which these totals must be
+/// there for. False: somebody folds, or keeps others from folding.
+pub fn take_leases() -> bool {
+    (0..LANES).all(|lane| Lease::try_take(catalog::lane(lane)).is_some())
+}
+
+/// Deletes totals of these ranges, so many at most, by who has the leases. In a READ COMMITTED transaction of its own; if
+/// that fails, the caller forgets the progress. Calls `note` with the number of each range of which it finds something,
+/// before it deletes that.
 pub fn remove(ranges: &[NameRange], progress: &mut Progress, mut note: impl FnMut(usize)) -> Batch {
-    for lane in 0..LANES {
-        if Lease::try_take(catalog::lane(lane)).is_none() {
-            return Batch::Busy;
-        }
-    }
     let Some(table) = Relation::open_until_commit(catalog::shared().total, ROW_EXCLUSIVE) else {
         catalog::gone()
     };

@@ -59,6 +59,18 @@ pub unsafe fn attributes<'a>(columns: pg_sys::TupleDesc) -> Vec<&'a pg_sys::Form
     }
 }
 
+/// The number of the running transaction among all of this process: 17 has moved it.
+pub fn local_transaction() -> u32 {
+    // SAFETY: the process's own entry, which it has from its start on.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let transaction = (*pg_sys::MyProc).lxid;
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        let transaction = (*pg_sys::MyProc).vxid.lxid;
+        transaction
+    }
+}
+
 /// Lets go of a slot's row: `ExecClearTuple()`, which is an inline function in all versions.
 ///
 /// # Safety

@@ -831,8 +831,13 @@ impl Worker {
         let trusted = self.is_clock_trusted();
         let progress = &mut self.windows_removed;
         let removed = session::transaction(c"removing windows that have ended", || {
+            if !windows::are_any() {
+                return Batch::Done;
+            }
+            if !removal::take_leases() {
+                return Batch::Busy;
+            }
             let ended = match windows::ended(trusted) {
-                Ok(ended) if ended.is_empty() => return Batch::Done,
                 Ok(ended) => ended,
                 // Another time.
                 Err(Leaps) => return Batch::Busy,
