@@ -4,6 +4,7 @@ use crate::bounds::accounts::{self, Partition};
 use crate::bounds::limits::{Denied, Shortage};
 use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
+use crate::bounds::types;
 use crate::bounds::windows::Place;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
@@ -387,7 +388,7 @@ fn out_of_range(name: &[u8]) -> ! {
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
             format!(
                 "the changes of bounded counter {} in this transaction are out of range for type bigint",
-                quoted(name)
+                quoted(&types::plain(name))
             ),
         )
         .set_hint("Use smaller deltas."),

@@ -34,6 +34,7 @@ use crate::bounds::holds;
 use crate::bounds::limits::Shortage;
 use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
+use crate::bounds::types;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::ports;
 use crate::pg::snapshot::{self, LatestSnapshot};
@@ -183,7 +184,7 @@ fn contradiction(name: &[u8]) -> ! {
             PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
             format!(
                 "could not serialize access due to concurrent change of counter {}",
-                quoted(name)
+                quoted(&types::plain(name))
             ),
         )
         .set_hint("Retry the transaction."),

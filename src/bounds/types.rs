@@ -149,10 +149,8 @@ pub fn window_of_type(type_name: &[u8]) -> Option<Rc<Windowed>> {
 
 /// How a name is shown that is stored for a window.
 pub fn plain(name: &[u8]) -> Cow<'_, [u8]> {
-    match Stored::of(name).filter(|_| window_of(name).is_some()) {
-        Some(stored) => Cow::Owned(stored.plain()),
-        None => Cow::Borrowed(name),
-    }
+    // Of a type that has none any more as well. No other names look like these.
+    Stored::of(name).map_or(Cow::Borrowed(name), |stored| Cow::Owned(stored.plain()))
 }
 
 /// The window of a counter's type, if it has one.
