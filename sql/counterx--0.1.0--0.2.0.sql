@@ -490,6 +490,9 @@ CREATE FUNCTION counter_events(name text, after timestamptz DEFAULT NULL, max_ro
     RETURNS TABLE (at timestamptz, delta numeric, kind text, xid xid8, folded boolean)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
     AS 'MODULE_PATHNAME', 'counterx_events';
+CREATE FUNCTION counterx.reset_window_clock() RETURNS timestamptz
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'reset_window_clock_wrapper';
 CREATE FUNCTION counterx.sealed_until() RETURNS timestamptz
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
     AS 'MODULE_PATHNAME', 'counterx_sealed_until';
@@ -805,7 +808,7 @@ REVOKE ALL ON FUNCTION
     counter_seal()
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.reset_window_clock(), counterx.version()
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
@@ -946,6 +949,7 @@ COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history o
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
+COMMENT ON FUNCTION counterx.reset_window_clock() IS 'has windows go by the server''s clock again, which was ahead and is right now; returns what it shows';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
 COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';

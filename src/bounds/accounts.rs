@@ -92,6 +92,18 @@ pub fn clock() -> i64 {
     Partition::of(0).map_or(now, |partition| partition.clock(now))
 }
 
+/// Somebody says that the system's clock is right, and that what others have gone by was not. Returns what it shows.
+///
+/// What holds had set aside that have expired by the wrong time may be sold: who confirms one looks whether there is
+/// room.
+pub fn set_clock_back() -> i64 {
+    let now = ports::now();
+    if let Some(partition) = Partition::of(0) {
+        partition.header().clock.fetch_min(now, Ordering::SeqCst);
+    }
+    now
+}
+
 fn my_database() -> u32 {
     // SAFETY: set once when the backend connected.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
@@ -290,9 +302,15 @@ impl Partition {
 
     /// The time, which never goes back, whatever the system's clock does: at least `now`.
     pub fn clock(&self, now: i64) -> i64 {
+        self.header()
+            .clock
+            .fetch_max(now, Ordering::SeqCst)
+            .max(now)
+    }
+
+    fn header(&self) -> &Header {
         // SAFETY: inside of the memory; atomic.
-        let header = unsafe { self.attached.base.cast::<Header>().as_ref() };
-        header.clock.fetch_max(now, Ordering::SeqCst).max(now)
+        unsafe { self.attached.base.cast::<Header>().as_ref() }
     }
 
     /// Locks the partition.

@@ -285,6 +285,21 @@ pub fn ended(clock_is_trusted: bool) -> Result<Vec<Ended>, Leaps> {
     Ok(room::collect(ended))
 }
 
+/// The server's clock was ahead, and is right now: whoever calls goes by it again. Returns what it shows. What was counted
+/// in windows that are removed is gone, and may be counted once more.
+pub fn reset_clock() -> i64 {
+    let now = accounts::set_clock_back();
+    cell::update(&cell(), |[removed, looked]| {
+        [removed.min(now), looked.min(now)]
+    });
+    KNOWN.set(Known {
+        removed: None,
+        last: None,
+        ..known()
+    });
+    now
+}
+
 /// To be called before anything is removed of what is stored for windows that begin before this time.
 pub fn note_removed(before: i64) {
     cell::update(&cell(), |[removed, looked]| [removed.max(before), looked]);
