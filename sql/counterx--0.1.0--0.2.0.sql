@@ -122,6 +122,7 @@ ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg
     ADD COLUMN zone text,
     ADD COLUMN kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000),
     ADD COLUMN sliding boolean NOT NULL DEFAULT false,
+    ADD COLUMN removed_until timestamptz CHECK (pg_catalog.isfinite(removed_until)),
     ADD CONSTRAINT type_sliding_check CHECK (NOT sliding OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL AND kept OPERATOR(pg_catalog.>=) 1)),
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
@@ -490,6 +491,9 @@ CREATE FUNCTION counter_events(name text, after timestamptz DEFAULT NULL, max_ro
     RETURNS TABLE (at timestamptz, delta numeric, kind text, xid xid8, folded boolean)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
     AS 'MODULE_PATHNAME', 'counterx_events';
+CREATE FUNCTION counterx.windows_removed() RETURNS timestamptz
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100
+    AS 'MODULE_PATHNAME', 'windows_removed_wrapper';
 CREATE FUNCTION counterx.reset_window_clock() RETURNS timestamptz
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'reset_window_clock_wrapper';
@@ -808,13 +812,13 @@ REVOKE ALL ON FUNCTION
     counter_seal()
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.reset_window_clock(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.reset_window_clock(), counterx.windows_removed(), counterx.version()
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.windows_removed(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
 -- grants these, and so takes none of it for the extension's own.
@@ -949,6 +953,7 @@ COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history o
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
+COMMENT ON FUNCTION counterx.windows_removed() IS 'up to when windows of counters may be gone, for dumps; null: none is';
 COMMENT ON FUNCTION counterx.reset_window_clock() IS 'has windows go by the server''s clock again, which was ahead and is right now; returns what it shows';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';
@@ -962,7 +967,7 @@ COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views 
 UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.type', 'WHERE false UNION ALL SELECT t.name, t.min, t.max, t.description, t.generation, t.tracked, t.per, t.zone, t.kept, t.sliding, CASE WHEN t.per IS NOT NULL THEN counterx.windows_removed() END FROM ONLY counterx.type t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

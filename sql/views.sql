@@ -185,7 +185,7 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counte
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
 GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold, counterx.history, counterx.bucket_restored TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.windows_removed(), counterx.version() TO pg_database_owner;
 
 -- What happens when others than we change our tables. All of these fire in every session, whatever
 -- session_replication_role says; the functions look who it is.
@@ -442,6 +442,7 @@ COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history o
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
 COMMENT ON FUNCTION counterx.drop_all_counters() IS 'drops all counters and deletes all tokens and holds, for test suites; returns how many counters there were';
+COMMENT ON FUNCTION counterx.windows_removed() IS 'up to when windows of counters may be gone, for dumps; null: none is';
 COMMENT ON FUNCTION counterx.reset_window_clock() IS 'has windows go by the server''s clock again, which was ahead and is right now; returns what it shows';
 COMMENT ON FUNCTION counterx.create_value_index() IS 'makes an index on folded values for counter_top() and counter_bottom(); false when there is one';
 COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded values; false when there is none';

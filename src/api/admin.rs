@@ -228,6 +228,12 @@ pub mod counterx {
         fill::rows_so_far(type_name.0)
     }
 
+    /// Up to when windows may have been removed; null: none has been.
+    #[pg_extern(stable, parallel_restricted, cost = 100)]
+    fn windows_removed() -> Option<TimestampWithTimeZone> {
+        TimestampWithTimeZone::try_from(windows::removed()?).ok()
+    }
+
     /// The cell is changed past the server's checks of rights, so EXECUTE is enough.
     #[pg_extern(volatile, parallel_unsafe)]
     fn reset_window_clock() -> TimestampWithTimeZone {

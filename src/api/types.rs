@@ -713,7 +713,27 @@ fn lock_counters(looker: Looker) {
 pub fn recheck_all() {
     // SAFETY: what the command has changed shall be seen.
     unsafe { pg_sys::CommandCounterIncrement() };
+    take_over_removed();
     recheck_as(&types::latest_names(), Looker::Definer);
+}
+
+/// What was counted in windows that are removed where a dump comes from is not to be counted again here, where the clock
+/// may be behind.
+fn take_over_removed() {
+    let removed = Spi::get_one::<TimestampWithTimeZone>(
+        "SELECT pg_catalog.max(removed_until) FROM ONLY counterx.type",
+    );
+    match removed {
+        Ok(None) => {}
+        Ok(Some(removed)) => {
+            windows::note_removed(pg_sys::TimestampTz::from(removed));
+            run(
+                "UPDATE ONLY counterx.type SET removed_until = NULL WHERE removed_until IS NOT NULL",
+                &[],
+            );
+        }
+        Err(error) => internal(&error),
+    }
 }
 
 /// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.

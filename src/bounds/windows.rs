@@ -300,6 +300,12 @@ pub fn reset_clock() -> i64 {
     now
 }
 
+/// Up to when windows may have been removed; None: none has been.
+pub fn removed() -> Option<i64> {
+    let [removed, _] = cell::read(&cell());
+    (removed != i64::MIN).then_some(removed)
+}
+
 /// To be called before anything is removed of what is stored for windows that begin before this time.
 pub fn note_removed(before: i64) {
     cell::update(&cell(), |[removed, looked]| [removed.max(before), looked]);

@@ -67,7 +67,7 @@ pub mod token {
     pub const HOLD: usize = 6;
 }
 
-/// `type`: name, min, max, description, generation, tracked, per, zone, kept, sliding.
+/// `type`: name, min, max, description, generation, tracked, per, zone, kept, sliding, removed_until.
 pub mod types {
     pub const NAME: usize = 1;
     pub const MIN: usize = 2;
