@@ -295,7 +295,8 @@ impl<'a> Counter<'a> {
             if from < first {
                 return None;
             }
-            let from = unit.calendar.start_of(from).max(first);
+            // An interval of months and days can be of no length, or lead forward.
+            let from = unit.calendar.start_of(from).max(first).min(through);
             Some(unit.rate(from, through))
         });
         rate.or_else(|| {

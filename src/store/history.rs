@@ -388,11 +388,11 @@ pub fn values_of(
         row.start.into(),
         changes.into(),
         name.datum(),
-        number::short_numeric(row.value),
-        number::short_numeric(delta),
-        number::short_numeric(adjusted),
-        number::short_numeric(ups),
-        number::short_numeric(downs),
+        number::numeric(row.value),
+        number::numeric(delta),
+        number::numeric(adjusted),
+        number::numeric(ups),
+        number::numeric(downs),
     ]
     .map(Some)
 }
