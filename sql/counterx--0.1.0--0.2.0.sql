@@ -285,14 +285,17 @@ CREATE TABLE counterx.history (
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
 
--- Since when each lane has it. Only the holder of the lane's lease writes here.
+-- Where it begins in each lane: with this epoch, which was published at that time. Since when it is known is for the
+-- fold to say that moves what comes before.
 CREATE TABLE counterx.history_lane (
     history bigint NOT NULL,
     lane integer NOT NULL,
-    since timestamptz NOT NULL,
+    epoch bigint NOT NULL,
+    at timestamptz NOT NULL,
+    since timestamptz,
     PRIMARY KEY (history, lane)
 );
-COMMENT ON TABLE counterx.history_lane IS 'since when each lane keeps a history';
+COMMENT ON TABLE counterx.history_lane IS 'where histories begin in each lane';
 
 -- What is before it is expired: readers leave it out from here on, and it is emptied when all of them do.
 CREATE TABLE counterx.expired (
@@ -701,7 +704,7 @@ GRANT SELECT ON counter_tracks TO PUBLIC;
 CREATE VIEW counter_histories AS
 SELECT h.type, h.unit, COALESCE(h.keep::text, 'infinity') AS keep, h.zone AS time_zone,
        COALESCE(h.since, (
-           SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
+           SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
            FROM ONLY counterx.history_lane l
            WHERE l.history OPERATOR(pg_catalog.=) h.id
        )) AS since
@@ -886,7 +889,7 @@ SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
+SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
 SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');
 
 -- Sessions hear of it: see CONTRIBUTING.md.

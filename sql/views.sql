@@ -312,7 +312,7 @@ GRANT SELECT ON counter_holds TO PUBLIC;
 CREATE VIEW counter_histories AS
 SELECT h.type, h.unit, COALESCE(h.keep::text, 'infinity') AS keep, h.zone AS time_zone,
        COALESCE(h.since, (
-           SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
+           SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END
            FROM ONLY counterx.history_lane l
            WHERE l.history OPERATOR(pg_catalog.=) h.id
        )) AS since

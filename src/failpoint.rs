@@ -41,6 +41,7 @@
 //! | `truncate.published` | it is published that the epochs are gone, and the TRUNCATE |
 //! | `truncate.done` | the TRUNCATE, and the commit |
 //! | `truncate.committed` | a worker has looked whether a log can be truncated, and goes on with the next lane |
+//! | `expiry.found` | a table of history is not wanted any more, and is locked |
 //! | `expiry.locked` | a table of history is locked and not wanted any more, and that is published |
 //! | `expiry.cut` | it is published that its rows are gone, and the TRUNCATE |
 //! | `worker.failed` | a worker's fold has failed, and that is noted |

@@ -20,6 +20,7 @@ use crate::store::history::{self, Series};
 use crate::store::shape;
 use crate::store::state;
 use crate::write::change;
+use crate::write::writing;
 use counterx_core::history::{Class, DAY, HOUR, MINUTE, Unit};
 use counterx_core::lane::LANES;
 use pgrx::PgSqlErrorCode;
@@ -114,10 +115,14 @@ fn counter_history(
             .set_hint("counter_history_drop() ends it, and counter_history() begins another."),
         );
     }
+    let mut new = Vec::new();
     for keep in &wanted {
-        let series = known.iter().find(|series| series.unit == keep.unit);
-        write(&name, zone, keep, series);
+        match known.iter().find(|series| series.unit == keep.unit) {
+            Some(series) => change_keep(series, keep),
+            None => new.push(insert(&name, zone, keep)),
+        }
     }
+    begin(&new);
     for series in &known {
         if wanted.iter().all(|keep| keep.unit != series.unit) {
             remove(series);
@@ -172,20 +177,21 @@ impl Keep {
             None => Class::of_keep(unit, None),
             Some(interval) => {
                 // SAFETY: an interval.
-                let length = unsafe { time::longest(interval) };
+                let (length, shortest) =
+                    unsafe { (time::longest(interval), time::shortest(interval)) };
                 let least = match unit {
                     Unit::Event | Unit::Minute => MINUTE,
                     Unit::Hour => HOUR,
                     Unit::Day => DAY,
-                    Unit::Month => 31 * DAY,
+                    Unit::Month => 28 * DAY,
                 };
-                if length < least {
+                if shortest < least {
                     raise(
                         report(
                             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                             format!("{} is too short a time to keep {}", quoted(text), plural(unit)),
                         )
-                        .set_hint("The least is a minute for minutes and events, an hour for hours, a day for days, and 31 days for months. NULL keeps none."),
+                        .set_hint("The least is a minute for minutes and events, an hour for hours, a day for days, and 28 days for months. NULL keeps none."),
                     );
                 }
                 Class::of_keep(unit, Some(length))
@@ -239,7 +245,10 @@ fn interval(text: &[u8]) -> pg_sys::Datum {
 
 /// Keeps others from changing what there is, to the end of the transaction, and returns what that is for a type.
 fn lock(name: &str) -> Vec<Series> {
-    gate::enter(0);
+    // Before anything else, lanes ascending: histories begin with an epoch of each.
+    (0..LANES).for_each(gate::enter);
+    // Values are known from the next folds on, and what is not wanted any more is removed, though nobody counts.
+    writing::wake_worker_at_commit();
     let shared = catalog::shared();
     match Relation::open_until_commit(shared.history, SHARE_ROW_EXCLUSIVE) {
         Some(table) => shape::check(&table),
@@ -250,38 +259,63 @@ fn lock(name: &str) -> Vec<Series> {
     unsafe { history::series(&shared, Some(name.as_bytes()), latest.as_ptr()) }
 }
 
-fn write(name: &str, zone: &[u8], keep: &Keep, known: Option<&Series>) {
-    let interval = keep.interval.map(|datum| {
+impl Keep {
+    fn interval(&self) -> Option<pgrx::datum::Interval> {
         // SAFETY: an interval.
-        unsafe { pgrx::FromDatum::from_datum(datum, false) }
-    });
-    let interval: Option<pgrx::datum::Interval> = interval.flatten();
-    let class = keep.class.number() as i32;
-    match known {
-        Some(series) => {
-            let former = series.former_classes(keep.class) as i32;
+        self.interval
+            .and_then(|datum| unsafe { pgrx::FromDatum::from_datum(datum, false) })
+    }
+}
+
+fn change_keep(series: &Series, keep: &Keep) {
+    run(
+        "UPDATE ONLY counterx.history SET keep = $2, class = $3, former_classes = $4 \
+         WHERE id OPERATOR(pg_catalog.=) $1",
+        &[
+            series.id.into(),
+            keep.interval().into(),
+            (keep.class.number() as i32).into(),
+            (series.former_classes(keep.class) as i32).into(),
+        ],
+    );
+}
+
+/// Returns the new one's id.
+fn insert(name: &str, zone: &[u8], keep: &Keep) -> i64 {
+    let id = new_id();
+    run(
+        "INSERT INTO counterx.history (id, type, unit, keep, class, zone) VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            id.into(),
+            name.into(),
+            keep.unit.name().into(),
+            keep.interval().into(),
+            (keep.class.number() as i32).into(),
+            String::from_utf8_lossy(zone).into_owned().into(),
+        ],
+    );
+    id
+}
+
+/// These begin with an epoch that is published now. Whoever counts after this has committed has that one, or a later.
+fn begin(new: &[i64]) {
+    if new.is_empty() {
+        return;
+    }
+    for lane in 0..LANES {
+        let rels = catalog::lane(lane);
+        let published = gate::publish(&rels, &gate::open(lane), false);
+        for id in new {
             run(
-                "UPDATE ONLY counterx.history SET keep = $2, class = $3, former_classes = $4 \
-                 WHERE id OPERATOR(pg_catalog.=) $1",
+                "INSERT INTO counterx.history_lane (history, lane, epoch, at) VALUES ($1, $2, $3, $4)",
                 &[
-                    series.id.into(),
-                    interval.into(),
-                    class.into(),
-                    former.into(),
+                    (*id).into(),
+                    (lane as i32).into(),
+                    published.epoch.into(),
+                    TimestampWithTimeZone::try_from(published.clock).ok().into(),
                 ],
             );
         }
-        None => run(
-            "INSERT INTO counterx.history (id, type, unit, keep, class, zone) VALUES ($1, $2, $3, $4, $5, $6)",
-            &[
-                new_id().into(),
-                name.into(),
-                keep.unit.name().into(),
-                interval.into(),
-                class.into(),
-                String::from_utf8_lossy(zone).into_owned().into(),
-            ],
-        ),
     }
 }
 

@@ -4,6 +4,7 @@
 //! called for each row.
 
 use super::args::{self, Text, Timestamptz};
+use crate::pg::clock;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::number;
@@ -13,7 +14,7 @@ use crate::pg::varlena::{text_bytes, text_datum};
 use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
 use counterx_core::buckets;
-use counterx_core::history::{Stored, Unit};
+use counterx_core::history::{DAY, Stored, Unit};
 use counterx_core::names::NameRange;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
@@ -25,6 +26,9 @@ version_1!(
     pg_finfo_counterx_events,
     pg_finfo_counterx_sealed_until
 );
+
+/// Nothing begins so far in the future, in microseconds.
+const CENTURY: i64 = 100 * 365 * DAY;
 
 /// The arguments of a call.
 struct Arguments<'a>(&'a [pg_sys::NullableDatum]);
@@ -126,6 +130,9 @@ pub extern "C-unwind" fn counterx_buckets(fcinfo: pg_sys::FunctionCallInfo) -> p
         (arguments, args::name(name), bucket_unit(unit))
     };
     let from = arguments.number(2).unwrap_or(i64::MIN);
+    // Nothing begins later than all that there is, and calendars have an end.
+    let latest = clock::now().saturating_add(CENTURY);
+    let from = from.min(latest);
     // The last time that is before the end.
     let through = arguments
         .number(3)

@@ -136,11 +136,16 @@ fn empty(class: Class, number: usize, through: i64) {
     if tables::open(oid).blocks() == 0 {
         return;
     }
+    failpoint!("expiry.found");
     let Some(table) = Relation::open_if_free(oid, ACCESS_EXCLUSIVE) else {
         return;
     };
     // SAFETY: the relation is open. A higher count than ours is a scan of this very session.
     if unsafe { (*table.as_ptr()).rd_refcnt } > 1 {
+        return;
+    }
+    // Meanwhile the table's next turn may have begun. Who writes to it holds a lock until he commits.
+    if !times().is_some_and(|times| class.is_expired(number, through, times.newest)) {
         return;
     }
     failpoint!("expiry.locked");

@@ -90,7 +90,10 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
         deltas += fold_log(lease.rels(), side, epochs, &latest, &mut totals);
     }
     let busiest = totals.busiest;
-    let written = totals.finish().map(|history| history.finish(seal));
+    let ended = (before.last_fold_at).map(|at| at + before.last_fold_us.unwrap_or_default());
+    let written = totals
+        .finish()
+        .map(|history| history.finish(seal, through, ended));
     failpoint!("fold.totals_written");
     if let Some(written) = &written
         && ends_bucket(before.sealed, written.sealed)
@@ -151,7 +154,9 @@ fn fold_log(
         }
         epoch = Some(row_epoch);
         let name = row.text(columns::log::NAME);
-        if totals.add(name, tables::log_tally(&row), || tables::log_change(&row)) {
+        if totals.add(name, tables::log_tally(&row), || {
+            (tables::log_change(&row), Some(row_epoch))
+        }) {
             next_command();
         }
         deltas += 1;
@@ -190,7 +195,9 @@ fn fold_late(
                 continue;
             }
             let name = row.text(columns::late::NAME);
-            if totals.add(name, tables::late_tally(&row), || tables::late_change(&row)) {
+            if totals.add(name, tables::late_tally(&row), || {
+                (tables::late_change(&row), None)
+            }) {
                 next_command();
             }
             let mut tid = row.tid();

@@ -10,24 +10,27 @@
 //! # Invariants
 //! - Whatever order rows are folded in, the value of a row is that before all rows, and the sum of those up to it;
 //!   the newest one's is the total.
-//! - What a fold moves that is the first to see a series, is before that series' time. Rows of later epochs are not.
+//! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
+//!   said by the first fold behind which there is nothing of that any more.
 
 use crate::fold::sealing::Seal;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Row};
+use crate::pg::scan::{Direction, IndexScan, Key, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
-use crate::store::columns::bucket;
+use crate::store::columns::{self, bucket};
 use crate::store::history::{self, Series, type_of};
 use crate::store::shape;
 use crate::store::tables;
-use counterx_core::history::{Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place};
+use counterx_core::history::{
+    Begin, Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place,
+};
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -59,11 +62,11 @@ pub struct Writer {
     /// The greatest time at which anything was counted.
     counted: Option<i64>,
     types: Vec<Type>,
-    /// Those that the lane has from the end of this fold on.
-    begin: Vec<i64>,
+    /// Series that a restore has brought, and that the lane has not noted yet.
+    restored: Vec<Series>,
     tables: Vec<Table>,
     /// What is gathered of the counter that deltas arrive for.
-    run: Run,
+    runs: Vec<Run>,
     /// For what one counter takes.
     arena: MemoryArena,
     /// What the fold lives in.
@@ -72,9 +75,12 @@ pub struct Writer {
     oids: [[pg_sys::Oid; Class::MOST_TABLES]; Class::ALL],
 }
 
-/// A type and its units that the lane has, finest first.
+/// A type and its units, finest first: those that begin in this fold, or those that are there.
 struct Type {
     name: Box<[u8]>,
+    begin: Option<Begin>,
+    /// When the last of what comes before the beginning was written.
+    left_out: Option<i64>,
     units: Vec<Kept>,
     events: Option<Series>,
 }
@@ -88,8 +94,8 @@ struct Kept {
 /// What a fold has gathered of one counter.
 #[derive(Default)]
 struct Run {
-    /// The counter's type; None: it has no history.
-    of: Option<usize>,
+    /// The counter's type.
+    of: usize,
     /// By the start of the bucket of the finest unit, in no order.
     sums: Vec<(i64, Sums)>,
     events: Vec<Change>,
@@ -160,23 +166,24 @@ impl Writer {
             return None;
         }
         // SAFETY: as above.
-        let since = unsafe { history::since_of_lane(lane, latest.as_ptr()) };
+        let begins = unsafe { history::begins_of_lane(lane, latest.as_ptr()) };
         let mut types: Vec<Type> = Vec::new();
-        let mut begin = Vec::new();
+        let mut restored = Vec::new();
         for series in all {
-            let is_noted = since.iter().any(|(known, _)| *known == series.id);
-            if !is_noted {
-                begin.push(series.id);
-                if series.since.is_none() {
-                    continue;
-                }
+            let begin = begins.iter().find(|(known, _)| *known == series.id);
+            let begin = begin.map(|(_, begin)| *begin);
+            if begin.is_none() {
+                restored.push(series.clone());
             }
+            let begin = begin.filter(|begin| begin.since.is_none());
             let place = types
                 .iter()
-                .position(|of| of.name == series.type_name)
+                .position(|of| of.name == series.type_name && of.begin == begin)
                 .unwrap_or_else(|| {
                     types.push(Type {
                         name: series.type_name.clone(),
+                        begin,
+                        left_out: None,
                         units: Vec::new(),
                         events: None,
                     });
@@ -198,9 +205,9 @@ impl Writer {
             sealed,
             counted,
             types,
-            begin,
+            restored,
             tables: Vec::new(),
-            run: Run::default(),
+            runs: Vec::new(),
             // SAFETY: the context outlives the fold.
             arena: unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) },
             // SAFETY: reads a variable of the backend.
@@ -211,65 +218,54 @@ impl Writer {
 
     /// Deltas of this counter are next.
     pub fn begin(&mut self, name: &[u8]) {
-        let of = type_of(name).and_then(|wanted| {
-            let mut types = self.types.iter();
-            types.position(|of| *of.name == *wanted)
-        });
-        self.run.of = of;
+        self.runs.clear();
+        let Some(wanted) = type_of(name) else { return };
+        for (of, known) in self.types.iter().enumerate() {
+            if *known.name == *wanted {
+                self.runs.push(Run {
+                    of,
+                    ..Run::default()
+                });
+            }
+        }
     }
 
     /// Has the counter a history?
     pub fn wants(&self) -> bool {
-        self.run.of.is_some()
+        !self.runs.is_empty()
     }
 
     /// Is it time to write what is gathered?
     pub fn is_full(&self) -> bool {
-        self.run.events.len() >= MANY_EVENTS
+        self.runs.iter().any(|run| run.events.len() >= MANY_EVENTS)
     }
 
-    /// A delta of the counter.
-    pub fn add(&mut self, change: Change) {
-        let (Some(of), run) = (self.run.of, &mut self.run) else {
-            return;
-        };
-        match change.kind {
-            Kind::Purge => {
-                *run = Run {
-                    of: run.of,
-                    purged_by: Some(change.xid),
-                    ..Run::default()
-                };
-                return;
-            }
-            Kind::Restored => {
-                run.restored += change.delta;
-                return;
-            }
-            Kind::Increment | Kind::Adjustment => {}
-        }
-        if run.purged_by.is_some_and(|by| by != change.xid) {
-            return;
-        }
+    /// A delta of the counter, of this epoch, or late.
+    pub fn add(&mut self, change: Change, epoch: Option<i64>) {
         let at = counted_at(change.at, self.sealed);
-        run.latest = run.latest.max(Some(at));
-        let of = &mut self.types[of];
-        if let Some(finest) = of.units.first_mut() {
-            let start = finest.calendar.start_of(at);
-            let sums = Sums::of(change.kind, change.delta);
-            // The newest are last.
-            match run.sums.iter_mut().rev().find(|(known, _)| *known == start) {
-                Some((_, known)) => *known += sums,
-                None => room::push(&mut run.sums, (start, sums)),
+        for run in &mut self.runs {
+            let of = &mut self.types[run.of];
+            if of
+                .begin
+                .is_some_and(|begin| !begin.includes(epoch, change.at))
+            {
+                of.left_out = of.left_out.max(Some(change.at));
+                continue;
             }
-        }
-        if of.events.is_some() {
-            room::push(&mut run.events, Change { at, ..change });
+            run.add(of, change, at);
         }
     }
 
     /// Writes what was gathered of a counter, whose total is this with all of it.
     pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
+        for at in 0..self.runs.len() {
+            let run = self.runs[at].take();
+            self.write_run(run, name, hash, total);
+        }
+        failpoint!("fold.history_written");
+    }
+
+    fn write_run(&mut self, run: Run, name: &NameText, hash: NameHash, total: i128) {
         let Run {
             of,
             mut sums,
@@ -277,9 +273,7 @@ impl Writer {
             restored,
             purged_by,
             latest,
-        } = std::mem::take(&mut self.run);
-        let Some(of) = of else { return };
-        self.run.of = Some(of);
+        } = run;
         // SAFETY: nothing is kept from one counter to the next; scans have memory of their own.
         let _switch = unsafe {
             self.arena.reset();
@@ -306,7 +300,6 @@ impl Writer {
             events.sort_by_key(|event| event.at);
             self.write_events(of, name, total, &events);
         }
-        failpoint!("fold.history_written");
     }
 
     fn write_unit(
@@ -570,37 +563,120 @@ impl Writer {
         &mut self.tables[at]
     }
 
-    /// All is written. Series that the lane has not had are there from now on.
-    pub fn finish(self, seal: Seal) -> Written {
-        let sealed = seal.after(self.sealed);
-        // Where the clock has leapt, what is known from here on would be known for the time in between as well.
-        if !self.begin.is_empty() && sealed >= seal.clock {
-            self.write_begin(sealed);
+    /// All is written, through this epoch. Folds before have moved nothing that was written after `folded`.
+    pub fn finish(self, seal: Seal, through: i64, folded: Option<i64>) -> Written {
+        if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
+            self.note_beginnings(through, folded);
         }
         Written {
-            sealed,
+            sealed: seal.after(self.sealed),
             counted: self.counted,
         }
     }
 
-    /// What the fold has moved may be later than what the lane is sealed through.
-    fn write_begin(&self, sealed: i64) {
+    fn note_beginnings(&self, through: i64, folded: Option<i64>) {
+        use columns::history_lane::KEY;
         let Some(table) =
             Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
         else {
             catalog::gone()
         };
         shape::check(&table);
-        let since = sealed.max(clock::now() + 1);
-        // SAFETY: the columns of history_lane; the indexes are closed again.
-        unsafe {
-            let indexes = pg_sys::CatalogOpenIndexes(table.as_ptr());
-            for &series in &self.begin {
-                let lane = self.lane as i32;
-                let values = [series.into(), lane.into(), since.into()].map(Some);
-                tables::write_row(&table, indexes, None, values);
+        let index = tables::index_of(&table, &KEY);
+        // SAFETY: the snapshot is a static.
+        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 2) };
+        // SAFETY: an ordinary table, open; they are closed below.
+        let indexes = unsafe { pg_sys::CatalogOpenIndexes(table.as_ptr()) };
+        let mut note = |series: &Series, begin: Begin| {
+            let lane = self.lane as i32;
+            scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane)]);
+            let tid = scan.next(Direction::Forward).map(|row| row.tid());
+            let values = [
+                Some(series.id.into()),
+                Some(lane.into()),
+                Some(begin.epoch.into()),
+                Some(begin.at.into()),
+                begin.since.map(Into::into),
+            ];
+            // SAFETY: the columns of history_lane; the indexes are those of this table.
+            unsafe { tables::write_row(&table, indexes, tid, values) };
+        };
+        for series in &self.restored {
+            // What was counted here before it came would be part of it.
+            let at = series.since.unwrap_or_else(clock::now);
+            let begin = Begin {
+                epoch: 0,
+                at,
+                since: Some(at),
+            };
+            note(series, begin);
+        }
+        for of in &self.types {
+            let Some(begin) = of.begin else { continue };
+            let since = begin.known_since(through, folded, of.left_out);
+            if since.is_none() {
+                continue;
             }
-            pg_sys::CatalogCloseIndexes(indexes);
+            let units = of.units.iter().map(|kept| &kept.series);
+            for series in units.chain(&of.events) {
+                note(series, Begin { since, ..begin });
+            }
+        }
+        // SAFETY: opened above.
+        unsafe { pg_sys::CatalogCloseIndexes(indexes) };
+    }
+}
+
+impl Run {
+    /// What is gathered; nothing is from here on.
+    fn take(&mut self) -> Self {
+        let of = self.of;
+        std::mem::replace(
+            self,
+            Self {
+                of,
+                ..Self::default()
+            },
+        )
+    }
+
+    fn add(&mut self, of: &mut Type, change: Change, at: i64) {
+        match change.kind {
+            Kind::Purge => {
+                *self = Self {
+                    of: self.of,
+                    purged_by: Some(change.xid),
+                    ..Self::default()
+                };
+                return;
+            }
+            Kind::Restored => {
+                self.restored += change.delta;
+                return;
+            }
+            Kind::Adjustment if change.delta == 0 => return,
+            Kind::Increment | Kind::Adjustment => {}
+        }
+        if self.purged_by.is_some_and(|by| by != change.xid) {
+            return;
+        }
+        self.latest = self.latest.max(Some(at));
+        if let Some(finest) = of.units.first_mut() {
+            let start = finest.calendar.start_of(at);
+            let sums = Sums::of(change.kind, change.delta);
+            // The newest are last.
+            match self
+                .sums
+                .iter_mut()
+                .rev()
+                .find(|(known, _)| *known == start)
+            {
+                Some((_, known)) => *known += sums,
+                None => room::push(&mut self.sums, (start, sums)),
+            }
+        }
+        if of.events.is_some() {
+            room::push(&mut self.events, Change { at, ..change });
         }
     }
 }

@@ -70,11 +70,14 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
         };
     }
     // SAFETY: as above.
-    let since = unsafe { history::since_of_lane(lane, snapshot) };
-    let is_here = |id| since.iter().any(|(known, _)| *known == id);
+    let begins = unsafe { history::begins_of_lane(lane, snapshot) };
+    let has_begun = |id| {
+        let mut known = begins.iter();
+        known.any(|(known, begin)| *known == id && begin.since.is_some())
+    };
     let unit = step(&all);
     let has_ended = clock.div_euclid(unit) > known.div_euclid(unit);
-    if has_ended || all.iter().any(|series| !is_here(series.id)) {
+    if has_ended || all.iter().any(|series| !has_begun(series.id)) {
         Sealing::Due
     } else {
         Sealing::NotDue

@@ -62,9 +62,14 @@ impl Totals {
         }
     }
 
-    /// Adds to a counter. Those of one counter come one after the other. True: the same one can come again only in
-    /// a command of its own.
-    pub fn add(&mut self, name: &[u8], tally: Tally, change: impl FnOnce() -> Change) -> bool {
+    /// Adds to a counter. Those of one counter come one after the other. `change` says what it is for history, and
+    /// of which epoch; None: it is late. True: the same one can come again only in a command of its own.
+    pub fn add(
+        &mut self,
+        name: &[u8],
+        tally: Tally,
+        change: impl FnOnce() -> (Change, Option<i64>),
+    ) -> bool {
         if self.name != name {
             self.flush();
             self.name.clear();
@@ -78,7 +83,8 @@ impl Totals {
         if let Some(history) = &mut self.history
             && history.wants()
         {
-            history.add(change());
+            let (change, epoch) = change();
+            history.add(change, epoch);
             if history.is_full() {
                 self.flush();
                 return true;

@@ -84,12 +84,50 @@ impl Calendar {
         if self.unit == Unit::Event {
             return time;
         }
+        let start = self.by_offset(time);
+        // The server goes by the offset of the time itself. Where clocks were set by half an hour since the hour
+        // began, that leads into another hour.
+        if self.unit == Unit::Hour && self.by_offset(start) != start {
+            return self.by_local_time(time);
+        }
+        match self.unit {
+            Unit::Day | Unit::Month => self.first_midnight(start),
+            Unit::Event | Unit::Minute | Unit::Hour => start,
+        }
+    }
+
+    /// Where clocks are set back at midnight, there are two of them, and the server takes the second one.
+    fn first_midnight(&self, midnight: i64) -> i64 {
+        let mut first = midnight;
+        while midnight - first < 2 * HOUR && self.by_offset(first - HOUR / 2) == midnight {
+            first -= HOUR / 2;
+        }
+        first
+    }
+
+    fn by_offset(&self, time: i64) -> i64 {
         // SAFETY: timestamptz_trunc_zone(text, timestamptz, text) -> timestamptz.
         let start = unsafe {
             direct_function_call_as_datum(
                 pg_sys::timestamptz_trunc_zone,
                 &[Some(self.field), Some(time.into()), Some(self.zone)],
             )
+        };
+        start.map_or(time, |datum| datum.value() as i64)
+    }
+
+    /// When the clock showed the full hour; where that was left out, when it was set.
+    fn by_local_time(&self, time: i64) -> i64 {
+        // SAFETY: timestamptz_zone(text, timestamptz) -> timestamp, timestamp_trunc(text, timestamp) -> timestamp, and
+        // timestamp_zone(text, timestamp) -> timestamptz.
+        let start = unsafe {
+            let local = direct_function_call_as_datum(
+                pg_sys::timestamptz_zone,
+                &[Some(self.zone), Some(time.into())],
+            );
+            let hour =
+                direct_function_call_as_datum(pg_sys::timestamp_trunc, &[Some(self.field), local]);
+            direct_function_call_as_datum(pg_sys::timestamp_zone, &[Some(self.zone), hour])
         };
         start.map_or(time, |datum| datum.value() as i64)
     }
@@ -126,11 +164,17 @@ fn warn_of(zone: &[u8]) {
     }
 }
 
-/// A time that is earlier by an interval.
+/// A time that is earlier by an interval, or the first of all times.
 ///
 /// # Safety
 /// The datum is an interval.
 pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
+    /// A hundred years are far from the ends of all times.
+    const FAR: i64 = 100 * 366 * DAY;
+    // SAFETY: the caller's promise.
+    if unsafe { longest(by) } >= time.saturating_sub(EARLIEST + FAR) {
+        return EARLIEST;
+    }
     // SAFETY: timestamptz_mi_interval(timestamptz, interval) -> timestamptz.
     let earlier = unsafe {
         direct_function_call_as_datum(
@@ -139,6 +183,20 @@ pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
         )
     };
     earlier.map_or(time, |datum| datum.value() as i64)
+}
+
+/// Before all that anybody counts: the beginning of the year 1 of our era, nearly.
+const EARLIEST: i64 = -2000 * 365 * DAY;
+
+/// How long an interval is at least, in microseconds: a month has 28 days or more.
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn shortest(interval: pg_sys::Datum) -> i64 {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    let days = i64::from(interval.month) * 28 + i64::from(interval.day);
+    days.saturating_mul(DAY).saturating_add(interval.time)
 }
 
 /// How long an interval is at most, in microseconds: a month has up to 31 days.

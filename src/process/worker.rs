@@ -142,6 +142,8 @@ struct Worker {
     /// When what is not wanted of history is looked for, and whether that is to go on.
     expiry: LaneClock,
     expires: Option<Expires>,
+    /// It has looked for that at least once.
+    looked_for_expired: bool,
     /// Whether the clock that history goes by can be trusted.
     steadiness: Steadiness,
     /// It has leapt.
@@ -257,6 +259,7 @@ impl Worker {
             unfinished: None,
             expiry: LaneClock::default(),
             expires: None,
+            looked_for_expired: false,
             steadiness: Steadiness::default(),
             leaps: false,
             tokens: LaneClock::default(),
@@ -791,9 +794,11 @@ impl Worker {
             Some(_) => settings::compaction_interval(),
             None => EXPIRY_EVERY,
         };
-        if !self.expiry.due(now, pause) {
+        // At the start of a turn or a visit, too: it may be shorter than the pause.
+        if self.looked_for_expired && !self.expiry.due(now, pause) {
             return;
         }
+        self.looked_for_expired = true;
         let done = (|| {
             let is_new = match expires {
                 Some(_) => false,

@@ -30,7 +30,7 @@ use crate::store::history::{self, Buckets, Series};
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
-use counterx_core::history::{Change, Class, HOUR, Kind, Stored, Sums, Unit, counted_at};
+use counterx_core::history::{Begin, Change, Class, HOUR, Kind, Stored, Sums, Unit, counted_at};
 use counterx_core::lane::{LANES, NameHash};
 use counterx_core::names::NameRange;
 use counterx_core::rank::{Best, End, Ranked as Changed};
@@ -111,14 +111,23 @@ fn first_of(series: &Series, calendar: &mut Calendar, sealed: Option<i64>) -> i6
     }
 }
 
-/// Since when a series is known in a lane, also before its first fold there where a restore has brought it.
+/// Where a series begins in a lane.
 ///
 /// The snapshot is active or registered.
-fn since_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Option<i64> {
+fn begin_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Begin {
     // SAFETY: the caller's promise.
-    series
-        .since
-        .or_else(|| unsafe { history::since_in_lane(series, lane, snapshot) })
+    unsafe { history::begin_in_lane(series, lane, snapshot) }
+}
+
+/// Is something that is not folded part of a history that begins then?
+fn is_included(begin: &Begin, pending: &Pending) -> bool {
+    let at = pending.change.at;
+    match pending.place {
+        Place::Late => begin.includes(None, at),
+        Place::Log(epoch) => begin.includes(Some(epoch), at),
+        // It gets a later epoch than any.
+        Place::Own => true,
+    }
 }
 
 /// What the running transaction has changed and not written.
@@ -313,6 +322,7 @@ pub struct OfUnit<'a> {
     first: i64,
     /// None: nothing is known yet.
     since: Option<i64>,
+    begin: Begin,
     sealed: Option<i64>,
     /// What is pending, by the starts of its buckets.
     pending: Vec<(i64, Sums)>,
@@ -364,20 +374,18 @@ impl<'a> OfUnit<'a> {
         let lane = &counter.reader.lanes[0];
         let sealed = lane.sealed;
         let first = first_of(series, &mut calendar, sealed);
-        let since = since_of(series, lane.lane, counter.reader.snapshot);
-        let mut pending = match since {
-            Some(_) => room::collect(counter.pending.iter().copied()),
-            // The fold with which it begins takes all of it as what was before.
-            None => Vec::new(),
-        };
+        let begin = begin_of(series, lane.lane, counter.reader.snapshot);
+        let mut changes: Vec<Pending> = room::collect(
+            (counter.pending.iter().copied()).filter(|pending| is_included(&begin, pending)),
+        );
         if let Some(at) = counter.restored_at {
-            for Pending { change, .. } in &mut pending {
+            for Pending { change, .. } in &mut changes {
                 if change.kind == Kind::Restored {
                     (change.kind, change.at) = (Kind::Adjustment, at);
                 }
             }
         }
-        let pending = buckets::sums_by_start(&pending, |change| {
+        let pending = buckets::sums_by_start(&changes, |change| {
             calendar.start_of(counted_at(change.at, sealed))
         });
         let pending = room::granted(pending);
@@ -386,7 +394,8 @@ impl<'a> OfUnit<'a> {
             series,
             calendar,
             first,
-            since,
+            since: begin.since,
+            begin,
             sealed,
             pending,
         }
@@ -672,11 +681,14 @@ impl<'a> OfUnit<'a> {
             xid: Some(row.sums.changes).filter(|&xid| xid != 0),
             is_folded: true,
         }));
-        if events.len() < limit && self.since.is_some() && !self.counter.pending.is_empty() {
+        if events.len() < limit && !self.counter.pending.is_empty() {
             let newest = self
                 .newest_before(i64::MAX, From::Folds)
                 .map(|newest| newest.start);
-            let pending = buckets::events(newest, &self.counter.pending, |change| {
+            let included = |pending: &Pending| is_included(&self.begin, pending);
+            let changes: Vec<Pending> =
+                room::collect((self.counter.pending.iter().copied()).filter(included));
+            let pending = buckets::events(newest, &changes, |change| {
                 counted_at(change.at, self.sealed)
             });
             for (at, change) in room::granted(pending) {
@@ -772,16 +784,17 @@ pub fn most_changed(
         sum_up(&buckets, from);
     }
     let sealed: [Option<i64>; LANES] = std::array::from_fn(|lane| reader.lanes[lane].sealed);
-    let sinces: [Option<i64>; LANES] = std::array::from_fn(|lane| since_of(series, lane, snapshot));
-    let mut pending = pending_in(&mut reader, range, now);
-    pending.retain(|(name, _)| sinces[NameHash::of(name).lane()].is_some());
+    let begins: [Begin; LANES] = std::array::from_fn(|lane| begin_of(series, lane, snapshot));
+    let pending = pending_in(&mut reader, range, now);
     for of_name in pending.chunk_by(|(a, _), (b, _)| a == b) {
         let name = &of_name[0].0;
         let mut changes = room::collect(of_name.iter().map(|(_, pending)| *pending));
         if buckets::without_purged(&mut changes) {
             sums.take(name);
         }
-        let sealed = sealed[NameHash::of(name).lane()];
+        let lane = NameHash::of(name).lane();
+        let sealed = sealed[lane];
+        changes.retain(|pending| is_included(&begins[lane], pending));
         for Pending { change, .. } in changes {
             if calendar.start_of(counted_at(change.at, sealed)) >= from {
                 let value = Sums::of(change.kind, change.delta).delta;

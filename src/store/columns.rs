@@ -100,12 +100,14 @@ pub mod history {
     pub const SINCE: usize = 8;
 }
 
-/// `history_lane`: history, lane, since.
+/// `history_lane`: history, lane, epoch, at, since.
 pub mod history_lane {
     pub const KEY: [i16; 2] = [1, 2];
     pub const HISTORY: usize = 1;
     pub const LANE: usize = 2;
-    pub const SINCE: usize = 3;
+    pub const EPOCH: usize = 3;
+    pub const AT: usize = 4;
+    pub const SINCE: usize = 5;
 }
 
 /// `expired`: class, through.

@@ -20,7 +20,7 @@ use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, bucket, history};
 use crate::store::tables;
-use counterx_core::history::{Class, Stored, Sums, Unit};
+use counterx_core::history::{Begin, Class, Stored, Sums, Unit};
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// One unit of a type's history.
@@ -141,44 +141,58 @@ pub fn may_be_any(shared: &SharedRels) -> bool {
     tables::open(shared.history).blocks() > 0
 }
 
-/// Since when a lane has series, by their ids.
+/// Where series begin in a lane, by their ids.
 ///
 /// # Safety
 /// As of [`series`].
-pub unsafe fn since_of_lane(lane: usize, snapshot: pg_sys::Snapshot) -> Vec<(i64, i64)> {
-    use columns::history_lane::{HISTORY, LANE, SINCE};
+pub unsafe fn begins_of_lane(lane: usize, snapshot: pg_sys::Snapshot) -> Vec<(i64, Begin)> {
+    use columns::history_lane::{HISTORY, LANE};
     let table = tables::open(catalog::relation_of("history_lane"));
     let mut found = Vec::new();
+    if table.blocks() == 0 {
+        return found;
+    }
     // SAFETY: the caller's promise.
     let mut scan = unsafe { TableScan::new(&table, snapshot) };
     while let Some(row) = scan.next() {
-        let number = |column| row.get(column).expect("the column is NOT NULL").value();
-        if number(LANE) as i32 == lane as i32 {
-            found.push((row.int8(HISTORY), row.int8(SINCE)));
+        let number = row.get(LANE).expect("the column is NOT NULL").value();
+        if number as i32 == lane as i32 {
+            found.push((row.int8(HISTORY), begin(&row)));
         }
     }
     found
 }
 
-/// Since when a lane has a series; None: it has not begun there.
+/// Where a series begins in a lane. One that a restore has brought is there before any fold of the lane.
 ///
 /// # Safety
 /// As of [`series`].
-pub unsafe fn since_in_lane(
-    series: &Series,
-    lane: usize,
-    snapshot: pg_sys::Snapshot,
-) -> Option<i64> {
-    use columns::history_lane::{KEY, SINCE};
-    let table = tables::open(catalog::relation_of("history_lane"));
-    if table.blocks() == 0 {
-        return None;
+pub unsafe fn begin_in_lane(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Begin {
+    use columns::history_lane::KEY;
+    let restored = Begin {
+        epoch: 0,
+        at: series.since.unwrap_or(i64::MIN),
+        since: series.since,
+    };
+    if series.since.is_some() {
+        return restored;
     }
+    let table = tables::open(catalog::relation_of("history_lane"));
     let index = tables::index_of(&table, &KEY);
     // SAFETY: the caller's promise.
     let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 2) };
     scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane as i32)]);
-    scan.next(Direction::Forward).map(|row| row.int8(SINCE))
+    let noted = scan.next(Direction::Forward).map(|row| begin(&row));
+    noted.unwrap_or(restored)
+}
+
+fn begin(row: &Row) -> Begin {
+    use columns::history_lane::{AT, EPOCH, SINCE};
+    Begin {
+        epoch: row.int8(EPOCH),
+        at: row.int8(AT),
+        since: row.get(SINCE).map(|datum| datum.value() as i64),
+    }
 }
 
 /// The name of a table of buckets.

@@ -126,7 +126,9 @@ const HISTORY: &[Column] = &[
 const HISTORY_LANE: &[Column] = &[
     column("history", INT8OID),
     column("lane", INT4OID),
-    column("since", TIMESTAMPTZOID),
+    column("epoch", INT8OID),
+    column("at", TIMESTAMPTZOID),
+    nullable("since", TIMESTAMPTZOID),
 ];
 const EXPIRED: &[Column] = &[column("class", INT4OID), column("through", TIMESTAMPTZOID)];
 const CUT: &[Column] = &[

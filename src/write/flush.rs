@@ -37,6 +37,9 @@ pub fn to_logs(changes: Vec<Change>) {
         for change in changes {
             writer.insert(change);
         }
+        if changes.iter().any(|change| change.row.purges) {
+            writer.end_epoch();
+        }
         failpoint!("flush.lane_written");
     }
     unchanged::check_unchanged(&changes);
@@ -153,7 +156,8 @@ fn lift_gate(lane: usize, rels: &LaneRels, gate: &Relation) {
 
 /// One lane's active log, behind its gate.
 struct LogWriter {
-    _gate: Relation,
+    gate: Relation,
+    rels: LaneRels,
     log: Inserter,
     epoch: i64,
     now: pg_sys::Datum,
@@ -174,12 +178,18 @@ impl LogWriter {
         let value = gate::read_gate(&gate);
         failpoint!("flush.epoch_read");
         Self {
-            _gate: gate,
+            gate,
+            rels,
             log: inserter(rels.log(value.side)),
             epoch: value.epoch,
             now: now(),
             is_early: ports::xact_nest_level() > 1,
         }
+    }
+
+    /// What a purge takes with it is what has its epoch or an earlier one. Whoever counts from here on has another.
+    fn end_epoch(&self) {
+        gate::publish(&self.rels, &self.gate, false);
     }
 
     fn insert(&mut self, change: &Change) {

@@ -77,7 +77,7 @@ pub fn sums_by_start(
 }
 
 /// When the events of changes are, which are in the order of folds: by their times in each place, each after the one
-/// before it, and after the newest one that is stored. What is none is left out.
+/// before it, and after the newest one that is stored. What is none is left out, and adjustments that change nothing.
 ///
 /// # Errors
 /// [`NoMemory`].
@@ -90,7 +90,8 @@ pub fn events(
     for of_place in changes.chunk_by(|a, b| a.place == b.place) {
         let first = all.len();
         for Pending { change, .. } in of_place {
-            if change.kind != Kind::Restored {
+            let changes_nothing = change.kind != Kind::Increment && change.delta == 0;
+            if change.kind != Kind::Restored && !changes_nothing {
                 all.push((counted_at(change), *change));
             }
         }

@@ -265,6 +265,44 @@ impl std::ops::AddAssign for Sums {
     }
 }
 
+/// Where a history begins in a lane. What was committed before somebody asked for it is not part of it, and all that
+/// was begun to be written after that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// Its first epoch.
+    pub epoch: i64,
+    /// The clock before that was published.
+    pub at: i64,
+    /// From when on it is known; None: what comes before it may not be folded yet.
+    pub since: Option<i64>,
+}
+
+impl Begin {
+    /// Is something that is not folded part of it? It has this epoch, or none, as what is late, and was written then.
+    pub fn includes(&self, epoch: Option<i64>, at: i64) -> bool {
+        self.since.is_some() || epoch.map_or(at >= self.at, |epoch| epoch >= self.epoch)
+    }
+
+    /// From when on it is known, once a fold through this epoch has moved what comes before; None: some may come yet.
+    /// Folds before it have moved nothing that was written after `folded`, and this one has left out nothing that was
+    /// written after `left_out`.
+    pub fn known_since(
+        &self,
+        through: i64,
+        folded: Option<i64>,
+        left_out: Option<i64>,
+    ) -> Option<i64> {
+        let is_all = through.saturating_add(1) >= self.epoch;
+        let left_out = left_out.map(|at| at.saturating_add(1));
+        is_all.then(|| {
+            [folded, left_out]
+                .into_iter()
+                .flatten()
+                .fold(self.at, i64::max)
+        })
+    }
+}
+
 /// A row as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
