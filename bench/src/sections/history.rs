@@ -113,7 +113,8 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
              in section fold, {RATE} transactions per second that change {EACH} counters each: the worker's \
              processor time for a delta. A counter that was counted in each of the last {MINUTES} minutes is \
              read by one client, in an order drawn by lot, with nothing pending and beside {RATE} \
-             transactions per second that change ten other counters with history; and by a transaction that \
+             transactions per second that change ten other counters with history (`counter_value` beside the \
+             same expression that `counter_at` gets as its time); and by a transaction that \
              is `REPEATABLE READ` and open while the newest bucket is changed thousands of times. At last \
              {counters} counters, of which {changed} were counted in the last 23 hours, {changes} times in \
              all, beside a table of events `(name, at)` that has these {changes} and an older one of each \
@@ -241,7 +242,11 @@ fn size(server: &mut Server, measured: &mut Measured) -> Result<()> {
         server,
         "SELECT counter_history('sized', minute => NULL, day => NULL, hour => '7 days')",
     )?;
-    let bytes = |what: &str| format!("a row of a bucket, {what}: bytes of the table and its index");
+    let bytes = |what: &str| {
+        format!(
+            "a row of a bucket, name of 13 characters, {what}: bytes of the table and its index"
+        )
+    };
     for what in ["after one fold", "after three more"] {
         for _ in 0..if what == "after one fold" { 1 } else { 3 } {
             server.execute(&format!(
@@ -273,7 +278,7 @@ fn size(server: &mut Server, measured: &mut Measured) -> Result<()> {
 
 const HOURS: &str = r#"SELECT * FROM counter_buckets('day:' || 'x', 'hour', "from" => date_trunc('hour', now(), 'UTC') - interval '23 hours');"#;
 const OF_MINUTES: &str = "SELECT * FROM counter_buckets('day:' || 'x', 'minute');";
-const VALUE: &str = "SELECT counter_value('day:' || 'x');";
+const VALUE: &str = "\\set m random(1, 1400)\nSELECT counter_value('day:' || 'x'), now() - :m * interval '1 minute';";
 const AT: &str =
     "\\set m random(1, 1400)\nSELECT counter_at('day:' || 'x', now() - :m * interval '1 minute');";
 const READS: [(&str, &str); 4] = [
