@@ -97,7 +97,7 @@ fn begin(server: &mut Server, sql: &str) -> Result<()> {
 /// What is known of a type goes back by some days.
 fn age(server: &mut Server, of: &str) -> Result<()> {
     server.execute(&format!(
-        "UPDATE counterx.history_lane SET since = since - interval '2 days'
+        "UPDATE counterx.history_lane SET at = at - interval '2 days', since = since - interval '2 days'
          WHERE history IN (SELECT id FROM counterx.history WHERE type = '{of}');
          UPDATE counterx.history SET since = since - interval '2 days' WHERE type = '{of}'"
     ))
@@ -289,11 +289,9 @@ const READS: [(&str, &str); 4] = [
 ];
 
 fn reading(server: &mut Server, options: &Options, measured: &mut Measured) -> Result<()> {
-    server.execute(&format!(
-        "SELECT counter_incr('day:x', {MINUTES});
-         SELECT counter_history('day');"
-    ))?;
-    begin(server, "")?;
+    server.execute(&format!("SELECT counter_incr('day:x', {MINUTES})"))?;
+    server.fold()?;
+    begin(server, "SELECT counter_history('day')")?;
     age(server, "day")?;
     let made = |by: &str, minutes: u32| {
         format!(
