@@ -479,15 +479,35 @@ impl<'a> OfUnit<'a> {
         mut visit: impl FnMut(Stored) -> bool,
     ) {
         // SAFETY: whoever has opened the reader keeps the snapshot.
-        let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 3) };
+        let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 4) };
         let [name, series] = history::keys_of(&self.counter.text, self.series.id);
-        scan.seek(&[name, series, history::through(through)]);
+        // All that meet the conditions on a page of the index are looked at before the first one is returned.
+        scan.seek(&[name, series, history::from(from), history::through(through)]);
         while let Some(row) = scan.next(Direction::Backward) {
             pgrx::check_for_interrupts!();
-            if row.int8(columns::bucket::START) < from || !visit(history::stored(&row)) {
+            if !visit(history::stored(&row)) {
                 break;
             }
         }
+    }
+
+    /// The newest row of a table that begins between two times.
+    fn newest_in(&self, buckets: &Buckets, from: i64, through: i64) -> Option<Stored> {
+        let mut newest = None;
+        // Where there is something in each bucket, this is it: see above.
+        let near = through
+            .saturating_sub(self.series.unit.longest().saturating_mul(2))
+            .max(from);
+        for from in [near, from] {
+            self.walk(buckets, (from, through), |row| {
+                newest = Some(row);
+                false
+            });
+            if newest.is_some() {
+                break;
+            }
+        }
+        newest
     }
 
     /// All stored rows that begin between two times, ascending.
@@ -538,13 +558,11 @@ impl<'a> OfUnit<'a> {
                 let Some(buckets) = Buckets::numbered(class, table) else {
                     continue;
                 };
-                let mut is_of_this_turn = false;
-                self.walk(&buckets, (from, through), |row| {
-                    is_of_this_turn = row.start >= begin;
-                    take(row);
-                    false
-                });
-                if is_of_this_turn {
+                let Some(row) = self.newest_in(&buckets, from, through) else {
+                    continue;
+                };
+                take(row);
+                if row.start >= begin {
                     break;
                 }
             }
@@ -552,10 +570,8 @@ impl<'a> OfUnit<'a> {
         if of == From::All
             && let Some((_, buckets)) = self.restored()
         {
-            self.walk(&buckets, (self.first, through), |row| {
-                take(row);
-                false
-            });
+            let restored = self.newest_in(&buckets, self.first, through);
+            restored.into_iter().for_each(take);
         }
         newest
     }
@@ -769,7 +785,7 @@ pub fn most_changed(
                 continue;
             }
             let tally = Tally {
-                value: history::stored(&row).sums.delta,
+                value: history::delta(&row),
                 uses: 0,
             };
             room::granted(sums.add(name, tally));

@@ -348,6 +348,13 @@ pub fn stored(row: &Row) -> Stored {
     read(|column| row.get(column).expect("the column is NOT NULL"))
 }
 
+/// What was counted in it, alone: for who looks at very many.
+pub fn delta(row: &Row) -> i128 {
+    let delta = row.get(bucket::DELTA).expect("the column is NOT NULL");
+    // SAFETY: as of `read`.
+    unsafe { number::total(delta) }
+}
+
 fn read(datum: impl Fn(usize) -> pg_sys::Datum) -> Stored {
     // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
     let number = |column| unsafe { number::total(datum(column)) };
