@@ -8,12 +8,22 @@ CREATE TABLE counterx.history (
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
     keep interval,
     class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
-    former_classes integer NOT NULL DEFAULT 0,
     zone text NOT NULL,
     since timestamptz,
+    complete timestamptz,
     UNIQUE (type, unit)
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
+
+-- Where its rows were written when they were kept for another time: what begins before `until`, or, as long as that is
+-- null, perhaps all.
+CREATE TABLE counterx.history_class (
+    history bigint NOT NULL,
+    class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
+    until timestamptz,
+    PRIMARY KEY (history, class)
+);
+COMMENT ON TABLE counterx.history_class IS 'where histories were kept before';
 
 -- Where it begins in each lane: with this epoch, which was published at that time. Since when it is known is for the
 -- fold to say that moves what comes before.
@@ -80,8 +90,11 @@ REVOKE ALL ON ALL TABLES IN SCHEMA counterx FROM PUBLIC;
 
 -- A dump has the history of all counters as a reader sees it, in one table: see src/api/restore.rs. It is dumped as
 -- that of a restore.
+CREATE FUNCTION counterx.dump_history(OUT id bigint, OUT type text, OUT unit text, OUT keep interval, OUT class integer, OUT zone text, OUT since timestamptz) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000
+    AS 'MODULE_PATHNAME', 'counterx_dump_history';
 CREATE FUNCTION counterx.dump_buckets(OUT history bigint, OUT start timestamptz, OUT changes bigint, OUT name text, OUT value numeric, OUT delta numeric, OUT adjusted numeric, OUT ups numeric, OUT downs numeric) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_buckets';
-SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
+SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, h.zone, h.since, NULL FROM counterx.dump_history() h');
 SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');

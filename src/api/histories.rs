@@ -247,7 +247,7 @@ fn interval(text: &[u8]) -> pg_sys::Datum {
 fn lock(name: &str) -> Vec<Series> {
     // Before anything else, lanes ascending: histories begin with an epoch of each.
     (0..LANES).for_each(gate::enter);
-    // It is active, and what is not wanted any more is removed, though nobody counts.
+    // Values are known from the next folds on, and what is not wanted any more is removed, though nobody counts.
     writing::wake_worker_at_commit();
     let shared = catalog::shared();
     match Relation::open_until_commit(shared.history, SHARE_ROW_EXCLUSIVE) {
@@ -268,16 +268,31 @@ impl Keep {
 }
 
 fn change_keep(series: &Series, keep: &Keep) {
+    let latest = LatestSnapshot::take();
+    // SAFETY: the snapshot is active as long as `latest` lives.
+    let sealed = unsafe { state::sealed_until(&catalog::shared(), latest.as_ptr()) };
+    let complete = series.complete_at_change(sealed.unwrap_or_else(clock::now));
+    drop(latest);
     run(
-        "UPDATE ONLY counterx.history SET keep = $2, class = $3, former_classes = $4 \
-         WHERE id OPERATOR(pg_catalog.=) $1",
+        "UPDATE ONLY counterx.history SET keep = $2, class = $3, complete = $4 \
+         WHERE id OPERATOR(pg_catalog.=) $1 AND (keep IS DISTINCT FROM $2 OR class OPERATOR(pg_catalog.<>) $3)",
         &[
             series.id.into(),
             keep.interval().into(),
             (keep.class.number() as i32).into(),
-            (series.former_classes(keep.class) as i32).into(),
+            complete
+                .and_then(|time| TimestampWithTimeZone::try_from(time).ok())
+                .into(),
         ],
     );
+    if keep.class != series.class {
+        // The worker says which rows these are, when no fold writes there any more.
+        run(
+            "INSERT INTO counterx.history_class (history, class) VALUES ($1, $2) \
+             ON CONFLICT (history, class) DO UPDATE SET until = NULL",
+            &[series.id.into(), (series.class.number() as i32).into()],
+        );
+    }
 }
 
 /// Returns the new one's id.
@@ -320,6 +335,12 @@ fn begin(new: &[i64]) {
 }
 
 fn remove(series: &Series) {
+    // The worker finds by that what is to be deleted.
+    run(
+        "INSERT INTO counterx.history_lane (history, lane, epoch, at) VALUES ($1, 0, 0, pg_catalog.now()) \
+         ON CONFLICT (history, lane) DO NOTHING",
+        &[series.id.into()],
+    );
     run(
         "DELETE FROM ONLY counterx.history WHERE id OPERATOR(pg_catalog.=) $1",
         &[series.id.into()],

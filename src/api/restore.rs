@@ -34,6 +34,7 @@ use crate::read::history;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
+use crate::store::history::Interval;
 use crate::transaction::restored;
 use crate::write::writing;
 use counterx_core::history::Sums;
@@ -42,7 +43,11 @@ use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::cell::Cell;
 
-version_1!(pg_finfo_counterx_dump_rows, pg_finfo_counterx_dump_buckets);
+version_1!(
+    pg_finfo_counterx_dump_rows,
+    pg_finfo_counterx_dump_history,
+    pg_finfo_counterx_dump_buckets
+);
 
 /// Rows of `late` that have the value of each counter for the running query's snapshot. A value beyond a
 /// bigint takes several.
@@ -96,6 +101,30 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
             }
         }
     }
+    pg_sys::Datum::null()
+}
+
+/// Rows of `history`, for what [`counterx_dump_buckets`] has: no other classes have rows, and what is not kept any more is
+/// not known.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: called as a table function of the columns of `history`.
+    let mut rows = unsafe { Rows::begin(fcinfo) };
+    history::for_each_series(|series, since| {
+        rows.put(|| {
+            [
+                Some(series.id.into()),
+                Some(text_datum(&series.type_name)),
+                Some(text_datum(series.unit.name().as_bytes())),
+                series.keep.as_ref().map(Interval::datum),
+                Some((series.class.number() as i32).into()),
+                Some(text_datum(&series.zone)),
+                since.map(Into::into),
+            ]
+        });
+    });
     pg_sys::Datum::null()
 }
 

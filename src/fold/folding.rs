@@ -86,7 +86,9 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
     let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
     let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
-    for side in Side::BOTH {
+    // The older one first: for history, what is before a purge or a beginning has to be.
+    let active = lease.gate().side;
+    for side in [active.other(), active] {
         deltas += fold_log(lease.rels(), side, epochs, &latest, &mut totals);
     }
     let busiest = totals.busiest;

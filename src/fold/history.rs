@@ -118,10 +118,7 @@ struct Table {
 
 impl Table {
     fn open(oid: pg_sys::Oid) -> Self {
-        let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-            catalog::gone()
-        };
-        shape::check(&table);
+        let table = open_for_writing(oid);
         let index = tables::index_of(&table, &bucket::KEY);
         // SAFETY: an ordinary table, open; the snapshot is a static.
         unsafe {
@@ -143,6 +140,18 @@ impl Drop for Table {
             unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
         }
     }
+}
+
+/// # Errors
+/// Raises 0A000 where triggers or indexes of others are in the way: the fold is left for later, as with totals.
+fn open_for_writing(oid: pg_sys::Oid) -> Relation {
+    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
+        catalog::gone()
+    };
+    if let Err(refusal) = shape::check_foldable(&table) {
+        refusal.raise()
+    }
+    table
 }
 
 /// A row, and where it is.
@@ -245,10 +254,7 @@ impl Writer {
         let at = counted_at(change.at, self.sealed);
         for run in &mut self.runs {
             let of = &mut self.types[run.of];
-            if of
-                .begin
-                .is_some_and(|begin| !begin.includes(epoch, change.at))
-            {
+            if of.begin.is_some_and(|begin| !begin.includes(epoch)) {
                 of.left_out = of.left_out.max(Some(change.at));
                 continue;
             }
@@ -352,7 +358,7 @@ impl Writer {
         if let Some(found) = Self::find_in(self.table(oid), series, name, start, key) {
             return vec![found];
         }
-        if series.classes().nth(1).is_some() {
+        if series.classes_from(start).nth(1).is_some() {
             return self.find_from(series, name, (start, start));
         }
         Vec::new()
@@ -403,7 +409,7 @@ impl Writer {
         (first, newest): (i64, i64),
     ) -> Vec<Found> {
         let mut found = Vec::new();
-        for class in series.classes() {
+        for class in series.classes_from(first) {
             for number in class.tables_between(first, newest.max(first)) {
                 let oid = self.oid(class, number);
                 self.each_from(oid, series, name, first, |row| found.push(row));
@@ -576,12 +582,7 @@ impl Writer {
 
     fn note_beginnings(&self, through: i64, folded: Option<i64>) {
         use columns::history_lane::KEY;
-        let Some(table) =
-            Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
-        else {
-            catalog::gone()
-        };
-        shape::check(&table);
+        let table = open_for_writing(catalog::relation_of("history_lane"));
         let index = tables::index_of(&table, &KEY);
         // SAFETY: the snapshot is a static.
         let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 2) };

@@ -90,7 +90,19 @@ impl Calendar {
         if self.unit == Unit::Hour && self.by_offset(start) != start {
             return self.by_local_time(time);
         }
-        start
+        match self.unit {
+            Unit::Day | Unit::Month => self.first_midnight(start),
+            Unit::Event | Unit::Minute | Unit::Hour => start,
+        }
+    }
+
+    /// Where clocks are set back at midnight, there are two of them, and the server takes the second one.
+    fn first_midnight(&self, midnight: i64) -> i64 {
+        let mut first = midnight;
+        while midnight - first < 2 * HOUR && self.by_offset(first - HOUR / 2) == midnight {
+            first -= HOUR / 2;
+        }
+        first
     }
 
     fn by_offset(&self, time: i64) -> i64 {

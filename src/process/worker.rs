@@ -27,6 +27,7 @@ use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
+use crate::fold::sweep::{self, Sweep};
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::compat;
@@ -141,7 +142,7 @@ struct Worker {
     unfinished: Option<i64>,
     /// When what is not wanted of history is looked for, and whether that is to go on.
     expiry: LaneClock,
-    expires: Option<Expires>,
+    sweep: Option<Sweep>,
     /// It has looked for that at least once.
     looked_for_expired: bool,
     /// Whether the clock that history goes by can be trusted.
@@ -171,13 +172,6 @@ const CHECKS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a worker looks for history that has expired.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
-
-/// What is to be deleted of history, some at a time.
-#[derive(Clone, Copy)]
-struct Expires {
-    /// What has expired of what a restore has brought, too.
-    restored: bool,
-}
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -258,7 +252,7 @@ impl Worker {
             checked: None,
             unfinished: None,
             expiry: LaneClock::default(),
-            expires: None,
+            sweep: None,
             looked_for_expired: false,
             steadiness: Steadiness::default(),
             leaps: false,
@@ -532,7 +526,9 @@ impl Worker {
                     }
                     Ok((Sealing::Leaps, true)) => {
                         self.note_leap(true);
-                        goes_on = true;
+                        // Not at the cost of others, whose deltas wait.
+                        let (asked, waiting) = directory::asked(self.database);
+                        goes_on |= !asked && waiting == 0;
                     }
                 }
                 pgrx::check_for_interrupts!();
@@ -789,8 +785,7 @@ impl Worker {
 
     fn expire_history(&mut self) {
         let now = self.now();
-        let expires = self.expires;
-        let pause = match expires {
+        let pause = match self.sweep {
             Some(_) => settings::compaction_interval(),
             None => EXPIRY_EVERY,
         };
@@ -799,32 +794,26 @@ impl Worker {
             return;
         }
         self.looked_for_expired = true;
+        let mut sweep = self.sweep.take();
         let done = (|| {
-            let is_new = match expires {
-                Some(_) => false,
-                None => {
-                    let is_new = session::transaction(c"expiring history", || {
-                        sealing::next_end().is_some() && expiry::note_expired()
-                    })?;
-                    session::transaction(c"emptying history", expiry::empty_tables)?;
-                    is_new
-                }
-            };
-            let restored = expires.map_or(is_new, |expires| expires.restored);
-            let batch = session::transaction(c"deleting history", || expiry::delete(restored))?;
-            Ok((batch, restored))
+            if sweep.is_none() {
+                let expired = session::transaction(c"expiring history", || {
+                    sealing::next_end().is_some() && expiry::note_expired()
+                })?;
+                session::transaction(c"emptying history", expiry::empty_tables)?;
+                sweep = Some(Sweep::new(expired));
+            }
+            let sweep = sweep.get_or_insert_default();
+            session::transaction(c"deleting history", || sweep::step(sweep))
         })();
         match done {
-            Ok((Batch::Done, _)) => {
-                self.expires = None;
-                self.expiry.succeeded(now);
-            }
+            Ok(Batch::Done) => self.expiry.succeeded(now),
             // Busy: somebody folds.
-            Ok((Batch::More | Batch::Busy, restored)) => {
-                self.expires = Some(Expires { restored });
+            Ok(Batch::More | Batch::Busy) => {
+                self.sweep = sweep;
                 self.expiry.succeeded(now);
             }
-            Err::<_, String>(message) => {
+            Err(message) => {
                 self.expiry.failed(now);
                 log(format!("counterx: expiring history failed: {message}"));
             }
