@@ -681,3 +681,353 @@ fn history_that_begins_under_load_has_nothing_of_before_and_all_of_after() -> Re
     check(&mut client)?;
     Ok(())
 }
+
+/// Sets the clock of a database, for new sessions; its worker begins a new one by itself.
+fn set_database_clock(db: &str, time: &str) -> Result<Client> {
+    let mut client = cluster().connect_db(db)?;
+    let ahead = seconds_until(&mut client, time)?;
+    client.batch_execute(&format!(
+        "ALTER DATABASE {db} SET counterx.clock_ahead = {ahead}"
+    ))?;
+    cluster().connect_db(db)
+}
+
+/// When the oldest row begins that the tables of the class of up to a day have, and how many of them have pages.
+fn first_class(client: &mut Client) -> Result<(Option<String>, usize)> {
+    let (mut oldest, mut tables): (Option<String>, usize) = (None, 0);
+    for number in 0..6 {
+        let sql = format!(
+            "SELECT min(start AT TIME ZONE 'UTC')::text, pg_relation_size('counterx.bucket_0_{number}') > 0
+               FROM counterx.bucket_0_{number}"
+        );
+        let row = client.query_one(&sql, &[])?;
+        let first: Option<String> = row.get(0);
+        tables += usize::from(row.get::<_, bool>(1));
+        oldest = match (oldest, first) {
+            (Some(known), Some(first)) => Some(known.min(first)),
+            (known, first) => known.or(first),
+        };
+    }
+    Ok((oldest, tables))
+}
+
+/// Has a worker begin its turn again and again until the oldest row is of this time or later.
+fn wait_until_emptied(client: &mut Client, db: &str, from: &str) -> Result<()> {
+    let mut found = (None, 0);
+    let emptied = poll_until("tables to be emptied", DEADLINE, || {
+        client.batch_execute("SELECT bump('x:b', 2)")?;
+        wait_for_no_worker(client, db)?;
+        found = first_class(client)?;
+        Ok(found.0.as_deref().is_some_and(|oldest| oldest >= from))
+    });
+    emptied.with_context(|| format!("{found:?}"))
+}
+
+#[test]
+fn what_has_expired_goes_with_its_table_and_an_old_snapshot_keeps_it() -> Result<()> {
+    if still("expires")?.is_none() {
+        return Ok(());
+    }
+    let mut client = set_database_clock("expires", "2027-03-01 00:30:00+00")?;
+    client.batch_execute(
+        "SELECT counter_history('x', '1 day', '7 days', 'infinity', events => '1 day')",
+    )?;
+    seal(&mut client)?;
+    client.batch_execute("ALTER DATABASE expires RESET counterx.compaction")?;
+    let look = "SELECT concat_ws(' ', unit, b.start, b.delta, b.value) FROM (VALUES ('minute'), ('hour'), ('day')) u (unit),
+                       LATERAL counter_buckets('x:a', unit) b
+                UNION ALL SELECT concat_ws(' ', 'event', at, delta) FROM counter_events('x:a')";
+    let mut old = cluster().connect_db("expires")?;
+    let mut known = Vec::new();
+    for day in 1..=4 {
+        for hour in ["01", "07", "13", "19"] {
+            client = set_database_clock("expires", &format!("2027-03-0{day} {hour}:10:00+00"))?;
+            client.batch_execute("SELECT bump('x:a', 1), bump('x:b', 2)")?;
+            seal(&mut client)?;
+            client.batch_execute("SELECT bump('x:a', 1)")?;
+            buckets_agree(&mut client, false)?;
+        }
+        if day == 1 {
+            old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+            known = texts(&mut old, look)?;
+            ensure!(known.len() > 15, "{known:?}");
+        }
+    }
+    // A worker has had its turn.
+    client.batch_execute("SELECT bump('x:b', 2)")?;
+    wait_for_no_worker(&mut client, "expires")?;
+    let (oldest, _) = first_class(&mut client)?;
+    ensure!(
+        oldest.as_deref() == Some("2027-03-01 01:10:00"),
+        "emptied beside a snapshot that sees it: {oldest:?}"
+    );
+    let again = texts(&mut old, look)?;
+    ensure!(again == known, "{known:?}, then {again:?}");
+    let shown = buckets(&mut client, "x:a", "minute")?;
+    ensure!(
+        shown[0].starts_with("2027-03-03 19:10:00"),
+        "what is older than a day is shown: {shown:?}"
+    );
+    old.batch_execute("COMMIT")?;
+    wait_until_emptied(&mut client, "expires", "2027-03-03 12:00:00")?;
+    ensure!(buckets(&mut client, "x:a", "minute")? == shown);
+    buckets_agree(&mut client, false)?;
+    check(&mut client)?;
+    // Each segment that is wanted has its table; and nothing was deleted for it.
+    let (_, tables) = first_class(&mut client)?;
+    ensure!(tables <= 5, "{tables} tables have rows");
+    let deleted = "SELECT coalesce(sum(n_tup_del), 0)::bigint FROM pg_stat_all_tables WHERE relname LIKE 'bucket%'";
+    ensure!(client.query_one(deleted, &[])?.get::<_, i64>(0) == 0);
+    let sql = "SELECT concat_ws(' ', counter_at('x:a', '2027-03-01 12:00+00'), counter_at_boundary('x:a', '2027-03-01 12:00+00') AT TIME ZONE 'UTC')";
+    let at = texts(&mut client, sql)?;
+    ensure!(at == ["4 2027-03-01 12:00:00"], "{at:?}");
+    Ok(())
+}
+
+/// A worker has found that a table is not wanted any more; before it has locked it, the table's next turn begins.
+#[test]
+fn table_whose_next_turn_has_begun_meanwhile_is_not_emptied() -> Result<()> {
+    if still("turns")?.is_none() {
+        return Ok(());
+    }
+    let mut client = set_database_clock("turns", "2027-03-01 00:30:00+00")?;
+    client.batch_execute("SELECT counter_history('x', '1 day', NULL, NULL)")?;
+    client.batch_execute("SELECT bump('x:a', 1)")?;
+    seal(&mut client)?;
+    client = set_database_clock("turns", "2027-03-02 10:00:00+00")?;
+    seal(&mut client)?;
+    let mut holder = cluster().connect_db("turns")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    client.batch_execute("ALTER DATABASE turns SET counterx.failpoint = 'expiry.found=pause'")?;
+    client.batch_execute("ALTER DATABASE turns RESET counterx.compaction")?;
+    let mut client = cluster().connect_db("turns")?;
+    client.batch_execute("RESET counterx.failpoint")?;
+    poll_until("a worker to find the table", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+                    WHERE a.datname = 'turns' AND backend_type = 'counterx worker' AND locktype = 'advisory' AND NOT granted";
+        let waits = client.query_one(sql, &[])?.get::<_, i64>(0) == 1;
+        if !waits && counterx_cluster_tests::count_workers(&mut client, Some("turns"))? == 0 {
+            client.batch_execute("SELECT bump('y', 1)")?;
+        }
+        Ok(waits)
+    })?;
+    set_clock(&mut client, "2027-03-02 13:00:10+00")?;
+    client.batch_execute("SET counterx.failpoint = ''; SELECT bump('x:a', 7)")?;
+    compact(&mut client)?;
+    let (oldest, tables) = first_class(&mut client)?;
+    ensure!(
+        oldest.as_deref() == Some("2027-03-01 00:30:00") && tables == 1,
+        "the two rows are not in one table: {oldest:?}, {tables}"
+    );
+    holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+    client.batch_execute("ALTER DATABASE turns RESET counterx.failpoint")?;
+    wait_for_no_worker(&mut client, "turns")?;
+    let minutes = buckets(&mut client, "x:a", "minute")?;
+    ensure!(minutes == ["2027-03-02 13:00:00 7 0 8"], "{minutes:?}");
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn worker_does_not_seal_by_a_clock_that_has_leapt() -> Result<()> {
+    if still("leaps")?.is_none() {
+        return Ok(());
+    }
+    let mark = cluster().log_len();
+    let mut client = set_database_clock("leaps", "2027-03-01 10:00:10+00")?;
+    client.batch_execute("SELECT counter_history('x', 'infinity', events => 'infinity')")?;
+    seal(&mut client)?;
+    client.batch_execute("ALTER DATABASE leaps RESET counterx.compaction")?;
+    client.batch_execute("SELECT bump('x:a', 1)")?;
+    client = set_database_clock("leaps", "2027-03-01 12:10:00+00")?;
+    let before = sealed_until(&mut client)?;
+    ensure!(before.starts_with("2027-03-01 10:00:"), "{before}");
+    client.batch_execute("SELECT bump('x:a', 2)")?;
+    settle(&mut client)?;
+    poll_until("the log to tell of it", DEADLINE, || {
+        Ok(cluster()
+            .log_since(mark)
+            .contains("counterx: history is not sealed: the clock is more than an hour past"))
+    })?;
+    client.batch_execute("SELECT bump('x:a', 4)")?;
+    settle(&mut client)?;
+    let after = sealed_until(&mut client)?;
+    ensure!(after.starts_with("2027-03-01 10:0"), "{after}");
+    client = set_database_clock("leaps", "2027-03-01 10:05:00+00")?;
+    client.batch_execute("SELECT bump('x:a', 8)")?;
+    poll_until("the worker to seal again", DEADLINE, || {
+        Ok(sealed_until(&mut client)?.as_str() > "2027-03-01 10:05:")
+    })?;
+    let minutes = buckets(&mut client, "x:a", "minute")?;
+    ensure!(
+        minutes.last().map(String::as_str) == Some("2027-03-01 12:10:00 6 0 15"),
+        "{minutes:?}"
+    );
+    buckets_agree(&mut client, true)?;
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn tables_of_history_are_rewritten_under_load() -> Result<()> {
+    let mut client = create_database(cluster(), "rewritten")?;
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let mut statements = Vec::new();
+    for table in [
+        "bucket_4_0",
+        "history_lane",
+        "bucket_0_2",
+        "history",
+        "bucket_1_1",
+    ] {
+        statements.push(format!("VACUUM FULL counterx.{table}"));
+        statements.push(format!("REINDEX TABLE counterx.{table}"));
+        statements.push(format!("VACUUM (FREEZE) counterx.{table}"));
+    }
+    statements.push("CLUSTER counterx.bucket_4_0 USING bucket_4_0_pkey".to_owned());
+    statements.push("REINDEX TABLE CONCURRENTLY counterx.bucket_4_0".to_owned());
+    let config = cluster().config("rewritten");
+    let seen = Seen::default();
+    counterx_cluster_tests::Maintenance::of(&statements, &config)?.beside(|seed, meanwhile| {
+        let load = Load {
+            clients: 2,
+            transactions: 60,
+            names: 10,
+            seed,
+            ..Load::default()
+        };
+        history_under_watch(&config, &load, (&seen, true), meanwhile)?;
+        Ok(())
+    })?;
+    settle(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    Ok(())
+}
+
+#[test]
+fn extension_with_histories_is_dropped_and_made_beside_who_counts() -> Result<()> {
+    let mut client = create_database(cluster(), "dropped")?;
+    let over = AtomicU8::new(0);
+    let counted = AtomicI64::new(0);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|number| {
+                let (over, counted) = (&over, &counted);
+                scope.spawn(move || -> Result<()> {
+                    let mut client = cluster().connect_db("dropped")?;
+                    while over.load(Ordering::Relaxed) == 0 {
+                        let sql = format!(
+                            "SELECT counter_incr('x:{number}', 1), (SELECT count(*) FROM counter_buckets('x:{number}', 'minute'))"
+                        );
+                        match client.batch_execute(&sql) {
+                            Ok(()) => {
+                                counted.fetch_add(1, Ordering::Relaxed);
+                            }
+                            // It is not there, or there is no history yet; or it went in the midst of that.
+                            Err(error) => {
+                                let error = anyhow::Error::from(error);
+                                ensure!(!is_lost(&error), "{error:#}");
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let result = (|| {
+            for _ in 0..4 {
+                let before = counted.load(Ordering::Relaxed);
+                client.batch_execute(
+                    "SELECT counter_history('x', 'infinity', events => 'infinity')",
+                )?;
+                poll_until("some to be counted", DEADLINE, || {
+                    Ok(counted.load(Ordering::Relaxed) > before + 30)
+                })?;
+                client.batch_execute("DROP EXTENSION counterx")?;
+                client.batch_execute("CREATE EXTENSION counterx")?;
+            }
+            anyhow::Ok(())
+        })();
+        over.store(1, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| anyhow!("a client panicked"))??;
+        }
+        result
+    })?;
+    // What is made anew knows nothing of before.
+    client.batch_execute("TRUNCATE oracle; SELECT counter_drop(name) FROM counters")?;
+    client.batch_execute("SELECT counter_history('x', 'infinity', events => 'infinity')")?;
+    wait_until_begun(&mut client)?;
+    client.batch_execute("SELECT bump('x:new', 5)")?;
+    settle(&mut client)?;
+    let sums = texts(
+        &mut client,
+        "SELECT sum(delta)::text FROM counter_buckets('x:new', 'minute')",
+    )?;
+    ensure!(sums == ["5"], "{sums:?}");
+    nothing_crashed(&cluster().log())
+}
+
+#[test]
+fn subscriber_to_all_tables_keeps_its_own_history() -> Result<()> {
+    let mut there = create_database(cluster(), "historypub")?;
+    let mut here = create_database(cluster(), "historysub")?;
+    for client in [&mut there, &mut here] {
+        client.batch_execute("CREATE TABLE goods (id int PRIMARY KEY)")?;
+        client.batch_execute(
+            "SELECT counter_history('x', '1 day', 'infinity', events => '7 days')",
+        )?;
+        wait_until_begun(client)?;
+    }
+    there.batch_execute("SELECT bump('x:a', 100)")?;
+    here.batch_execute("SELECT bump('x:a', 3)")?;
+    settle(&mut there)?;
+    there.batch_execute("CREATE PUBLICATION history FOR ALL TABLES")?;
+    there.batch_execute("SELECT pg_create_logical_replication_slot('history', 'pgoutput')")?;
+    here.batch_execute(&format!(
+        "CREATE SUBSCRIPTION history CONNECTION 'host={} port={} user=postgres dbname=historypub'
+         PUBLICATION history WITH (create_slot = false)",
+        cluster().socket_dir().display(),
+        cluster().port()
+    ))?;
+    for round in 1..=3 {
+        for _ in 0..5 {
+            there.batch_execute("SELECT bump('x:a', 10)")?;
+            settle(&mut there)?;
+        }
+        there.batch_execute("SELECT counter_drop('x:b', purge => true)")?;
+        there.batch_execute("SELECT counter_history('y')")?;
+        there.batch_execute("SELECT bump('x:b', 10)")?;
+        settle(&mut there)?;
+        seal(&mut there)?;
+        there.batch_execute("SELECT counter_history_drop('y')")?;
+        there.execute("INSERT INTO goods VALUES ($1)", &[&round])?;
+        poll_until("the row to arrive", DEADLINE, || {
+            let sql = "SELECT (apply_error_count + sync_error_count)::bigint FROM pg_stat_subscription_stats WHERE subname = 'history'";
+            let errors: i64 = here.query_one(sql, &[])?.get(0);
+            ensure!(errors == 0, "the subscription has failed {errors} times");
+            let sql = "SELECT count(*) FROM goods WHERE id = $1";
+            Ok(here.query_one(sql, &[&round])?.get::<_, i64>(0) == 1)
+        })?;
+        here.batch_execute("SELECT counter_incr('x:a', 1)")?;
+        settle(&mut here)?;
+    }
+    let sql = "SELECT string_agg(concat_ws(' ', name, (SELECT sum(delta) FROM counter_buckets(name, 'minute')),
+                     (SELECT sum(delta) FROM counter_events(name))), ', ' ORDER BY name) FROM unnest('{x:a,x:b}'::text[]) name";
+    let own = texts(&mut here, sql)?;
+    ensure!(own == ["x:a 6 6, x:b"], "{own:?}");
+    let theirs = texts(&mut there, sql)?;
+    ensure!(theirs == ["x:a 250 250, x:b 10 10"], "{theirs:?}");
+    let rows = "SELECT count(*)::text || ' ' || (SELECT count(*) FROM counter_histories) FROM counterx.bucket_4_0 WHERE name = 'x:b'";
+    ensure!(texts(&mut here, rows)? == ["0 3"], "rows of another server");
+    here.batch_execute(
+        "ALTER SUBSCRIPTION history DISABLE; ALTER SUBSCRIPTION history SET (slot_name = NONE)",
+    )?;
+    here.batch_execute("DROP SUBSCRIPTION history")?;
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active AND database = 'historypub'";
+    poll_until("the slot to be free", DEADLINE, || {
+        Ok(there.execute(sql, &[])? == 1)
+    })
+}
