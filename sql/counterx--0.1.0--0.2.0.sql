@@ -274,13 +274,13 @@ COMMENT ON TABLE counterx.track IS 'tracked tables';
 -- number, so that rows of another database are never taken for its own.
 CREATE TABLE counterx.history (
     id bigint PRIMARY KEY,
-    type text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL CHECK (type OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
-    keep interval,
+    keep interval CHECK (keep OPERATOR(pg_catalog.>) '00:00:00'),
     class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
     zone text NOT NULL,
-    since timestamptz,
-    complete timestamptz,
+    since timestamptz CHECK (pg_catalog.isfinite(since)),
+    complete timestamptz CHECK (pg_catalog.isfinite(complete)),
     UNIQUE (type, unit)
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
@@ -348,6 +348,16 @@ BEGIN
         END LOOP;
     END LOOP;
     CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start));
+    -- What we write is so by itself.
+    ALTER TABLE counterx.bucket_restored
+    ADD CONSTRAINT bucket_restored_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT bucket_restored_start CHECK (pg_catalog.isfinite(start)),
+    ADD CONSTRAINT bucket_restored_numbers CHECK (
+        pg_catalog.trunc(value) OPERATOR(pg_catalog.=) value AND pg_catalog.abs(value) OPERATOR(pg_catalog.<) 1e38 AND
+        pg_catalog.trunc(delta) OPERATOR(pg_catalog.=) delta AND pg_catalog.abs(delta) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(adjusted) OPERATOR(pg_catalog.=) adjusted AND pg_catalog.abs(adjusted) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(ups) OPERATOR(pg_catalog.=) ups AND pg_catalog.abs(ups) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(downs) OPERATOR(pg_catalog.=) downs AND pg_catalog.abs(downs) OPERATOR(pg_catalog.<) 1e37);
     COMMENT ON TABLE counterx.bucket_restored IS 'what was counted when, in the database that a restore comes from';
 END
 $$;

@@ -492,7 +492,7 @@ impl Worker {
             }
             self.look_for_tracks();
             self.seal_idle_lanes();
-            self.expire_history();
+            self.sweep_history();
         }
         self.give_up();
         let left = self.left();
@@ -519,7 +519,12 @@ impl Worker {
                     (sealing, is_idle)
                 });
                 match found {
-                    Ok((Sealing::NotDue, _) | (_, false)) | Err(_) => {}
+                    Ok((Sealing::NotDue, _) | (_, false)) => {}
+                    Err(message) => {
+                        return log(format!(
+                            "counterx: the worker cannot look for what is to be sealed: {message}"
+                        ));
+                    }
                     Ok((Sealing::Due, true)) => {
                         self.tick(lane);
                         goes_on |= self.now() - started < PATIENCE;
@@ -569,6 +574,7 @@ impl Worker {
                 }
             }
             left.seals_in = sealing::next_end();
+            left.inactive |= sweep::is_wanted();
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -694,7 +700,11 @@ impl Worker {
                 self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
-                self.memories[lane] = LaneMemory::default();
+                if self.memories[lane].after_failure() {
+                    log(format!(
+                        "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
+                    ));
+                }
                 return Self::note_failure(lane, "folding", &message);
             }
         }
@@ -713,10 +723,10 @@ impl Worker {
     fn note_leap(&mut self, leaps: bool) {
         if leaps && !self.leaps {
             log(
-                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last;                  it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
+                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last; it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
             );
         }
-        self.leaps |= leaps;
+        self.leaps = leaps;
     }
 
     fn reclaim(&mut self, lane: usize) {
@@ -780,6 +790,21 @@ impl Worker {
                     "counterx: removing expired tokens and holds failed: {message}"
                 ));
             }
+        }
+    }
+
+    /// Goes on with what is to be deleted, for some time.
+    fn sweep_history(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let started = self.now();
+        self.expire_history();
+        while self.sweep.is_some()
+            && self.now() - started < PATIENCE
+            && !lock::database_is_wanted()
+            && settings::compaction()
+        {
+            session::wait(HURRY);
+            self.expire_history();
         }
     }
 

@@ -14,6 +14,7 @@ use crate::pg::error::{raise, report};
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::snapshot;
 use crate::pg::spot::SpotRow;
 use crate::pg::time;
 use crate::pg::varlena::{NameText, text_bytes};
@@ -55,7 +56,7 @@ impl Interval {
     pub fn before(mut self, time: i64) -> i64 {
         let datum = pg_sys::Datum::from(&raw mut self.0);
         // SAFETY: an interval.
-        unsafe { time::earlier(time, datum) }
+        unsafe { time::earlier_in_utc(time, datum) }
     }
 
     /// The datum; valid as long as `self` stays where it is.
@@ -254,6 +255,17 @@ pub unsafe fn begin_in_lane(series: &Series, lane: usize, snapshot: pg_sys::Snap
     scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane as i32)]);
     let noted = scan.next(Direction::Forward).map(|row| begin(&row));
     noted.unwrap_or(restored)
+}
+
+/// Has any lane noted a series of this id?
+pub fn is_noted(id: i64) -> bool {
+    use columns::history_lane::KEY;
+    let table = tables::open(catalog::relation_of("history_lane"));
+    let index = tables::index_of(&table, &KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int8_eq(1, id)]);
+    scan.next(Direction::Forward).is_some()
 }
 
 fn begin(row: &Row) -> Begin {
