@@ -306,7 +306,7 @@ impl Writer {
             if change.kind == Kind::Purge {
                 // What is late is folded before, and may have been written later.
                 for (late, at) in late_of(&self.late, &self.name, (change.at, self.sealed)) {
-                    run.add(of, late, at);
+                    run.gather(of, late, at);
                 }
             }
         }
@@ -784,9 +784,12 @@ impl Run {
             Kind::Adjustment if change.delta == 0 => return,
             Kind::Increment | Kind::Adjustment => {}
         }
-        if self.purged_by.is_some_and(|by| by != change.xid) {
-            return;
+        if self.purged_by.is_none_or(|by| by == change.xid) {
+            self.gather(of, change, at);
         }
+    }
+
+    fn gather(&mut self, of: &mut Type, change: Change, at: i64) {
         self.latest = self.latest.max(Some(at));
         if let Some(finest) = of.units.first_mut() {
             let start = finest.calendar.start_of(at);
@@ -816,10 +819,12 @@ fn late_of(
 ) -> impl Iterator<Item = (Change, i64)> {
     all.iter()
         .filter(move |(of, change)| **of == *name && change.at > after)
-        .map(move |(_, change)| {
-            // Whoever has written it, it is not what the purge takes along.
-            (*change, counted_at(change.at, sealed))
+        .filter(|(_, change)| match change.kind {
+            Kind::Increment => true,
+            Kind::Adjustment => change.delta != 0,
+            Kind::Purge | Kind::Restored => false,
         })
+        .map(move |(_, change)| (*change, counted_at(change.at, sealed)))
 }
 
 /// Spreads a random number over the bits that spots are kept by.

@@ -171,7 +171,7 @@ const TRACKS_EVERY: Duration = Duration::from_millis(500);
 const CHECKS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a worker looks for history that has expired.
-const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+const EXPIRY_EVERY: Duration = Duration::from_secs(10);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
