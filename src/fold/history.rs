@@ -402,11 +402,18 @@ impl Writer {
         let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
         let class = kept.series.class;
         place(total - net, &stored, &new, |Placed { row, replaces }| {
-            let (table, tid) = match replaces {
-                Some(at) => (found[at].table, Some(found[at].tid)),
-                None => (self.oid(class, class.table_of(row.start)), None),
-            };
-            let table = self.table(table);
+            let oid = self.oid(class, class.table_of(row.start));
+            let mut tid = replaces.map(|at| found[at].tid);
+            // One of a former class goes with those that are kept as long as it from now on.
+            if let Some(elsewhere) = replaces.map(|at| found[at].table)
+                && elsewhere != oid
+                && let Some(mut old) = tid.take()
+            {
+                let table = self.table(elsewhere);
+                // SAFETY: a visible row, which only the holder of this lane's lease changes.
+                unsafe { pg_sys::simple_heap_delete(table.table.as_ptr(), &mut old) };
+            }
+            let table = self.table(oid);
             let values = history::values_of(name, kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };

@@ -268,3 +268,27 @@ fn an_unknown_zone_does_not_stop_folds() -> Result<()> {
     }
     Ok(())
 }
+
+/// What is kept for longer from now on is kept with the bucket that is open.
+#[test]
+fn an_open_bucket_is_kept_as_long_as_it_is_asked_for() -> Result<()> {
+    let mut client = still("moved")?;
+    run(
+        &mut client,
+        "SELECT counter_history('v', minute => NULL, hour => NULL, day => '2 days');
+         SELECT counter_incr('v:a', 1);
+         SELECT counter_seal();
+         SELECT counter_history('v', minute => NULL, hour => NULL, day => 'infinity');
+         SELECT counter_incr('v:a', 10);
+         SELECT counter_seal();
+         SELECT counter_incr('v:a', 100)",
+    )?;
+    for _ in 0..2 {
+        let (delta, value) = day(&mut client, "v:a")?;
+        ensure!((delta, value) == (111, 111), "{delta} {value}");
+        let rows = number(&mut client, "SELECT count(*) FROM counterx.bucket_4_0")?;
+        ensure!(rows == Some(1), "{rows:?}");
+        run(&mut client, "SELECT counter_seal()")?;
+    }
+    Ok(())
+}
