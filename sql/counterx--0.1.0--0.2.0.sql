@@ -274,16 +274,26 @@ COMMENT ON TABLE counterx.track IS 'tracked tables';
 -- number, so that rows of another database are never taken for its own.
 CREATE TABLE counterx.history (
     id bigint PRIMARY KEY,
-    type text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL CHECK (type OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
-    keep interval,
+    keep interval CHECK (keep OPERATOR(pg_catalog.>) '00:00:00'),
     class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
-    former_classes integer NOT NULL DEFAULT 0,
     zone text NOT NULL,
-    since timestamptz,
+    since timestamptz CHECK (pg_catalog.isfinite(since)),
+    complete timestamptz CHECK (pg_catalog.isfinite(complete)),
     UNIQUE (type, unit)
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
+
+-- Where its rows were written when they were kept for another time: what begins before `until`, or, as long as that is
+-- null, perhaps all.
+CREATE TABLE counterx.history_class (
+    history bigint NOT NULL,
+    class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
+    until timestamptz,
+    PRIMARY KEY (history, class)
+);
+COMMENT ON TABLE counterx.history_class IS 'where histories were kept before';
 
 -- Where it begins in each lane: with this epoch, which was published at that time. Since when it is known is for the
 -- fold to say that moves what comes before.
@@ -311,8 +321,8 @@ INSERT INTO counterx.cut
 SELECT n.least, n.least, n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
 COMMENT ON TABLE counterx.cut IS 'what of the history may be gone';
 
--- The form of buckets. Numbers and names are short, and stored in line as folds write them: no table needs a TOAST
--- table of its own.
+-- The form of buckets. Numbers and names are short, and stored in line as folds write them. The tables have TOAST tables
+-- all the same, which are never used: see counterx.token.
 CREATE TABLE counterx.bucket_form (
     history bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -324,9 +334,6 @@ CREATE TABLE counterx.bucket_form (
     ups numeric NOT NULL,
     downs numeric NOT NULL
 );
-ALTER TABLE counterx.bucket_form
-    ALTER COLUMN name SET STORAGE PLAIN, ALTER COLUMN value SET STORAGE PLAIN, ALTER COLUMN delta SET STORAGE PLAIN,
-    ALTER COLUMN adjusted SET STORAGE PLAIN, ALTER COLUMN ups SET STORAGE PLAIN, ALTER COLUMN downs SET STORAGE PLAIN;
 DO $$
 DECLARE
     class int;
@@ -334,13 +341,23 @@ DECLARE
 BEGIN
     FOR class IN 0 .. 4 LOOP
         FOR number IN 0 .. CASE class WHEN 4 THEN 0 ELSE 5 END LOOP
-            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start))
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start))
                 WITH (fillfactor = 70)', class, number);
             EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.bucket_%s_%s IS ''what was counted when: rows that are kept for up to %s''', class, number,
                 (ARRAY['a day', 'a week', '35 days', '800 days', 'any time'])[class OPERATOR(pg_catalog.+) 1]);
         END LOOP;
     END LOOP;
-    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start));
+    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start));
+    -- What we write is so by itself.
+    ALTER TABLE counterx.bucket_restored
+    ADD CONSTRAINT bucket_restored_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT bucket_restored_start CHECK (pg_catalog.isfinite(start)),
+    ADD CONSTRAINT bucket_restored_numbers CHECK (
+        pg_catalog.trunc(value) OPERATOR(pg_catalog.=) value AND pg_catalog.abs(value) OPERATOR(pg_catalog.<) 1e38 AND
+        pg_catalog.trunc(delta) OPERATOR(pg_catalog.=) delta AND pg_catalog.abs(delta) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(adjusted) OPERATOR(pg_catalog.=) adjusted AND pg_catalog.abs(adjusted) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(ups) OPERATOR(pg_catalog.=) ups AND pg_catalog.abs(ups) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(downs) OPERATOR(pg_catalog.=) downs AND pg_catalog.abs(downs) OPERATOR(pg_catalog.<) 1e37);
     COMMENT ON TABLE counterx.bucket_restored IS 'what was counted when, in the database that a restore comes from';
 END
 $$;
@@ -354,7 +371,7 @@ BEGIN
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
     END LOOP;
@@ -362,6 +379,9 @@ END
 $$;
 -- A dump has the history of all counters as a reader sees it, in one table: see src/api/restore.rs. It is dumped as
 -- that of a restore.
+CREATE FUNCTION counterx.dump_history(OUT id bigint, OUT type text, OUT unit text, OUT keep interval, OUT class integer, OUT zone text, OUT since timestamptz) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000
+    AS 'MODULE_PATHNAME', 'counterx_dump_history';
 CREATE FUNCTION counterx.dump_buckets(OUT history bigint, OUT start timestamptz, OUT changes bigint, OUT name text, OUT value numeric, OUT delta numeric, OUT adjusted numeric, OUT ups numeric, OUT downs numeric) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_buckets';
@@ -735,14 +755,13 @@ REVOKE ALL ON FUNCTION
     counter_seal()
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_buckets(), counterx.sealed_until(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.version()
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored TO pg_database_owner;
-GRANT SELECT ON counterx.history_lane TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
 -- grants these, and so takes none of it for the extension's own.
@@ -869,6 +888,7 @@ COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of anot
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
 COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
 COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
+COMMENT ON FUNCTION counterx.dump_history() IS 'what a dump has of the types that have a history';
 COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history of counters';
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';
@@ -889,7 +909,7 @@ SELECT pg_catalog.pg_extension_config_dump('counterx.type', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, 0, h.zone, COALESCE(h.since, (SELECT CASE WHEN pg_catalog.count(l.since) OPERATOR(pg_catalog.=) 8 THEN pg_catalog.max(l.since) END FROM ONLY counterx.history_lane l WHERE l.history OPERATOR(pg_catalog.=) h.id)) FROM ONLY counterx.history h');
+SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, h.zone, h.since, NULL FROM counterx.dump_history() h');
 SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');
 
 -- Sessions hear of it: see CONTRIBUTING.md.

@@ -184,9 +184,8 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counte
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
 GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold, counterx.history, counterx.bucket_restored TO pg_database_owner;
-GRANT SELECT ON counterx.history_lane TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
-GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
+GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.version() TO pg_database_owner;
 
 -- What happens when others than we change our tables. All of these fire in every session, whatever
 -- session_replication_role says; the functions look who it is.
@@ -426,6 +425,7 @@ COMMENT ON FUNCTION counterx.ignore_replicated() IS 'leaves out the rows of anot
 COMMENT ON FUNCTION counterx.guard() IS 'refuses what others than counterx would change';
 COMMENT ON FUNCTION counterx.restored() IS 'checks what a restore brings';
 COMMENT ON FUNCTION counterx.dump_rows() IS 'what a dump has of the counters: their values';
+COMMENT ON FUNCTION counterx.dump_history() IS 'what a dump has of the types that have a history';
 COMMENT ON FUNCTION counterx.dump_buckets() IS 'what a dump has of the history of counters';
 COMMENT ON PROCEDURE counterx.compact_in_steps() IS 'as compact(), lane by lane, each in a transaction of its own';
 COMMENT ON FUNCTION counterx.compact() IS 'folds all committed deltas now; returns how many';

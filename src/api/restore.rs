@@ -34,6 +34,7 @@ use crate::read::history;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
+use crate::store::history::Interval;
 use crate::transaction::restored;
 use crate::write::writing;
 use counterx_core::history::Sums;
@@ -42,7 +43,11 @@ use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::cell::Cell;
 
-version_1!(pg_finfo_counterx_dump_rows, pg_finfo_counterx_dump_buckets);
+version_1!(
+    pg_finfo_counterx_dump_rows,
+    pg_finfo_counterx_dump_history,
+    pg_finfo_counterx_dump_buckets
+);
 
 /// Rows of `late` that have the value of each counter for the running query's snapshot. A value beyond a
 /// bigint takes several.
@@ -99,6 +104,30 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
     pg_sys::Datum::null()
 }
 
+/// Rows of `history`, for what [`counterx_dump_buckets`] has: no other classes have rows, and what is not kept any more is
+/// not known.
+#[unsafe(no_mangle)]
+#[pg_guard]
+#[doc(hidden)]
+pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: called as a table function of the columns of `history`.
+    let mut rows = unsafe { Rows::begin(fcinfo) };
+    history::for_each_series(|series, since| {
+        rows.put(|| {
+            [
+                Some(series.id.into()),
+                Some(text_datum(&series.type_name)),
+                Some(text_datum(series.unit.name().as_bytes())),
+                series.keep.as_ref().map(Interval::datum),
+                Some((series.class.number() as i32).into()),
+                Some(text_datum(&series.zone)),
+                since.map(Into::into),
+            ]
+        });
+    });
+    pg_sys::Datum::null()
+}
+
 /// Rows of `bucket_restored` that have the history of all counters for the running query's snapshot, wherever it is
 /// stored, and what is not folded yet.
 #[unsafe(no_mangle)]
@@ -134,8 +163,8 @@ pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo)
 }
 
 thread_local! {
-    /// The (sub)transaction that has locked `late` against other restores.
-    static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
+    /// The (sub)transaction that has locked `late` against other restores, by when the transaction began.
+    static LOCKED_BY: Cell<(i64, pg_sys::SubTransactionId)> = const { Cell::new((0, 0)) };
 }
 
 /// More rows than any table has, and far from overflowing a sum of them.
@@ -180,15 +209,18 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
     }
     let shared = catalog::shared();
     // Not at each row: a lock that is held already still takes a look-up.
-    // SAFETY: reads a variable of the backend.
-    let subxact = unsafe { pg_sys::GetCurrentSubTransactionId() };
-    if LOCKED_BY.get() != subxact || !writing::wakes_worker_at_commit() {
+    // SAFETY: reads variables of the backend.
+    let subxact = unsafe {
+        let started = pg_sys::GetCurrentTransactionStartTimestamp();
+        (started, pg_sys::GetCurrentSubTransactionId())
+    };
+    if LOCKED_BY.get() != subxact {
         if Relation::open_until_commit(shared.late, SHARE_UPDATE_EXCLUSIVE).is_none() {
             catalog::gone()
         }
         LOCKED_BY.set(subxact);
-        writing::wake_worker_at_commit();
     }
+    writing::wake_worker_at_commit();
     if reader::exists_for_others(name) {
         raise(
             report(

@@ -4,25 +4,22 @@
 //! is committed that readers leave them out; when all snapshots of the database see that, the table is
 //! emptied by TRUNCATE. Nobody is waited for: what is in use is left for the next time.
 //!
-//! What else is to go is deleted, some at a time and with all lanes' leases, so that no fold is at it: rows of
-//! histories that were dropped, which only `history_lane` knows of still, and those that a restore has brought.
+//! What does not go in this way is swept out: see `sweep.rs`.
 //!
 //! # Invariants
 //! - Time is what the lanes are sealed through, never the clock: one that has leapt would have all of it go.
 //! - `expired` is committed and seen by all before `cut` is written, and `cut` is written before a table is emptied.
 
 use crate::fold::rotation::all_snapshots_see;
-use crate::fold::way;
 use crate::pg::cell;
 use crate::pg::compat;
-use crate::pg::relation::{ACCESS_EXCLUSIVE, ROW_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
+use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation, SHARE_UPDATE_EXCLUSIVE};
 use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot;
 use crate::store::catalog;
-use crate::store::columns::{self, bucket};
-use crate::store::expired::Batch;
-use crate::store::gate::Lease;
-use crate::store::history::{self, Series};
+use crate::store::columns;
+use crate::store::gate;
+use crate::store::history;
 use crate::store::ours::AtWork;
 use crate::store::shape;
 use crate::store::state;
@@ -33,15 +30,15 @@ use pgrx::pg_sys;
 
 /// How far history has expired, and what may have been written.
 #[derive(Clone, Copy)]
-struct Times {
+pub struct Times {
     /// All lanes are sealed through it.
-    sealed: i64,
+    pub sealed: i64,
     /// No lane has written what begins later.
-    newest: i64,
+    pub newest: i64,
 }
 
 /// None: there is no history, or one lane has not begun with it.
-fn times() -> Option<Times> {
+pub fn times() -> Option<Times> {
     let shared = catalog::shared();
     let lanes = (0..LANES).map(|lane| state::current(lane, &shared));
     let (mut sealed, mut newest) = (i64::MAX, i64::MIN);
@@ -58,12 +55,15 @@ fn times() -> Option<Times> {
 /// wanted than before.
 pub fn note_expired() -> bool {
     let Some(times) = times() else { return false };
+    gate::enter(0);
     let oid = catalog::relation_of("expired");
     // One at a time.
     let Some(table) = Relation::open_if_free(oid, SHARE_UPDATE_EXCLUSIVE) else {
         return false;
     };
-    shape::check(&table);
+    if let Err(refusal) = shape::check_foldable(&table) {
+        refusal.raise()
+    }
     let index = tables::index_of(&table, &columns::expired::KEY);
     let mut is_new = false;
     for class in finite() {
@@ -103,6 +103,7 @@ fn expired_through(class: Class, sealed: i64) -> Option<i64> {
 /// Empties the tables all of whose rows have expired for every snapshot of the database. In a transaction of its own.
 pub fn empty_tables() {
     let Some(times) = times() else { return };
+    gate::enter(0);
     let known = tables::open(catalog::relation_of("expired"));
     let mut expired = [None; Class::FINITE];
     {
@@ -136,12 +137,15 @@ fn empty(class: Class, number: usize, through: i64) {
     if tables::open(oid).blocks() == 0 {
         return;
     }
+    let cut = tables::open(catalog::relation_of("cut"));
     failpoint!("expiry.found");
     let Some(table) = Relation::open_if_free(oid, ACCESS_EXCLUSIVE) else {
         return;
     };
     // SAFETY: the relation is open. A higher count than ours is a scan of this very session.
-    if unsafe { (*table.as_ptr()).rd_refcnt } > 1 {
+    let in_use = unsafe { (*table.as_ptr()).rd_refcnt } > 1;
+    // Triggers of others may be those of a tool that copies the table.
+    if in_use || shape::check_foldable(&table).is_err() {
         return;
     }
     // Meanwhile the table's next turn may have begun. Who writes to it holds a lock until he commits.
@@ -149,7 +153,6 @@ fn empty(class: Class, number: usize, through: i64) {
         return;
     }
     failpoint!("expiry.locked");
-    let cut = tables::open(catalog::relation_of("cut"));
     cell::update::<{ Class::FINITE }>(&cut, |mut cut| {
         cut[class.number()] = cut[class.number()].max(through);
         cut
@@ -158,119 +161,4 @@ fn empty(class: Class, number: usize, through: i64) {
     let _at_work = AtWork::begin();
     // SAFETY: open, and locked exclusively.
     unsafe { compat::truncate(table.as_ptr(), oid) };
-}
-
-/// So many rows are deleted in one transaction.
-const MOST_DELETED: usize = 50_000;
-
-/// Deletes rows of histories that were dropped, and with `restored` what has expired of those that a restore has
-/// brought. In a transaction of its own.
-pub fn delete(restored: bool) -> Batch {
-    let shared = catalog::shared();
-    let latest = LatestSnapshot::take();
-    // SAFETY: the snapshot is active.
-    let all = unsafe { history::series(&shared, None, latest.as_ptr()) };
-    let dropped: Vec<i64> = noted()
-        .into_iter()
-        .filter(|id| all.iter().all(|series| series.id != *id))
-        .collect();
-    if dropped.is_empty() && !restored {
-        return Batch::Done;
-    }
-    // With these, no fold is at it, and none begins that does not know that they are gone.
-    for lane in 0..LANES {
-        if Lease::try_take(catalog::lane(lane)).is_none() {
-            return Batch::Busy;
-        }
-    }
-    let sealed = times().map(|times| times.sealed);
-    let has_expired = |id: i64, start: i64| {
-        let is_it = |series: &&Series| series.id == id;
-        match (all.iter().find(is_it), sealed) {
-            (None, _) => true,
-            (Some(series), Some(sealed)) => series.keep.is_some_and(|keep| {
-                start.saturating_add(series.unit.longest()) <= keep.before(sealed)
-            }),
-            (Some(_), None) => false,
-        }
-    };
-    let mut left = MOST_DELETED;
-    if restored {
-        delete_from(history::restored(), &mut left, has_expired);
-    }
-    if !dropped.is_empty() {
-        let numbers = (0..Class::ALL).filter_map(Class::of_number);
-        for class in numbers {
-            for number in 0..class.tables() {
-                let oid = catalog::relation_of(&history::table_name(class, number));
-                delete_from(oid, &mut left, |id, _| dropped.contains(&id));
-            }
-        }
-        if left > 0 {
-            forget(&dropped);
-        }
-    }
-    if left > 0 { Batch::Done } else { Batch::More }
-}
-
-/// The ids of all series that lanes have noted.
-fn noted() -> Vec<i64> {
-    let mut ids = Vec::new();
-    let table = tables::open(catalog::relation_of("history_lane"));
-    if table.blocks() == 0 {
-        return ids;
-    }
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { TableScan::new(&table, snapshot::self_snapshot()) };
-    while let Some(row) = scan.next() {
-        ids.push(row.int8(columns::history_lane::HISTORY));
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
-fn delete_from(oid: pg_sys::Oid, left: &mut usize, goes: impl Fn(i64, i64) -> bool) {
-    if tables::open(oid).blocks() == 0 || *left == 0 {
-        return;
-    }
-    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-        catalog::gone()
-    };
-    shape::check(&table);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { TableScan::new(&table, snapshot::self_snapshot()) };
-    while let Some(row) = scan.next() {
-        way::make_way();
-        pgrx::check_for_interrupts!();
-        if !goes(row.int8(bucket::HISTORY), row.int8(bucket::START)) {
-            continue;
-        }
-        let mut tid = row.tid();
-        // SAFETY: a visible row, which only the holder of its lane's lease changes: we have all.
-        unsafe { pg_sys::simple_heap_delete(table.as_ptr(), &mut tid) };
-        *left -= 1;
-        if *left == 0 {
-            return;
-        }
-    }
-}
-
-/// Nothing is left of these.
-fn forget(dropped: &[i64]) {
-    let Some(table) =
-        Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
-    else {
-        catalog::gone()
-    };
-    shape::check(&table);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { TableScan::new(&table, snapshot::self_snapshot()) };
-    while let Some(row) = scan.next() {
-        if dropped.contains(&row.int8(columns::history_lane::HISTORY)) {
-            let mut tid = row.tid();
-            // SAFETY: a visible row, which only the holder of its lane's lease changes: we have all.
-            unsafe { pg_sys::simple_heap_delete(table.as_ptr(), &mut tid) };
-        }
-    }
 }

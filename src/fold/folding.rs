@@ -71,8 +71,15 @@ pub fn check_tables() -> Result<(), Refusal> {
 
 /// Folds all epochs through this one, whose writers have all ended.
 ///
-/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes.
-pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
+/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes. History is left out
+/// where it could not be written before: see [`history::begin_anew`].
+pub fn fold(
+    lane: usize,
+    lease: &Lease,
+    through: i64,
+    seal: Seal,
+    history_is_left_out: bool,
+) -> Folded {
     let started = ports::now();
     let shared = catalog::shared();
     let before = state::current(lane, &shared);
@@ -82,11 +89,18 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let history = history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted));
+    let history = if history_is_left_out {
+        history::begin_anew(lane, through, seal.clock, &latest);
+        None
+    } else {
+        history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted))
+    };
     let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
     let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
-    for side in Side::BOTH {
+    // The older one first: for history, what is before a purge or a beginning has to be.
+    let active = lease.gate().side;
+    for side in [active.other(), active] {
         deltas += fold_log(lease.rels(), side, epochs, &latest, &mut totals);
     }
     let busiest = totals.busiest;

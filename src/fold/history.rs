@@ -14,6 +14,7 @@
 //!   said by the first fold behind which there is nothing of that any more.
 
 use crate::fold::sealing::Seal;
+use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -33,7 +34,7 @@ use counterx_core::history::{
 };
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
@@ -42,6 +43,35 @@ thread_local! {
 
 /// Spots of those who fold: 768 kB.
 const MANY_SPOTS: usize = 64 * 1024;
+
+thread_local! {
+    /// History is being written. When an error ends that, it stays so until [`take_failure`].
+    static AT_IT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has an error ended a fold in the midst of its history?
+pub fn take_failure() -> bool {
+    AT_IT.take()
+}
+
+/// History is being written as long as this lives.
+struct AtIt;
+
+impl AtIt {
+    fn begin() -> Self {
+        AT_IT.set(true);
+        Self
+    }
+}
+
+impl Drop for AtIt {
+    fn drop(&mut self) {
+        // An error unwinds without a panic of ours, or is one.
+        if !std::thread::panicking() {
+            AT_IT.set(false);
+        }
+    }
+}
 
 /// So many events of a counter are written at once.
 const MANY_EVENTS: usize = 10_000;
@@ -67,6 +97,9 @@ pub struct Writer {
     tables: Vec<Table>,
     /// What is gathered of the counter that deltas arrive for.
     runs: Vec<Run>,
+    name: Vec<u8>,
+    /// Late deltas that this fold has moved.
+    late: Vec<(Box<[u8]>, Change)>,
     /// For what one counter takes.
     arena: MemoryArena,
     /// What the fold lives in.
@@ -118,10 +151,7 @@ struct Table {
 
 impl Table {
     fn open(oid: pg_sys::Oid) -> Self {
-        let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-            catalog::gone()
-        };
-        shape::check(&table);
+        let table = open_for_writing(oid);
         let index = tables::index_of(&table, &bucket::KEY);
         // SAFETY: an ordinary table, open; the snapshot is a static.
         unsafe {
@@ -145,6 +175,18 @@ impl Drop for Table {
     }
 }
 
+/// # Errors
+/// Raises 0A000 where triggers or indexes of others are in the way: the fold is left for later, as with totals.
+fn open_for_writing(oid: pg_sys::Oid) -> Relation {
+    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
+        catalog::gone()
+    };
+    if let Err(refusal) = shape::check_foldable(&table) {
+        refusal.raise()
+    }
+    table
+}
+
 /// A row, and where it is.
 struct Found {
     row: Stored,
@@ -160,6 +202,7 @@ impl Writer {
         latest: &LatestSnapshot,
         (sealed, counted): (Option<i64>, Option<i64>),
     ) -> Option<Self> {
+        let _at_it = AtIt::begin();
         // SAFETY: the snapshot is active.
         let all = unsafe { history::series(shared, None, latest.as_ptr()) };
         if all.is_empty() {
@@ -208,6 +251,8 @@ impl Writer {
             restored,
             tables: Vec::new(),
             runs: Vec::new(),
+            name: Vec::new(),
+            late: Vec::new(),
             // SAFETY: the context outlives the fold.
             arena: unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) },
             // SAFETY: reads a variable of the backend.
@@ -219,6 +264,8 @@ impl Writer {
     /// Deltas of this counter are next.
     pub fn begin(&mut self, name: &[u8]) {
         self.runs.clear();
+        self.name.clear();
+        self.name.extend_from_slice(name);
         let Some(wanted) = type_of(name) else { return };
         for (of, known) in self.types.iter().enumerate() {
             if *known.name == *wanted {
@@ -242,22 +289,35 @@ impl Writer {
 
     /// A delta of the counter, of this epoch, or late.
     pub fn add(&mut self, change: Change, epoch: Option<i64>) {
+        let _at_it = AtIt::begin();
+        // SAFETY: nothing that is allocated here is kept; see `write_run`.
+        let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
         let at = counted_at(change.at, self.sealed);
         for run in &mut self.runs {
             let of = &mut self.types[run.of];
-            if of
-                .begin
-                .is_some_and(|begin| !begin.includes(epoch, change.at))
-            {
-                of.left_out = of.left_out.max(Some(change.at));
+            if of.begin.is_some_and(|begin| !begin.includes(epoch)) {
+                // When a restored value was counted is nobody's to know here.
+                if change.kind != Kind::Restored {
+                    of.left_out = of.left_out.max(Some(change.at));
+                }
                 continue;
             }
             run.add(of, change, at);
+            if change.kind == Kind::Purge {
+                // What is late is folded before, and may have been written later.
+                for (late, at) in late_of(&self.late, &self.name, (change.at, self.sealed)) {
+                    run.add(of, late, at);
+                }
+            }
+        }
+        if epoch.is_none() && !self.runs.is_empty() {
+            room::push(&mut self.late, (self.name.clone().into(), change));
         }
     }
 
     /// Writes what was gathered of a counter, whose total is this with all of it.
     pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
+        let _at_it = AtIt::begin();
         for at in 0..self.runs.len() {
             let run = self.runs[at].take();
             self.write_run(run, name, hash, total);
@@ -329,6 +389,17 @@ impl Writer {
             self.find_from(&kept.series, name, (first, newest))
         };
         let stored: Vec<Stored> = found.iter().map(|found| found.row).collect();
+        // What a fold has left out that could not write history is an adjustment: nobody knows what it was.
+        if let Some(last) = stored.last()
+            && last.value + net != total
+        {
+            let left_out = Sums::of(Kind::Adjustment, total - net - last.value);
+            match new.last_mut().filter(|(start, _)| *start >= last.start) {
+                Some((_, sums)) => *sums += left_out,
+                None => new.push((last.start, left_out)),
+            }
+        }
+        let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
         let class = kept.series.class;
         place(total - net, &stored, &new, |Placed { row, replaces }| {
             let (table, tid) = match replaces {
@@ -339,7 +410,9 @@ impl Writer {
             let values = history::values_of(name, kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
-            if let Some(address) = address {
+            // Who looks there next looks for the newest one.
+            let is_newest = stored.last().is_none_or(|last| last.start <= row.start);
+            if let Some(address) = address.filter(|_| is_newest) {
                 let spot = Spot::of_new_row(&table.table, address);
                 SPOTS.with_borrow_mut(|spots| spots.set(key, spot));
             }
@@ -350,9 +423,13 @@ impl Writer {
     fn find_one(&mut self, series: &Series, name: &NameText, start: i64, key: u64) -> Vec<Found> {
         let oid = self.oid(series.class, series.class.table_of(start));
         if let Some(found) = Self::find_in(self.table(oid), series, name, start, key) {
+            // A later one all the same: the calendar was another one then, as before an update of the time zones.
+            if found.row.start != start {
+                return self.find_from(series, name, (start, found.row.start));
+            }
             return vec![found];
         }
-        if series.classes().nth(1).is_some() {
+        if series.classes_from(start).nth(1).is_some() {
             return self.find_from(series, name, (start, start));
         }
         Vec::new()
@@ -403,7 +480,7 @@ impl Writer {
         (first, newest): (i64, i64),
     ) -> Vec<Found> {
         let mut found = Vec::new();
-        for class in series.classes() {
+        for class in series.classes_from(first) {
             for number in class.tables_between(first, newest.max(first)) {
                 let oid = self.oid(class, number);
                 self.each_from(oid, series, name, first, |row| found.push(row));
@@ -446,6 +523,8 @@ impl Writer {
         let [by_name, by_series] = history::keys_of(name, series.id);
         table.scan.seek(&[by_name, by_series, history::from(first)]);
         while let Some(row) = table.scan.next(Direction::Forward) {
+            way::make_way();
+            pgrx::check_for_interrupts!();
             visit(&row);
         }
     }
@@ -497,19 +576,18 @@ impl Writer {
             return;
         };
         let series = finest.series.clone();
-        let known = self.counted.unwrap_or(i64::MIN);
         // Nearly always there is none.
-        let mut has_rows = false;
+        let mut newest = None;
         for class in series.classes() {
             for number in 0..class.tables() {
                 let oid = self.oid(class, number);
-                self.each_from(oid, &series, name, i64::MIN, |_| has_rows = true);
+                self.each_row_from(oid, &series, name, i64::MIN, |row| {
+                    newest = newest.max(Some(row.int8(bucket::START)));
+                });
             }
         }
-        if !has_rows {
-            return;
-        }
-        let at = counted_at(known, self.sealed);
+        let Some(newest) = newest else { return };
+        let at = counted_at(newest, self.sealed);
         let start = self.types[of].units[0].calendar.start_of(at);
         let adjusted = Sums::of(Kind::Adjustment, restored);
         match sums.iter_mut().find(|(known, _)| *known == start) {
@@ -565,9 +643,16 @@ impl Writer {
 
     /// All is written, through this epoch. Folds before have moved nothing that was written after `folded`.
     pub fn finish(self, seal: Seal, through: i64, folded: Option<i64>) -> Written {
+        let _at_it = AtIt::begin();
         if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
             self.note_beginnings(through, folded);
         }
+        // A clock that has leapt can spoil what there is, and nothing is there yet.
+        let is_new = self.restored.is_empty() && self.types.iter().all(|of| of.begin.is_some());
+        let seal = Seal {
+            is_trusted: seal.is_trusted || is_new,
+            ..seal
+        };
         Written {
             sealed: seal.after(self.sealed),
             counted: self.counted,
@@ -575,32 +660,7 @@ impl Writer {
     }
 
     fn note_beginnings(&self, through: i64, folded: Option<i64>) {
-        use columns::history_lane::KEY;
-        let Some(table) =
-            Relation::open_until_commit(catalog::relation_of("history_lane"), ROW_EXCLUSIVE)
-        else {
-            catalog::gone()
-        };
-        shape::check(&table);
-        let index = tables::index_of(&table, &KEY);
-        // SAFETY: the snapshot is a static.
-        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 2) };
-        // SAFETY: an ordinary table, open; they are closed below.
-        let indexes = unsafe { pg_sys::CatalogOpenIndexes(table.as_ptr()) };
-        let mut note = |series: &Series, begin: Begin| {
-            let lane = self.lane as i32;
-            scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane)]);
-            let tid = scan.next(Direction::Forward).map(|row| row.tid());
-            let values = [
-                Some(series.id.into()),
-                Some(lane.into()),
-                Some(begin.epoch.into()),
-                Some(begin.at.into()),
-                begin.since.map(Into::into),
-            ];
-            // SAFETY: the columns of history_lane; the indexes are those of this table.
-            unsafe { tables::write_row(&table, indexes, tid, values) };
-        };
+        let mut notes = Notes::open(self.lane);
         for series in &self.restored {
             // What was counted here before it came would be part of it.
             let at = series.since.unwrap_or_else(clock::now);
@@ -609,7 +669,7 @@ impl Writer {
                 at,
                 since: Some(at),
             };
-            note(series, begin);
+            notes.write(series, begin);
         }
         for of in &self.types {
             let Some(begin) = of.begin else { continue };
@@ -619,11 +679,78 @@ impl Writer {
             }
             let units = of.units.iter().map(|kept| &kept.series);
             for series in units.chain(&of.events) {
-                note(series, Begin { since, ..begin });
+                notes.write(series, Begin { since, ..begin });
             }
         }
-        // SAFETY: opened above.
-        unsafe { pg_sys::CatalogCloseIndexes(indexes) };
+    }
+}
+
+/// A fold through this epoch leaves history out, as it cannot be written: it begins anew in the lane, and what was
+/// counted so far in no bucket stays so. Counting is not held up.
+pub fn begin_anew(lane: usize, through: i64, clock: i64, latest: &LatestSnapshot) {
+    let _at_it = AtIt::begin();
+    // SAFETY: the snapshot is active.
+    let all = unsafe { history::series(&catalog::shared(), None, latest.as_ptr()) };
+    let mut notes = Notes::open(lane);
+    for series in &all {
+        let begin = Begin {
+            epoch: through.saturating_add(1),
+            at: clock,
+            since: None,
+        };
+        notes.write(series, begin);
+    }
+}
+
+/// Where series begin in a lane, to be written.
+struct Notes {
+    // Ended before its relations are closed.
+    scan: IndexScan,
+    indexes: pg_sys::CatalogIndexState,
+    _index: Relation,
+    table: Relation,
+    lane: i32,
+}
+
+impl Notes {
+    fn open(lane: usize) -> Self {
+        use columns::history_lane::KEY;
+        let table = open_for_writing(catalog::relation_of("history_lane"));
+        let index = tables::index_of(&table, &KEY);
+        // SAFETY: an ordinary table, open; the snapshot is a static.
+        unsafe {
+            Self {
+                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 2),
+                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
+                _index: index,
+                table,
+                lane: lane as i32,
+            }
+        }
+    }
+
+    fn write(&mut self, series: &Series, begin: Begin) {
+        self.scan
+            .seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, self.lane)]);
+        let tid = self.scan.next(Direction::Forward).map(|row| row.tid());
+        let values = [
+            Some(series.id.into()),
+            Some(self.lane.into()),
+            Some(begin.epoch.into()),
+            Some(begin.at.into()),
+            begin.since.map(Into::into),
+        ];
+        // SAFETY: the columns of history_lane; the indexes are those of this table.
+        unsafe { tables::write_row(&self.table, self.indexes, tid, values) };
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by us.
+            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
+        }
     }
 }
 
@@ -679,6 +806,20 @@ impl Run {
             room::push(&mut self.events, Change { at, ..change });
         }
     }
+}
+
+/// Late deltas of a counter that were written after a time, and when they count.
+fn late_of(
+    all: &[(Box<[u8]>, Change)],
+    name: &[u8],
+    (after, sealed): (i64, Option<i64>),
+) -> impl Iterator<Item = (Change, i64)> {
+    all.iter()
+        .filter(move |(of, change)| **of == *name && change.at > after)
+        .map(move |(_, change)| {
+            // Whoever has written it, it is not what the purge takes along.
+            (*change, counted_at(change.at, sealed))
+        })
 }
 
 /// Spreads a random number over the bits that spots are kept by.

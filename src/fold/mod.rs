@@ -9,5 +9,6 @@ pub mod folding;
 pub mod history;
 pub mod rotation;
 pub mod sealing;
+pub mod sweep;
 pub mod totals;
 pub mod way;

@@ -62,19 +62,22 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
     let Some(known) = state::lane_state(shared, lane, snapshot).sealed else {
         return Sealing::Due;
     };
-    if seal(Some(known), clock, is_trusted) == known {
-        return if clock.saturating_sub(known) > LEAP {
-            Sealing::Leaps
-        } else {
-            Sealing::NotDue
-        };
-    }
     // SAFETY: as above.
     let begins = unsafe { history::begins_of_lane(lane, snapshot) };
     let has_begun = |id| {
         let mut known = begins.iter();
         known.any(|(known, begin)| *known == id && begin.since.is_some())
     };
+    let is_new = !all
+        .iter()
+        .any(|series| series.since.is_some() || has_begun(series.id));
+    if seal(Some(known), clock, is_trusted || is_new) == known {
+        return if clock.saturating_sub(known) > LEAP {
+            Sealing::Leaps
+        } else {
+            Sealing::NotDue
+        };
+    }
     let unit = step(&all);
     let has_ended = clock.div_euclid(unit) > known.div_euclid(unit);
     if has_ended || all.iter().any(|series| !has_begun(series.id)) {

@@ -421,6 +421,31 @@ impl TableScan {
         }
     }
 
+    /// A scan of so many pages of a heap, from this one on.
+    ///
+    /// # Safety
+    /// The snapshot lives as long as the scan.
+    pub unsafe fn of_pages(
+        table: &Relation,
+        snapshot: pg_sys::Snapshot,
+        (first, pages): (u32, u32),
+    ) -> Self {
+        // SAFETY: the table is open. Only a scan that does not keep step with others has limits.
+        unsafe {
+            let (filter, snapshot) = Filter::new(table, snapshot);
+            let none = std::ptr::null_mut();
+            let scan =
+                pg_sys::table_beginscan_strat(table.as_ptr(), snapshot, 0, none, true, false);
+            pg_sys::heap_setscanlimits(scan, first, pages);
+            Self {
+                filter,
+                context: pg_sys::CurrentMemoryContext,
+                scan,
+                slot: pg_sys::table_slot_create(table.as_ptr(), std::ptr::null_mut()),
+            }
+        }
+    }
+
     /// The next visible row.
     pub fn next(&mut self) -> Option<Row> {
         // SAFETY: as of IndexScan; and the slot fits the table.

@@ -27,6 +27,7 @@ use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
+use crate::fold::sweep::{self, Sweep};
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::compat;
@@ -141,7 +142,7 @@ struct Worker {
     unfinished: Option<i64>,
     /// When what is not wanted of history is looked for, and whether that is to go on.
     expiry: LaneClock,
-    expires: Option<Expires>,
+    sweep: Option<Sweep>,
     /// It has looked for that at least once.
     looked_for_expired: bool,
     /// Whether the clock that history goes by can be trusted.
@@ -171,13 +172,6 @@ const CHECKS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a worker looks for history that has expired.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
-
-/// What is to be deleted of history, some at a time.
-#[derive(Clone, Copy)]
-struct Expires {
-    /// What has expired of what a restore has brought, too.
-    restored: bool,
-}
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -258,7 +252,7 @@ impl Worker {
             checked: None,
             unfinished: None,
             expiry: LaneClock::default(),
-            expires: None,
+            sweep: None,
             looked_for_expired: false,
             steadiness: Steadiness::default(),
             leaps: false,
@@ -498,7 +492,7 @@ impl Worker {
             }
             self.look_for_tracks();
             self.seal_idle_lanes();
-            self.expire_history();
+            self.sweep_history();
         }
         self.give_up();
         let left = self.left();
@@ -525,14 +519,21 @@ impl Worker {
                     (sealing, is_idle)
                 });
                 match found {
-                    Ok((Sealing::NotDue, _) | (_, false)) | Err(_) => {}
+                    Ok((Sealing::NotDue, _) | (_, false)) => {}
+                    Err(message) => {
+                        return log(format!(
+                            "counterx: the worker cannot look for what is to be sealed: {message}"
+                        ));
+                    }
                     Ok((Sealing::Due, true)) => {
                         self.tick(lane);
                         goes_on |= self.now() - started < PATIENCE;
                     }
                     Ok((Sealing::Leaps, true)) => {
                         self.note_leap(true);
-                        goes_on = true;
+                        // Not at the cost of others, whose deltas wait.
+                        let (asked, waiting) = directory::asked(self.database);
+                        goes_on |= !asked && waiting == 0;
                     }
                 }
                 pgrx::check_for_interrupts!();
@@ -573,6 +574,7 @@ impl Worker {
                 }
             }
             left.seals_in = sealing::next_end();
+            left.inactive |= sweep::is_wanted();
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -698,7 +700,11 @@ impl Worker {
                 self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
-                self.memories[lane] = LaneMemory::default();
+                if self.memories[lane].after_failure() {
+                    log(format!(
+                        "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
+                    ));
+                }
                 return Self::note_failure(lane, "folding", &message);
             }
         }
@@ -717,10 +723,10 @@ impl Worker {
     fn note_leap(&mut self, leaps: bool) {
         if leaps && !self.leaps {
             log(
-                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last;                  it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
+                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last; it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
             );
         }
-        self.leaps |= leaps;
+        self.leaps = leaps;
     }
 
     fn reclaim(&mut self, lane: usize) {
@@ -787,10 +793,24 @@ impl Worker {
         }
     }
 
+    /// Goes on with what is to be deleted, for some time.
+    fn sweep_history(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let started = self.now();
+        self.expire_history();
+        while self.sweep.is_some()
+            && self.now() - started < PATIENCE
+            && !lock::database_is_wanted()
+            && settings::compaction()
+        {
+            session::wait(HURRY);
+            self.expire_history();
+        }
+    }
+
     fn expire_history(&mut self) {
         let now = self.now();
-        let expires = self.expires;
-        let pause = match expires {
+        let pause = match self.sweep {
             Some(_) => settings::compaction_interval(),
             None => EXPIRY_EVERY,
         };
@@ -799,32 +819,26 @@ impl Worker {
             return;
         }
         self.looked_for_expired = true;
+        let mut sweep = self.sweep.take();
         let done = (|| {
-            let is_new = match expires {
-                Some(_) => false,
-                None => {
-                    let is_new = session::transaction(c"expiring history", || {
-                        sealing::next_end().is_some() && expiry::note_expired()
-                    })?;
-                    session::transaction(c"emptying history", expiry::empty_tables)?;
-                    is_new
-                }
-            };
-            let restored = expires.map_or(is_new, |expires| expires.restored);
-            let batch = session::transaction(c"deleting history", || expiry::delete(restored))?;
-            Ok((batch, restored))
+            if sweep.is_none() {
+                let expired = session::transaction(c"expiring history", || {
+                    sealing::next_end().is_some() && expiry::note_expired()
+                })?;
+                session::transaction(c"emptying history", expiry::empty_tables)?;
+                sweep = Some(Sweep::new(expired));
+            }
+            let sweep = sweep.get_or_insert_default();
+            session::transaction(c"deleting history", || sweep::step(sweep))
         })();
         match done {
-            Ok((Batch::Done, _)) => {
-                self.expires = None;
-                self.expiry.succeeded(now);
-            }
+            Ok(Batch::Done) => self.expiry.succeeded(now),
             // Busy: somebody folds.
-            Ok((Batch::More | Batch::Busy, restored)) => {
-                self.expires = Some(Expires { restored });
+            Ok(Batch::More | Batch::Busy) => {
+                self.sweep = sweep;
                 self.expiry.succeeded(now);
             }
-            Err::<_, String>(message) => {
+            Err(message) => {
                 self.expiry.failed(now);
                 log(format!("counterx: expiring history failed: {message}"));
             }

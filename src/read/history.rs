@@ -23,10 +23,13 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
+use crate::read::lane::{self, LaneReader};
 use crate::read::reader::{self, Lanes, Reader};
+use crate::store::catalog;
 use crate::store::columns;
 pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
+use crate::store::state;
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
@@ -56,12 +59,6 @@ impl Tables {
             expired: unsafe { history::expired(snapshot) },
             needed: Cell::new([i64::MAX; Class::FINITE]),
         }
-    }
-
-    /// From where on rows of a class are shown, where the series has them from `first` on.
-    fn from(&self, class: Class, first: i64) -> i64 {
-        let expired = self.expired.get(class.number()).copied().flatten();
-        expired.map_or(first, |expired| expired.max(first))
     }
 
     /// Notes that rows of a class are looked for from then on.
@@ -99,16 +96,19 @@ impl Tables {
     }
 }
 
-/// From where on a series is shown: buckets that have ended before its keep are not.
-fn first_of(series: &Series, calendar: &mut Calendar, sealed: Option<i64>) -> i64 {
+/// From where on a series is shown: buckets that have ended before its keep are not, and none of which earlier ones may
+/// be gone.
+fn first_of(series: &Series, tables: &Tables, calendar: &mut Calendar, sealed: Option<i64>) -> i64 {
+    let complete = series.complete_from(&tables.expired);
     let (Some(keep), Some(sealed)) = (series.keep, sealed) else {
-        return i64::MIN;
+        return complete;
     };
     let before = keep.before(sealed);
-    match series.unit {
+    let kept = match series.unit {
         Unit::Event => before.saturating_add(1),
         _ => calendar.start_of(before),
-    }
+    };
+    kept.max(complete)
 }
 
 /// Where a series begins in a lane.
@@ -121,10 +121,9 @@ fn begin_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Begin {
 
 /// Is something that is not folded part of a history that begins then?
 fn is_included(begin: &Begin, pending: &Pending) -> bool {
-    let at = pending.change.at;
     match pending.place {
-        Place::Late => begin.includes(None, at),
-        Place::Log(epoch) => begin.includes(Some(epoch), at),
+        Place::Late => begin.includes(None),
+        Place::Log(epoch) => begin.includes(Some(epoch)),
         // It gets a later epoch than any.
         Place::Own => true,
     }
@@ -296,7 +295,8 @@ impl<'a> Counter<'a> {
             if from < first {
                 return None;
             }
-            let from = unit.calendar.start_of(from).max(first);
+            // An interval of months and days can be of no length, or lead forward.
+            let from = unit.calendar.start_of(from).max(first).min(through);
             Some(unit.rate(from, through))
         });
         rate.or_else(|| {
@@ -373,7 +373,7 @@ impl<'a> OfUnit<'a> {
         let mut calendar = Calendar::new(series.unit, &series.zone);
         let lane = &counter.reader.lanes[0];
         let sealed = lane.sealed;
-        let first = first_of(series, &mut calendar, sealed);
+        let first = first_of(series, &counter.tables, &mut calendar, sealed);
         let begin = begin_of(series, lane.lane, counter.reader.snapshot);
         let mut changes: Vec<Pending> = room::collect(
             (counter.pending.iter().copied()).filter(|pending| is_included(&begin, pending)),
@@ -403,8 +403,7 @@ impl<'a> OfUnit<'a> {
 
     /// From when on everything is known.
     pub fn known_from(&self) -> Option<i64> {
-        let kept = self.counter.tables.from(self.series.class, self.first);
-        self.since.map(|since| since.max(kept))
+        self.since.map(|since| since.max(self.first))
     }
 
     /// The first boundary that is known.
@@ -456,13 +455,13 @@ impl<'a> OfUnit<'a> {
         let classes = if self.counter.is_purged {
             None
         } else {
-            Some(self.series.classes())
+            Some(self.series.classes_from(self.first))
         };
         classes
             .into_iter()
             .flatten()
             .enumerate()
-            .map(|(rank, class)| (rank, class, self.counter.tables.from(class, self.first)))
+            .map(|(rank, class)| (rank, class, self.first))
     }
 
     fn restored(&self) -> Option<(usize, Buckets)> {
@@ -764,8 +763,13 @@ pub fn most_changed(
     let mut calendar = Calendar::new(series.unit, &series.zone);
     let from = calendar.start_of(from);
     // Retention is by lane.
-    let firsts: [i64; LANES] =
-        std::array::from_fn(|lane| first_of(series, &mut calendar, reader.lanes[lane].sealed));
+    let firsts: [i64; LANES] = std::array::from_fn(|lane| {
+        first_of(series, &tables, &mut calendar, reader.lanes[lane].sealed)
+    });
+    // No fold has written what begins later.
+    // SAFETY: as above.
+    let newest = unsafe { state::counted_until(&reader.shared, snapshot) };
+    let through = newest.map_or(i64::MIN, |newest| newest.max(from));
     let mut sums = SumsByName::default();
     let mut sum_up = |buckets: &Buckets, from: i64| {
         // SAFETY: as above.
@@ -787,10 +791,10 @@ pub fn most_changed(
             room::granted(sums.add(name, tally));
         }
     };
-    for class in series.classes() {
-        let from = tables.from(class, from);
+    let from = from.max(series.complete_from(&tables.expired));
+    for class in series.classes_from(from) {
         tables.need(class, from);
-        for (table, _) in buckets::tables_back(class, from, i64::MAX) {
+        for (table, _) in buckets::tables_back(class, from, through) {
             if let Some(buckets) = Buckets::numbered(class, table) {
                 sum_up(&buckets, from);
             }
@@ -858,6 +862,28 @@ fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]
     // Stable: of one place, they stay in their order.
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     all
+}
+
+/// Visits all series, and since when they are known of all counters of their type: with the rows that
+/// [`for_each_row`] visits. None: not yet.
+pub fn for_each_series(mut visit: impl FnMut(&Series, Option<i64>)) {
+    let current = snapshot::active_or_latest();
+    let snapshot = current.as_ptr();
+    let shared = catalog::shared();
+    let lanes = lane::open_lanes(0..LANES, &shared, snapshot);
+    let tables = Tables::open(snapshot);
+    // SAFETY: the snapshot is active as long as `current` lives.
+    for series in unsafe { history::series(&shared, None, snapshot) } {
+        let mut calendar = Calendar::new(series.unit, &series.zone);
+        let mut known_from = |lane: &LaneReader| {
+            let first = first_of(&series, &tables, &mut calendar, lane.sealed);
+            let begin = begin_of(&series, lane.lane, snapshot);
+            begin.since.map(|since| since.max(first))
+        };
+        let of_lanes: Option<Vec<i64>> = lanes.iter().map(&mut known_from).collect();
+        let since = of_lanes.and_then(|times| times.into_iter().max());
+        visit(&series, since);
+    }
 }
 
 /// Visits all rows of all counters, as they are shown, in no particular order: a counter's name, the id of the series,

@@ -88,16 +88,23 @@ pub mod hold {
     pub const EXPIRES_AT: usize = 5;
 }
 
-/// `history`: id, type, unit, keep, class, former_classes, zone, since.
+/// `history`: id, type, unit, keep, class, zone, since, complete.
 pub mod history {
     pub const ID: usize = 1;
     pub const TYPE: usize = 2;
     pub const UNIT: usize = 3;
     pub const KEEP: usize = 4;
     pub const CLASS: usize = 5;
-    pub const FORMER_CLASSES: usize = 6;
-    pub const ZONE: usize = 7;
-    pub const SINCE: usize = 8;
+    pub const ZONE: usize = 6;
+    pub const SINCE: usize = 7;
+    pub const COMPLETE: usize = 8;
+}
+
+/// `history_class`: history, class, until.
+pub mod history_class {
+    pub const HISTORY: usize = 1;
+    pub const CLASS: usize = 2;
+    pub const UNTIL: usize = 3;
 }
 
 /// `history_lane`: history, lane, epoch, at, since.

@@ -14,6 +14,7 @@ use crate::pg::error::{raise, report};
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::snapshot;
 use crate::pg::spot::SpotRow;
 use crate::pg::time;
 use crate::pg::varlena::{NameText, text_bytes};
@@ -36,12 +37,14 @@ pub struct Series {
     pub keep: Option<Interval>,
     /// Where rows are written.
     pub class: Class,
-    /// Where they were written before, a bit for each class.
-    former: u32,
+    /// Where they were written before, and which: those that begin before a time, or perhaps all.
+    former: Vec<(Class, Option<i64>)>,
     /// The time zone.
     pub zone: Box<[u8]>,
     /// Since when it is known in all lanes, where a restore has brought it; None: `history_lane` says it.
     pub since: Option<i64>,
+    /// Rows that begin earlier were hidden by a shorter time to keep; None: none were.
+    complete: Option<i64>,
 }
 
 /// An interval, as the server has it.
@@ -53,7 +56,12 @@ impl Interval {
     pub fn before(mut self, time: i64) -> i64 {
         let datum = pg_sys::Datum::from(&raw mut self.0);
         // SAFETY: an interval.
-        unsafe { time::earlier(time, datum) }
+        unsafe { time::earlier_in_utc(time, datum) }
+    }
+
+    /// The datum; valid as long as `self` stays where it is.
+    pub fn datum(&self) -> pg_sys::Datum {
+        pg_sys::Datum::from(&raw const self.0)
     }
 }
 
@@ -85,24 +93,61 @@ impl Series {
                 .get(history::KEEP)
                 .map(|datum| unsafe { Interval(*datum.cast_mut_ptr::<pg_sys::Interval>()) }),
             class,
-            former: number(history::FORMER_CLASSES) as u32,
+            former: Vec::new(),
             zone: text(history::ZONE).into(),
             since: row.get(history::SINCE).map(|datum| datum.value() as i64),
+            complete: row.get(history::COMPLETE).map(|datum| datum.value() as i64),
         }
     }
 
-    /// The bits of the classes that may have rows of it when it is written to this one.
-    pub fn former_classes(&self, class: Class) -> u32 {
-        (self.former | 1 << self.class.number()) & !(1 << class.number())
+    /// The classes whose tables may have rows of it, the one that is written to first.
+    pub fn classes(&self) -> impl Iterator<Item = Class> {
+        self.classes_from(i64::MIN)
     }
 
-    /// The classes whose tables may have rows of it, the one that is written to first.
-    pub fn classes(&self) -> impl Iterator<Item = Class> + use<> {
-        let (class, former) = (self.class, self.former);
-        let others = (0..Class::ALL).filter_map(Class::of_number);
-        std::iter::once(class).chain(
-            others.filter(move |other| *other != class && former & (1 << other.number()) != 0),
-        )
+    /// Those whose tables may have rows of it that begin at this time or later.
+    pub fn classes_from(&self, first: i64) -> impl Iterator<Item = Class> {
+        let former = self.former.iter().filter(move |(class, until)| {
+            *class != self.class && until.is_none_or(|until| until > first)
+        });
+        std::iter::once(self.class).chain(former.map(|(class, _)| *class))
+    }
+
+    /// From where on all of its rows are there still, and were all the time: in any class that it has had, those that
+    /// have expired may be gone.
+    pub fn complete_from(&self, expired: &[Option<i64>; Class::FINITE]) -> i64 {
+        let expired = |class: Class| expired.get(class.number()).copied().flatten();
+        let former = self.former.iter().filter_map(|(class, until)| {
+            let expired = expired(*class)?;
+            Some(until.map_or(expired, |until| until.min(expired)))
+        });
+        former
+            .chain(expired(self.class))
+            .chain(self.complete)
+            .max()
+            .unwrap_or(i64::MIN)
+    }
+
+    /// Are there rows among those that are kept for ever, though it is not any more?
+    pub fn was_for_ever(&self) -> bool {
+        self.class != Class::FOR_EVER
+            && self
+                .former
+                .iter()
+                .any(|(class, _)| *class == Class::FOR_EVER)
+    }
+
+    /// From where on they are all there, when they have another time to keep from now on, at which all is sealed
+    /// through `sealed`.
+    pub fn complete_at_change(&self, sealed: i64) -> Option<i64> {
+        let hidden = self.keep.map(|keep| keep.before(sealed));
+        hidden.max(self.complete)
+    }
+
+    /// Is there a class of which is not known yet what was written to it?
+    pub fn has_open_class(&self) -> bool {
+        let mut former = self.former.iter();
+        former.any(|(class, until)| *class != self.class && until.is_none())
     }
 }
 
@@ -133,7 +178,33 @@ pub unsafe fn series(
             found.push(Series::read(&row));
         }
     }
+    if !found.is_empty() {
+        // SAFETY: the caller's promise.
+        unsafe { read_classes(&mut found, snapshot) };
+    }
     found
+}
+
+/// # Safety
+/// As of [`series`].
+unsafe fn read_classes(all: &mut [Series], snapshot: pg_sys::Snapshot) {
+    use columns::history_class::{CLASS, HISTORY, UNTIL};
+    let table = tables::open(catalog::relation_of("history_class"));
+    if table.blocks() == 0 {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { TableScan::new(&table, snapshot) };
+    while let Some(row) = scan.next() {
+        let id = row.int8(HISTORY);
+        let class = row.get(CLASS).expect("the column is NOT NULL").value();
+        let until = row.get(UNTIL).map(|datum| datum.value() as i64);
+        if let Some(class) = Class::of_number(class)
+            && let Some(series) = all.iter_mut().find(|series| series.id == id)
+        {
+            series.former.push((class, until));
+        }
+    }
 }
 
 /// Is there any series, for anybody? A look at the size of a table, as nearly always there is none.
@@ -184,6 +255,17 @@ pub unsafe fn begin_in_lane(series: &Series, lane: usize, snapshot: pg_sys::Snap
     scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane as i32)]);
     let noted = scan.next(Direction::Forward).map(|row| begin(&row));
     noted.unwrap_or(restored)
+}
+
+/// Has any lane noted a series of this id?
+pub fn is_noted(id: i64) -> bool {
+    use columns::history_lane::KEY;
+    let table = tables::open(catalog::relation_of("history_lane"));
+    let index = tables::index_of(&table, &KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int8_eq(1, id)]);
+    scan.next(Direction::Forward).is_some()
 }
 
 fn begin(row: &Row) -> Begin {
@@ -313,11 +395,11 @@ pub fn values_of(
         row.start.into(),
         changes.into(),
         name.datum(),
-        number::short_numeric(row.value),
-        number::short_numeric(delta),
-        number::short_numeric(adjusted),
-        number::short_numeric(ups),
-        number::short_numeric(downs),
+        number::numeric(row.value),
+        number::numeric(delta),
+        number::numeric(adjusted),
+        number::numeric(ups),
+        number::numeric(downs),
     ]
     .map(Some)
 }

@@ -119,9 +119,14 @@ const HISTORY: &[Column] = &[
     column("unit", TEXTOID),
     nullable("keep", INTERVALOID),
     column("class", INT4OID),
-    column("former_classes", INT4OID),
     column("zone", TEXTOID),
     nullable("since", TIMESTAMPTZOID),
+    nullable("complete", TIMESTAMPTZOID),
+];
+const HISTORY_CLASS: &[Column] = &[
+    column("history", INT8OID),
+    column("class", INT4OID),
+    nullable("until", TIMESTAMPTZOID),
 ];
 const HISTORY_LANE: &[Column] = &[
     column("history", INT8OID),
@@ -159,6 +164,7 @@ fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
         b"type" => TYPE,
         b"hold" => HOLD,
         b"history" => HISTORY,
+        b"history_class" => HISTORY_CLASS,
         b"history_lane" => HISTORY_LANE,
         b"expired" => EXPIRED,
         b"cut" => CUT,
@@ -379,9 +385,10 @@ pub fn index_definition(table: &Relation, key: &[i16]) -> String {
         .filter_map(|at| Some(columns.get(usize::from(at.unsigned_abs()) - 1)?.name))
         .collect();
     let unique = match (&name[..], &names[..]) {
-        (b"total" | b"state" | b"expired", _) | (b"token", ["token"]) | (b"hold", ["id"]) => {
-            "UNIQUE "
-        }
+        (b"total" | b"state" | b"expired" | b"history_lane", _)
+        | (b"token", ["token"])
+        | (b"hold", ["id"]) => "UNIQUE ",
+        (bucket, _) if bucket.starts_with(b"bucket_") => "UNIQUE ",
         _ => "",
     };
     format!(
@@ -488,7 +495,7 @@ fn triggers_of_others(table: &Relation) -> Vec<OthersTrigger> {
     found.into_iter().map(|(_, other)| other).collect()
 }
 
-/// Checks that folds may write to this table, `total` or `state`: nobody's triggers would be bypassed, and
+/// Checks that folds may write to this table, `total`, `state` or one of history: nobody's triggers would be bypassed, and
 /// its indexes need no executor. It is locked for writing, so that stays so to the end of the transaction.
 ///
 /// # Errors

@@ -22,6 +22,8 @@ pub struct LaneState {
     pub folded: i64,
     /// The time through which it is sealed, in microseconds since 2000; None: never.
     pub sealed: Option<i64>,
+    /// The greatest time at which anything was counted that history has.
+    pub counted: Option<i64>,
     /// The xid of the fold that said so; None when nothing was ever folded.
     pub xmin: Option<pg_sys::TransactionId>,
 }
@@ -93,6 +95,7 @@ impl LaneStates {
                 let state = LaneState {
                     folded: row.int8(columns::state::FOLDED_EPOCH),
                     sealed: sealed(&row),
+                    counted: counted(&row),
                     xmin: Some(row.xmin()),
                 };
                 (state, spot)
@@ -101,6 +104,7 @@ impl LaneStates {
                 let never = LaneState {
                     folded: 0,
                     sealed: None,
+                    counted: None,
                     xmin: None,
                 };
                 (never, Spot::NONE)
@@ -112,6 +116,23 @@ impl LaneStates {
 fn sealed(row: &Row) -> Option<i64> {
     row.get(columns::state::SEALED)
         .map(|datum| datum.value() as i64)
+}
+
+fn counted(row: &Row) -> Option<i64> {
+    row.get(columns::state::COUNTED)
+        .map(|datum| datum.value() as i64)
+}
+
+/// The greatest time at which anything was counted that the history of any lane has, for a snapshot.
+///
+/// # Safety
+/// The snapshot is active or registered.
+pub unsafe fn counted_until(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    let mut states = unsafe { LaneStates::open(shared, snapshot) };
+    (0..LANES)
+        .filter_map(|lane| states.by_index(lane).0.counted)
+        .max()
 }
 
 /// The time through which all lanes are sealed, for a snapshot; None where one never was.
@@ -236,7 +257,7 @@ impl State {
             last_error: row.get(8),
             last_error_at: number(9),
             sealed: sealed(row),
-            counted: number(columns::state::COUNTED),
+            counted: counted(row),
         }
     }
 }

@@ -98,6 +98,9 @@ impl Class {
     /// So many segments are as long as the longest that rows of the class are kept.
     const SEGMENTS: i64 = 4;
 
+    /// What does not go.
+    pub const FOR_EVER: Self = Self(Self::FINITE as u8);
+
     /// The class with this number.
     pub fn of_number(number: usize) -> Option<Self> {
         (number < Self::ALL).then_some(Self(number as u8))
@@ -111,7 +114,7 @@ impl Class {
     pub fn of_keep(unit: Unit, keep: Option<i64>) -> Result<Self, i64> {
         const LONGEST: i64 = Class::DAYS[Class::FINITE - 1];
         let Some(keep) = keep else {
-            return Ok(Self(Self::FINITE as u8));
+            return Ok(Self::FOR_EVER);
         };
         if keep > LONGEST * DAY {
             return Err(LONGEST);
@@ -278,9 +281,10 @@ pub struct Begin {
 }
 
 impl Begin {
-    /// Is something that is not folded part of it? It has this epoch, or none, as what is late, and was written then.
-    pub fn includes(&self, epoch: Option<i64>, at: i64) -> bool {
-        self.since.is_some() || epoch.map_or(at >= self.at, |epoch| epoch >= self.epoch)
+    /// Is something that is not folded part of it? It has this epoch, or none: what is late comes before all epochs,
+    /// and so before the first one.
+    pub fn includes(&self, epoch: Option<i64>) -> bool {
+        self.since.is_some() || epoch.is_some_and(|epoch| epoch >= self.epoch)
     }
 
     /// From when on it is known, once a fold through this epoch has moved what comes before; None: some may come yet.

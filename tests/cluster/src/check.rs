@@ -13,7 +13,8 @@ use crate::server::DEADLINE;
 /// One statement, so one snapshot: how many names were compared, and what is wrong with which.
 /// Both ways to read a counter are held against the oracle, for every name that either side knows.
 ///
-/// Hits are in no transaction of the oracle's: they have a [book](crate::Book), and names of their own.
+/// Hits are in no transaction of the oracle's: they have a [book](crate::Book), and names of their own. So have
+/// the rows of a tracked table.
 pub const CHECK_SQL: &str = "
     WITH books AS (SELECT name, sum(delta) AS total FROM oracle GROUP BY name),
     compared AS (
@@ -22,7 +23,7 @@ pub const CHECK_SQL: &str = "
                coalesce(counters.value, 0) AS listed,
                counter_value(name) AS point
           FROM books FULL JOIN counters USING (name)
-         WHERE NOT name ^@ 'hit:'
+         WHERE NOT name ^@ 'hit:' AND NOT name ^@ 'item:'
     )
     SELECT count(*),
            coalesce(string_agg(format('%s: oracle %s, counters %s, counter_value %s',

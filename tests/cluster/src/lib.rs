@@ -23,6 +23,7 @@ mod check;
 mod control;
 mod database;
 mod folding;
+mod history;
 mod hits;
 mod kill;
 mod load;
@@ -50,6 +51,10 @@ pub use folding::{
     Footprint, compact, count_and_settle, count_workers, folds_and_empties, folds_often, folds_on,
     footprint, pause_folding, settle, turn_over, wait_for_no_worker, wait_for_pause,
     wait_for_worker,
+};
+pub use history::{
+    Seen, buckets_agree, has_clock, histories, history_under_watch, look_at_history,
+    prepare_history, run_clock, seconds_until, set_clock, set_server_clock,
 };
 pub use hits::{Book, Told, Way, hit_while, wait_for_hits};
 pub use kill::{committing, kill_and_recover, victim};

@@ -69,7 +69,7 @@ pub fn same_at_last(primary: &Cluster, standby: &Cluster, db: &str) -> Result<()
 /// What a reader on a standby may meet instead of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
-    /// 40001 of ours: deltas that the snapshot needs are gone from the logs, or about to go.
+    /// 40001 of ours: deltas that the snapshot needs are gone from the logs, or about to go; or history is.
     Truncated,
     /// 40001 of the server: recovery has cancelled the statement, or ended an idle transaction's
     /// session.
@@ -87,7 +87,9 @@ impl Refusal {
         let message = format!("{error:#}");
         match sqlstate(error) {
             Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE => {
-                if message.contains("counter deltas that this snapshot") {
+                if message.contains("counter deltas that this snapshot")
+                    || message.contains("history that this snapshot")
+                {
                     Some(Self::Truncated)
                 } else {
                     // Nobody else has a reason for it: readers take no part in serialization here.
