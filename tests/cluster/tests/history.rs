@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Load, Recovering, Seen, buckets_agree, catch_up, check, compact, create_database,
-    folding_hard, has_clock, histories, history_under_watch, is_lost, kill_and_recover,
-    look_at_history, nothing_crashed, nothing_crashed_by_itself, prepare_history, refused,
-    resolve_orphans, run_clock, seconds_until, seed, set_clock, set_server_clock, settle, shared,
-    victim, wait_for_no_worker,
+    DEADLINE, Load, Recovering, Refusal, Seen, buckets_agree, catch_up, check, compact,
+    create_database, folding_hard, has_clock, histories, history_under_watch, is_lost,
+    kill_and_recover, look_at_history, nothing_crashed, nothing_crashed_by_itself, prepare_history,
+    refused, resolve_orphans, run_clock, seconds_until, seed, set_clock, set_server_clock, settle,
+    shared, victim, wait_for_no_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -1043,4 +1043,240 @@ fn subscriber_to_all_tables_keeps_its_own_history() -> Result<()> {
     poll_until("the slot to be free", DEADLINE, || {
         Ok(there.execute(sql, &[])? == 1)
     })
+}
+
+/// Arms a point for whoever comes there first, and waits until somebody has.
+fn crash_at(cluster: &mut Cluster, point: &str) -> Result<()> {
+    let armed = format!("{point}=crash");
+    cluster.reload(&[("counterx.failpoint", &format!("{armed} once"))])?;
+    let file = (cluster.data_dir()).join(format!("counterx.failpoint.{armed}"));
+    fs::write(&file, "")?;
+    poll_until(&format!("somebody at {point}"), DEADLINE, || {
+        Ok(!file.exists())
+    })
+}
+
+#[test]
+fn what_is_killed_in_mid_load_loses_nothing_and_changes_nothing_sealed() -> Result<()> {
+    let mut cluster = folding_hard("history-kill")
+        .conf("max_prepared_transactions", "100")
+        .conf("counterx.worker_idle_timeout", "1s")
+        .start()?;
+    let mut client = create_database(&cluster, "killed")?;
+    if !has_clock(&mut client)? {
+        return Ok(());
+    }
+    let config = cluster.config("killed");
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let start = seconds_until(&mut client, "2027-02-28 23:40+00")?;
+    set_server_clock(&mut client, start)?;
+    seal(&mut client)?;
+    drop(client);
+    let seen = Seen::default();
+    let load = Load {
+        clients: 2,
+        // As many as there is time for.
+        transactions: 1_000_000,
+        names: 10,
+        survives: true,
+        ..Load::default()
+    };
+    history_under_watch(&config, &load, (&seen, true), |control| {
+        let mut ahead = start;
+        let mut connection = Recovering::new(&config);
+        let result = (|| {
+            for point in [
+                "fold.history_written",
+                "fold.totals_written",
+                "fold.state_saved",
+                "publish.begin",
+                "publish.gate_written",
+                "publish.writers_listed",
+                "backend",
+                "worker",
+                "postmaster",
+            ] {
+                // Each crash comes with minutes of its own, some of which are sealed before.
+                for _ in 0..3 {
+                    ahead += 45;
+                    set_server_clock(connection.client()?, ahead)?;
+                    std::thread::sleep(Duration::from_millis(60));
+                }
+                match point {
+                    "postmaster" => {
+                        cluster.kill_postmaster()?;
+                        cluster.start()?;
+                    }
+                    "backend" | "worker" => kill_and_recover(&mut connection, |connection| {
+                        let which = if point == "worker" {
+                            "counterx worker"
+                        } else {
+                            "client backend"
+                        };
+                        let sql = format!(
+                            "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'killed'
+                               AND backend_type = '{which}' ORDER BY state = 'active' DESC LIMIT 1"
+                        );
+                        victim(connection, which, &sql)
+                    })?,
+                    point => crash_at(&mut cluster, point)?,
+                }
+                connection.forget();
+                resolve_orphans(connection.client()?)?;
+            }
+            anyhow::Ok(())
+        })();
+        // It is how a load of that length is told to end.
+        control.abort();
+        result
+    })?;
+    let mut client = cluster.connect_db("killed")?;
+    resolve_orphans(&mut client)?;
+    client.batch_execute("SELECT bump('counter:0', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    seen.look_at_all(&mut client)?;
+    ensure!(seen.rows() > 100, "{} rows", seen.rows());
+    nothing_crashed_by_itself(&cluster.log())?;
+    crash_while_it_expires(&mut cluster, &config)
+}
+
+/// Whoever empties a table is killed at each step of that.
+fn crash_while_it_expires(cluster: &mut Cluster, config: &postgres::Config) -> Result<()> {
+    for (day, point) in [
+        (5, "expiry.found"),
+        (10, "expiry.locked"),
+        (15, "expiry.cut"),
+    ] {
+        let mut client = config.connect(NoTls)?;
+        // The minutes of a day, and hours that are kept for as long, of types that the load has counted.
+        let sql = "SELECT count(*), coalesce(min(start)::text, '') FROM counterx.bucket_0_0";
+        let ahead = seconds_until(&mut client, &format!("2027-03-{day} 04:10+00"))?;
+        set_server_clock(&mut client, ahead)?;
+        poll_until("the clock to be set", DEADLINE, || {
+            let now: String = texts(&mut client, "SELECT counter_seal()::text")?.remove(0);
+            Ok(now.starts_with(&format!("2027-03-{day:02} 04:1")))
+        })?;
+        client.batch_execute("SELECT bump('n:1', 1), bump('p:1', 1)")?;
+        let before = client.query_one(sql, &[])?;
+        let before: (i64, String) = (before.get(0), before.get(1));
+        wait_for_no_worker(&mut client, "killed")?;
+        // One segment after the other ends.
+        cluster.reload(&[("counterx.failpoint", &format!("{point}=crash once"))])?;
+        let file = (cluster.data_dir()).join(format!("counterx.failpoint.{point}=crash"));
+        fs::write(&file, "")?;
+        let mut connection = Recovering::new(config);
+        let mut hours = 0;
+        poll_until(&format!("somebody at {point}"), DEADLINE, || {
+            hours += 3;
+            let result = (|| {
+                let client = connection.client()?;
+                set_server_clock(client, ahead + hours * 3600)?;
+                client.batch_execute("SELECT counter_seal()")?;
+                client.batch_execute("SELECT counter_incr('y', 1)")?;
+                wait_for_no_worker(client, "killed")
+            })();
+            match result {
+                Err(error) if is_lost(&error) => connection.forget(),
+                other => other?,
+            }
+            Ok(!file.exists())
+        })
+        .with_context(|| format!("{before:?}"))?;
+        connection.forget();
+        let client = connection.client()?;
+        check(client)?;
+        buckets_agree(client, false)?;
+        client.batch_execute("SELECT bump('n:1', 1)")?;
+        settle(client)?;
+        buckets_agree(client, false)?;
+    }
+    nothing_crashed_by_itself(&cluster.log())
+}
+
+#[test]
+fn standby_has_the_same_history_or_says_40001_and_goes_on_when_promoted() -> Result<()> {
+    let primary = folding_hard("history-primary")
+        .conf("max_prepared_transactions", "100")
+        .conf("wal_keep_size", "512MB")
+        .start()?;
+    let mut client = create_database(&primary, "standby")?;
+    if !has_clock(&mut client)? {
+        return Ok(());
+    }
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let ahead = seconds_until(&mut client, "2027-02-28 23:40+00")?;
+    set_server_clock(&mut client, ahead)?;
+    seal(&mut client)?;
+    let mut standby = Cluster::builder()
+        .name("history-standby")
+        .standby_of(&primary)
+        .conf("max_prepared_transactions", "100")
+        .conf("max_standby_streaming_delay", "20ms")
+        .start()?;
+    let (seen, there) = (Seen::default(), standby.config("standby"));
+    let load = Load {
+        clients: 2,
+        transactions: 120,
+        names: 10,
+        ..Load::default()
+    };
+    let config = primary.config("standby");
+    let mut looks = 0;
+    history_under_watch(&config, &load, (&seen, true), |control| {
+        std::thread::scope(|scope| {
+            let clock = scope.spawn(|| run_clock(&config, control, (ahead, 45)));
+            let mut connection = Recovering::new(&there);
+            let mut round = 2;
+            while !control.is_done() {
+                round += 2;
+                let look = connection
+                    .client()
+                    .and_then(|client| look_at_history(client, &seen, round, true));
+                match look {
+                    Ok(_) => looks += 1,
+                    Err(error) if Refusal::of(&error).is_some() => connection.forget(),
+                    Err(error) => return Err(error.context("on the standby")),
+                }
+            }
+            clock.join().expect("no panic")?;
+            anyhow::Ok(())
+        })
+    })?;
+    settle(&mut client)?;
+    seen.look_at_all(&mut client).context("on the primary")?;
+    let mut client = there.connect(NoTls)?;
+    catch_up(&primary, &mut client)?;
+    buckets_agree(&mut client, true)?;
+    seen.look_at_all(&mut client).context("on the standby")?;
+    ensure!(looks > 2, "{looks} looks at the standby");
+    drop(client);
+    drop(primary);
+    // Its clock is hours behind what is sealed.
+    standby.promote()?;
+    let mut client = there.connect(NoTls)?;
+    counterx_cluster_tests::resolve_prepared(&there)?;
+    client.batch_execute("SELECT bump('counter:0', 5), bump('d:0', 1)")?;
+    settle(&mut client)?;
+    seal(&mut client)?;
+    check(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    seen.look_at_all(&mut client).context("when promoted")?;
+    let end = seconds_until(&mut client, "2027-03-02 00:00+00")?;
+    set_server_clock(&mut client, end)?;
+    client.batch_execute("SELECT bump('counter:0', 5), bump('d:0', 1)")?;
+    poll_until("the seal to move on", DEADLINE, || {
+        seal(&mut client)?;
+        Ok(texts(
+            &mut client,
+            "SELECT ((sealed_until AT TIME ZONE 'UTC')::date)::text FROM counter_sealed",
+        )? == ["2027-03-02"])
+    })?;
+    buckets_agree(&mut client, false)?;
+    nothing_crashed(&standby.log())
 }
