@@ -315,7 +315,8 @@ pub fn history_under_watch(
     let plain = Load {
         checkers: 0,
         two_phase: true,
-        serializable: true,
+        // Who was refused goes on in the same connection.
+        serializable: !load.survives,
         ..load.clone()
     };
     let changes = Load {
