@@ -17,6 +17,14 @@ use super::disk::Tmpfs;
 /// What a paused process waits for: see the engine's `failpoint.rs`.
 const PAUSE_KEY: i64 = 0x636e_7478;
 
+/// Of what the load counts, and of what is done at the points.
+const HISTORIES: &str = "
+    CREATE FUNCTION known_names() RETURNS TABLE (name text) STABLE LANGUAGE sql AS $$
+        SELECT 'counter:' || n FROM generate_series(0, 9) n
+    $$;
+    SELECT counter_history('counter', events => 'infinity');
+    SELECT counter_history('deed', '1 day', NULL, NULL);";
+
 pub(super) struct Rig {
     pub(super) cluster: Cluster,
     /// Gone only after the cluster.
@@ -89,6 +97,7 @@ impl Rig {
         let mut client = create_database(&self.cluster, db)?;
         prepare_bounded(&mut client)?;
         let names = names_in_lanes(&mut client)?;
+        client.batch_execute(HISTORIES)?;
         drop(client);
         let shrink_names = names.clone();
         let config = self.cluster.config(db);
