@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, Load, Recovering, check, create_database, folding_hard, is_lost,
-    names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
+    Control, DEADLINE, Load, Recovering, buckets_agree, check, create_database, folding_hard,
+    is_lost, names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -258,6 +258,7 @@ impl Scene<'_> {
         let mut client = self.connect()?;
         self.ledger.agrees(&mut client)?;
         check(&mut client)?;
+        buckets_agree(&mut client, true)?;
         resolve_orphans(&mut client)?;
         lanes_fold(&mut client, &self.names, self.worker, None)
     }
