@@ -190,7 +190,8 @@ impl<'a> Counter<'a> {
         let hash = NameHash::of(name);
         let text = NameText::new(name);
         let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
-        let now = clock::now();
+        // What is counted now is not counted earlier than that, on whatever server it is read.
+        let now = counted_at(clock::now(), reader.lanes[0].sealed);
         let series = match history::type_of(name) {
             // SAFETY: the caller's promise.
             Some(of) => unsafe { history::series(&reader.shared, Some(of), snapshot) },

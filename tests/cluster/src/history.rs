@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -315,7 +315,8 @@ pub fn history_under_watch(
     let plain = Load {
         checkers: 0,
         two_phase: true,
-        serializable: true,
+        // Who was refused goes on in the same connection.
+        serializable: !load.survives,
         ..load.clone()
     };
     let changes = Load {
@@ -328,8 +329,19 @@ pub fn history_under_watch(
         checkers: load.checkers,
         ..load.clone()
     };
+    let over = AtomicBool::new(false);
+    // Told to end, the first load has the others end.
+    let until_over = |control: &Control| {
+        while !control.is_done() {
+            if over.load(Ordering::Relaxed) {
+                control.abort();
+            }
+            std::thread::sleep(SECOND / 100);
+        }
+        Ok(())
+    };
     let watched = std::thread::scope(|scope| {
-        let changes = scope.spawn(|| changes_under_watch(config, &changes, |_| Ok(())));
+        let changes = scope.spawn(|| changes_under_watch(config, &changes, until_over));
         let others = scope.spawn(|| {
             together(
                 &others,
@@ -339,10 +351,13 @@ pub fn history_under_watch(
                         look_at_history(client, seen, round, whole)
                     })
                 },
-                |_| Ok(()),
+                until_over,
             )
         });
         let plain = under_watch(config, &plain, meanwhile);
+        if load.survives {
+            over.store(true, Ordering::Relaxed);
+        }
         let changes = changes.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
         let others = others.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
         plain?;
