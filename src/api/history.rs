@@ -13,6 +13,7 @@ use crate::pg::time;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
+use crate::read::most_changed;
 use counterx_core::buckets;
 use counterx_core::history::{DAY, Stored, Unit};
 use counterx_core::lane::MAX_NAME_BYTES;
@@ -290,7 +291,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
     let earlier = |time| unsafe { time::earlier(time, since) };
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    let changed = history::most_changed(&range, of, (earlier, length), wanted)
+    let changed = most_changed::most_changed(&range, of, (earlier, length), wanted)
         .unwrap_or_else(|| no_history(Some(of), ""));
     for counter in changed {
         rows.put(|| {

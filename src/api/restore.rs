@@ -30,7 +30,7 @@ use crate::pg::rows::Rows;
 use crate::pg::snapshot;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::query::listing::{Entry, Listing, Wanted};
-use crate::read::history;
+use crate::read::dumped;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
@@ -112,7 +112,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
 pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `history`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_series(|series, since| {
+    dumped::for_each_series(|series, since| {
         rows.put(|| {
             [
                 Some(series.id.into()),
@@ -136,7 +136,7 @@ pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo)
 pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `bucket_restored`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_row(|name, series, row| {
+    dumped::for_each_row(|name, series, row| {
         rows.put(|| {
             let Sums {
                 delta,
