@@ -13,28 +13,29 @@
 //! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
 //!   said by the first fold behind which there is nothing of that any more.
 
+use crate::fold::beginnings::{AtIt, Notes, open_for_writing};
 use crate::fold::sealing::Seal;
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
-use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::relation::Relation;
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Key, Row};
+use crate::pg::scan::{Direction, IndexScan, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
-use crate::store::columns::{self, bucket};
+use crate::store::columns::bucket;
 use crate::store::history::{self, Series, type_of};
-use crate::store::shape;
 use crate::store::tables;
 use counterx_core::history::{
     Begin, Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place,
 };
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
@@ -43,35 +44,6 @@ thread_local! {
 
 /// Spots of those who fold: 768 kB.
 const MANY_SPOTS: usize = 64 * 1024;
-
-thread_local! {
-    /// History is being written. When an error ends that, it stays so until [`take_failure`].
-    static AT_IT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Has an error ended a fold in the midst of its history?
-pub fn take_failure() -> bool {
-    AT_IT.take()
-}
-
-/// History is being written as long as this lives.
-struct AtIt;
-
-impl AtIt {
-    fn begin() -> Self {
-        AT_IT.set(true);
-        Self
-    }
-}
-
-impl Drop for AtIt {
-    fn drop(&mut self) {
-        // An error unwinds without a panic of ours, or is one.
-        if !std::thread::panicking() {
-            AT_IT.set(false);
-        }
-    }
-}
 
 /// So many events of a counter are written at once.
 const MANY_EVENTS: usize = 10_000;
@@ -92,6 +64,8 @@ pub struct Writer {
     /// The greatest time at which anything was counted.
     counted: Option<i64>,
     types: Vec<Type>,
+    /// Where those of a name are among them.
+    by_name: HashMap<Box<[u8]>, Vec<usize>>,
     /// Series that a restore has brought, and that the lane has not noted yet.
     restored: Vec<Series>,
     tables: Vec<Table>,
@@ -110,7 +84,6 @@ pub struct Writer {
 
 /// A type and its units, finest first: those that begin in this fold, or those that are there.
 struct Type {
-    name: Box<[u8]>,
     begin: Option<Begin>,
     /// When the last of what comes before the beginning was written.
     left_out: Option<i64>,
@@ -175,18 +148,6 @@ impl Drop for Table {
     }
 }
 
-/// # Errors
-/// Raises 0A000 where triggers or indexes of others are in the way: the fold is left for later, as with totals.
-fn open_for_writing(oid: pg_sys::Oid) -> Relation {
-    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-        catalog::gone()
-    };
-    if let Err(refusal) = shape::check_foldable(&table) {
-        refusal.raise()
-    }
-    table
-}
-
 /// A row, and where it is.
 struct Found {
     row: Stored,
@@ -210,28 +171,28 @@ impl Writer {
         }
         // SAFETY: as above.
         let begins = unsafe { history::begins_of_lane(lane, latest.as_ptr()) };
+        let begins: HashMap<i64, Begin> = begins.into_iter().collect();
+        let mut by_name: HashMap<Box<[u8]>, Vec<usize>> = HashMap::new();
         let mut types: Vec<Type> = Vec::new();
         let mut restored = Vec::new();
         for series in all {
-            let begin = begins.iter().find(|(known, _)| *known == series.id);
-            let begin = begin.map(|(_, begin)| *begin);
+            let begin = begins.get(&series.id).copied();
             if begin.is_none() {
                 restored.push(series.clone());
             }
             let begin = begin.filter(|begin| begin.since.is_none());
-            let place = types
-                .iter()
-                .position(|of| of.name == series.type_name && of.begin == begin)
-                .unwrap_or_else(|| {
-                    types.push(Type {
-                        name: series.type_name.clone(),
-                        begin,
-                        left_out: None,
-                        units: Vec::new(),
-                        events: None,
-                    });
-                    types.len() - 1
+            let places = by_name.entry(series.type_name.clone()).or_default();
+            let known = places.iter().find(|&&place| types[place].begin == begin);
+            let place = known.copied().unwrap_or_else(|| {
+                places.push(types.len());
+                types.push(Type {
+                    begin,
+                    left_out: None,
+                    units: Vec::new(),
+                    events: None,
                 });
+                types.len() - 1
+            });
             if series.unit == Unit::Event {
                 types[place].events = Some(series);
             } else {
@@ -248,6 +209,7 @@ impl Writer {
             sealed,
             counted,
             types,
+            by_name,
             restored,
             tables: Vec::new(),
             runs: Vec::new(),
@@ -266,14 +228,12 @@ impl Writer {
         self.runs.clear();
         self.name.clear();
         self.name.extend_from_slice(name);
-        let Some(wanted) = type_of(name) else { return };
-        for (of, known) in self.types.iter().enumerate() {
-            if *known.name == *wanted {
-                self.runs.push(Run {
-                    of,
-                    ..Run::default()
-                });
-            }
+        let places = type_of(name).and_then(|wanted| self.by_name.get(wanted));
+        for &of in places.into_iter().flatten() {
+            self.runs.push(Run {
+                of,
+                ..Run::default()
+            });
         }
     }
 
@@ -688,75 +648,6 @@ impl Writer {
             for series in units.chain(&of.events) {
                 notes.write(series, Begin { since, ..begin });
             }
-        }
-    }
-}
-
-/// A fold through this epoch leaves history out, as it cannot be written: it begins anew in the lane, and what was
-/// counted so far in no bucket stays so. Counting is not held up.
-pub fn begin_anew(lane: usize, through: i64, clock: i64, latest: &LatestSnapshot) {
-    let _at_it = AtIt::begin();
-    // SAFETY: the snapshot is active.
-    let all = unsafe { history::series(&catalog::shared(), None, latest.as_ptr()) };
-    let mut notes = Notes::open(lane);
-    for series in &all {
-        let begin = Begin {
-            epoch: through.saturating_add(1),
-            at: clock,
-            since: None,
-        };
-        notes.write(series, begin);
-    }
-}
-
-/// Where series begin in a lane, to be written.
-struct Notes {
-    // Ended before its relations are closed.
-    scan: IndexScan,
-    indexes: pg_sys::CatalogIndexState,
-    _index: Relation,
-    table: Relation,
-    lane: i32,
-}
-
-impl Notes {
-    fn open(lane: usize) -> Self {
-        use columns::history_lane::KEY;
-        let table = open_for_writing(catalog::relation_of("history_lane"));
-        let index = tables::index_of(&table, &KEY);
-        // SAFETY: an ordinary table, open; the snapshot is a static.
-        unsafe {
-            Self {
-                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 2),
-                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
-                _index: index,
-                table,
-                lane: lane as i32,
-            }
-        }
-    }
-
-    fn write(&mut self, series: &Series, begin: Begin) {
-        self.scan
-            .seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, self.lane)]);
-        let tid = self.scan.next(Direction::Forward).map(|row| row.tid());
-        let values = [
-            Some(series.id.into()),
-            Some(self.lane.into()),
-            Some(begin.epoch.into()),
-            Some(begin.at.into()),
-            begin.since.map(Into::into),
-        ];
-        // SAFETY: the columns of history_lane; the indexes are those of this table.
-        unsafe { tables::write_row(&self.table, self.indexes, tid, values) };
-    }
-}
-
-impl Drop for Notes {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened by us.
-            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
         }
     }
 }
