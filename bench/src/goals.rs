@@ -295,12 +295,12 @@ impl Goal {
                 AtMost(1.8),
             ),
             Self::HistoryAt => (
-                "counter_at of a counter that has a day of minutes, median: times that of counter_value",
+                "processor time of counter_at of a counter that has a day of minutes: times that of counter_value",
                 Section::History,
                 AtMost(1.5),
             ),
             Self::HistoryBuckets => (
-                "counter_buckets of 24 hours, mean",
+                "processor time of counter_buckets of 24 hours",
                 Section::History,
                 AtMost(1000.0),
             ),

@@ -1,15 +1,14 @@
 //! Types whose history is kept beside those without: counting, folding, and reading.
 
-use std::time::Instant;
-
 use anyhow::{Context, Result, ensure};
 
 use super::fold::{self, Came, EACH, RATE};
 use crate::goals::Goal;
 use crate::options::{Options, Section};
-use crate::pgbench::{Latency, Pgbench};
+use crate::pgbench::Pgbench;
+use crate::proc::cpu_seconds;
 use crate::race::{Entry, Pace, race};
-use crate::report::{Latencies, Measured, Table};
+use crate::report::{Measured, Table};
 use crate::server::Server;
 use crate::stats::{Series, Unit, turns};
 
@@ -52,8 +51,8 @@ const CHANGES: u32 = 1_000_000;
 
 /// Times of an answer for each second of a slice, and at least.
 const RUNS: u32 = 100;
-const TOP_RUNS: u32 = 3;
-const FEWEST_TOP_RUNS: u32 = 10;
+const TOP_RUNS: u32 = 2;
+const FEWEST_TOP_RUNS: u32 = 5;
 
 /// Moves rows of the type from a table `made` to the tables of a class, as folds of the time would have left
 /// them. The length of a segment is in seconds.
@@ -112,14 +111,14 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
             "First {} clients add to one counter, of a type without history and of types that have it. Then, as \
              in section fold, {RATE} transactions per second that change {EACH} counters each: the worker's \
              processor time for a delta. A counter that was counted in each of the last {MINUTES} minutes is \
-             read by one client, in an order drawn by lot, with nothing pending and beside {RATE} \
+             read by one client, with nothing pending and beside {RATE} \
              transactions per second that change ten other counters with history (`counter_value` beside the \
              same expression that `counter_at` gets as its time); and by a transaction that \
              is `REPEATABLE READ` and open while the newest bucket is changed thousands of times. At last \
              {counters} counters, of which {changed} were counted in the last 23 hours, {changes} times in \
              all, beside a table of events `(name, at)` that has these {changes} and an older one of each \
              counter, with an index on `at` and one on `(name, at)`: both answers are the same, and are \
-             compared as in section lists. Rows of the past are put into the tables of buckets by SQL, as \
+             asked of one process each. Reads are measured in processor time of the backend. Rows of the past are put into the tables of buckets by SQL, as \
              folds would have left them.",
             options.clients,
         ),
@@ -276,11 +275,11 @@ fn size(server: &mut Server, measured: &mut Measured) -> Result<()> {
     Ok(())
 }
 
-const HOURS: &str = r#"SELECT * FROM counter_buckets('day:' || 'x', 'hour', "from" => date_trunc('hour', now(), 'UTC') - interval '23 hours');"#;
-const OF_MINUTES: &str = "SELECT * FROM counter_buckets('day:' || 'x', 'minute');";
-const VALUE: &str = "\\set m random(1, 1400)\nSELECT counter_value('day:' || 'x'), now() - :m * interval '1 minute';";
-const AT: &str =
-    "\\set m random(1, 1400)\nSELECT counter_at('day:' || 'x', now() - :m * interval '1 minute');";
+const HOURS: &str = r#"SELECT * FROM counter_buckets('day:x', 'hour', "from" => date_trunc('hour', now(), 'UTC') - interval '23 hours')"#;
+const OF_MINUTES: &str = "SELECT * FROM counter_buckets('day:x', 'minute')";
+const VALUE: &str =
+    "SELECT counter_value('day:x'), now() - floor(1400 * random()) * interval '1 minute'";
+const AT: &str = "SELECT counter_at('day:x', now() - floor(1400 * random()) * interval '1 minute')";
 const READS: [(&str, &str); 4] = [
     ("counter_value", VALUE),
     ("counter_at", AT),
@@ -324,13 +323,10 @@ fn reading(server: &mut Server, options: &Options, measured: &mut Measured) -> R
          FROM counter_buckets('day:x', 'minute', \"from\" => date_trunc('minute', now(), 'UTC') - interval '1 hour')",
         MINUTES.into(),
     )?;
+    let runs = RUNS * options.seconds();
     for busy in [false, true] {
-        let beside = if busy {
-            ", beside folds"
-        } else {
-            ", nothing pending"
-        };
-        let mut all: Vec<Vec<Latency>> = vec![Vec::new(); READS.len()];
+        let beside = if busy { ", beside folds" } else { "" };
+        let mut all: Vec<Vec<f64>> = vec![Vec::new(); READS.len()];
         for round in 0..options.few_rounds() {
             let load = fold::script("three:", None);
             let others = busy
@@ -343,46 +339,48 @@ fn reading(server: &mut Server, options: &Options, measured: &mut Measured) -> R
             if busy {
                 server.wait_for_growth("SELECT counter_value('three:hot-0')", RATE)?;
             }
-            let [(_, first), rest @ ..] = READS;
-            let reader = Pgbench::new(&server.cluster, 1, first);
-            let log = rest
-                .iter()
-                .fold(reader, |reader, (_, script)| reader.script(script))
-                .run_logged(options.seconds())?;
+            let mut client = server.cluster.connect()?;
+            for turn in turns(round, READS.len()) {
+                all[turn].push(processor(&mut client, READS[turn].1, runs)?);
+            }
             if let Some(others) = others {
                 others.stop()?;
                 server.wait_for_no_pgbench()?;
             }
             server.fold()?;
-            for (number, all) in all.iter_mut().enumerate() {
-                let of_read = log.iter().filter(|logged| logged.script == number);
-                let latency = Latency::of(of_read.map(|logged| logged.microseconds))?;
-                println!(
-                    "    round {}: {}{beside}: {}",
-                    round + 1,
-                    READS[number].0,
-                    Unit::Microseconds.format(latency.mean)
-                );
-                all.push(latency);
-            }
         }
-        let mut latencies = Vec::new();
-        for ((what, _), all) in READS.iter().zip(&all) {
-            latencies.push(Latencies::new(&format!("{what}{beside}"), all)?);
+        let mut series = Vec::new();
+        for ((what, _), all) in READS.iter().zip(all) {
+            let what = format!("{what}{beside}: processor time");
+            series.push(Series::new(what, Unit::Microseconds, all)?);
         }
-        let [value, at, hours, _] = &latencies[..] else {
+        let [value, at, hours, _] = &series[..] else {
             unreachable!("one of each read")
         };
-        let what = format!("{}, times counter_value, median", at.what);
-        let ratio = at.p50.ratio_to(&what, &value.p50)?;
+        let ratio = at.ratio_to(format!("{}, times that of counter_value", at.what), value)?;
         if !busy {
             measured.goal(Goal::HistoryAt, ratio.clone());
-            measured.goal(Goal::HistoryBuckets, hours.mean.clone());
+            measured.goal(Goal::HistoryBuckets, hours.clone());
         }
         measured.ratios.push(ratio);
-        measured.latencies.extend(latencies);
+        measured.figures.extend(series);
     }
     beside_snapshot(server, options, measured)
+}
+
+/// Microseconds of the backend's processor that one run takes, the mean of many.
+fn processor(client: &mut postgres::Client, sql: &str, runs: u32) -> Result<f64> {
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let statement = client.prepare(sql)?;
+    // Caches are filled, and the plan is made, before.
+    for _ in 0..10 {
+        client.query(&statement, &[])?;
+    }
+    let start = cpu_seconds(pid)?;
+    for _ in 0..runs {
+        client.query(&statement, &[])?;
+    }
+    Ok((cpu_seconds(pid)? - start) * 1e6 / f64::from(runs))
 }
 
 /// The newest bucket is changed thousands of times, all of which an old snapshot keeps.
@@ -391,19 +389,11 @@ fn beside_snapshot(server: &mut Server, options: &Options, measured: &mut Measur
     let mut old = server.cluster.connect()?;
     let mut new = server.cluster.connect()?;
     old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")?;
-    let sql = HOURS.trim_end_matches(';');
     let runs = RUNS * options.seconds();
     let mean = |client: &mut postgres::Client| {
-        let statement = client.prepare(sql)?;
-        ensure!(
-            client.query(&statement, &[])?.len() >= 24,
-            "an hour is missing"
-        );
-        let start = Instant::now();
-        for _ in 0..runs {
-            client.query(&statement, &[])?;
-        }
-        Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(runs))
+        let rows = client.query(HOURS, &[])?.len();
+        ensure!(rows >= 24, "an hour is missing");
+        processor(client, HOURS, runs)
     };
     let before = mean(&mut old)?;
     let each = "SELECT counter_incr('day:' || 'x');\nSELECT counterx.compact();";
@@ -425,7 +415,7 @@ fn beside_snapshot(server: &mut Server, options: &Options, measured: &mut Measur
         println!("    {what}: {}", Unit::Microseconds.format(mean));
         measured.figures.push(Series::new(
             format!(
-                "counter_buckets, 24 hours, mean; the newest was changed {} times: {what}",
+                "counter_buckets, 24 hours, processor time; the newest was changed {} times: {what}",
                 Unit::Count.format(folds.into())
             ),
             Unit::Microseconds,
@@ -468,7 +458,7 @@ fn trending(server: &mut Server, options: &Options, measured: &mut Measured) -> 
     server.execute("DROP TABLE made")?;
     server.execute("VACUUM (ANALYZE)")?;
     server.execute("CHECKPOINT")?;
-    let counters = "SELECT name, delta FROM counter_top_changed(10, 'hits:' || '', '1 day')";
+    let counters = "SELECT name, delta FROM counter_top_changed(10, 'hits:', '1 day')";
     let table = "SELECT name, count(*) FROM event WHERE at > now() - interval '1 day' \
                  GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10";
     server.check(
@@ -481,29 +471,23 @@ fn trending(server: &mut Server, options: &Options, measured: &mut Measured) -> 
         &format!("SELECT count(*) FROM ({counters}) top"),
         10,
     )?;
-    let names = [
-        "counter_top_changed(10, 'hits:', '1 day')",
-        "events, GROUP BY name",
-    ];
+    let runs = (TOP_RUNS * options.seconds()).max(FEWEST_TOP_RUNS);
+    let mut client = server.cluster.connect()?;
+    let asked = [counters, table];
     let mut all = [Vec::new(), Vec::new()];
-    for _ in 0..options.few_rounds() {
-        let log = Pgbench::new(&server.cluster, 1, &format!("{counters};"))
-            .script(&format!("{table};"))
-            .run_logged_times((TOP_RUNS * options.seconds()).max(FEWEST_TOP_RUNS))?;
-        for (number, all) in all.iter_mut().enumerate() {
-            let of_one = log.iter().filter(|logged| logged.script == number);
-            all.push(Latency::of(of_one.map(|logged| logged.microseconds))?);
+    for round in 0..options.few_rounds() {
+        for turn in turns(round, asked.len()) {
+            all[turn].push(processor(&mut client, asked[turn], runs)?);
         }
     }
-    for (name, all) in names.iter().zip(&all) {
-        measured.latencies.push(Latencies::new(name, all)?);
-    }
-    let [.., changed, events] = &measured.latencies[..] else {
-        unreachable!("one of each")
-    };
-    let what = "counter_top_changed, times the query of events, median";
-    let ratio = changed.p50.ratio_to(what, &events.p50)?;
-    measured.ratios.push(ratio);
+    let [changed, events] = all;
+    let what = "counter_top_changed(10, 'hits:', '1 day'): processor time";
+    let changed = Series::new(what, Unit::Microseconds, changed)?;
+    let what = "the query of the table of events: processor time";
+    let events = Series::new(what, Unit::Microseconds, events)?;
+    let what = "counter_top_changed, times the processor time of the query of events";
+    measured.ratios.push(changed.ratio_to(what, &events)?);
+    measured.figures.extend([changed, events]);
     let sizes = [
         ("the table of events and its indexes", "SELECT pg_total_relation_size('event')::float8"),
         (
@@ -536,10 +520,6 @@ mod tests {
         for (of, ..) in TYPES {
             let script = fold::script(&format!("{of}:"), None);
             assert!(!script.replace(":'", "").contains(':'), "{script}");
-        }
-        for (_, script) in READS {
-            let script = script.replace(":'", "").replace(":m", "");
-            assert!(!script.contains(':'), "{script}");
         }
     }
 }
