@@ -274,13 +274,13 @@ COMMENT ON TABLE counterx.track IS 'tracked tables';
 -- number, so that rows of another database are never taken for its own.
 CREATE TABLE counterx.history (
     id bigint PRIMARY KEY,
-    type text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL CHECK (type OPERATOR(pg_catalog.~) '^[!-9;-~]{1,255}$'),
     unit text COLLATE "C" NOT NULL CHECK (unit OPERATOR(pg_catalog.=) ANY (ARRAY['event', 'minute', 'hour', 'day', 'month'])),
-    keep interval,
+    keep interval CHECK (keep OPERATOR(pg_catalog.>) '00:00:00'),
     class integer NOT NULL CHECK (class OPERATOR(pg_catalog.>=) 0 AND class OPERATOR(pg_catalog.<=) 4),
     zone text NOT NULL,
-    since timestamptz,
-    complete timestamptz,
+    since timestamptz CHECK (pg_catalog.isfinite(since)),
+    complete timestamptz CHECK (pg_catalog.isfinite(complete)),
     UNIQUE (type, unit)
 );
 COMMENT ON TABLE counterx.history IS 'types of which is kept what was counted when';
@@ -321,8 +321,8 @@ INSERT INTO counterx.cut
 SELECT n.least, n.least, n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
 COMMENT ON TABLE counterx.cut IS 'what of the history may be gone';
 
--- The form of buckets. Numbers and names are short, and stored in line as folds write them: no table needs a TOAST
--- table of its own.
+-- The form of buckets. Numbers and names are short, and stored in line as folds write them. The tables have TOAST tables
+-- all the same, which are never used: see counterx.token.
 CREATE TABLE counterx.bucket_form (
     history bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -334,9 +334,6 @@ CREATE TABLE counterx.bucket_form (
     ups numeric NOT NULL,
     downs numeric NOT NULL
 );
-ALTER TABLE counterx.bucket_form
-    ALTER COLUMN name SET STORAGE PLAIN, ALTER COLUMN value SET STORAGE PLAIN, ALTER COLUMN delta SET STORAGE PLAIN,
-    ALTER COLUMN adjusted SET STORAGE PLAIN, ALTER COLUMN ups SET STORAGE PLAIN, ALTER COLUMN downs SET STORAGE PLAIN;
 DO $$
 DECLARE
     class int;
@@ -344,13 +341,23 @@ DECLARE
 BEGIN
     FOR class IN 0 .. 4 LOOP
         FOR number IN 0 .. CASE class WHEN 4 THEN 0 ELSE 5 END LOOP
-            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start))
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start))
                 WITH (fillfactor = 70)', class, number);
             EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.bucket_%s_%s IS ''what was counted when: rows that are kept for up to %s''', class, number,
                 (ARRAY['a day', 'a week', '35 days', '800 days', 'any time'])[class OPERATOR(pg_catalog.+) 1]);
         END LOOP;
     END LOOP;
-    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start));
+    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start));
+    -- What we write is so by itself.
+    ALTER TABLE counterx.bucket_restored
+    ADD CONSTRAINT bucket_restored_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    ADD CONSTRAINT bucket_restored_start CHECK (pg_catalog.isfinite(start)),
+    ADD CONSTRAINT bucket_restored_numbers CHECK (
+        pg_catalog.trunc(value) OPERATOR(pg_catalog.=) value AND pg_catalog.abs(value) OPERATOR(pg_catalog.<) 1e38 AND
+        pg_catalog.trunc(delta) OPERATOR(pg_catalog.=) delta AND pg_catalog.abs(delta) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(adjusted) OPERATOR(pg_catalog.=) adjusted AND pg_catalog.abs(adjusted) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(ups) OPERATOR(pg_catalog.=) ups AND pg_catalog.abs(ups) OPERATOR(pg_catalog.<) 1e37 AND
+        pg_catalog.trunc(downs) OPERATOR(pg_catalog.=) downs AND pg_catalog.abs(downs) OPERATOR(pg_catalog.<) 1e37);
     COMMENT ON TABLE counterx.bucket_restored IS 'what was counted when, in the database that a restore comes from';
 END
 $$;
@@ -364,7 +371,7 @@ BEGIN
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|bucket_([0-4]_[0-5]|restored))$'
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
     END LOOP;

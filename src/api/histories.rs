@@ -63,7 +63,7 @@ fn counter_history(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("time zone {} not recognized", quoted(zone)),
             )
-            .set_hint("SELECT name FROM pg_timezone_names shows those that are. Abbreviations are not taken, as they have no changes of the clock."),
+            .set_hint("Use UTC, or a name with a slash, such as 'Europe/Berlin'; SELECT name FROM pg_timezone_names shows those that the server has. What abbreviations mean depends on settings."),
         );
     }
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
@@ -172,7 +172,8 @@ impl Keep {
     /// # Errors
     /// Raises 22007 for what is no interval, and 22023 for one that is too short or too long.
     fn read(unit: Unit, text: &[u8]) -> Self {
-        let interval = (text != b"infinity").then(|| interval(text));
+        let is_infinite = text.trim_ascii().eq_ignore_ascii_case(b"infinity");
+        let interval = (!is_infinite).then(|| interval(text));
         let class = match interval {
             None => Class::of_keep(unit, None),
             Some(interval) => {
@@ -185,7 +186,8 @@ impl Keep {
                     Unit::Day => DAY,
                     Unit::Month => 28 * DAY,
                 };
-                if shortest < least {
+                // SAFETY: an interval.
+                if shortest < least || !unsafe { time::is_positive(interval) } {
                     raise(
                         report(
                             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -345,6 +347,22 @@ fn remove(series: &Series) {
         "DELETE FROM ONLY counterx.history WHERE id OPERATOR(pg_catalog.=) $1",
         &[series.id.into()],
     );
+}
+
+/// Looks at a row of `history` that comes by SQL.
+///
+/// # Errors
+/// Raises 55006 for one that was dropped here, and whose rows are there still.
+pub fn check_restored(id: i64) {
+    if history::is_noted(id) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                "the history that is restored was dropped here, and its rows are not removed yet",
+            )
+            .set_hint("The worker removes them in a while. Restore it then."),
+        )
+    }
 }
 
 /// No two databases have the same one, but by a restore.

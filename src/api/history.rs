@@ -5,7 +5,7 @@
 
 use super::args::{self, Text, Timestamptz};
 use crate::pg::clock;
-use crate::pg::error::{quoted, raise, report};
+use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::number;
 use crate::pg::rows::Rows;
@@ -13,8 +13,10 @@ use crate::pg::time;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
+use crate::read::most_changed;
 use counterx_core::buckets;
 use counterx_core::history::{DAY, Stored, Unit};
+use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
@@ -29,6 +31,9 @@ version_1!(
 
 /// Nothing begins so far in the future, in microseconds.
 const CENTURY: i64 = 100 * 365 * DAY;
+
+/// So much of a text is shown in a message, in bytes: as much as a name has.
+const SHOWN: usize = MAX_NAME_BYTES;
 
 /// The arguments of a call.
 struct Arguments<'a>(&'a [pg_sys::NullableDatum]);
@@ -73,7 +78,7 @@ fn no_history(type_name: Option<&[u8]>, kept_by: &str) -> ! {
     raise(match type_name {
         Some(of) => report(
             code,
-            format!("there is no history of type {}{kept_by}", quoted(of)),
+            format!("there is no history of type {}{kept_by}", quoted(beginning(of, SHOWN))),
         )
         .set_hint("counter_history() begins one."),
         None => report(code, "a counter without a type has no history").set_hint(
@@ -112,8 +117,13 @@ fn bucket_unit(unit: Option<Text>) -> Unit {
         .filter(|unit| *unit != Unit::Event)
         .unwrap_or_else(|| {
             raise(
-                args::invalid(format!("there are no buckets of the unit {}", quoted(name)))
-                    .set_hint("Units are minute, hour, day and month. counter_events() has single changes."),
+                args::invalid(format!(
+                    "there are no buckets of the unit {}",
+                    quoted(beginning(name, SHOWN))
+                ))
+                .set_hint(
+                    "Units are minute, hour, day and month. counter_events() has single changes.",
+                ),
             )
         })
 }
@@ -271,7 +281,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
     let Some(of) = history::type_of(prefix) else {
         raise(
             args::invalid("prefix must begin with a counter type and a colon")
-                .set_detail(format!("It is {}.", quoted(prefix)))
+                .set_detail(format!("It is {}.", quoted(beginning(prefix, SHOWN))))
                 .set_hint("History is kept by type: ask for 'hits:', say."),
         )
     };
@@ -281,7 +291,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
     let earlier = |time| unsafe { time::earlier(time, since) };
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    let changed = history::most_changed(&range, of, (earlier, length), wanted)
+    let changed = most_changed::most_changed(&range, of, (earlier, length), wanted)
         .unwrap_or_else(|| no_history(Some(of), ""));
     for counter in changed {
         rows.put(|| {

@@ -32,7 +32,7 @@ mod bounded;
 mod call;
 mod change;
 mod drop_all;
-mod histories;
+pub mod histories;
 mod history;
 mod hits;
 mod holds;

@@ -30,7 +30,7 @@ use crate::pg::rows::Rows;
 use crate::pg::snapshot;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::query::listing::{Entry, Listing, Wanted};
-use crate::read::history;
+use crate::read::dumped;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
@@ -112,7 +112,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
 pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `history`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_series(|series, since| {
+    dumped::for_each_series(|series, since| {
         rows.put(|| {
             [
                 Some(series.id.into()),
@@ -136,7 +136,7 @@ pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo)
 pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `bucket_restored`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_row(|name, series, row| {
+    dumped::for_each_row(|name, series, row| {
         rows.put(|| {
             let Sums {
                 delta,
@@ -163,8 +163,8 @@ pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo)
 }
 
 thread_local! {
-    /// The (sub)transaction that has locked `late` against other restores.
-    static LOCKED_BY: Cell<pg_sys::SubTransactionId> = const { Cell::new(0) };
+    /// The (sub)transaction that has locked `late` against other restores, by when the transaction began.
+    static LOCKED_BY: Cell<(i64, pg_sys::SubTransactionId)> = const { Cell::new((0, 0)) };
 }
 
 /// More rows than any table has, and far from overflowing a sum of them.
@@ -209,15 +209,18 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
     }
     let shared = catalog::shared();
     // Not at each row: a lock that is held already still takes a look-up.
-    // SAFETY: reads a variable of the backend.
-    let subxact = unsafe { pg_sys::GetCurrentSubTransactionId() };
-    if LOCKED_BY.get() != subxact || !writing::wakes_worker_at_commit() {
+    // SAFETY: reads variables of the backend.
+    let subxact = unsafe {
+        let started = pg_sys::GetCurrentTransactionStartTimestamp();
+        (started, pg_sys::GetCurrentSubTransactionId())
+    };
+    if LOCKED_BY.get() != subxact {
         if Relation::open_until_commit(shared.late, SHARE_UPDATE_EXCLUSIVE).is_none() {
             catalog::gone()
         }
         LOCKED_BY.set(subxact);
-        writing::wake_worker_at_commit();
     }
+    writing::wake_worker_at_commit();
     if reader::exists_for_others(name) {
         raise(
             report(

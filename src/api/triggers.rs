@@ -7,7 +7,7 @@ use crate::bounds::types;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
 use crate::store::catalog;
-use crate::store::columns::{hold, late};
+use crate::store::columns::{history, hold, late};
 use crate::store::ours;
 use pgrx::trigger_support::called_as_trigger;
 use pgrx::{FromDatum, PgSqlErrorCode, pg_guard, pg_sys};
@@ -199,10 +199,16 @@ pub extern "C-unwind" fn counterx_ignore_replicated(
 ) -> pg_sys::Datum {
     let call = Call::new(fcinfo, "ignore_replicated");
     if is_replicated() {
-        pg_sys::Datum::null()
-    } else {
-        call.row()
+        return pg_sys::Datum::null();
     }
+    if !ours::is_at_work()
+        && call.is(pg_sys::TRIGGER_EVENT_INSERT, pg_sys::TRIGGER_EVENT_OPMASK)
+        && call.table() == "history"
+        && let Some(id) = call.number(history::ID)
+    {
+        api::histories::check_restored(id);
+    }
+    call.row()
 }
 
 /// On the engine's own tables, before each change that comes by SQL: we write to them by other means.

@@ -1,6 +1,7 @@
 //! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
 //! published, awaited, folded and truncated.
 
+use crate::fold::beginnings;
 use crate::fold::folding;
 use crate::fold::rotation::{self, Drained};
 use crate::fold::sealing::{self, Seal, Sealing};
@@ -26,7 +27,12 @@ pub struct LaneMemory {
     published: Option<Published>,
     drained: Option<Drained>,
     folded: Folded,
+    /// So many folds in a row have failed in the midst of their history.
+    failures_in_history: u32,
 }
+
+/// After so many failures in a row, a fold leaves history out: what fails by chance does not fail so often.
+const MOST_FAILURES: u32 = 3;
 
 impl LaneMemory {
     /// What is known of a lane of another extension, which was dropped, says nothing of this one.
@@ -42,6 +48,24 @@ impl LaneMemory {
     /// So many pending deltas start a fold before its time, where the setting says `threshold`.
     pub fn early_at(&self, threshold: u64) -> u64 {
         self.folded.early_at(threshold)
+    }
+
+    /// A fold has failed. True: that was in the midst of its history, once more, and the next one leaves that out.
+    pub fn after_failure(&mut self) -> bool {
+        let failures = match beginnings::take_failure() {
+            true => self.failures_in_history + 1,
+            false => 0,
+        };
+        *self = Self {
+            gate: self.gate,
+            failures_in_history: failures,
+            ..Self::default()
+        };
+        self.leaves_history_out()
+    }
+
+    fn leaves_history_out(&self) -> bool {
+        self.failures_in_history >= MOST_FAILURES
     }
 
     /// A truncation has failed. The published epoch is of a transaction that was committed before, so
@@ -110,7 +134,9 @@ pub fn tick(
         clock: published.clock,
         is_trusted: clock_is_trusted,
     };
-    memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal);
+    let leaves_out = memory.leaves_history_out();
+    memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal, leaves_out);
+    memory.failures_in_history = 0;
     Ok(Tick::Folded)
 }
 
@@ -217,7 +243,7 @@ impl Due {
             clock: published.clock,
             is_trusted: self.clock_is_trusted,
         };
-        let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal);
+        let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, false);
         if rotation::wants_switch(&rels, gate) {
             lease.publish(true);
         }

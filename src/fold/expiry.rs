@@ -18,6 +18,7 @@ use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
 use crate::pg::snapshot;
 use crate::store::catalog;
 use crate::store::columns;
+use crate::store::gate;
 use crate::store::history;
 use crate::store::ours::AtWork;
 use crate::store::shape;
@@ -54,6 +55,7 @@ pub fn times() -> Option<Times> {
 /// wanted than before.
 pub fn note_expired() -> bool {
     let Some(times) = times() else { return false };
+    gate::enter(0);
     let oid = catalog::relation_of("expired");
     // One at a time.
     let Some(table) = Relation::open_if_free(oid, SHARE_UPDATE_EXCLUSIVE) else {
@@ -101,6 +103,7 @@ fn expired_through(class: Class, sealed: i64) -> Option<i64> {
 /// Empties the tables all of whose rows have expired for every snapshot of the database. In a transaction of its own.
 pub fn empty_tables() {
     let Some(times) = times() else { return };
+    gate::enter(0);
     let known = tables::open(catalog::relation_of("expired"));
     let mut expired = [None; Class::FINITE];
     {
@@ -134,6 +137,7 @@ fn empty(class: Class, number: usize, through: i64) {
     if tables::open(oid).blocks() == 0 {
         return;
     }
+    let cut = tables::open(catalog::relation_of("cut"));
     failpoint!("expiry.found");
     let Some(table) = Relation::open_if_free(oid, ACCESS_EXCLUSIVE) else {
         return;
@@ -148,12 +152,7 @@ fn empty(class: Class, number: usize, through: i64) {
     if !times().is_some_and(|times| class.is_expired(number, through, times.newest)) {
         return;
     }
-    // Meanwhile the table's next turn may have begun. Who writes to it holds a lock until he commits.
-    if !times().is_some_and(|times| class.is_expired(number, through, times.newest)) {
-        return;
-    }
     failpoint!("expiry.locked");
-    let cut = tables::open(catalog::relation_of("cut"));
     cell::update::<{ Class::FINITE }>(&cut, |mut cut| {
         cut[class.number()] = cut[class.number()].max(through);
         cut

@@ -12,6 +12,7 @@
 //! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
 //! - The gate is above all epochs in the logs, and above what is folded: see `store/gate.rs`.
 
+use crate::fold::beginnings;
 use crate::fold::history;
 use crate::fold::sealing::Seal;
 use crate::fold::totals::Totals;
@@ -71,8 +72,15 @@ pub fn check_tables() -> Result<(), Refusal> {
 
 /// Folds all epochs through this one, whose writers have all ended.
 ///
-/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes.
-pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
+/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes. History is left out
+/// where it could not be written before: see [`beginnings::begin_anew`].
+pub fn fold(
+    lane: usize,
+    lease: &Lease,
+    through: i64,
+    seal: Seal,
+    history_is_left_out: bool,
+) -> Folded {
     let started = ports::now();
     let shared = catalog::shared();
     let before = state::current(lane, &shared);
@@ -82,7 +90,12 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal) -> Folded {
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let history = history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted));
+    let history = if history_is_left_out {
+        beginnings::begin_anew(lane, through, seal.clock, &latest);
+        None
+    } else {
+        history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted))
+    };
     let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
     let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);

@@ -13,20 +13,21 @@
 //! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
 //!   said by the first fold behind which there is nothing of that any more.
 
+use crate::fold::beginnings::{AtIt, Notes, open_for_writing};
 use crate::fold::sealing::Seal;
+use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
-use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
+use crate::pg::relation::Relation;
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Key, Row};
+use crate::pg::scan::{Direction, IndexScan, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
-use crate::store::columns::{self, bucket};
+use crate::store::columns::bucket;
 use crate::store::history::{self, Series, type_of};
-use crate::store::shape;
 use crate::store::tables;
 use counterx_core::history::{
     Begin, Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place,
@@ -34,6 +35,7 @@ use counterx_core::history::{
 use counterx_core::lane::NameHash;
 use pgrx::pg_sys;
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
@@ -62,11 +64,16 @@ pub struct Writer {
     /// The greatest time at which anything was counted.
     counted: Option<i64>,
     types: Vec<Type>,
+    /// Where those of a name are among them.
+    by_name: HashMap<Box<[u8]>, Vec<usize>>,
     /// Series that a restore has brought, and that the lane has not noted yet.
     restored: Vec<Series>,
     tables: Vec<Table>,
     /// What is gathered of the counter that deltas arrive for.
     runs: Vec<Run>,
+    name: Vec<u8>,
+    /// Late deltas that this fold has moved.
+    late: Vec<(Box<[u8]>, Change)>,
     /// For what one counter takes.
     arena: MemoryArena,
     /// What the fold lives in.
@@ -77,7 +84,6 @@ pub struct Writer {
 
 /// A type and its units, finest first: those that begin in this fold, or those that are there.
 struct Type {
-    name: Box<[u8]>,
     begin: Option<Begin>,
     /// When the last of what comes before the beginning was written.
     left_out: Option<i64>,
@@ -142,18 +148,6 @@ impl Drop for Table {
     }
 }
 
-/// # Errors
-/// Raises 0A000 where triggers or indexes of others are in the way: the fold is left for later, as with totals.
-fn open_for_writing(oid: pg_sys::Oid) -> Relation {
-    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-        catalog::gone()
-    };
-    if let Err(refusal) = shape::check_foldable(&table) {
-        refusal.raise()
-    }
-    table
-}
-
 /// A row, and where it is.
 struct Found {
     row: Stored,
@@ -169,6 +163,7 @@ impl Writer {
         latest: &LatestSnapshot,
         (sealed, counted): (Option<i64>, Option<i64>),
     ) -> Option<Self> {
+        let _at_it = AtIt::begin();
         // SAFETY: the snapshot is active.
         let all = unsafe { history::series(shared, None, latest.as_ptr()) };
         if all.is_empty() {
@@ -176,28 +171,28 @@ impl Writer {
         }
         // SAFETY: as above.
         let begins = unsafe { history::begins_of_lane(lane, latest.as_ptr()) };
+        let begins: HashMap<i64, Begin> = begins.into_iter().collect();
+        let mut by_name: HashMap<Box<[u8]>, Vec<usize>> = HashMap::new();
         let mut types: Vec<Type> = Vec::new();
         let mut restored = Vec::new();
         for series in all {
-            let begin = begins.iter().find(|(known, _)| *known == series.id);
-            let begin = begin.map(|(_, begin)| *begin);
+            let begin = begins.get(&series.id).copied();
             if begin.is_none() {
                 restored.push(series.clone());
             }
             let begin = begin.filter(|begin| begin.since.is_none());
-            let place = types
-                .iter()
-                .position(|of| of.name == series.type_name && of.begin == begin)
-                .unwrap_or_else(|| {
-                    types.push(Type {
-                        name: series.type_name.clone(),
-                        begin,
-                        left_out: None,
-                        units: Vec::new(),
-                        events: None,
-                    });
-                    types.len() - 1
+            let places = by_name.entry(series.type_name.clone()).or_default();
+            let known = places.iter().find(|&&place| types[place].begin == begin);
+            let place = known.copied().unwrap_or_else(|| {
+                places.push(types.len());
+                types.push(Type {
+                    begin,
+                    left_out: None,
+                    units: Vec::new(),
+                    events: None,
                 });
+                types.len() - 1
+            });
             if series.unit == Unit::Event {
                 types[place].events = Some(series);
             } else {
@@ -214,9 +209,12 @@ impl Writer {
             sealed,
             counted,
             types,
+            by_name,
             restored,
             tables: Vec::new(),
             runs: Vec::new(),
+            name: Vec::new(),
+            late: Vec::new(),
             // SAFETY: the context outlives the fold.
             arena: unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) },
             // SAFETY: reads a variable of the backend.
@@ -228,14 +226,14 @@ impl Writer {
     /// Deltas of this counter are next.
     pub fn begin(&mut self, name: &[u8]) {
         self.runs.clear();
-        let Some(wanted) = type_of(name) else { return };
-        for (of, known) in self.types.iter().enumerate() {
-            if *known.name == *wanted {
-                self.runs.push(Run {
-                    of,
-                    ..Run::default()
-                });
-            }
+        self.name.clear();
+        self.name.extend_from_slice(name);
+        let places = type_of(name).and_then(|wanted| self.by_name.get(wanted));
+        for &of in places.into_iter().flatten() {
+            self.runs.push(Run {
+                of,
+                ..Run::default()
+            });
         }
     }
 
@@ -251,19 +249,35 @@ impl Writer {
 
     /// A delta of the counter, of this epoch, or late.
     pub fn add(&mut self, change: Change, epoch: Option<i64>) {
+        let _at_it = AtIt::begin();
+        // SAFETY: nothing that is allocated here is kept; see `write_run`.
+        let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
         let at = counted_at(change.at, self.sealed);
         for run in &mut self.runs {
             let of = &mut self.types[run.of];
             if of.begin.is_some_and(|begin| !begin.includes(epoch)) {
-                of.left_out = of.left_out.max(Some(change.at));
+                // When a restored value was counted is nobody's to know here.
+                if change.kind != Kind::Restored {
+                    of.left_out = of.left_out.max(Some(change.at));
+                }
                 continue;
             }
             run.add(of, change, at);
+            if change.kind == Kind::Purge {
+                // What is late is folded before, and may have been written later.
+                for (late, at) in late_of(&self.late, &self.name, (change.at, self.sealed)) {
+                    run.gather(of, late, at);
+                }
+            }
+        }
+        if epoch.is_none() && !self.runs.is_empty() {
+            room::push(&mut self.late, (self.name.clone().into(), change));
         }
     }
 
     /// Writes what was gathered of a counter, whose total is this with all of it.
     pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
+        let _at_it = AtIt::begin();
         for at in 0..self.runs.len() {
             let run = self.runs[at].take();
             self.write_run(run, name, hash, total);
@@ -335,17 +349,37 @@ impl Writer {
             self.find_from(&kept.series, name, (first, newest))
         };
         let stored: Vec<Stored> = found.iter().map(|found| found.row).collect();
+        // What a fold has left out that could not write history is an adjustment: nobody knows what it was.
+        if let Some(last) = stored.last()
+            && last.value + net != total
+        {
+            let left_out = Sums::of(Kind::Adjustment, total - net - last.value);
+            match new.last_mut().filter(|(start, _)| *start >= last.start) {
+                Some((_, sums)) => *sums += left_out,
+                None => new.push((last.start, left_out)),
+            }
+        }
+        let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
         let class = kept.series.class;
         place(total - net, &stored, &new, |Placed { row, replaces }| {
-            let (table, tid) = match replaces {
-                Some(at) => (found[at].table, Some(found[at].tid)),
-                None => (self.oid(class, class.table_of(row.start)), None),
-            };
-            let table = self.table(table);
+            let oid = self.oid(class, class.table_of(row.start));
+            let mut tid = replaces.map(|at| found[at].tid);
+            // One of a former class goes with those that are kept as long as it from now on.
+            if let Some(elsewhere) = replaces.map(|at| found[at].table)
+                && elsewhere != oid
+                && let Some(mut old) = tid.take()
+            {
+                let table = self.table(elsewhere);
+                // SAFETY: a visible row, which only the holder of this lane's lease changes.
+                unsafe { pg_sys::simple_heap_delete(table.table.as_ptr(), &mut old) };
+            }
+            let table = self.table(oid);
             let values = history::values_of(name, kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
-            if let Some(address) = address {
+            // Who looks there next looks for the newest one.
+            let is_newest = stored.last().is_none_or(|last| last.start <= row.start);
+            if let Some(address) = address.filter(|_| is_newest) {
                 let spot = Spot::of_new_row(&table.table, address);
                 SPOTS.with_borrow_mut(|spots| spots.set(key, spot));
             }
@@ -356,6 +390,10 @@ impl Writer {
     fn find_one(&mut self, series: &Series, name: &NameText, start: i64, key: u64) -> Vec<Found> {
         let oid = self.oid(series.class, series.class.table_of(start));
         if let Some(found) = Self::find_in(self.table(oid), series, name, start, key) {
+            // A later one all the same: the calendar was another one then, as before an update of the time zones.
+            if found.row.start != start {
+                return self.find_from(series, name, (start, found.row.start));
+            }
             return vec![found];
         }
         if series.classes_from(start).nth(1).is_some() {
@@ -452,6 +490,8 @@ impl Writer {
         let [by_name, by_series] = history::keys_of(name, series.id);
         table.scan.seek(&[by_name, by_series, history::from(first)]);
         while let Some(row) = table.scan.next(Direction::Forward) {
+            way::make_way();
+            pgrx::check_for_interrupts!();
             visit(&row);
         }
     }
@@ -503,19 +543,18 @@ impl Writer {
             return;
         };
         let series = finest.series.clone();
-        let known = self.counted.unwrap_or(i64::MIN);
         // Nearly always there is none.
-        let mut has_rows = false;
+        let mut newest = None;
         for class in series.classes() {
             for number in 0..class.tables() {
                 let oid = self.oid(class, number);
-                self.each_from(oid, &series, name, i64::MIN, |_| has_rows = true);
+                self.each_row_from(oid, &series, name, i64::MIN, |row| {
+                    newest = newest.max(Some(row.int8(bucket::START)));
+                });
             }
         }
-        if !has_rows {
-            return;
-        }
-        let at = counted_at(known, self.sealed);
+        let Some(newest) = newest else { return };
+        let at = counted_at(newest, self.sealed);
         let start = self.types[of].units[0].calendar.start_of(at);
         let adjusted = Sums::of(Kind::Adjustment, restored);
         match sums.iter_mut().find(|(known, _)| *known == start) {
@@ -571,9 +610,16 @@ impl Writer {
 
     /// All is written, through this epoch. Folds before have moved nothing that was written after `folded`.
     pub fn finish(self, seal: Seal, through: i64, folded: Option<i64>) -> Written {
+        let _at_it = AtIt::begin();
         if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
             self.note_beginnings(through, folded);
         }
+        // A clock that has leapt can spoil what there is, and nothing is there yet.
+        let is_new = self.restored.is_empty() && self.types.iter().all(|of| of.begin.is_some());
+        let seal = Seal {
+            is_trusted: seal.is_trusted || is_new,
+            ..seal
+        };
         Written {
             sealed: seal.after(self.sealed),
             counted: self.counted,
@@ -581,27 +627,7 @@ impl Writer {
     }
 
     fn note_beginnings(&self, through: i64, folded: Option<i64>) {
-        use columns::history_lane::KEY;
-        let table = open_for_writing(catalog::relation_of("history_lane"));
-        let index = tables::index_of(&table, &KEY);
-        // SAFETY: the snapshot is a static.
-        let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 2) };
-        // SAFETY: an ordinary table, open; they are closed below.
-        let indexes = unsafe { pg_sys::CatalogOpenIndexes(table.as_ptr()) };
-        let mut note = |series: &Series, begin: Begin| {
-            let lane = self.lane as i32;
-            scan.seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, lane)]);
-            let tid = scan.next(Direction::Forward).map(|row| row.tid());
-            let values = [
-                Some(series.id.into()),
-                Some(lane.into()),
-                Some(begin.epoch.into()),
-                Some(begin.at.into()),
-                begin.since.map(Into::into),
-            ];
-            // SAFETY: the columns of history_lane; the indexes are those of this table.
-            unsafe { tables::write_row(&table, indexes, tid, values) };
-        };
+        let mut notes = Notes::open(self.lane);
         for series in &self.restored {
             // What was counted here before it came would be part of it.
             let at = series.since.unwrap_or_else(clock::now);
@@ -610,7 +636,7 @@ impl Writer {
                 at,
                 since: Some(at),
             };
-            note(series, begin);
+            notes.write(series, begin);
         }
         for of in &self.types {
             let Some(begin) = of.begin else { continue };
@@ -620,11 +646,9 @@ impl Writer {
             }
             let units = of.units.iter().map(|kept| &kept.series);
             for series in units.chain(&of.events) {
-                note(series, Begin { since, ..begin });
+                notes.write(series, Begin { since, ..begin });
             }
         }
-        // SAFETY: opened above.
-        unsafe { pg_sys::CatalogCloseIndexes(indexes) };
     }
 }
 
@@ -658,9 +682,12 @@ impl Run {
             Kind::Adjustment if change.delta == 0 => return,
             Kind::Increment | Kind::Adjustment => {}
         }
-        if self.purged_by.is_some_and(|by| by != change.xid) {
-            return;
+        if self.purged_by.is_none_or(|by| by == change.xid) {
+            self.gather(of, change, at);
         }
+    }
+
+    fn gather(&mut self, of: &mut Type, change: Change, at: i64) {
         self.latest = self.latest.max(Some(at));
         if let Some(finest) = of.units.first_mut() {
             let start = finest.calendar.start_of(at);
@@ -680,6 +707,22 @@ impl Run {
             room::push(&mut self.events, Change { at, ..change });
         }
     }
+}
+
+/// Late deltas of a counter that were written after a time, and when they count.
+fn late_of(
+    all: &[(Box<[u8]>, Change)],
+    name: &[u8],
+    (after, sealed): (i64, Option<i64>),
+) -> impl Iterator<Item = (Change, i64)> {
+    all.iter()
+        .filter(move |(of, change)| **of == *name && change.at > after)
+        .filter(|(_, change)| match change.kind {
+            Kind::Increment => true,
+            Kind::Adjustment => change.delta != 0,
+            Kind::Purge | Kind::Restored => false,
+        })
+        .map(move |(_, change)| (*change, counted_at(change.at, sealed)))
 }
 
 /// Spreads a random number over the bits that spots are kept by.

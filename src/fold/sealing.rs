@@ -10,6 +10,7 @@ use crate::store::catalog::{self, SharedRels};
 use crate::store::history::{self, Series};
 use crate::store::state;
 use counterx_core::history::{HOUR, LEAP, MINUTE, Unit, seal};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Does a lane have to be sealed?
@@ -62,19 +63,23 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
     let Some(known) = state::lane_state(shared, lane, snapshot).sealed else {
         return Sealing::Due;
     };
-    if seal(Some(known), clock, is_trusted) == known {
+    // SAFETY: as above.
+    let begins = unsafe { history::begins_of_lane(lane, snapshot) };
+    let begun: HashSet<i64> = (begins.into_iter())
+        .filter(|(_, begin)| begin.since.is_some())
+        .map(|(id, _)| id)
+        .collect();
+    let has_begun = |id: i64| begun.contains(&id);
+    let is_new = !all
+        .iter()
+        .any(|series| series.since.is_some() || has_begun(series.id));
+    if seal(Some(known), clock, is_trusted || is_new) == known {
         return if clock.saturating_sub(known) > LEAP {
             Sealing::Leaps
         } else {
             Sealing::NotDue
         };
     }
-    // SAFETY: as above.
-    let begins = unsafe { history::begins_of_lane(lane, snapshot) };
-    let has_begun = |id| {
-        let mut known = begins.iter();
-        known.any(|(known, begin)| *known == id && begin.since.is_some())
-    };
     let unit = step(&all);
     let has_ended = clock.div_euclid(unit) > known.div_euclid(unit);
     if has_ended || all.iter().any(|series| !has_begun(series.id)) {

@@ -118,6 +118,22 @@ pub fn step(sweep: &mut Sweep) -> Batch {
     Batch::Done
 }
 
+/// Is there anything of a history that was dropped?
+pub fn is_wanted() -> bool {
+    let Ok(shared) = catalog::try_shared() else {
+        return false;
+    };
+    let noted = noted();
+    if noted.is_empty() {
+        return false;
+    }
+    // SAFETY: the snapshot is a static.
+    let all = unsafe { history::series(&shared, None, snapshot::self_snapshot()) };
+    noted
+        .iter()
+        .any(|id| all.iter().all(|series| series.id != *id))
+}
+
 /// All tables of rows, and which of them go.
 fn tables_with(expired: bool, shortened: bool) -> Vec<(pg_sys::Oid, Reason)> {
     let reason = |expired| match expired {

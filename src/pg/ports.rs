@@ -3,6 +3,7 @@
 //! call of the bindings' own a `sigsetjmp`.
 
 use pgrx::pg_sys;
+use std::cell::Cell;
 
 unsafe extern "C-unwind" {
     /// `storage/predicate.h`. Raises 40001.
@@ -54,10 +55,20 @@ pub fn now() -> i64 {
 /// A transaction's number with the one that says how often these have come round: that of one that began no more than
 /// two billion transactions ago.
 pub fn full_xid(xid: pg_sys::TransactionId) -> i64 {
-    // SAFETY: reads a variable of shared memory.
-    let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
-    let age = (next as u32).wrapping_sub(xid.into_inner());
-    next.wrapping_sub(age.into()).cast_signed()
+    thread_local! {
+        /// One that was handed out next once: reading it takes a lock that all need who begin to write.
+        static KNOWN: Cell<u64> = const { Cell::new(0) };
+    }
+    /// So far from it the distance is sure.
+    const NEAR: u32 = 1 << 30;
+    let distance = |known: u64| (xid.into_inner().wrapping_sub(known as u32)).cast_signed();
+    let mut known = KNOWN.get();
+    if known == 0 || distance(known).unsigned_abs() > NEAR {
+        // SAFETY: reads a variable of shared memory.
+        known = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
+        KNOWN.set(known);
+    }
+    known.cast_signed() + i64::from(distance(known))
 }
 
 /// The running transaction's number, likewise; 0: it has none so far.

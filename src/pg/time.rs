@@ -133,8 +133,12 @@ impl Calendar {
     }
 }
 
-/// Does the server know a time zone of this name?
+/// Does the server know a time zone of this name, which means the same in all sessions? Abbreviations, which may have
+/// the names of zones, are looked up in a list that is the session's; none has a slash.
 pub fn is_known(zone: &[u8]) -> bool {
+    if !zone.contains(&b'/') && zone != b"UTC" {
+        return false;
+    }
     let Ok(zone) = CString::new(zone) else {
         return false;
     };
@@ -164,29 +168,54 @@ fn warn_of(zone: &[u8]) {
     }
 }
 
-/// A time that is earlier by an interval, or the first of all times.
+/// A time that is earlier by an interval, whose days have 24 hours and whose months those of UTC; or the first of all
+/// times. The same in all sessions.
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn earlier_in_utc(time: i64, by: pg_sys::Datum) -> i64 {
+    // SAFETY: timestamp_mi_interval(timestamp, interval) -> timestamp: a time in UTC is one without a zone.
+    unsafe { earlier_by(pg_sys::timestamp_mi_interval, time, by) }
+}
+
+/// A time that is earlier by an interval of the session's time zone, or the first of all times.
 ///
 /// # Safety
 /// The datum is an interval.
 pub unsafe fn earlier(time: i64, by: pg_sys::Datum) -> i64 {
+    // SAFETY: timestamptz_mi_interval(timestamptz, interval) -> timestamptz.
+    unsafe { earlier_by(pg_sys::timestamptz_mi_interval, time, by) }
+}
+
+type Subtract = unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+
+/// # Safety
+/// The function takes a time and an interval and returns a time, and the datum is an interval.
+unsafe fn earlier_by(subtract: Subtract, time: i64, by: pg_sys::Datum) -> i64 {
     /// A hundred years are far from the ends of all times.
     const FAR: i64 = 100 * 366 * DAY;
     // SAFETY: the caller's promise.
     if unsafe { longest(by) } >= time.saturating_sub(EARLIEST + FAR) {
         return EARLIEST;
     }
-    // SAFETY: timestamptz_mi_interval(timestamptz, interval) -> timestamptz.
-    let earlier = unsafe {
-        direct_function_call_as_datum(
-            pg_sys::timestamptz_mi_interval,
-            &[Some(time.into()), Some(by)],
-        )
-    };
+    // SAFETY: the caller's promise.
+    let earlier =
+        unsafe { direct_function_call_as_datum(subtract, &[Some(time.into()), Some(by)]) };
     earlier.map_or(time, |datum| datum.value() as i64)
 }
 
 /// Before all that anybody counts: the beginning of the year 1 of our era, nearly.
 const EARLIEST: i64 = -2000 * 365 * DAY;
+
+/// Is no part of an interval negative?
+///
+/// # Safety
+/// The datum is an interval.
+pub unsafe fn is_positive(interval: pg_sys::Datum) -> bool {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    interval.month >= 0 && interval.day >= 0 && interval.time >= 0
+}
 
 /// How long an interval is at least, in microseconds: a month has 28 days or more.
 ///
@@ -213,9 +242,12 @@ pub unsafe fn longest(interval: pg_sys::Datum) -> i64 {
     days.checked_mul(DAY)
         .and_then(|days| days.checked_add(interval.time))
         .unwrap_or_else(|| {
-            raise(report(
-                PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
-                "interval out of range",
-            ))
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
+                    "interval out of range",
+                )
+                .set_hint("Use a shorter one."),
+            )
         })
 }

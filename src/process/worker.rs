@@ -170,8 +170,11 @@ const TRACKS_EVERY: Duration = Duration::from_millis(500);
 /// How often some groups of tracked tables are compared with their rows, where that is asked for.
 const CHECKS_EVERY: Duration = Duration::from_secs(60);
 
+/// A worker looks in after this time where there is more to be deleted of a history.
+const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// How often a worker looks for history that has expired.
-const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+const EXPIRY_EVERY: Duration = Duration::from_secs(10);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -202,6 +205,8 @@ struct Left {
     inactive: bool,
     /// There is a track that is not exact.
     unfinished: bool,
+    /// There are rows of a history that was dropped.
+    sweeps: bool,
     /// There is history: a bucket ends in this time.
     seals_in: Option<Duration>,
     /// There is history, and the clock has leapt.
@@ -492,7 +497,7 @@ impl Worker {
             }
             self.look_for_tracks();
             self.seal_idle_lanes();
-            self.expire_history();
+            self.sweep_history();
         }
         self.give_up();
         let left = self.left();
@@ -519,7 +524,12 @@ impl Worker {
                     (sealing, is_idle)
                 });
                 match found {
-                    Ok((Sealing::NotDue, _) | (_, false)) | Err(_) => {}
+                    Ok((Sealing::NotDue, _) | (_, false)) => {}
+                    Err(message) => {
+                        return log(format!(
+                            "counterx: the worker cannot look for what is to be sealed: {message}"
+                        ));
+                    }
                     Ok((Sealing::Due, true)) => {
                         self.tick(lane);
                         goes_on |= self.now() - started < PATIENCE;
@@ -547,7 +557,8 @@ impl Worker {
         }
         let soon = settings::worker_idle_timeout().min(VISIT_AT_LEAST_EVERY);
         let soon = (left.inactive || left.unfinished).then_some(soon);
-        if let Some(pause) = soon.into_iter().chain(left.seals_in).min() {
+        let sweeps = left.sweeps.then_some(SWEEP_AGAIN_AFTER);
+        if let Some(pause) = soon.into_iter().chain(sweeps).chain(left.seals_in).min() {
             directory::visit_after(self.database, pause);
         }
     }
@@ -569,6 +580,7 @@ impl Worker {
                 }
             }
             left.seals_in = sealing::next_end();
+            left.sweeps = sweep::is_wanted();
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -694,7 +706,11 @@ impl Worker {
                 self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
-                self.memories[lane] = LaneMemory::default();
+                if self.memories[lane].after_failure() {
+                    log(format!(
+                        "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
+                    ));
+                }
                 return Self::note_failure(lane, "folding", &message);
             }
         }
@@ -713,10 +729,10 @@ impl Worker {
     fn note_leap(&mut self, leaps: bool) {
         if leaps && !self.leaps {
             log(
-                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last;                  it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
+                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last; it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
             );
         }
-        self.leaps |= leaps;
+        self.leaps = leaps;
     }
 
     fn reclaim(&mut self, lane: usize) {
@@ -780,6 +796,21 @@ impl Worker {
                     "counterx: removing expired tokens and holds failed: {message}"
                 ));
             }
+        }
+    }
+
+    /// Goes on with what is to be deleted, for some time.
+    fn sweep_history(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let started = self.now();
+        self.expire_history();
+        while self.sweep.is_some()
+            && self.now() - started < PATIENCE
+            && !lock::database_is_wanted()
+            && settings::compaction()
+        {
+            session::wait(HURRY);
+            self.expire_history();
         }
     }
 

@@ -14,6 +14,7 @@ use crate::pg::error::{raise, report};
 use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
+use crate::pg::snapshot;
 use crate::pg::spot::SpotRow;
 use crate::pg::time;
 use crate::pg::varlena::{NameText, text_bytes};
@@ -55,7 +56,7 @@ impl Interval {
     pub fn before(mut self, time: i64) -> i64 {
         let datum = pg_sys::Datum::from(&raw mut self.0);
         // SAFETY: an interval.
-        unsafe { time::earlier(time, datum) }
+        unsafe { time::earlier_in_utc(time, datum) }
     }
 
     /// The datum; valid as long as `self` stays where it is.
@@ -256,6 +257,17 @@ pub unsafe fn begin_in_lane(series: &Series, lane: usize, snapshot: pg_sys::Snap
     noted.unwrap_or(restored)
 }
 
+/// Has any lane noted a series of this id?
+pub fn is_noted(id: i64) -> bool {
+    use columns::history_lane::KEY;
+    let table = tables::open(catalog::relation_of("history_lane"));
+    let index = tables::index_of(&table, &KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int8_eq(1, id)]);
+    scan.next(Direction::Forward).is_some()
+}
+
 fn begin(row: &Row) -> Begin {
     use columns::history_lane::{AT, EPOCH, SINCE};
     Begin {
@@ -336,6 +348,13 @@ pub fn stored(row: &Row) -> Stored {
     read(|column| row.get(column).expect("the column is NOT NULL"))
 }
 
+/// What was counted in it, alone: for who looks at very many.
+pub fn delta(row: &Row) -> i128 {
+    let delta = row.get(bucket::DELTA).expect("the column is NOT NULL");
+    // SAFETY: as of `read`.
+    unsafe { number::total(delta) }
+}
+
 fn read(datum: impl Fn(usize) -> pg_sys::Datum) -> Stored {
     // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
     let number = |column| unsafe { number::total(datum(column)) };
@@ -376,11 +395,11 @@ pub fn values_of(
         row.start.into(),
         changes.into(),
         name.datum(),
-        number::short_numeric(row.value),
-        number::short_numeric(delta),
-        number::short_numeric(adjusted),
-        number::short_numeric(ups),
-        number::short_numeric(downs),
+        number::numeric(row.value),
+        number::numeric(delta),
+        number::numeric(adjusted),
+        number::numeric(ups),
+        number::numeric(downs),
     ]
     .map(Some)
 }

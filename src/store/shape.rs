@@ -385,9 +385,10 @@ pub fn index_definition(table: &Relation, key: &[i16]) -> String {
         .filter_map(|at| Some(columns.get(usize::from(at.unsigned_abs()) - 1)?.name))
         .collect();
     let unique = match (&name[..], &names[..]) {
-        (b"total" | b"state" | b"expired", _) | (b"token", ["token"]) | (b"hold", ["id"]) => {
-            "UNIQUE "
-        }
+        (b"total" | b"state" | b"expired" | b"history_lane", _)
+        | (b"token", ["token"])
+        | (b"hold", ["id"]) => "UNIQUE ",
+        (bucket, _) if bucket.starts_with(b"bucket_") => "UNIQUE ",
         _ => "",
     };
     format!(

@@ -95,7 +95,7 @@ pub fn open_log_table(log: pg_sys::Oid) -> Relation {
         Err(Replaying) => raise(
             report(
                 PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                "counter deltas that this snapshot may need are being truncated by the replay on this standby",
+                "counters that this snapshot may need are being removed by the replay on this standby",
             )
             .set_hint("Retry the transaction."),
         ),

@@ -46,15 +46,10 @@ pub fn flush(level: u32) {
     request_worker();
 }
 
-/// The running transaction leaves something to fold that is not in its memory: rows that a restore has
-/// brought.
+/// The running transaction leaves something for a worker to do that is not in its memory: rows that a restore has
+/// brought, a history.
 pub fn wake_worker_at_commit() {
     WAKE.set(true);
-}
-
-/// Does the running transaction leave such rows?
-pub fn wakes_worker_at_commit() -> bool {
-    WAKE.get()
 }
 
 /// Asks for a worker, if there is a reason.

@@ -30,7 +30,8 @@ pub struct Pending {
 }
 
 /// Puts a counter's changes into the order of folds, and leaves out a purge among them, and those that it hides: all
-/// before it, and those of its epoch that another transaction has written. Does it hide the stored rows as well?
+/// before it, and those of its epoch that another transaction has written; of what is late, what was written before it.
+/// Does it hide the stored rows as well?
 ///
 /// Those of a log come in the order of its index.
 pub fn without_purged(changes: &mut Vec<Pending>) -> bool {
@@ -45,8 +46,16 @@ pub fn without_purged(changes: &mut Vec<Pending>) -> bool {
         return false;
     };
     let purge = changes[last];
-    changes.drain(..=last);
-    changes.retain(|pending| pending.place > purge.place || pending.change.xid == purge.change.xid);
+    let mut at = 0;
+    changes.retain(|pending| {
+        at += 1;
+        let is_behind = at > last + 1;
+        match pending.place {
+            // When it was committed is not known, and it is folded before all logs.
+            Place::Late => at != last + 1 && pending.change.at > purge.change.at,
+            place => is_behind && (place > purge.place || pending.change.xid == purge.change.xid),
+        }
+    });
     true
 }
 

@@ -339,7 +339,7 @@ fn dump_has_the_history(db: &str, format: &str) -> Result<()> {
     same(&expected, &answers(&mut again)?)?;
     // A database that keeps it already takes no other one.
     let error = again.batch_execute(
-        "INSERT INTO counterx.history SELECT id + 1, type, unit, keep, class, former_classes, zone, since FROM counterx.history",
+        "INSERT INTO counterx.history SELECT id + 1, type, unit, keep, class, zone, since FROM counterx.history",
     );
     let error = anyhow::Error::from(error.err().context("a history was there twice")?);
     ensure!(
