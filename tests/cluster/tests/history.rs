@@ -3,7 +3,6 @@
 //! The clock that history goes by is set by debug builds alone; against a release build, which has none, most of
 //! these tests have nothing to see.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::time::Duration;
