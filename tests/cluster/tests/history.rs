@@ -1084,8 +1084,7 @@ fn what_is_killed_in_mid_load_loses_nothing_and_changes_nothing_sealed() -> Resu
     client.batch_execute(histories())?;
     wait_until_begun(&mut client)?;
     let start = seconds_until(&mut client, "2027-02-28 23:40+00")?;
-    set_server_clock(&mut client, start)?;
-    seal(&mut client)?;
+    seal_by_server_clock(&mut client, start)?;
     drop(client);
     let seen = Seen::default();
     let load = Load {
@@ -1231,8 +1230,7 @@ fn standby_has_the_same_history_or_says_40001_and_goes_on_when_promoted() -> Res
     client.batch_execute(histories())?;
     wait_until_begun(&mut client)?;
     let ahead = seconds_until(&mut client, "2027-02-28 23:40+00")?;
-    set_server_clock(&mut client, ahead)?;
-    seal(&mut client)?;
+    seal_by_server_clock(&mut client, ahead)?;
     let mut standby = Cluster::builder()
         .name("history-standby")
         .standby_of(&primary)
