@@ -1124,6 +1124,13 @@ fn what_is_killed_in_mid_load_loses_nothing_and_changes_nothing_sealed() -> Resu
                         seen.look(client, &mut StdRng::seed_from_u64(round.unsigned_abs()))
                     })?;
                     Ok(seen.rows() > before)
+                })
+                .with_context(|| {
+                    let sql = "SELECT concat_ws(E'\\n', clock_timestamp(), (SELECT string_agg(s::text, E'\\n') FROM counterx.state s),
+                                  (SELECT string_agg(w::text, E'\\n') FROM counterx.workers w), (SELECT string_agg(concat_ws(' ', pid, state,
+                                  wait_event, xact_start, pg_blocking_pids(pid), query), E'\\n') FROM pg_stat_activity))";
+                    let state = config.connect(NoTls).map(|mut client| texts(&mut client, sql));
+                    format!("before {point}: {state:?}")
                 })?;
                 match point {
                     "postmaster" => {
