@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use postgres::error::SqlState;
 use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -259,10 +260,30 @@ pub fn look_at_history(client: &mut Client, seen: &Seen, round: u64, whole: bool
         buckets_agree(client, whole)?;
         return Ok(1);
     }
-    let level = match round % 4 {
-        1 => IsolationLevel::Serializable,
-        _ => IsolationLevel::RepeatableRead,
+    let is_serializable = round % 4 == 1;
+    let level = if is_serializable {
+        IsolationLevel::Serializable
+    } else {
+        IsolationLevel::RepeatableRead
     };
+    match look_twice(client, seen, (&mut rng, round), (level, whole)) {
+        // Readers that are serializable take part in conflicts.
+        Err(error)
+            if is_serializable
+                && sqlstate(&error) == Some(&SqlState::T_R_SERIALIZATION_FAILURE) =>
+        {
+            Ok(0)
+        }
+        looks => looks,
+    }
+}
+
+fn look_twice(
+    client: &mut Client,
+    seen: &Seen,
+    (rng, round): (&mut StdRng, u64),
+    (level, whole): (IsolationLevel, bool),
+) -> Result<u64> {
     let mut transaction = (client.build_transaction())
         .isolation_level(level)
         .read_only(true)
@@ -271,7 +292,7 @@ pub fn look_at_history(client: &mut Client, seen: &Seen, round: u64, whole: bool
     if round.is_multiple_of(2) {
         std::thread::sleep(Duration::from_millis(40));
     }
-    seen.look(&mut transaction, &mut rng)?;
+    seen.look(&mut transaction, rng)?;
     check(&mut transaction)?;
     let second = buckets_agree(&mut transaction, whole).context("second look")?;
     ensure!(

@@ -13,7 +13,7 @@ use counterx_cluster_tests::{
     create_database, folding_hard, has_clock, histories, history_under_watch, is_lost,
     kill_and_recover, look_at_history, nothing_crashed, nothing_crashed_by_itself, prepare_history,
     refused, resolve_orphans, run_clock, seconds_until, seed, set_clock, set_server_clock, settle,
-    shared, victim, wait_for_no_worker,
+    shared, undisturbed, victim, wait_for_no_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -1123,6 +1123,13 @@ fn what_is_killed_in_mid_load_loses_nothing_and_changes_nothing_sealed() -> Resu
                         seen.look(client, &mut StdRng::seed_from_u64(round.unsigned_abs()))
                     })?;
                     Ok(seen.rows() > before)
+                })
+                .with_context(|| {
+                    let sql = "SELECT concat_ws(E'\\n', clock_timestamp(), (SELECT string_agg(s::text, E'\\n') FROM counterx.state s),
+                                  (SELECT string_agg(w::text, E'\\n') FROM counterx.workers w), (SELECT string_agg(concat_ws(' ', pid, state,
+                                  wait_event, xact_start, pg_blocking_pids(pid), query), E'\\n') FROM pg_stat_activity))";
+                    let state = config.connect(NoTls).map(|mut client| texts(&mut client, sql));
+                    format!("before {point}: {state:?}")
                 })?;
                 match point {
                     "postmaster" => {
@@ -1268,11 +1275,14 @@ fn standby_has_the_same_history_or_says_40001_and_goes_on_when_promoted() -> Res
     })?;
     settle(&mut client)?;
     seen.look_at_all(&mut client).context("on the primary")?;
-    let mut client = there.connect(NoTls)?;
-    catch_up(&primary, &mut client)?;
-    buckets_agree(&mut client, true)?;
-    seen.look_at_all(&mut client).context("on the standby")?;
+    let mut connection = Recovering::new(&there);
+    catch_up(&primary, connection.client()?)?;
+    undisturbed(&mut connection, |client| {
+        buckets_agree(client, true)?;
+        seen.look_at_all(client).context("on the standby")
+    })?;
     ensure!(looks > 3, "{looks} looks at the standby");
+    drop(connection);
     drop(client);
     drop(primary);
     // Its clock is hours behind what is sealed.
