@@ -1201,8 +1201,9 @@ fn crash_while_it_expires(cluster: &mut Cluster, config: &postgres::Config) -> R
         fs::write(&file, "")?;
         let mut connection = Recovering::new(config);
         let mut hours = 0;
-        poll_until(&format!("somebody at {point}"), DEADLINE, || {
-            hours += 3;
+        // Each look takes the life of a worker.
+        poll_until(&format!("somebody at {point}"), DEADLINE * 3, || {
+            hours += 6;
             undeterred(&mut connection, |client| {
                 seal_by_server_clock(client, ahead + hours * 3600)?;
                 client.batch_execute("SELECT bump('y', 1)")?;
