@@ -11,9 +11,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, Recovering, Refusal, Seen, buckets_agree, catch_up, check, compact,
     create_database, folding_hard, has_clock, histories, history_under_watch, is_lost,
-    kill_and_recover, look_at_history, nothing_crashed, nothing_crashed_by_itself, prepare_history,
-    refused, resolve_orphans, run_clock, seconds_until, seed, set_clock, set_server_clock, settle,
-    shared, undisturbed, victim, wait_for_no_worker,
+    kill_and_recover, look_at_history, nothing_crashed, nothing_crashed_by_itself, patiently,
+    prepare_history, refused, resolve_orphans, run_clock, seconds_until, seed, set_clock,
+    set_server_clock, settle, shared, undisturbed, victim, wait_for_no_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -956,7 +956,8 @@ fn extension_with_histories_is_dropped_and_made_beside_who_counts() -> Result<()
                 poll_until("some to be counted", DEADLINE, || {
                     Ok(counted.load(Ordering::Relaxed) > before + 30)
                 })?;
-                client.batch_execute("DROP EXTENSION counterx")?;
+                // Where it was made anew, its members are locked in another order than the clients lock them.
+                patiently(&mut client, "DROP EXTENSION counterx")?;
                 client.batch_execute("CREATE EXTENSION counterx")?;
             }
             anyhow::Ok(())
