@@ -18,6 +18,7 @@ use counterx_core::buckets;
 use counterx_core::history::{DAY, Stored, Unit};
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
+use counterx_core::parts::type_of;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
@@ -97,13 +98,13 @@ fn unit_of<'a>(counter: &'a Counter, name: &[u8], unit: Unit) -> OfUnit<'a> {
             Unit::Event => " by single changes".to_owned(),
             unit => format!(" by {}", unit.name()),
         };
-        no_history(history::type_of(name), &kept_by)
+        no_history(type_of(name), &kept_by)
     })
 }
 
 fn check_history(counter: &Counter, name: &[u8]) {
     if !counter.has_history() {
-        no_history(history::type_of(name), "");
+        no_history(type_of(name), "");
     }
 }
 
@@ -232,8 +233,7 @@ pub extern "C-unwind" fn counterx_rate(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
         delta,
         from,
         through,
-    } = rate
-        .unwrap_or_else(|| no_history(history::type_of(name), " by minute, hour, day or month"));
+    } = rate.unwrap_or_else(|| no_history(type_of(name), " by minute, hour, day or month"));
     let seconds = (through - from) as f64 / 1e6;
     rows.put(|| {
         [
@@ -278,7 +278,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
         let Text(prefix) = args::required("prefix", arguments.text(1));
         (wanted, prefix, positive("since", arguments.get(2)))
     };
-    let Some(of) = history::type_of(prefix) else {
+    let Some(of) = type_of(prefix) else {
         raise(
             args::invalid("prefix must begin with a counter type and a colon")
                 .set_detail(format!("It is {}.", quoted(beginning(prefix, SHOWN))))

@@ -35,9 +35,9 @@ use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
 use crate::store::history::Interval;
+use crate::store::history::values_of;
 use crate::transaction::restored;
 use crate::write::writing;
-use counterx_core::history::Sums;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
@@ -137,27 +137,7 @@ pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo)
     // SAFETY: called as a table function of the columns of `bucket_restored`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
     dumped::for_each_row(|name, series, row| {
-        rows.put(|| {
-            let Sums {
-                delta,
-                adjusted,
-                ups,
-                downs,
-                changes,
-            } = row.sums;
-            [
-                series.into(),
-                row.start.into(),
-                changes.into(),
-                text_datum(name),
-                number::numeric(row.value),
-                number::numeric(delta),
-                number::numeric(adjusted),
-                number::numeric(ups),
-                number::numeric(downs),
-            ]
-            .map(Some)
-        });
+        rows.put(|| values_of(text_datum(name), series, row));
     });
     pg_sys::Datum::null()
 }

@@ -13,26 +13,27 @@
 //! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
 //!   said by the first fold behind which there is nothing of that any more.
 
-use crate::fold::beginnings::{AtIt, Notes, open_for_writing};
+use crate::fold::beginnings::{AtIt, Notes};
+use crate::fold::history_table::Table;
 use crate::fold::sealing::Seal;
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
-use crate::pg::relation::Relation;
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Row};
+use crate::pg::scan::{Direction, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::bucket;
-use crate::store::history::{self, Series, type_of};
+use crate::store::history::{self, Series};
 use crate::store::tables;
 use counterx_core::history::{
     Begin, Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place,
 };
 use counterx_core::lane::NameHash;
+use counterx_core::parts::type_of;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -41,9 +42,6 @@ thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
     static SPOTS: RefCell<Spots> = RefCell::new(Spots::with_room(1));
 }
-
-/// Spots of those who fold: 768 kB.
-const MANY_SPOTS: usize = 64 * 1024;
 
 /// So many events of a counter are written at once.
 const MANY_EVENTS: usize = 10_000;
@@ -112,42 +110,6 @@ struct Run {
     latest: Option<i64>,
 }
 
-/// A table of buckets, open for writing.
-struct Table {
-    // Ended before its relations are closed.
-    scan: IndexScan,
-    indexes: pg_sys::CatalogIndexState,
-    _index: Relation,
-    table: Relation,
-    oid: pg_sys::Oid,
-}
-
-impl Table {
-    fn open(oid: pg_sys::Oid) -> Self {
-        let table = open_for_writing(oid);
-        let index = tables::index_of(&table, &bucket::KEY);
-        // SAFETY: an ordinary table, open; the snapshot is a static.
-        unsafe {
-            Self {
-                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 3),
-                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
-                _index: index,
-                table,
-                oid,
-            }
-        }
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened by us.
-            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
-        }
-    }
-}
-
 /// A row, and where it is.
 struct Found {
     row: Stored,
@@ -203,7 +165,7 @@ impl Writer {
         for of in &mut types {
             of.units.sort_by_key(|kept| kept.series.unit);
         }
-        SPOTS.with_borrow_mut(|spots| spots.grow_to(MANY_SPOTS));
+        SPOTS.with_borrow_mut(|spots| spots.grow_to(Spots::MANY));
         Some(Self {
             lane,
             sealed,
@@ -374,7 +336,7 @@ impl Writer {
                 unsafe { pg_sys::simple_heap_delete(table.table.as_ptr(), &mut old) };
             }
             let table = self.table(oid);
-            let values = history::values_of(name, kept.series.id, &row);
+            let values = history::values_of(name.datum(), kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
             // Who looks there next looks for the newest one.
@@ -450,31 +412,21 @@ impl Writer {
         for class in series.classes_from(first) {
             for number in class.tables_between(first, newest.max(first)) {
                 let oid = self.oid(class, number);
-                self.each_from(oid, series, name, first, |row| found.push(row));
+                self.each_row_from(oid, series, name, first, |row| {
+                    found.push(Found {
+                        row: history::stored(row),
+                        table: oid,
+                        tid: row.tid(),
+                    });
+                });
             }
         }
         found.sort_unstable_by_key(|found: &Found| found.row.start);
         found
     }
 
-    fn each_from(
-        &mut self,
-        oid: pg_sys::Oid,
-        series: &Series,
-        name: &NameText,
-        first: i64,
-        mut visit: impl FnMut(Found),
-    ) {
-        self.each_row_from(oid, series, name, first, |row| {
-            visit(Found {
-                row: history::stored(row),
-                table: oid,
-                tid: row.tid(),
-            });
-        });
-    }
-
-    /// The same without a look at what is in them: a restore may have brought what is no number.
+    /// Visits the rows of a counter in a table from a time on, ascending. What is in them is not looked at: a restore may
+    /// have brought what is no number.
     fn each_row_from(
         &mut self,
         oid: pg_sys::Oid,
@@ -523,7 +475,7 @@ impl Writer {
             };
             let oid = self.oid(series.class, series.class.table_of(row.start));
             let table = self.table(oid);
-            let values = history::values_of(name, series.id, &row);
+            let values = history::values_of(name.datum(), series.id, &row);
             // SAFETY: as above.
             unsafe { tables::write_row(&table.table, table.indexes, None, values) };
             pgrx::check_for_interrupts!();
@@ -602,7 +554,7 @@ impl Writer {
         let at = at.unwrap_or_else(|| {
             // SAFETY: the context outlives the fold, unlike that of the counter.
             let _switch = unsafe { MemorySwitch::to(self.context) };
-            self.tables.push(Table::open(oid));
+            self.tables.push(Table::open(oid, &bucket::KEY, 3));
             self.tables.len() - 1
         });
         &mut self.tables[at]

@@ -8,6 +8,7 @@ pub mod compaction;
 pub mod expiry;
 pub mod folding;
 pub mod history;
+pub mod history_table;
 pub mod rotation;
 pub mod sealing;
 pub mod sweep;

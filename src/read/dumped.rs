@@ -11,10 +11,11 @@ use crate::read::lane::{self, LaneReader};
 use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
 use crate::store::columns;
-use crate::store::history::{self, Buckets, Series, type_of};
+use crate::store::history::{self, Buckets, Series};
 use counterx_core::history::{Class, Kind, Stored, Sums, Unit};
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
+use counterx_core::parts::type_of;
 use pgrx::pg_sys;
 /// Visits all series, and since when they are known of all counters of their type: with the rows that
 /// [`for_each_row`] visits. None: not yet.

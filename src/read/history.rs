@@ -24,7 +24,6 @@ use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
 use crate::read::reader::{self, Lanes, Reader};
 use crate::store::columns;
-pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
 use crate::store::tables;
 use crate::transaction::pending;
@@ -32,6 +31,7 @@ use counterx_core::buckets::{self, Pending, Place, Ranked};
 use counterx_core::history::{Begin, Change, Class, HOUR, Kind, Stored, Sums, Unit, counted_at};
 use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
+use counterx_core::parts::type_of;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 
@@ -190,7 +190,7 @@ impl<'a> Counter<'a> {
         let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
         // What is counted now is not counted earlier than that, on whatever server it is read.
         let now = counted_at(clock::now(), reader.lanes[0].sealed);
-        let series = match history::type_of(name) {
+        let series = match type_of(name) {
             // SAFETY: the caller's promise.
             Some(of) => unsafe { history::series(&reader.shared, Some(of), snapshot) },
             None => Vec::new(),

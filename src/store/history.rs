@@ -151,12 +151,6 @@ impl Series {
     }
 }
 
-/// The type that a name belongs to: what is before its first colon.
-pub fn type_of(name: &[u8]) -> Option<&[u8]> {
-    let colon = name.iter().position(|&byte| byte == b':')?;
-    Some(&name[..colon])
-}
-
 /// All series that a snapshot sees, or those of one type. Nearly always there are few, or none.
 ///
 /// # Safety
@@ -377,9 +371,9 @@ pub fn stored_at_spot(row: &SpotRow<{ bucket::COLUMNS }>) -> Stored {
     read(datum)
 }
 
-/// The columns of a row, in the current memory context.
+/// The columns of a row of the counter whose name this text is, in the current memory context.
 pub fn values_of(
-    name: &NameText,
+    name: pg_sys::Datum,
     series: i64,
     row: &Stored,
 ) -> [Option<pg_sys::Datum>; bucket::COLUMNS] {
@@ -394,7 +388,7 @@ pub fn values_of(
         series.into(),
         row.start.into(),
         changes.into(),
-        name.datum(),
+        name,
         number::numeric(row.value),
         number::numeric(delta),
         number::numeric(adjusted),
