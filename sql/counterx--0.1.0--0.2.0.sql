@@ -350,8 +350,8 @@ INSERT INTO counterx.cut
 SELECT n.least, n.least, n.least, n.least FROM (VALUES (-9223372036854775808)) n (least);
 COMMENT ON TABLE counterx.cut IS 'what of the history may be gone';
 
--- The form of buckets. Numbers and names are short, and stored in line as folds write them: no table needs a TOAST
--- table of its own.
+-- The form of buckets. Numbers and names are short, and stored in line as folds write them. The tables have TOAST tables
+-- all the same, which are never used: see counterx.token.
 CREATE TABLE counterx.bucket_form (
     history bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -363,9 +363,6 @@ CREATE TABLE counterx.bucket_form (
     ups numeric NOT NULL,
     downs numeric NOT NULL
 );
-ALTER TABLE counterx.bucket_form
-    ALTER COLUMN name SET STORAGE PLAIN, ALTER COLUMN value SET STORAGE PLAIN, ALTER COLUMN delta SET STORAGE PLAIN,
-    ALTER COLUMN adjusted SET STORAGE PLAIN, ALTER COLUMN ups SET STORAGE PLAIN, ALTER COLUMN downs SET STORAGE PLAIN;
 DO $$
 DECLARE
     class int;
@@ -373,13 +370,13 @@ DECLARE
 BEGIN
     FOR class IN 0 .. 4 LOOP
         FOR number IN 0 .. CASE class WHEN 4 THEN 0 ELSE 5 END LOOP
-            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start))
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.bucket_%s_%s (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start))
                 WITH (fillfactor = 70)', class, number);
             EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.bucket_%s_%s IS ''what was counted when: rows that are kept for up to %s''', class, number,
                 (ARRAY['a day', 'a week', '35 days', '800 days', 'any time'])[class OPERATOR(pg_catalog.+) 1]);
         END LOOP;
     END LOOP;
-    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form INCLUDING STORAGE, PRIMARY KEY (name, history, start));
+    CREATE TABLE counterx.bucket_restored (LIKE counterx.bucket_form, PRIMARY KEY (name, history, start));
     -- What we write is so by itself.
     ALTER TABLE counterx.bucket_restored
     ADD CONSTRAINT bucket_restored_name_length CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),

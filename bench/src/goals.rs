@@ -70,6 +70,10 @@ pub(crate) enum Goal {
     TrackedMillions,
     TrackedMemory,
     AttachWait,
+    HistoryIncrements,
+    HistoryFold,
+    HistoryAt,
+    HistoryBuckets,
 }
 
 impl Goal {
@@ -278,6 +282,28 @@ impl Goal {
                 Section::Tracks,
                 AtMost(0.5),
             ),
+            Self::HistoryIncrements => (
+                "counter_incr of a type whose minutes are kept, 32 clients, durable: times the rate of a type \
+                 without history",
+                Section::History,
+                AtLeast(0.98),
+            ),
+            Self::HistoryFold => (
+                "the worker's time for a delta of ten hot counters whose minutes are kept: times that without \
+                 history",
+                Section::History,
+                AtMost(1.8),
+            ),
+            Self::HistoryAt => (
+                "processor time of counter_at of a counter that has a day of minutes: times that of counter_value",
+                Section::History,
+                AtMost(1.5),
+            ),
+            Self::HistoryBuckets => (
+                "processor time of counter_buckets of 24 hours",
+                Section::History,
+                AtMost(1000.0),
+            ),
         }
     }
 
@@ -298,6 +324,7 @@ impl Goal {
             Self::FoldCpuHot | Self::FoldCpuSpread => Unit::Share,
             Self::TrackedMemory => Unit::Bytes,
             Self::AttachWait => Unit::Seconds,
+            Self::HistoryBuckets => Unit::Microseconds,
             _ => Unit::Ratio,
         }
     }
@@ -361,6 +388,7 @@ mod tests {
             (Goal::TrackedMemory, "at most 16 B"),
             (Goal::AttachWait, "at most 0.500 s"),
             (Goal::TrackedInsert, "at most 1.2"),
+            (Goal::HistoryBuckets, "at most 1,000 µs"),
         ] {
             assert_eq!(goal.wanted().format(goal.unit()), wanted);
         }

@@ -7,6 +7,7 @@ mod bulk;
 mod clients;
 mod fold;
 mod growth;
+mod history;
 mod hits;
 mod hot;
 mod keys;
@@ -36,6 +37,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
         Section::Redis => redis::run(options),
         Section::Order => order::run(options),
         Section::Tracks => tracks::run(options),
+        Section::History => history::run(options),
         Section::Read => read::run(options),
         Section::Lists => lists::run(options),
         Section::Bounded => bounded::run(options),

@@ -5,7 +5,7 @@
 
 use super::args::{self, Text, Timestamptz};
 use crate::pg::clock;
-use crate::pg::error::{quoted, raise, report};
+use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::number;
 use crate::pg::rows::Rows;
@@ -13,9 +13,12 @@ use crate::pg::time;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
+use crate::read::most_changed;
 use counterx_core::buckets;
 use counterx_core::history::{DAY, Stored, Unit};
+use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
+use counterx_core::parts::type_of;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
@@ -29,6 +32,9 @@ version_1!(
 
 /// Nothing begins so far in the future, in microseconds.
 const CENTURY: i64 = 100 * 365 * DAY;
+
+/// So much of a text is shown in a message, in bytes: as much as a name has.
+const SHOWN: usize = MAX_NAME_BYTES;
 
 /// The arguments of a call.
 struct Arguments<'a>(&'a [pg_sys::NullableDatum]);
@@ -73,7 +79,7 @@ fn no_history(type_name: Option<&[u8]>, kept_by: &str) -> ! {
     raise(match type_name {
         Some(of) => report(
             code,
-            format!("there is no history of type {}{kept_by}", quoted(of)),
+            format!("there is no history of type {}{kept_by}", quoted(beginning(of, SHOWN))),
         )
         .set_hint("counter_history() begins one."),
         None => report(code, "a counter without a type has no history").set_hint(
@@ -92,13 +98,13 @@ fn unit_of<'a>(counter: &'a Counter, name: &[u8], unit: Unit) -> OfUnit<'a> {
             Unit::Event => " by single changes".to_owned(),
             unit => format!(" by {}", unit.name()),
         };
-        no_history(history::type_of(name), &kept_by)
+        no_history(type_of(name), &kept_by)
     })
 }
 
 fn check_history(counter: &Counter, name: &[u8]) {
     if !counter.has_history() {
-        no_history(history::type_of(name), "");
+        no_history(type_of(name), "");
     }
 }
 
@@ -112,8 +118,13 @@ fn bucket_unit(unit: Option<Text>) -> Unit {
         .filter(|unit| *unit != Unit::Event)
         .unwrap_or_else(|| {
             raise(
-                args::invalid(format!("there are no buckets of the unit {}", quoted(name)))
-                    .set_hint("Units are minute, hour, day and month. counter_events() has single changes."),
+                args::invalid(format!(
+                    "there are no buckets of the unit {}",
+                    quoted(beginning(name, SHOWN))
+                ))
+                .set_hint(
+                    "Units are minute, hour, day and month. counter_events() has single changes.",
+                ),
             )
         })
 }
@@ -222,8 +233,7 @@ pub extern "C-unwind" fn counterx_rate(fcinfo: pg_sys::FunctionCallInfo) -> pg_s
         delta,
         from,
         through,
-    } = rate
-        .unwrap_or_else(|| no_history(history::type_of(name), " by minute, hour, day or month"));
+    } = rate.unwrap_or_else(|| no_history(type_of(name), " by minute, hour, day or month"));
     let seconds = (through - from) as f64 / 1e6;
     rows.put(|| {
         [
@@ -268,10 +278,10 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
         let Text(prefix) = args::required("prefix", arguments.text(1));
         (wanted, prefix, positive("since", arguments.get(2)))
     };
-    let Some(of) = history::type_of(prefix) else {
+    let Some(of) = type_of(prefix) else {
         raise(
             args::invalid("prefix must begin with a counter type and a colon")
-                .set_detail(format!("It is {}.", quoted(prefix)))
+                .set_detail(format!("It is {}.", quoted(beginning(prefix, SHOWN))))
                 .set_hint("History is kept by type: ask for 'hits:', say."),
         )
     };
@@ -281,7 +291,7 @@ pub extern "C-unwind" fn counterx_top_changed(fcinfo: pg_sys::FunctionCallInfo) 
     let earlier = |time| unsafe { time::earlier(time, since) };
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    let changed = history::most_changed(&range, of, (earlier, length), wanted)
+    let changed = most_changed::most_changed(&range, of, (earlier, length), wanted)
         .unwrap_or_else(|| no_history(Some(of), ""));
     for counter in changed {
         rows.put(|| {

@@ -30,14 +30,14 @@ use crate::pg::rows::Rows;
 use crate::pg::snapshot;
 use crate::pg::varlena::{text_bytes, text_datum};
 use crate::query::listing::{Entry, Listing, Wanted};
-use crate::read::history;
+use crate::read::dumped;
 use crate::read::reader;
 use crate::store::catalog;
 use crate::store::columns;
 use crate::store::history::Interval;
+use crate::store::history::values_of;
 use crate::transaction::restored;
 use crate::write::writing;
-use counterx_core::history::Sums;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
 use counterx_core::windows::Stored;
@@ -113,7 +113,7 @@ pub extern "C-unwind" fn counterx_dump_rows(fcinfo: pg_sys::FunctionCallInfo) ->
 pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `history`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_series(|series, since| {
+    dumped::for_each_series(|series, since| {
         rows.put(|| {
             [
                 Some(series.id.into()),
@@ -137,28 +137,8 @@ pub extern "C-unwind" fn counterx_dump_history(fcinfo: pg_sys::FunctionCallInfo)
 pub extern "C-unwind" fn counterx_dump_buckets(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: called as a table function of the columns of `bucket_restored`.
     let mut rows = unsafe { Rows::begin(fcinfo) };
-    history::for_each_row(|name, series, row| {
-        rows.put(|| {
-            let Sums {
-                delta,
-                adjusted,
-                ups,
-                downs,
-                changes,
-            } = row.sums;
-            [
-                series.into(),
-                row.start.into(),
-                changes.into(),
-                text_datum(name),
-                number::numeric(row.value),
-                number::numeric(delta),
-                number::numeric(adjusted),
-                number::numeric(ups),
-                number::numeric(downs),
-            ]
-            .map(Some)
-        });
+    dumped::for_each_row(|name, series, row| {
+        rows.put(|| values_of(text_datum(name), series, row));
     });
     pg_sys::Datum::null()
 }

@@ -32,6 +32,7 @@ use crate::store::gate;
 use crate::store::tables;
 use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
+use counterx_core::parts::type_of;
 use counterx_core::room::{NoMemory, keep_spare};
 use counterx_core::windows::{Kind, Length, Stored};
 use hashbrown::HashTable;
@@ -185,8 +186,8 @@ pub fn bounded_counters_are_gone() {
 
 /// The limits of a counter, as far as they are known.
 pub fn find(name: &[u8]) -> Option<Limits> {
-    let colon = name.iter().position(|&byte| byte == b':')?;
-    let limits = TYPES.with_borrow(|types| types.find(&name[..colon]))?;
+    let type_name = type_of(name)?;
+    let limits = TYPES.with_borrow(|types| types.find(type_name))?;
     (limits.tracked || limits.bounds != Bounds::default() || limits.window.is_some())
         .then_some(limits)
 }

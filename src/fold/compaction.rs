@@ -1,8 +1,8 @@
 //! What a worker's tick and `counterx.compact()` do with one lane: in which order epochs are
 //! published, awaited, folded and truncated.
 
+use crate::fold::beginnings;
 use crate::fold::folding;
-use crate::fold::history;
 use crate::fold::rotation::{self, Drained};
 use crate::fold::sealing::{self, Seal, Sealing};
 use crate::pg::ports;
@@ -52,7 +52,7 @@ impl LaneMemory {
 
     /// A fold has failed. True: that was in the midst of its history, once more, and the next one leaves that out.
     pub fn after_failure(&mut self) -> bool {
-        let failures = match history::take_failure() {
+        let failures = match beginnings::take_failure() {
             true => self.failures_in_history + 1,
             false => 0,
         };

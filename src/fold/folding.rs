@@ -12,6 +12,7 @@
 //! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
 //! - The gate is above all epochs in the logs, and above what is folded: see `store/gate.rs`.
 
+use crate::fold::beginnings;
 use crate::fold::history;
 use crate::fold::sealing::Seal;
 use crate::fold::totals::Totals;
@@ -72,7 +73,7 @@ pub fn check_tables() -> Result<(), Refusal> {
 /// Folds all epochs through this one, whose writers have all ended.
 ///
 /// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes. History is left out
-/// where it could not be written before: see [`history::begin_anew`].
+/// where it could not be written before: see [`beginnings::begin_anew`].
 pub fn fold(
     lane: usize,
     lease: &Lease,
@@ -90,7 +91,7 @@ pub fn fold(
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
     let history = if history_is_left_out {
-        history::begin_anew(lane, through, seal.clock, &latest);
+        beginnings::begin_anew(lane, through, seal.clock, &latest);
         None
     } else {
         history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted))

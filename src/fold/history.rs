@@ -13,64 +13,34 @@
 //! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
 //!   said by the first fold behind which there is nothing of that any more.
 
+use crate::fold::beginnings::{AtIt, Notes};
+use crate::fold::history_table::Table;
 use crate::fold::sealing::Seal;
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
-use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Key, Row};
+use crate::pg::scan::{Direction, Row};
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::spot::{Spot, Spots};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
-use crate::store::columns::{self, bucket};
-use crate::store::history::{self, Series, type_of};
-use crate::store::shape;
+use crate::store::columns::bucket;
+use crate::store::history::{self, Series};
 use crate::store::tables;
 use counterx_core::history::{
     Begin, Change, Class, Kind, Placed, Stored, Sums, Unit, counted_at, place,
 };
 use counterx_core::lane::NameHash;
+use counterx_core::parts::type_of;
 use pgrx::pg_sys;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 thread_local! {
     /// Where this backend has found rows last, by name and series. What is found there is held against both.
     static SPOTS: RefCell<Spots> = RefCell::new(Spots::with_room(1));
-}
-
-/// Spots of those who fold: 768 kB.
-const MANY_SPOTS: usize = 64 * 1024;
-
-thread_local! {
-    /// History is being written. When an error ends that, it stays so until [`take_failure`].
-    static AT_IT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Has an error ended a fold in the midst of its history?
-pub fn take_failure() -> bool {
-    AT_IT.take()
-}
-
-/// History is being written as long as this lives.
-struct AtIt;
-
-impl AtIt {
-    fn begin() -> Self {
-        AT_IT.set(true);
-        Self
-    }
-}
-
-impl Drop for AtIt {
-    fn drop(&mut self) {
-        // An error unwinds without a panic of ours, or is one.
-        if !std::thread::panicking() {
-            AT_IT.set(false);
-        }
-    }
 }
 
 /// So many events of a counter are written at once.
@@ -92,6 +62,8 @@ pub struct Writer {
     /// The greatest time at which anything was counted.
     counted: Option<i64>,
     types: Vec<Type>,
+    /// Where those of a name are among them.
+    by_name: HashMap<Box<[u8]>, Vec<usize>>,
     /// Series that a restore has brought, and that the lane has not noted yet.
     restored: Vec<Series>,
     tables: Vec<Table>,
@@ -110,7 +82,6 @@ pub struct Writer {
 
 /// A type and its units, finest first: those that begin in this fold, or those that are there.
 struct Type {
-    name: Box<[u8]>,
     begin: Option<Begin>,
     /// When the last of what comes before the beginning was written.
     left_out: Option<i64>,
@@ -139,54 +110,6 @@ struct Run {
     latest: Option<i64>,
 }
 
-/// A table of buckets, open for writing.
-struct Table {
-    // Ended before its relations are closed.
-    scan: IndexScan,
-    indexes: pg_sys::CatalogIndexState,
-    _index: Relation,
-    table: Relation,
-    oid: pg_sys::Oid,
-}
-
-impl Table {
-    fn open(oid: pg_sys::Oid) -> Self {
-        let table = open_for_writing(oid);
-        let index = tables::index_of(&table, &bucket::KEY);
-        // SAFETY: an ordinary table, open; the snapshot is a static.
-        unsafe {
-            Self {
-                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 3),
-                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
-                _index: index,
-                table,
-                oid,
-            }
-        }
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened by us.
-            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
-        }
-    }
-}
-
-/// # Errors
-/// Raises 0A000 where triggers or indexes of others are in the way: the fold is left for later, as with totals.
-fn open_for_writing(oid: pg_sys::Oid) -> Relation {
-    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-        catalog::gone()
-    };
-    if let Err(refusal) = shape::check_foldable(&table) {
-        refusal.raise()
-    }
-    table
-}
-
 /// A row, and where it is.
 struct Found {
     row: Stored,
@@ -210,28 +133,28 @@ impl Writer {
         }
         // SAFETY: as above.
         let begins = unsafe { history::begins_of_lane(lane, latest.as_ptr()) };
+        let begins: HashMap<i64, Begin> = begins.into_iter().collect();
+        let mut by_name: HashMap<Box<[u8]>, Vec<usize>> = HashMap::new();
         let mut types: Vec<Type> = Vec::new();
         let mut restored = Vec::new();
         for series in all {
-            let begin = begins.iter().find(|(known, _)| *known == series.id);
-            let begin = begin.map(|(_, begin)| *begin);
+            let begin = begins.get(&series.id).copied();
             if begin.is_none() {
                 restored.push(series.clone());
             }
             let begin = begin.filter(|begin| begin.since.is_none());
-            let place = types
-                .iter()
-                .position(|of| of.name == series.type_name && of.begin == begin)
-                .unwrap_or_else(|| {
-                    types.push(Type {
-                        name: series.type_name.clone(),
-                        begin,
-                        left_out: None,
-                        units: Vec::new(),
-                        events: None,
-                    });
-                    types.len() - 1
+            let places = by_name.entry(series.type_name.clone()).or_default();
+            let known = places.iter().find(|&&place| types[place].begin == begin);
+            let place = known.copied().unwrap_or_else(|| {
+                places.push(types.len());
+                types.push(Type {
+                    begin,
+                    left_out: None,
+                    units: Vec::new(),
+                    events: None,
                 });
+                types.len() - 1
+            });
             if series.unit == Unit::Event {
                 types[place].events = Some(series);
             } else {
@@ -242,12 +165,13 @@ impl Writer {
         for of in &mut types {
             of.units.sort_by_key(|kept| kept.series.unit);
         }
-        SPOTS.with_borrow_mut(|spots| spots.grow_to(MANY_SPOTS));
+        SPOTS.with_borrow_mut(|spots| spots.grow_to(Spots::MANY));
         Some(Self {
             lane,
             sealed,
             counted,
             types,
+            by_name,
             restored,
             tables: Vec::new(),
             runs: Vec::new(),
@@ -266,14 +190,12 @@ impl Writer {
         self.runs.clear();
         self.name.clear();
         self.name.extend_from_slice(name);
-        let Some(wanted) = type_of(name) else { return };
-        for (of, known) in self.types.iter().enumerate() {
-            if *known.name == *wanted {
-                self.runs.push(Run {
-                    of,
-                    ..Run::default()
-                });
-            }
+        let places = type_of(name).and_then(|wanted| self.by_name.get(wanted));
+        for &of in places.into_iter().flatten() {
+            self.runs.push(Run {
+                of,
+                ..Run::default()
+            });
         }
     }
 
@@ -306,7 +228,7 @@ impl Writer {
             if change.kind == Kind::Purge {
                 // What is late is folded before, and may have been written later.
                 for (late, at) in late_of(&self.late, &self.name, (change.at, self.sealed)) {
-                    run.add(of, late, at);
+                    run.gather(of, late, at);
                 }
             }
         }
@@ -402,12 +324,19 @@ impl Writer {
         let net: i128 = new.iter().map(|(_, sums)| sums.net()).sum();
         let class = kept.series.class;
         place(total - net, &stored, &new, |Placed { row, replaces }| {
-            let (table, tid) = match replaces {
-                Some(at) => (found[at].table, Some(found[at].tid)),
-                None => (self.oid(class, class.table_of(row.start)), None),
-            };
-            let table = self.table(table);
-            let values = history::values_of(name, kept.series.id, &row);
+            let oid = self.oid(class, class.table_of(row.start));
+            let mut tid = replaces.map(|at| found[at].tid);
+            // One of a former class goes with those that are kept as long as it from now on.
+            if let Some(elsewhere) = replaces.map(|at| found[at].table)
+                && elsewhere != oid
+                && let Some(mut old) = tid.take()
+            {
+                let table = self.table(elsewhere);
+                // SAFETY: a visible row, which only the holder of this lane's lease changes.
+                unsafe { pg_sys::simple_heap_delete(table.table.as_ptr(), &mut old) };
+            }
+            let table = self.table(oid);
+            let values = history::values_of(name.datum(), kept.series.id, &row);
             // SAFETY: the columns of a bucket; the indexes are those of this table.
             let address = unsafe { tables::write_row(&table.table, table.indexes, tid, values) };
             // Who looks there next looks for the newest one.
@@ -483,31 +412,21 @@ impl Writer {
         for class in series.classes_from(first) {
             for number in class.tables_between(first, newest.max(first)) {
                 let oid = self.oid(class, number);
-                self.each_from(oid, series, name, first, |row| found.push(row));
+                self.each_row_from(oid, series, name, first, |row| {
+                    found.push(Found {
+                        row: history::stored(row),
+                        table: oid,
+                        tid: row.tid(),
+                    });
+                });
             }
         }
         found.sort_unstable_by_key(|found: &Found| found.row.start);
         found
     }
 
-    fn each_from(
-        &mut self,
-        oid: pg_sys::Oid,
-        series: &Series,
-        name: &NameText,
-        first: i64,
-        mut visit: impl FnMut(Found),
-    ) {
-        self.each_row_from(oid, series, name, first, |row| {
-            visit(Found {
-                row: history::stored(row),
-                table: oid,
-                tid: row.tid(),
-            });
-        });
-    }
-
-    /// The same without a look at what is in them: a restore may have brought what is no number.
+    /// Visits the rows of a counter in a table from a time on, ascending. What is in them is not looked at: a restore may
+    /// have brought what is no number.
     fn each_row_from(
         &mut self,
         oid: pg_sys::Oid,
@@ -556,7 +475,7 @@ impl Writer {
             };
             let oid = self.oid(series.class, series.class.table_of(row.start));
             let table = self.table(oid);
-            let values = history::values_of(name, series.id, &row);
+            let values = history::values_of(name.datum(), series.id, &row);
             // SAFETY: as above.
             unsafe { tables::write_row(&table.table, table.indexes, None, values) };
             pgrx::check_for_interrupts!();
@@ -635,7 +554,7 @@ impl Writer {
         let at = at.unwrap_or_else(|| {
             // SAFETY: the context outlives the fold, unlike that of the counter.
             let _switch = unsafe { MemorySwitch::to(self.context) };
-            self.tables.push(Table::open(oid));
+            self.tables.push(Table::open(oid, &bucket::KEY, 3));
             self.tables.len() - 1
         });
         &mut self.tables[at]
@@ -685,75 +604,6 @@ impl Writer {
     }
 }
 
-/// A fold through this epoch leaves history out, as it cannot be written: it begins anew in the lane, and what was
-/// counted so far in no bucket stays so. Counting is not held up.
-pub fn begin_anew(lane: usize, through: i64, clock: i64, latest: &LatestSnapshot) {
-    let _at_it = AtIt::begin();
-    // SAFETY: the snapshot is active.
-    let all = unsafe { history::series(&catalog::shared(), None, latest.as_ptr()) };
-    let mut notes = Notes::open(lane);
-    for series in &all {
-        let begin = Begin {
-            epoch: through.saturating_add(1),
-            at: clock,
-            since: None,
-        };
-        notes.write(series, begin);
-    }
-}
-
-/// Where series begin in a lane, to be written.
-struct Notes {
-    // Ended before its relations are closed.
-    scan: IndexScan,
-    indexes: pg_sys::CatalogIndexState,
-    _index: Relation,
-    table: Relation,
-    lane: i32,
-}
-
-impl Notes {
-    fn open(lane: usize) -> Self {
-        use columns::history_lane::KEY;
-        let table = open_for_writing(catalog::relation_of("history_lane"));
-        let index = tables::index_of(&table, &KEY);
-        // SAFETY: an ordinary table, open; the snapshot is a static.
-        unsafe {
-            Self {
-                scan: IndexScan::new(&table, &index, snapshot::self_snapshot(), 2),
-                indexes: pg_sys::CatalogOpenIndexes(table.as_ptr()),
-                _index: index,
-                table,
-                lane: lane as i32,
-            }
-        }
-    }
-
-    fn write(&mut self, series: &Series, begin: Begin) {
-        self.scan
-            .seek(&[Key::int8_eq(1, series.id), Key::int4_eq(2, self.lane)]);
-        let tid = self.scan.next(Direction::Forward).map(|row| row.tid());
-        let values = [
-            Some(series.id.into()),
-            Some(self.lane.into()),
-            Some(begin.epoch.into()),
-            Some(begin.at.into()),
-            begin.since.map(Into::into),
-        ];
-        // SAFETY: the columns of history_lane; the indexes are those of this table.
-        unsafe { tables::write_row(&self.table, self.indexes, tid, values) };
-    }
-}
-
-impl Drop for Notes {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened by us.
-            unsafe { pg_sys::CatalogCloseIndexes(self.indexes) };
-        }
-    }
-}
-
 impl Run {
     /// What is gathered; nothing is from here on.
     fn take(&mut self) -> Self {
@@ -784,9 +634,12 @@ impl Run {
             Kind::Adjustment if change.delta == 0 => return,
             Kind::Increment | Kind::Adjustment => {}
         }
-        if self.purged_by.is_some_and(|by| by != change.xid) {
-            return;
+        if self.purged_by.is_none_or(|by| by == change.xid) {
+            self.gather(of, change, at);
         }
+    }
+
+    fn gather(&mut self, of: &mut Type, change: Change, at: i64) {
         self.latest = self.latest.max(Some(at));
         if let Some(finest) = of.units.first_mut() {
             let start = finest.calendar.start_of(at);
@@ -816,10 +669,12 @@ fn late_of(
 ) -> impl Iterator<Item = (Change, i64)> {
     all.iter()
         .filter(move |(of, change)| **of == *name && change.at > after)
-        .map(move |(_, change)| {
-            // Whoever has written it, it is not what the purge takes along.
-            (*change, counted_at(change.at, sealed))
+        .filter(|(_, change)| match change.kind {
+            Kind::Increment => true,
+            Kind::Adjustment => change.delta != 0,
+            Kind::Purge | Kind::Restored => false,
         })
+        .map(move |(_, change)| (*change, counted_at(change.at, sealed)))
 }
 
 /// Spreads a random number over the bits that spots are kept by.

@@ -10,6 +10,7 @@ use crate::store::catalog::{self, SharedRels};
 use crate::store::history::{self, Series};
 use crate::store::state;
 use counterx_core::history::{HOUR, LEAP, MINUTE, Unit, seal};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Does a lane have to be sealed?
@@ -64,10 +65,11 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
     };
     // SAFETY: as above.
     let begins = unsafe { history::begins_of_lane(lane, snapshot) };
-    let has_begun = |id| {
-        let mut known = begins.iter();
-        known.any(|(known, begin)| *known == id && begin.since.is_some())
-    };
+    let begun: HashSet<i64> = (begins.into_iter())
+        .filter(|(_, begin)| begin.since.is_some())
+        .map(|(id, _)| id)
+        .collect();
+    let has_begun = |id: i64| begun.contains(&id);
     let is_new = !all
         .iter()
         .any(|series| series.since.is_some() || has_begun(series.id));

@@ -6,9 +6,9 @@
 //! goes on from there.
 
 use crate::fold::expiry;
+use crate::fold::history_table::open_for_writing;
 use crate::fold::way;
 use crate::pg::error::{raise, report};
-use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::store::catalog;
@@ -17,7 +17,6 @@ use crate::store::expired::Batch;
 use crate::store::gate::Lease;
 use crate::store::history::{self, Series};
 use crate::store::ours::AtWork;
-use crate::store::shape;
 use crate::store::tables;
 use counterx_core::history::Class;
 use counterx_core::lane::LANES;
@@ -163,7 +162,7 @@ fn delete_from(
         return None;
     }
     let count = (*pages).min(blocks - first);
-    let table = open_for_deleting(oid);
+    let table = open_for_writing(oid);
     // SAFETY: the snapshot is a static.
     let mut scan =
         unsafe { TableScan::of_pages(&table, snapshot::self_snapshot(), (first, count)) };
@@ -186,18 +185,6 @@ fn delete_from(
     *pages -= count;
     let next = first + count;
     (next < blocks).then_some(next)
-}
-
-/// # Errors
-/// Raises 0A000 where triggers of others would be passed over.
-fn open_for_deleting(oid: pg_sys::Oid) -> Relation {
-    let Some(table) = Relation::open_until_commit(oid, ROW_EXCLUSIVE) else {
-        catalog::gone()
-    };
-    if let Err(refusal) = shape::check_foldable(&table) {
-        refusal.raise()
-    }
-    table
 }
 
 /// The ids of all series that lanes have noted.

@@ -15,22 +15,6 @@ pub fn numeric(value: i128) -> pg_sys::Datum {
     }
 }
 
-/// The same with the short header, which columns of STORAGE PLAIN do not give it by themselves. No sum of bigints
-/// is too long for it.
-pub fn short_numeric(value: i128) -> pg_sys::Datum {
-    let numeric = numeric(value);
-    // SAFETY: a numeric of our own making, with a header of four bytes, and so longer than its copy, which takes its
-    // place.
-    unsafe {
-        let ptr = numeric.cast_mut_ptr::<pg_sys::varlena>();
-        let length = pgrx::varsize_any_exhdr(ptr);
-        let bytes = ptr.cast::<u8>();
-        std::ptr::copy(bytes.add(4), bytes.add(1), length);
-        pgrx::set_varsize_short(ptr, (length + 1) as i32);
-    }
-    numeric
-}
-
 /// `numeric + numeric`
 ///
 /// # Safety

@@ -115,7 +115,7 @@ impl Key {
     }
 }
 
-const MAX_KEYS: usize = 3;
+const MAX_KEYS: usize = 4;
 
 /// What a scan has to sort out itself: see [`is_quiet`].
 #[derive(Clone, Copy)]

@@ -211,6 +211,9 @@ impl Default for Spot {
 pub struct Spots(Vec<Spot>);
 
 impl Spots {
+    /// Those of a process that meets the same rows again and again, as who folds: 768 kB.
+    pub const MANY: usize = 64 * 1024;
+
     /// Room for so many: a power of two.
     pub fn with_room(room: usize) -> Self {
         debug_assert!(room.is_power_of_two());

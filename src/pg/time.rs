@@ -276,9 +276,12 @@ pub unsafe fn longest(interval: pg_sys::Datum) -> i64 {
     days.checked_mul(DAY)
         .and_then(|days| days.checked_add(interval.time))
         .unwrap_or_else(|| {
-            raise(report(
-                PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
-                "interval out of range",
-            ))
+            raise(
+                report(
+                    PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW,
+                    "interval out of range",
+                )
+                .set_hint("Use a shorter one."),
+            )
         })
 }

@@ -187,8 +187,11 @@ const WINDOWS_EVERY: Duration = Duration::from_secs(10);
 /// So often it begins with them from the start.
 const FORGET_WINDOWS_AFTER: Duration = Duration::from_secs(3600);
 
+/// A worker looks in after this time where there is more to be deleted of a history.
+const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// How often a worker looks for history that has expired.
-const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+const EXPIRY_EVERY: Duration = Duration::from_secs(10);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -219,6 +222,8 @@ struct Left {
     inactive: bool,
     /// There is a track that is not exact.
     unfinished: bool,
+    /// There are rows of a history that was dropped.
+    sweeps: bool,
     /// There is history: a bucket ends in this time.
     seals_in: Option<Duration>,
     /// There is history, and the clock has leapt.
@@ -576,7 +581,8 @@ impl Worker {
         }
         let soon = settings::worker_idle_timeout().min(VISIT_AT_LEAST_EVERY);
         let soon = (left.inactive || left.unfinished).then_some(soon);
-        if let Some(pause) = soon.into_iter().chain(left.seals_in).min() {
+        let sweeps = left.sweeps.then_some(SWEEP_AGAIN_AFTER);
+        if let Some(pause) = soon.into_iter().chain(sweeps).chain(left.seals_in).min() {
             directory::visit_after(self.database, pause);
         }
     }
@@ -598,7 +604,8 @@ impl Worker {
                 }
             }
             left.seals_in = sealing::next_end();
-            left.inactive |= sweep::is_wanted() || self.windows_left;
+            left.sweeps = sweep::is_wanted();
+            left.inactive |= self.windows_left;
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();

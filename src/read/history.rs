@@ -1,4 +1,4 @@
-//! What was counted when, of one counter or of a type's: exact for the snapshot, pending changes included.
+//! What was counted when, of one counter: exact for the snapshot, pending changes included.
 //!
 //! # How it works
 //! With one snapshot: the series of the counter's type, the time through which its lane is sealed, the rows of its
@@ -16,43 +16,36 @@
 
 use crate::pg::clock;
 use crate::pg::error::{raise, report};
-use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::ports;
 use crate::pg::room;
-use crate::pg::scan::{Direction, IndexScan, Key, TableScan};
+use crate::pg::scan::Direction;
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::pg::time::Calendar;
 use crate::pg::varlena::NameText;
-use crate::read::lane::{self, LaneReader};
 use crate::read::reader::{self, Lanes, Reader};
-use crate::store::catalog;
 use crate::store::columns;
-pub use crate::store::history::type_of;
 use crate::store::history::{self, Buckets, Series};
-use crate::store::state;
 use crate::store::tables;
 use crate::transaction::pending;
 use counterx_core::buckets::{self, Pending, Place, Ranked};
 use counterx_core::history::{Begin, Change, Class, HOUR, Kind, Stored, Sums, Unit, counted_at};
-use counterx_core::lane::{LANES, NameHash};
+use counterx_core::lane::NameHash;
 use counterx_core::names::NameRange;
-use counterx_core::rank::{Best, End, Ranked as Changed};
-use counterx_core::sums::Sums as SumsByName;
-use counterx_core::tally::Tally;
+use counterx_core::parts::type_of;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 
 /// The tables of buckets, as a snapshot sees them.
-struct Tables {
+pub(super) struct Tables {
     snapshot: pg_sys::Snapshot,
-    expired: [Option<i64>; Class::FINITE],
+    pub(super) expired: [Option<i64>; Class::FINITE],
     /// The oldest that was looked for, by class.
     needed: Cell<[i64; Class::FINITE]>,
 }
 
 impl Tables {
     /// The snapshot is active or registered, and stays so.
-    fn open(snapshot: pg_sys::Snapshot) -> Self {
+    pub(super) fn open(snapshot: pg_sys::Snapshot) -> Self {
         Self {
             snapshot,
             // SAFETY: the caller's promise.
@@ -62,7 +55,7 @@ impl Tables {
     }
 
     /// Notes that rows of a class are looked for from then on.
-    fn need(&self, class: Class, from: i64) {
+    pub(super) fn need(&self, class: Class, from: i64) {
         let mut needed = self.needed.get();
         if let Some(oldest) = needed.get_mut(class.number()) {
             *oldest = from.min(*oldest);
@@ -74,7 +67,7 @@ impl Tables {
     ///
     /// # Errors
     /// Raises 40001 when rows may be gone that the snapshot needs.
-    fn check_nothing_was_emptied(&self) {
+    pub(super) fn check_nothing_was_emptied(&self) {
         // SAFETY: whoever has opened this keeps the snapshot.
         if !unsafe { (*self.snapshot).takenDuringRecovery } {
             return;
@@ -98,7 +91,12 @@ impl Tables {
 
 /// From where on a series is shown: buckets that have ended before its keep are not, and none of which earlier ones may
 /// be gone.
-fn first_of(series: &Series, tables: &Tables, calendar: &mut Calendar, sealed: Option<i64>) -> i64 {
+pub(super) fn first_of(
+    series: &Series,
+    tables: &Tables,
+    calendar: &mut Calendar,
+    sealed: Option<i64>,
+) -> i64 {
     let complete = series.complete_from(&tables.expired);
     let (Some(keep), Some(sealed)) = (series.keep, sealed) else {
         return complete;
@@ -114,13 +112,13 @@ fn first_of(series: &Series, tables: &Tables, calendar: &mut Calendar, sealed: O
 /// Where a series begins in a lane.
 ///
 /// The snapshot is active or registered.
-fn begin_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Begin {
+pub(super) fn begin_of(series: &Series, lane: usize, snapshot: pg_sys::Snapshot) -> Begin {
     // SAFETY: the caller's promise.
     unsafe { history::begin_in_lane(series, lane, snapshot) }
 }
 
 /// Is something that is not folded part of a history that begins then?
-fn is_included(begin: &Begin, pending: &Pending) -> bool {
+pub(super) fn is_included(begin: &Begin, pending: &Pending) -> bool {
     match pending.place {
         Place::Late => begin.includes(None),
         Place::Log(epoch) => begin.includes(Some(epoch)),
@@ -155,7 +153,7 @@ pub struct Counter<'a> {
     text: NameText,
     reader: Reader,
     tables: Tables,
-    series: Vec<Series>,
+    pub(super) series: Vec<Series>,
     /// In the order of folds, without what a purge hides.
     pending: Vec<Pending>,
     /// A purge hides all stored rows.
@@ -190,8 +188,9 @@ impl<'a> Counter<'a> {
         let hash = NameHash::of(name);
         let text = NameText::new(name);
         let mut reader = Reader::open(Lanes::Of(&[hash]), snapshot);
-        let now = clock::now();
-        let series = match history::type_of(name) {
+        // What is counted now is not counted earlier than that, on whatever server it is read.
+        let now = counted_at(clock::now(), reader.lanes[0].sealed);
+        let series = match type_of(name) {
             // SAFETY: the caller's promise.
             Some(of) => unsafe { history::series(&reader.shared, Some(of), snapshot) },
             None => Vec::new(),
@@ -295,7 +294,8 @@ impl<'a> Counter<'a> {
             if from < first {
                 return None;
             }
-            let from = unit.calendar.start_of(from).max(first);
+            // An interval of months and days can be of no length, or lead forward.
+            let from = unit.calendar.start_of(from).max(first).min(through);
             Some(unit.rate(from, through))
         });
         rate.or_else(|| {
@@ -315,7 +315,7 @@ impl<'a> Counter<'a> {
 /// One unit of a counter's history.
 pub struct OfUnit<'a> {
     counter: &'a Counter<'a>,
-    series: &'a Series,
+    pub(super) series: &'a Series,
     calendar: Calendar,
     /// Nothing that begins earlier is shown.
     first: i64,
@@ -368,7 +368,7 @@ pub struct Event {
 }
 
 impl<'a> OfUnit<'a> {
-    fn open(counter: &'a Counter<'a>, series: &'a Series) -> Self {
+    pub(super) fn open(counter: &'a Counter<'a>, series: &'a Series) -> Self {
         let mut calendar = Calendar::new(series.unit, &series.zone);
         let lane = &counter.reader.lanes[0];
         let sealed = lane.sealed;
@@ -478,15 +478,35 @@ impl<'a> OfUnit<'a> {
         mut visit: impl FnMut(Stored) -> bool,
     ) {
         // SAFETY: whoever has opened the reader keeps the snapshot.
-        let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 3) };
+        let mut scan = unsafe { buckets.scan(self.counter.tables.snapshot, 4) };
         let [name, series] = history::keys_of(&self.counter.text, self.series.id);
-        scan.seek(&[name, series, history::through(through)]);
+        // All that meet the conditions on a page of the index are looked at before the first one is returned.
+        scan.seek(&[name, series, history::from(from), history::through(through)]);
         while let Some(row) = scan.next(Direction::Backward) {
             pgrx::check_for_interrupts!();
-            if row.int8(columns::bucket::START) < from || !visit(history::stored(&row)) {
+            if !visit(history::stored(&row)) {
                 break;
             }
         }
+    }
+
+    /// The newest row of a table that begins between two times.
+    fn newest_in(&self, buckets: &Buckets, from: i64, through: i64) -> Option<Stored> {
+        let mut newest = None;
+        // Where there is something in each bucket, this is it: see above.
+        let near = through
+            .saturating_sub(self.series.unit.longest().saturating_mul(2))
+            .max(from);
+        for from in [near, from] {
+            self.walk(buckets, (from, through), |row| {
+                newest = Some(row);
+                false
+            });
+            if newest.is_some() {
+                break;
+            }
+        }
+        newest
     }
 
     /// All stored rows that begin between two times, ascending.
@@ -537,13 +557,11 @@ impl<'a> OfUnit<'a> {
                 let Some(buckets) = Buckets::numbered(class, table) else {
                     continue;
                 };
-                let mut is_of_this_turn = false;
-                self.walk(&buckets, (from, through), |row| {
-                    is_of_this_turn = row.start >= begin;
-                    take(row);
-                    false
-                });
-                if is_of_this_turn {
+                let Some(row) = self.newest_in(&buckets, from, through) else {
+                    continue;
+                };
+                take(row);
+                if row.start >= begin {
                     break;
                 }
             }
@@ -551,10 +569,8 @@ impl<'a> OfUnit<'a> {
         if of == From::All
             && let Some((_, buckets)) = self.restored()
         {
-            self.walk(&buckets, (self.first, through), |row| {
-                take(row);
-                false
-            });
+            let restored = self.newest_in(&buckets, self.first, through);
+            restored.into_iter().for_each(take);
         }
         newest
     }
@@ -589,7 +605,7 @@ impl<'a> OfUnit<'a> {
     }
 
     /// The stored value at a time: without what is pending.
-    fn stored_value_before(&self, time: i64) -> i128 {
+    pub(super) fn stored_value_before(&self, time: i64) -> i128 {
         (self
             .newest_before(time, From::All)
             .map(|newest| newest.value))
@@ -706,118 +722,12 @@ impl<'a> OfUnit<'a> {
     }
 }
 
-/// Into so many buckets a time is divided at least, where there is a unit for it.
-const DIVIDED: i64 = 12;
-
-/// The series by which a time of this length is looked at: the coarsest that divides it, or the finest; of those that
-/// are kept for so long, if there are any.
-fn dividing(series: &[Series], length: i64, is_kept: impl Fn(&Series) -> bool) -> Option<&Series> {
-    let choose = |is_wanted: &dyn Fn(&&Series) -> bool| {
-        let among = || series.iter().filter(is_wanted);
-        among()
-            .filter(|series| length / series.unit.longest().max(1) >= DIVIDED)
-            .max_by_key(|series| series.unit)
-            .or_else(|| among().min_by_key(|series| series.unit))
-    };
-    choose(&|series| is_kept(series)).or_else(|| choose(&|_| true))
-}
-
-/// The counters of a range, which is of one type, of which most was counted since a time: the first `wanted` of them.
-/// `length` is how long ago that is, at most. None: the type has no history.
-///
-/// # Errors
-/// Raises 40001 when something was removed meanwhile that the snapshot needs.
-pub fn most_changed(
-    range: &NameRange,
-    type_name: &[u8],
-    (earlier, length): (impl FnOnce(i64) -> i64, i64),
-    wanted: usize,
-) -> Option<Vec<Changed>> {
-    let current = snapshot::active_or_latest();
-    let snapshot = current.as_ptr();
-    let mut reader = Reader::open(Lanes::All, snapshot);
-    let now = clock::now();
-    // SAFETY: the snapshot is active as long as `current` lives.
-    let all = unsafe { history::series(&reader.shared, Some(type_name), snapshot) };
-    let from = earlier(now);
-    let is_kept = |series: &Series| series.keep.is_none_or(|keep| keep.before(now) <= from);
-    let series = dividing(&all, length, is_kept)?;
-    let tables = Tables::open(snapshot);
-    let mut calendar = Calendar::new(series.unit, &series.zone);
-    let from = calendar.start_of(from);
-    // Retention is by lane.
-    let firsts: [i64; LANES] = std::array::from_fn(|lane| {
-        first_of(series, &tables, &mut calendar, reader.lanes[lane].sealed)
-    });
-    // No fold has written what begins later.
-    // SAFETY: as above.
-    let newest = unsafe { state::counted_until(&reader.shared, snapshot) };
-    let through = newest.map_or(i64::MIN, |newest| newest.max(from));
-    let mut sums = SumsByName::default();
-    let mut sum_up = |buckets: &Buckets, from: i64| {
-        // SAFETY: as above.
-        let mut scan = unsafe { TableScan::new(&buckets.table, snapshot) };
-        while let Some(row) = scan.next() {
-            use columns::bucket::{HISTORY, NAME, START};
-            pgrx::check_for_interrupts!();
-            if row.int8(HISTORY) != series.id || row.int8(START) < from {
-                continue;
-            }
-            let name = row.text(NAME);
-            if !range.contains(name) || row.int8(START) < firsts[NameHash::of(name).lane()] {
-                continue;
-            }
-            let tally = Tally {
-                value: history::stored(&row).sums.delta,
-                uses: 0,
-            };
-            room::granted(sums.add(name, tally));
-        }
-    };
-    let from = from.max(series.complete_from(&tables.expired));
-    for class in series.classes_from(from) {
-        tables.need(class, from);
-        for (table, _) in buckets::tables_back(class, from, through) {
-            if let Some(buckets) = Buckets::numbered(class, table) {
-                sum_up(&buckets, from);
-            }
-        }
-    }
-    if let Some(buckets) = Buckets::restored() {
-        sum_up(&buckets, from);
-    }
-    let sealed: [Option<i64>; LANES] = std::array::from_fn(|lane| reader.lanes[lane].sealed);
-    let begins: [Begin; LANES] = std::array::from_fn(|lane| begin_of(series, lane, snapshot));
-    let pending = pending_in(&mut reader, range, now);
-    for of_name in pending.chunk_by(|(a, _), (b, _)| a == b) {
-        let name = &of_name[0].0;
-        let mut changes = room::collect(of_name.iter().map(|(_, pending)| *pending));
-        if buckets::without_purged(&mut changes) {
-            sums.take(name);
-        }
-        let lane = NameHash::of(name).lane();
-        let sealed = sealed[lane];
-        changes.retain(|pending| is_included(&begins[lane], pending));
-        for Pending { change, .. } in changes {
-            if calendar.start_of(counted_at(change.at, sealed)) >= from {
-                let value = Sums::of(change.kind, change.delta).delta;
-                room::granted(sums.add(name, Tally { value, uses: 0 }));
-            }
-        }
-    }
-    tables.check_nothing_was_emptied();
-    reader.finish();
-    let mut best = Best::new(End::Top, wanted);
-    for (name, tally) in sums {
-        if tally.value != 0 {
-            room::granted(best.offer(&name, tally.value));
-        }
-    }
-    Some(room::granted(best.into_ranked()))
-}
-
 /// All that is pending of the names in a range, by name.
-fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]>, Pending)> {
+pub(super) fn pending_in(
+    reader: &mut Reader,
+    range: &NameRange,
+    now: i64,
+) -> Vec<(Box<[u8]>, Pending)> {
     let mut all: Vec<(Box<[u8]>, Pending)> = Vec::new();
     let logs_snapshot = reader.logs_snapshot.as_ptr();
     for lane in &reader.lanes {
@@ -845,145 +755,4 @@ fn pending_in(reader: &mut Reader, range: &NameRange, now: i64) -> Vec<(Box<[u8]
     // Stable: of one place, they stay in their order.
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     all
-}
-
-/// Visits all series, and since when they are known of all counters of their type: with the rows that
-/// [`for_each_row`] visits. None: not yet.
-pub fn for_each_series(mut visit: impl FnMut(&Series, Option<i64>)) {
-    let current = snapshot::active_or_latest();
-    let snapshot = current.as_ptr();
-    let shared = catalog::shared();
-    let lanes = lane::open_lanes(0..LANES, &shared, snapshot);
-    let tables = Tables::open(snapshot);
-    // SAFETY: the snapshot is active as long as `current` lives.
-    for series in unsafe { history::series(&shared, None, snapshot) } {
-        let mut calendar = Calendar::new(series.unit, &series.zone);
-        let mut known_from = |lane: &LaneReader| {
-            let first = first_of(&series, &tables, &mut calendar, lane.sealed);
-            let begin = begin_of(&series, lane.lane, snapshot);
-            begin.since.map(|since| since.max(first))
-        };
-        let of_lanes: Option<Vec<i64>> = lanes.iter().map(&mut known_from).collect();
-        let since = of_lanes.and_then(|times| times.into_iter().max());
-        visit(&series, since);
-    }
-}
-
-/// Visits all rows of all counters, as they are shown, in no particular order: a counter's name, the id of the series,
-/// and the row. Of an event, the transaction's id is left out: it is one of this server.
-///
-/// # Errors
-/// Raises 40001 when something was removed meanwhile that the snapshot needs.
-pub fn for_each_row(mut visit: impl FnMut(&[u8], i64, &Stored)) {
-    let current = snapshot::active_or_latest();
-    let mut last: Option<Box<[u8]>> = None;
-    // SAFETY: nothing is kept from one counter to the next.
-    let arena = unsafe { MemoryArena::below(pg_sys::CurrentMemoryContext) };
-    let mut names = Names::open(current.as_ptr());
-    while let Some(name) = names.after(last.as_deref()) {
-        // SAFETY: as above.
-        let _switch = unsafe {
-            arena.reset();
-            MemorySwitch::to(arena.as_ptr())
-        };
-        of_counter(&name, |counter| {
-            for series in &counter.series {
-                let unit = OfUnit::open(counter, series);
-                unit.for_each_row(|row| visit(&name, series.id, row));
-            }
-        });
-        last = Some(name);
-    }
-}
-
-impl OfUnit<'_> {
-    /// Visits all rows, ascending.
-    fn for_each_row(&self, mut visit: impl FnMut(&Stored)) {
-        if self.series.unit != Unit::Event {
-            let span = self.between(i64::MIN, i64::MAX);
-            return span.rows.iter().for_each(visit);
-        }
-        let mut value = self.stored_value_before(i64::MIN);
-        for event in self.events(None, usize::MAX) {
-            value += event.delta;
-            let kind = match event.is_increment {
-                true => Kind::Increment,
-                false => Kind::Adjustment,
-            };
-            visit(&Stored {
-                start: event.at,
-                sums: Sums {
-                    changes: 0,
-                    ..Sums::of(kind, event.delta)
-                },
-                value,
-            });
-        }
-    }
-}
-
-/// The names of all counters that have a history, ascending.
-struct Names {
-    // Ended before its relations are closed.
-    scans: Vec<IndexScan>,
-    _tables: Vec<Buckets>,
-    /// Those of which something is pending, each once.
-    pending: Vec<Box<[u8]>>,
-}
-
-impl Names {
-    /// The snapshot is active or registered, and stays so.
-    fn open(snapshot: pg_sys::Snapshot) -> Self {
-        let mut reader = Reader::open(Lanes::All, snapshot);
-        // SAFETY: the caller's promise.
-        let all = unsafe { history::series(&reader.shared, None, snapshot) };
-        let mut pending: Vec<Box<[u8]>> = Vec::new();
-        if !all.is_empty() {
-            let changes = pending_in(&mut reader, &NameRange::all(), 0);
-            let names = changes.into_iter().map(|(name, _)| name);
-            pending = room::collect(names.filter(|name| {
-                let of = type_of(name);
-                all.iter().any(|series| Some(&*series.type_name) == of)
-            }));
-            pending.dedup();
-        }
-        reader.finish();
-        let numbers = (0..Class::ALL).filter_map(Class::of_number);
-        let has_rows = |class: &Class| {
-            all.iter()
-                .any(|series| series.classes().any(|of| of == *class))
-        };
-        let tables: Vec<Buckets> = numbers
-            .filter(has_rows)
-            .flat_map(|class| (0..class.tables()).map(move |table| (class, table)))
-            .filter_map(|(class, table)| Buckets::numbered(class, table))
-            .chain(Buckets::restored().filter(|_| !all.is_empty()))
-            .collect();
-        Self {
-            // SAFETY: as above.
-            scans: (tables.iter())
-                .map(|table| unsafe { table.scan(snapshot, 1) })
-                .collect(),
-            _tables: tables,
-            pending,
-        }
-    }
-
-    /// The one that follows another one; the first.
-    fn after(&mut self, last: Option<&[u8]>) -> Option<Box<[u8]>> {
-        let last = last.unwrap_or_default();
-        let at = self.pending.partition_point(|name| **name <= *last);
-        let mut least: Option<Box<[u8]>> = self.pending.get(at).cloned();
-        let last = NameText::new(last);
-        for scan in &mut self.scans {
-            scan.seek(&[Key::text_gt(1, last.datum())]);
-            if let Some(row) = scan.next(Direction::Forward) {
-                let name = row.text(columns::bucket::NAME);
-                if least.as_deref().is_none_or(|least| name < least) {
-                    least = Some(name.into());
-                }
-            }
-        }
-        least
-    }
 }

@@ -4,7 +4,9 @@
 //! deltas + what the own transaction has pending is the counter's value in each snapshot, whatever is
 //! folded meanwhile. Likewise, [`history`] has buckets whose sums make up that value.
 
+pub mod dumped;
 pub mod history;
 pub mod lane;
+pub mod most_changed;
 pub mod outrun;
 pub mod reader;

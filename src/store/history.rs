@@ -151,12 +151,6 @@ impl Series {
     }
 }
 
-/// The type that a name belongs to: what is before its first colon.
-pub fn type_of(name: &[u8]) -> Option<&[u8]> {
-    let colon = name.iter().position(|&byte| byte == b':')?;
-    Some(&name[..colon])
-}
-
 /// All series that a snapshot sees, or those of one type. Nearly always there are few, or none.
 ///
 /// # Safety
@@ -348,6 +342,13 @@ pub fn stored(row: &Row) -> Stored {
     read(|column| row.get(column).expect("the column is NOT NULL"))
 }
 
+/// What was counted in it, alone: for who looks at very many.
+pub fn delta(row: &Row) -> i128 {
+    let delta = row.get(bucket::DELTA).expect("the column is NOT NULL");
+    // SAFETY: as of `read`.
+    unsafe { number::total(delta) }
+}
+
 fn read(datum: impl Fn(usize) -> pg_sys::Datum) -> Stored {
     // SAFETY: a numeric; what we write is in line, and so short that nobody compresses it.
     let number = |column| unsafe { number::total(datum(column)) };
@@ -370,9 +371,9 @@ pub fn stored_at_spot(row: &SpotRow<{ bucket::COLUMNS }>) -> Stored {
     read(datum)
 }
 
-/// The columns of a row, in the current memory context.
+/// The columns of a row of the counter whose name this text is, in the current memory context.
 pub fn values_of(
-    name: &NameText,
+    name: pg_sys::Datum,
     series: i64,
     row: &Stored,
 ) -> [Option<pg_sys::Datum>; bucket::COLUMNS] {
@@ -387,12 +388,12 @@ pub fn values_of(
         series.into(),
         row.start.into(),
         changes.into(),
-        name.datum(),
-        number::short_numeric(row.value),
-        number::short_numeric(delta),
-        number::short_numeric(adjusted),
-        number::short_numeric(ups),
-        number::short_numeric(downs),
+        name,
+        number::numeric(row.value),
+        number::numeric(delta),
+        number::numeric(adjusted),
+        number::numeric(ups),
+        number::numeric(downs),
     ]
     .map(Some)
 }

@@ -52,12 +52,9 @@ thread_local! {
 /// Spots of readers: 3 kB.
 const FEW_SPOTS: usize = 256;
 
-/// Spots of those who fold: 768 kB.
-const MANY_SPOTS: usize = 64 * 1024;
-
 /// Whoever folds meets the same counters again and again.
 pub fn remember_many() {
-    SPOTS.with_borrow_mut(|spots| spots.grow_to(MANY_SPOTS));
+    SPOTS.with_borrow_mut(|spots| spots.grow_to(Spots::MANY));
 }
 
 /// Where a counter's total was last.

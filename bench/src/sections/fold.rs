@@ -15,13 +15,15 @@ use crate::stats::{Series, Unit, turns};
 /// Transactions per second, and counters that each of them changes: as few machines make 20,000
 /// durable transactions per second beside pgbench. Ten counters in a transaction are ten deltas,
 /// and so as much to fold as ten transactions.
-const RATE: u32 = 2000;
-const EACH: u32 = 10;
+pub(super) const RATE: u32 = 2000;
+pub(super) const EACH: u32 = 10;
 
 /// Which ten.
 struct Load {
     name: &'static str,
     goal: Option<Goal>,
+    /// Of the counters' names.
+    prefix: &'static str,
     /// How `:k` is drawn, for each; none where they are always the same ten.
     draw: Option<&'static str>,
 }
@@ -30,40 +32,22 @@ const LOADS: [Load; 3] = [
     Load {
         name: "ten hot counters",
         goal: Some(Goal::FoldCpuHot),
+        prefix: "",
         draw: None,
     },
     Load {
         name: "10,000 counters by lot",
         goal: Some(Goal::FoldCpuSpread),
+        prefix: "page:",
         draw: Some("random(1, 10000)"),
     },
     Load {
         name: "a million counters, Zipf-distributed",
         goal: None,
+        prefix: "page:",
         draw: Some("random_zipfian(1, 1000000, 1.05)"),
     },
 ];
-
-impl Load {
-    fn script(&self) -> String {
-        let mut script = String::new();
-        let mut names = Vec::new();
-        for number in 0..EACH {
-            if let Some(draw) = self.draw {
-                script += &format!("\\set k{number} {draw}\n");
-                names.push(format!("'page:' || :k{number}::text"));
-            } else {
-                names.push(format!("'hot-{number}'"));
-            }
-        }
-        let ones = vec!["1"; EACH as usize].join(",");
-        script
-            + &format!(
-                "SELECT counter_incr_many(ARRAY[{}], '{{{ones}}}');\n",
-                names.join(", ")
-            )
-    }
-}
 
 #[derive(Default)]
 struct Rounds {
@@ -79,8 +63,16 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     let seconds = options.seconds() * 3;
     let mut all: Vec<Rounds> = LOADS.iter().map(|_| Rounds::default()).collect();
     for round in 0..options.few_rounds() {
-        for turn in turns(round, LOADS.len()) {
-            one(&mut server, options, &LOADS[turn], seconds, &mut all[turn])?;
+        for place in turns(round, LOADS.len()) {
+            let load = &LOADS[place];
+            let script = script(load.prefix, load.draw);
+            let came = turn(&mut server, options, load.name, &script, seconds)?;
+            let rounds = &mut all[place];
+            rounds.reached.push(came.reached);
+            rounds.share.push(came.share);
+            rounds.each.push(came.each);
+            rounds.deltas.push(came.deltas);
+            rounds.wal.push(came.wal);
         }
     }
     let mut measured = Measured::new(
@@ -142,13 +134,27 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     Ok(measured)
 }
 
-fn one(
+/// What came of a turn.
+pub(super) struct Came {
+    /// Increments per second.
+    pub(super) reached: f64,
+    /// The worker's, of one processor.
+    pub(super) share: f64,
+    /// Microseconds of the worker for a delta.
+    pub(super) each: f64,
+    pub(super) deltas: f64,
+    /// Bytes for an increment.
+    pub(super) wal: f64,
+}
+
+/// A load of transactions that each change ten counters, with what folds it.
+pub(super) fn turn(
     server: &mut Server,
     options: &Options,
-    load: &Load,
+    name: &str,
+    script: &str,
     seconds: u32,
-    rounds: &mut Rounds,
-) -> Result<()> {
+) -> Result<Came> {
     const FOLDED: &str = "SELECT deltas_folded FROM counterx.workers";
     // A worker there must be, and it must be the same one at the end.
     server.execute("SELECT counter_incr('warm-up')")?;
@@ -158,7 +164,7 @@ fn one(
     let wal = server.wal_bytes()?;
     let cpu = cpu_seconds(worker)?;
     let start = Instant::now();
-    let outcome = Pgbench::new(&server.cluster, options.clients, &load.script())
+    let outcome = Pgbench::new(&server.cluster, options.clients, script)
         .rate(RATE)
         .run(seconds)?;
     server.settle()?;
@@ -172,17 +178,38 @@ fn one(
     );
     let increments = outcome.transactions as f64 * f64::from(EACH);
     println!(
-        "    {}: {} of a processor, {} deltas folded",
-        load.name,
+        "    {name}: {} of a processor, {} deltas folded",
         Unit::Share.format(cpu / took),
         Unit::Count.format(folded as f64)
     );
-    rounds.reached.push(outcome.rate * f64::from(EACH));
-    rounds.share.push(cpu / took);
-    rounds.each.push(cpu * 1e6 / folded.max(1) as f64);
-    rounds.deltas.push(folded as f64);
-    rounds.wal.push(wal as f64 / increments.max(1.0));
-    Ok(())
+    Ok(Came {
+        reached: outcome.rate * f64::from(EACH),
+        share: cpu / took,
+        each: cpu * 1e6 / folded.max(1) as f64,
+        deltas: folded as f64,
+        wal: wal as f64 / increments.max(1.0),
+    })
+}
+
+/// pgbench's script of such a transaction: names begin with `prefix`. `draw` says how `:k` is drawn, for
+/// each; none where they are always the same ten.
+pub(super) fn script(prefix: &str, draw: Option<&str>) -> String {
+    let mut script = String::new();
+    let mut names = Vec::new();
+    for number in 0..EACH {
+        if let Some(draw) = draw {
+            script += &format!("\\set k{number} {draw}\n");
+            names.push(format!("'{prefix}' || :k{number}::text"));
+        } else {
+            names.push(format!("'{prefix}' || 'hot-{number}'"));
+        }
+    }
+    let ones = vec!["1"; EACH as usize].join(",");
+    script
+        + &format!(
+            "SELECT counter_incr_many(ARRAY[{}], '{{{ones}}}');\n",
+            names.join(", ")
+        )
 }
 
 #[cfg(test)]
@@ -192,7 +219,7 @@ mod tests {
     #[test]
     fn each_transaction_changes_ten() {
         for load in &LOADS {
-            let script = load.script();
+            let script = script(load.prefix, load.draw);
             let draws = if load.draw.is_some() { 10 } else { 0 };
             assert_eq!(script.matches("\\set").count(), draws, "{script}");
             assert!(script.contains("'{1,1,1,1,1,1,1,1,1,1}'"), "{script}");

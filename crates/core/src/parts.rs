@@ -242,6 +242,13 @@ fn unescaped(piece: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(plain))
 }
 
+/// The type that a name belongs to: what is before its first colon.
+#[inline]
+pub fn type_of(name: &[u8]) -> Option<&[u8]> {
+    let colon = name.iter().position(|&byte| byte == b':')?;
+    Some(&name[..colon])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

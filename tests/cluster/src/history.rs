@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use postgres::error::SqlState;
 use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -259,10 +260,30 @@ pub fn look_at_history(client: &mut Client, seen: &Seen, round: u64, whole: bool
         buckets_agree(client, whole)?;
         return Ok(1);
     }
-    let level = match round % 4 {
-        1 => IsolationLevel::Serializable,
-        _ => IsolationLevel::RepeatableRead,
+    let is_serializable = round % 4 == 1;
+    let level = if is_serializable {
+        IsolationLevel::Serializable
+    } else {
+        IsolationLevel::RepeatableRead
     };
+    match look_twice(client, seen, (&mut rng, round), (level, whole)) {
+        // Readers that are serializable take part in conflicts.
+        Err(error)
+            if is_serializable
+                && sqlstate(&error) == Some(&SqlState::T_R_SERIALIZATION_FAILURE) =>
+        {
+            Ok(0)
+        }
+        looks => looks,
+    }
+}
+
+fn look_twice(
+    client: &mut Client,
+    seen: &Seen,
+    (rng, round): (&mut StdRng, u64),
+    (level, whole): (IsolationLevel, bool),
+) -> Result<u64> {
     let mut transaction = (client.build_transaction())
         .isolation_level(level)
         .read_only(true)
@@ -271,7 +292,7 @@ pub fn look_at_history(client: &mut Client, seen: &Seen, round: u64, whole: bool
     if round.is_multiple_of(2) {
         std::thread::sleep(Duration::from_millis(40));
     }
-    seen.look(&mut transaction, &mut rng)?;
+    seen.look(&mut transaction, rng)?;
     check(&mut transaction)?;
     let second = buckets_agree(&mut transaction, whole).context("second look")?;
     ensure!(
@@ -315,7 +336,8 @@ pub fn history_under_watch(
     let plain = Load {
         checkers: 0,
         two_phase: true,
-        serializable: true,
+        // Who was refused goes on in the same connection.
+        serializable: !load.survives,
         ..load.clone()
     };
     let changes = Load {
@@ -328,8 +350,19 @@ pub fn history_under_watch(
         checkers: load.checkers,
         ..load.clone()
     };
+    let over = AtomicBool::new(false);
+    // Told to end, the first load has the others end.
+    let until_over = |control: &Control| {
+        while !control.is_done() {
+            if over.load(Ordering::Relaxed) {
+                control.abort();
+            }
+            std::thread::sleep(SECOND / 100);
+        }
+        Ok(())
+    };
     let watched = std::thread::scope(|scope| {
-        let changes = scope.spawn(|| changes_under_watch(config, &changes, |_| Ok(())));
+        let changes = scope.spawn(|| changes_under_watch(config, &changes, until_over));
         let others = scope.spawn(|| {
             together(
                 &others,
@@ -339,10 +372,13 @@ pub fn history_under_watch(
                         look_at_history(client, seen, round, whole)
                     })
                 },
-                |_| Ok(()),
+                until_over,
             )
         });
         let plain = under_watch(config, &plain, meanwhile);
+        if load.survives {
+            over.store(true, Ordering::Relaxed);
+        }
         let changes = changes.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
         let others = others.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
         plain?;

@@ -3,18 +3,17 @@
 //! The clock that history goes by is set by debug builds alone; against a release build, which has none, most of
 //! these tests have nothing to see.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, Load, Recovering, Seen, buckets_agree, catch_up, check, compact, create_database,
-    folding_hard, has_clock, histories, history_under_watch, is_lost, kill_and_recover,
-    look_at_history, nothing_crashed, nothing_crashed_by_itself, prepare_history, refused,
-    resolve_orphans, run_clock, seconds_until, seed, set_clock, set_server_clock, settle, shared,
-    victim, wait_for_no_worker,
+    DEADLINE, Load, Recovering, Refusal, Seen, buckets_agree, catch_up, check, compact,
+    create_database, folding_hard, has_clock, histories, history_under_watch, is_lost,
+    kill_and_recover, look_at_history, nothing_crashed, nothing_crashed_by_itself, patiently,
+    prepare_history, refused, resolve_orphans, run_clock, seconds_until, seed, set_clock,
+    set_server_clock, settle, shared, undisturbed, victim, wait_for_no_worker,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::error::SqlState;
@@ -141,7 +140,7 @@ fn buckets_add_up_and_what_is_sealed_stays_in_every_snapshot_of_a_mixed_load() -
     seen.look_at_all(&mut client)?;
     ensure!(looks >= 4, "{looks} looks");
     ensure!(beside > 100, "{beside} reads beside the load");
-    ensure!(seen.rows() > 1000, "{} rows", seen.rows());
+    ensure!(seen.rows() > 200, "{} rows", seen.rows());
     nothing_crashed(&cluster.log()).context("in the log")
 }
 
@@ -680,4 +679,634 @@ fn history_that_begins_under_load_has_nothing_of_before_and_all_of_after() -> Re
     }
     check(&mut client)?;
     Ok(())
+}
+
+/// Sets the clock of a database, for new sessions; its worker begins a new one by itself.
+fn set_database_clock(db: &str, time: &str) -> Result<Client> {
+    let mut client = cluster().connect_db(db)?;
+    let ahead = seconds_until(&mut client, time)?;
+    client.batch_execute(&format!(
+        "ALTER DATABASE {db} SET counterx.clock_ahead = {ahead}"
+    ))?;
+    cluster().connect_db(db)
+}
+
+/// When the oldest row begins that the tables of the class of up to a day have, and how many of them have pages.
+fn first_class(client: &mut Client) -> Result<(Option<String>, usize)> {
+    let (mut oldest, mut tables): (Option<String>, usize) = (None, 0);
+    for number in 0..6 {
+        let sql = format!(
+            "SELECT min(start AT TIME ZONE 'UTC')::text, pg_relation_size('counterx.bucket_0_{number}') > 0
+               FROM counterx.bucket_0_{number}"
+        );
+        let row = client.query_one(&sql, &[])?;
+        let first: Option<String> = row.get(0);
+        tables += usize::from(row.get::<_, bool>(1));
+        oldest = match (oldest, first) {
+            (Some(known), Some(first)) => Some(known.min(first)),
+            (known, first) => known.or(first),
+        };
+    }
+    Ok((oldest, tables))
+}
+
+/// How many rows there are in these tables of before the fifth.
+fn rows_before(client: &mut Client) -> Result<i64> {
+    let tables: Vec<String> = (0..6)
+        .map(|number| format!("SELECT start FROM counterx.bucket_0_{number}"))
+        .collect();
+    let sql = format!(
+        "SELECT count(*) FROM ({}) t WHERE start < '2027-03-05 00:00+00'",
+        tables.join(" UNION ALL ")
+    );
+    Ok(client.query_one(&sql, &[])?.get(0))
+}
+
+#[test]
+fn what_has_expired_goes_with_its_table_and_an_old_snapshot_keeps_it() -> Result<()> {
+    if still("expires")?.is_none() {
+        return Ok(());
+    }
+    let mut client = set_database_clock("expires", "2027-03-01 00:30:00+00")?;
+    client.batch_execute(
+        "SELECT counter_history('x', '1 day', '7 days', 'infinity', events => '1 day')",
+    )?;
+    seal(&mut client)?;
+    client.batch_execute("ALTER DATABASE expires RESET counterx.compaction")?;
+    let look = "SELECT concat_ws(' ', unit, b.start, b.delta, b.value) FROM (VALUES ('minute'), ('hour'), ('day')) u (unit),
+                       LATERAL counter_buckets('x:a', unit) b
+                UNION ALL SELECT concat_ws(' ', 'event', at, delta) FROM counter_events('x:a')";
+    let mut old = cluster().connect_db("expires")?;
+    let mut known = Vec::new();
+    for day in 1..=4 {
+        for hour in ["04", "10", "16", "22"] {
+            client = set_database_clock("expires", &format!("2027-03-0{day} {hour}:10:00+00"))?;
+            client.batch_execute("SELECT bump('x:a', 1), bump('x:b', 2)")?;
+            seal(&mut client)?;
+            client.batch_execute("SELECT bump('x:a', 1)")?;
+            buckets_agree(&mut client, false)?;
+        }
+        if day == 1 {
+            old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+            known = texts(&mut old, look)?;
+            ensure!(known.len() > 15, "{known:?}");
+        }
+    }
+    // A worker has had its turn.
+    client.batch_execute("SELECT bump('x:b', 2)")?;
+    wait_for_no_worker(&mut client, "expires")?;
+    let (oldest, _) = first_class(&mut client)?;
+    ensure!(
+        oldest.as_deref() == Some("2027-03-01 04:10:00"),
+        "emptied beside a snapshot that sees it: {oldest:?}"
+    );
+    let again = texts(&mut old, look)?;
+    ensure!(again == known, "{known:?}, then {again:?}");
+    let shown = buckets(&mut client, "x:a", "minute")?;
+    ensure!(
+        shown[0].starts_with("2027-03-03 22:10:00"),
+        "what is older than a day is shown: {shown:?}"
+    );
+    let sql = "SELECT concat_ws(' ', counter_at('x:a', '2027-03-01 12:00+00'), counter_at_boundary('x:a', '2027-03-01 12:00+00') AT TIME ZONE 'UTC')";
+    let at = texts(&mut client, sql)?;
+    ensure!(at == ["4 2027-03-01 12:00:00"], "{at:?}");
+    old.batch_execute("COMMIT")?;
+    // Each table has a time in which nothing of it is wanted, before its next turn begins.
+    let mut left = rows_before(&mut client)?;
+    for time in ["04 22", "05 04", "05 10", "05 16", "05 22", "06 04"] {
+        client = set_database_clock("expires", &format!("2027-03-{time}:20:00+00"))?;
+        seal(&mut client)?;
+        let before = left;
+        poll_until("a table to be emptied", DEADLINE, || {
+            // A worker looks for it when it begins.
+            client.batch_execute("SELECT bump('x:b', 2)")?;
+            wait_for_no_worker(&mut client, "expires")?;
+            left = rows_before(&mut client)?;
+            Ok(left < before)
+        })
+        .with_context(|| format!("{time}: {before} rows"))?;
+    }
+    ensure!(left == 0, "{left} rows are left");
+    buckets_agree(&mut client, false)?;
+    check(&mut client)?;
+    // Nothing was deleted for it.
+    let deleted = "SELECT coalesce(sum(n_tup_del), 0)::bigint FROM pg_stat_all_tables WHERE relname LIKE 'bucket%'";
+    ensure!(client.query_one(deleted, &[])?.get::<_, i64>(0) == 0);
+    Ok(())
+}
+
+/// A worker has found that a table is not wanted any more; before it has locked it, the table's next turn begins.
+#[test]
+fn table_whose_next_turn_has_begun_meanwhile_is_not_emptied() -> Result<()> {
+    if still("turns")?.is_none() {
+        return Ok(());
+    }
+    let mut client = set_database_clock("turns", "2027-03-01 00:30:00+00")?;
+    client.batch_execute("SELECT counter_history('x', '1 day', NULL, NULL)")?;
+    client.batch_execute("SELECT bump('x:a', 1)")?;
+    seal(&mut client)?;
+    client = set_database_clock("turns", "2027-03-02 10:00:00+00")?;
+    seal(&mut client)?;
+    let mut holder = cluster().connect_db("turns")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    client.batch_execute("ALTER DATABASE turns SET counterx.failpoint = 'expiry.found=pause'")?;
+    client.batch_execute("ALTER DATABASE turns RESET counterx.compaction")?;
+    let mut client = cluster().connect_db("turns")?;
+    client.batch_execute("RESET counterx.failpoint")?;
+    poll_until("a worker to find the table", DEADLINE, || {
+        let sql = "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+                    WHERE a.datname = 'turns' AND backend_type = 'counterx worker' AND locktype = 'advisory' AND NOT granted";
+        let waits = client.query_one(sql, &[])?.get::<_, i64>(0) == 1;
+        if !waits && counterx_cluster_tests::count_workers(&mut client, Some("turns"))? == 0 {
+            client.batch_execute("SELECT bump('y', 1)")?;
+        }
+        Ok(waits)
+    })?;
+    set_clock(&mut client, "2027-03-02 13:00:10+00")?;
+    client.batch_execute("SET counterx.failpoint = ''; SELECT bump('x:a', 7)")?;
+    compact(&mut client)?;
+    let (oldest, tables) = first_class(&mut client)?;
+    ensure!(
+        oldest.as_deref() == Some("2027-03-01 00:30:00") && tables == 1,
+        "the two rows are not in one table: {oldest:?}, {tables}"
+    );
+    holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+    client.batch_execute("ALTER DATABASE turns RESET counterx.failpoint")?;
+    wait_for_no_worker(&mut client, "turns")?;
+    let minutes = buckets(&mut client, "x:a", "minute")?;
+    ensure!(minutes == ["2027-03-02 13:00:00 7 0 8"], "{minutes:?}");
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn worker_does_not_seal_by_a_clock_that_has_leapt() -> Result<()> {
+    if still("leaps")?.is_none() {
+        return Ok(());
+    }
+    let mark = cluster().log_len();
+    let mut client = set_database_clock("leaps", "2027-03-01 10:00:10+00")?;
+    client.batch_execute("SELECT counter_history('x', 'infinity', events => 'infinity')")?;
+    seal(&mut client)?;
+    client.batch_execute("ALTER DATABASE leaps RESET counterx.compaction")?;
+    client.batch_execute("SELECT bump('x:a', 1)")?;
+    client = set_database_clock("leaps", "2027-03-01 12:10:00+00")?;
+    let before = sealed_until(&mut client)?;
+    ensure!(before.starts_with("2027-03-01 10:00:"), "{before}");
+    client.batch_execute("SELECT bump('x:a', 2)")?;
+    settle(&mut client)?;
+    poll_until("the log to tell of it", DEADLINE, || {
+        Ok(cluster()
+            .log_since(mark)
+            .contains("counterx: history is not sealed: the clock is more than an hour past"))
+    })?;
+    client.batch_execute("SELECT bump('x:a', 4)")?;
+    settle(&mut client)?;
+    let after = sealed_until(&mut client)?;
+    ensure!(after.starts_with("2027-03-01 10:0"), "{after}");
+    client = set_database_clock("leaps", "2027-03-01 10:05:00+00")?;
+    client.batch_execute("SELECT bump('x:a', 8)")?;
+    poll_until("the worker to seal again", DEADLINE, || {
+        Ok(sealed_until(&mut client)?.as_str() > "2027-03-01 10:05:")
+    })?;
+    let minutes = buckets(&mut client, "x:a", "minute")?;
+    ensure!(
+        minutes.last().map(String::as_str) == Some("2027-03-01 12:10:00 6 0 15"),
+        "{minutes:?}"
+    );
+    buckets_agree(&mut client, true)?;
+    check(&mut client)?;
+    Ok(())
+}
+
+#[test]
+fn tables_of_history_are_rewritten_under_load() -> Result<()> {
+    let mut client = create_database(cluster(), "rewritten")?;
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let mut statements = Vec::new();
+    for table in [
+        "bucket_4_0",
+        "history_lane",
+        "bucket_0_2",
+        "history",
+        "bucket_1_1",
+    ] {
+        statements.push(format!("VACUUM FULL counterx.{table}"));
+        statements.push(format!("REINDEX TABLE counterx.{table}"));
+        statements.push(format!("VACUUM (FREEZE) counterx.{table}"));
+    }
+    statements.push("CLUSTER counterx.bucket_4_0 USING bucket_4_0_pkey".to_owned());
+    statements.push("REINDEX TABLE CONCURRENTLY counterx.bucket_4_0".to_owned());
+    let config = cluster().config("rewritten");
+    let seen = Seen::default();
+    counterx_cluster_tests::Maintenance::of(&statements, &config)?.beside(|seed, meanwhile| {
+        let load = Load {
+            clients: 2,
+            transactions: 60,
+            names: 10,
+            seed,
+            ..Load::default()
+        };
+        history_under_watch(&config, &load, (&seen, true), meanwhile)?;
+        Ok(())
+    })?;
+    settle(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    Ok(())
+}
+
+#[test]
+fn extension_with_histories_is_dropped_and_made_beside_who_counts() -> Result<()> {
+    let mut client = create_database(cluster(), "dropped")?;
+    let over = AtomicU8::new(0);
+    let counted = AtomicI64::new(0);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|number| {
+                let (over, counted) = (&over, &counted);
+                scope.spawn(move || -> Result<()> {
+                    let mut client = cluster().connect_db("dropped")?;
+                    while over.load(Ordering::Relaxed) == 0 {
+                        let sql = format!(
+                            "SELECT counter_incr('x:{number}', 1), (SELECT count(*) FROM counter_buckets('x:{number}', 'minute'))"
+                        );
+                        match client.batch_execute(&sql) {
+                            Ok(()) => {
+                                counted.fetch_add(1, Ordering::Relaxed);
+                            }
+                            // It is not there, or there is no history yet; or it went in the midst of that.
+                            Err(error) => {
+                                let error = anyhow::Error::from(error);
+                                ensure!(!is_lost(&error), "{error:#}");
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let result = (|| {
+            for _ in 0..4 {
+                let before = counted.load(Ordering::Relaxed);
+                client.batch_execute(
+                    "SELECT counter_history('x', 'infinity', events => 'infinity')",
+                )?;
+                poll_until("some to be counted", DEADLINE, || {
+                    Ok(counted.load(Ordering::Relaxed) > before + 30)
+                })?;
+                // Where it was made anew, its members are locked in another order than the clients lock them.
+                patiently(&mut client, "DROP EXTENSION counterx")?;
+                client.batch_execute("CREATE EXTENSION counterx")?;
+            }
+            anyhow::Ok(())
+        })();
+        over.store(1, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| anyhow!("a client panicked"))??;
+        }
+        result
+    })?;
+    // What is made anew knows nothing of before.
+    client.batch_execute("TRUNCATE oracle; SELECT counter_drop(name) FROM counters")?;
+    client.batch_execute("SELECT counter_history('x', 'infinity', events => 'infinity')")?;
+    wait_until_begun(&mut client)?;
+    client.batch_execute("SELECT bump('x:new', 5)")?;
+    settle(&mut client)?;
+    let sums = texts(
+        &mut client,
+        "SELECT sum(delta)::text FROM counter_buckets('x:new', 'minute')",
+    )?;
+    ensure!(sums == ["5"], "{sums:?}");
+    nothing_crashed(&cluster().log())
+}
+
+#[test]
+fn subscriber_to_all_tables_keeps_its_own_history() -> Result<()> {
+    let mut there = create_database(cluster(), "historypub")?;
+    let mut here = create_database(cluster(), "historysub")?;
+    for client in [&mut there, &mut here] {
+        client.batch_execute("CREATE TABLE goods (id int PRIMARY KEY)")?;
+        client.batch_execute(
+            "SELECT counter_history('x', '1 day', 'infinity', events => '7 days')",
+        )?;
+        wait_until_begun(client)?;
+    }
+    there.batch_execute("SELECT bump('x:a', 100)")?;
+    here.batch_execute("SELECT bump('x:a', 3)")?;
+    settle(&mut there)?;
+    there.batch_execute("CREATE PUBLICATION history FOR ALL TABLES")?;
+    there.batch_execute("SELECT pg_create_logical_replication_slot('history', 'pgoutput')")?;
+    here.batch_execute(&format!(
+        "CREATE SUBSCRIPTION history CONNECTION 'host={} port={} user=postgres dbname=historypub'
+         PUBLICATION history WITH (create_slot = false)",
+        cluster().socket_dir().display(),
+        cluster().port()
+    ))?;
+    for round in 1..=3 {
+        for _ in 0..5 {
+            there.batch_execute("SELECT bump('x:a', 10)")?;
+            settle(&mut there)?;
+        }
+        there.batch_execute("SELECT counter_drop('x:b', purge => true)")?;
+        there.batch_execute("SELECT counter_history('y')")?;
+        there.batch_execute("SELECT bump('x:b', 10)")?;
+        settle(&mut there)?;
+        seal(&mut there)?;
+        there.batch_execute("SELECT counter_history_drop('y')")?;
+        there.execute("INSERT INTO goods VALUES ($1)", &[&round])?;
+        poll_until("the row to arrive", DEADLINE, || {
+            let sql = "SELECT (apply_error_count + sync_error_count)::bigint FROM pg_stat_subscription_stats WHERE subname = 'history'";
+            let errors: i64 = here.query_one(sql, &[])?.get(0);
+            ensure!(errors == 0, "the subscription has failed {errors} times");
+            let sql = "SELECT count(*) FROM goods WHERE id = $1";
+            Ok(here.query_one(sql, &[&round])?.get::<_, i64>(0) == 1)
+        })?;
+        here.batch_execute("SELECT counter_incr('x:a', 1)")?;
+        settle(&mut here)?;
+    }
+    let sql = "SELECT string_agg(concat_ws(' ', name, (SELECT sum(delta) FROM counter_buckets(name, 'minute')),
+                     (SELECT sum(delta) FROM counter_events(name))), ', ' ORDER BY name) FROM unnest('{x:a,x:b}'::text[]) name";
+    let own = texts(&mut here, sql)?;
+    ensure!(own == ["x:a 6 6, x:b"], "{own:?}");
+    let theirs = texts(&mut there, sql)?;
+    ensure!(theirs == ["x:a 250 250, x:b 10 10"], "{theirs:?}");
+    let rows = "SELECT count(*)::text || ' ' || (SELECT count(*) FROM counter_histories) FROM counterx.bucket_4_0 WHERE name = 'x:b'";
+    let rows = texts(&mut here, rows)?;
+    ensure!(rows == ["0 4"], "rows of another server: {rows:?}");
+    here.batch_execute(
+        "ALTER SUBSCRIPTION history DISABLE; ALTER SUBSCRIPTION history SET (slot_name = NONE)",
+    )?;
+    here.batch_execute("DROP SUBSCRIPTION history")?;
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active AND database = 'historypub'";
+    poll_until("the slot to be free", DEADLINE, || {
+        Ok(there.execute(sql, &[])? == 1)
+    })
+}
+
+/// Does it again on another connection, where one is lost as the server restarts.
+fn undeterred(connection: &mut Recovering, what: impl Fn(&mut Client) -> Result<()>) -> Result<()> {
+    poll_until("the server to stay", DEADLINE, || {
+        match connection.client().and_then(&what) {
+            Ok(()) => Ok(true),
+            Err(error) if is_lost(&error) => {
+                connection.forget();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Arms a point for whoever comes there first, and waits until somebody has.
+fn crash_at(cluster: &mut Cluster, point: &str) -> Result<()> {
+    let armed = format!("{point}=crash");
+    cluster.reload(&[("counterx.failpoint", &format!("{armed} once"))])?;
+    let file = (cluster.data_dir()).join(format!("counterx.failpoint.{armed}"));
+    fs::write(&file, "")?;
+    poll_until(&format!("somebody at {point}"), DEADLINE, || {
+        Ok(!file.exists())
+    })
+}
+
+#[test]
+fn what_is_killed_in_mid_load_loses_nothing_and_changes_nothing_sealed() -> Result<()> {
+    let mut cluster = folding_hard("history-kill")
+        .conf("max_prepared_transactions", "100")
+        .conf("counterx.worker_idle_timeout", "1s")
+        .start()?;
+    let mut client = create_database(&cluster, "killed")?;
+    if !has_clock(&mut client)? {
+        return Ok(());
+    }
+    let config = cluster.config("killed");
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let start = seconds_until(&mut client, "2027-02-28 23:40+00")?;
+    seal_by_server_clock(&mut client, start)?;
+    drop(client);
+    let seen = Seen::default();
+    let load = Load {
+        clients: 2,
+        // As many as there is time for.
+        transactions: 1_000_000,
+        names: 10,
+        survives: true,
+        ..Load::default()
+    };
+    history_under_watch(&config, &load, (&seen, true), |control| {
+        let mut ahead = start;
+        let mut connection = Recovering::new(&config);
+        let result = (|| {
+            for point in [
+                "fold.history_written",
+                "fold.totals_written",
+                "fold.state_saved",
+                "publish.begin",
+                "publish.gate_written",
+                "publish.writers_listed",
+                "backend",
+                "worker",
+                "postmaster",
+            ] {
+                // Each crash comes with minutes of its own, some of which are sealed before.
+                for _ in 0..3 {
+                    ahead += 45;
+                    undeterred(&mut connection, |client| set_server_clock(client, ahead))?;
+                    std::thread::sleep(Duration::from_millis(60));
+                }
+                let (before, looks) = (seen.rows(), AtomicI64::new(ahead));
+                poll_until("more to be sealed, and read", DEADLINE, || {
+                    undeterred(&mut connection, |client| {
+                        let round = looks.fetch_add(1, Ordering::Relaxed);
+                        seen.look(client, &mut StdRng::seed_from_u64(round.unsigned_abs()))
+                    })?;
+                    Ok(seen.rows() > before)
+                })
+                .with_context(|| {
+                    let sql = "SELECT concat_ws(E'\\n', clock_timestamp(), (SELECT string_agg(s::text, E'\\n') FROM counterx.state s),
+                                  (SELECT string_agg(w::text, E'\\n') FROM counterx.workers w), (SELECT string_agg(concat_ws(' ', pid, state,
+                                  wait_event, xact_start, pg_blocking_pids(pid), query), E'\\n') FROM pg_stat_activity))";
+                    let state = config.connect(NoTls).map(|mut client| texts(&mut client, sql));
+                    format!("before {point}: {state:?}")
+                })?;
+                match point {
+                    "postmaster" => {
+                        cluster.kill_postmaster()?;
+                        cluster.start()?;
+                    }
+                    "backend" | "worker" => kill_and_recover(&mut connection, |connection| {
+                        let which = if point == "worker" {
+                            "counterx worker"
+                        } else {
+                            "client backend"
+                        };
+                        let sql = format!(
+                            "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'killed'
+                               AND backend_type = '{which}' ORDER BY state = 'active' DESC LIMIT 1"
+                        );
+                        victim(connection, which, &sql)
+                    })?,
+                    point => crash_at(&mut cluster, point)?,
+                }
+                connection.forget();
+                undeterred(&mut connection, resolve_orphans)?;
+            }
+            anyhow::Ok(())
+        })();
+        // It is how a load of that length is told to end.
+        control.abort();
+        result
+    })?;
+    let mut client = cluster.connect_db("killed")?;
+    resolve_orphans(&mut client)?;
+    client.batch_execute("SELECT bump('counter:0', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    seen.look_at_all(&mut client)?;
+    nothing_crashed_by_itself(&cluster.log())?;
+    crash_while_it_expires(&mut cluster, &config)
+}
+
+/// Sets the clock of a server, and seals by it: a worker that meets it before that takes it for a leap.
+fn seal_by_server_clock(client: &mut Client, ahead: i64) -> Result<()> {
+    set_server_clock(client, ahead)?;
+    let sql = "SELECT counter_seal() > clock_timestamp() + make_interval(secs => $1::int - 5)";
+    poll_until("the seal to follow the clock", DEADLINE, || {
+        Ok(client.query_one(sql, &[&i32::try_from(ahead)?])?.get(0))
+    })
+}
+
+/// Whoever empties a table is killed at each step of that.
+fn crash_while_it_expires(cluster: &mut Cluster, config: &postgres::Config) -> Result<()> {
+    for (day, point) in [
+        (5, "expiry.found"),
+        (10, "expiry.locked"),
+        (15, "expiry.cut"),
+    ] {
+        let mut client = config.connect(NoTls)?;
+        // The minutes of a day, and hours that are kept for as long, of types that the load has counted.
+        let sql = "SELECT count(*), coalesce(min(start)::text, '') FROM counterx.bucket_0_0";
+        let ahead = seconds_until(&mut client, &format!("2027-03-{day} 04:10+00"))?;
+        seal_by_server_clock(&mut client, ahead)?;
+        client.batch_execute("SELECT bump('n:1', 1), bump('p:1', 1)")?;
+        let before = client.query_one(sql, &[])?;
+        let before: (i64, String) = (before.get(0), before.get(1));
+        wait_for_no_worker(&mut client, "killed")?;
+        // One segment after the other ends.
+        cluster.reload(&[("counterx.failpoint", &format!("{point}=crash once"))])?;
+        let file = (cluster.data_dir()).join(format!("counterx.failpoint.{point}=crash"));
+        fs::write(&file, "")?;
+        let mut connection = Recovering::new(config);
+        let mut hours = 0;
+        // Each look takes the life of a worker.
+        poll_until(&format!("somebody at {point}"), DEADLINE * 3, || {
+            hours += 6;
+            undeterred(&mut connection, |client| {
+                seal_by_server_clock(client, ahead + hours * 3600)?;
+                client.batch_execute("SELECT bump('y', 1)")?;
+                wait_for_no_worker(client, "killed")
+            })?;
+            Ok(!file.exists())
+        })
+        .with_context(|| format!("{before:?}"))?;
+        undeterred(&mut connection, |client| {
+            check(client)?;
+            buckets_agree(client, false)?;
+            client.batch_execute("SELECT bump('n:1', 1)")?;
+            settle(client)?;
+            buckets_agree(client, false)?;
+            Ok(())
+        })?;
+    }
+    nothing_crashed_by_itself(&cluster.log())
+}
+
+#[test]
+fn standby_has_the_same_history_or_says_40001_and_goes_on_when_promoted() -> Result<()> {
+    let primary = folding_hard("history-primary")
+        .conf("max_prepared_transactions", "100")
+        .conf("wal_keep_size", "512MB")
+        .start()?;
+    let mut client = create_database(&primary, "standby")?;
+    if !has_clock(&mut client)? {
+        return Ok(());
+    }
+    prepare_history(&mut client)?;
+    client.batch_execute(histories())?;
+    wait_until_begun(&mut client)?;
+    let ahead = seconds_until(&mut client, "2027-02-28 23:40+00")?;
+    seal_by_server_clock(&mut client, ahead)?;
+    let mut standby = Cluster::builder()
+        .name("history-standby")
+        .standby_of(&primary)
+        .conf("max_prepared_transactions", "100")
+        .conf("max_standby_streaming_delay", "20ms")
+        .start()?;
+    let (seen, there) = (Seen::default(), standby.config("standby"));
+    let load = Load {
+        clients: 2,
+        transactions: 120,
+        names: 10,
+        ..Load::default()
+    };
+    let config = primary.config("standby");
+    let mut looks = 0;
+    history_under_watch(&config, &load, (&seen, true), |control| {
+        std::thread::scope(|scope| {
+            let clock = scope.spawn(|| run_clock(&config, control, (ahead, 45)));
+            let mut connection = Recovering::new(&there);
+            let mut round = 2;
+            while !control.is_done() || (looks < 4 && !control.is_aborted()) {
+                round += 2;
+                let look = connection
+                    .client()
+                    .and_then(|client| look_at_history(client, &seen, round, true));
+                match look {
+                    Ok(_) => looks += 1,
+                    Err(error) if Refusal::of(&error).is_some() => connection.forget(),
+                    Err(error) => return Err(error.context("on the standby")),
+                }
+            }
+            clock.join().expect("no panic")?;
+            anyhow::Ok(())
+        })
+    })?;
+    settle(&mut client)?;
+    seen.look_at_all(&mut client).context("on the primary")?;
+    let mut connection = Recovering::new(&there);
+    catch_up(&primary, connection.client()?)?;
+    undisturbed(&mut connection, |client| {
+        buckets_agree(client, true)?;
+        seen.look_at_all(client).context("on the standby")
+    })?;
+    ensure!(looks > 3, "{looks} looks at the standby");
+    drop(connection);
+    drop(client);
+    drop(primary);
+    // Its clock is hours behind what is sealed.
+    standby.promote()?;
+    let mut client = there.connect(NoTls)?;
+    counterx_cluster_tests::resolve_prepared(&there)?;
+    client.batch_execute("SELECT bump('counter:0', 5), bump('d:0', 1)")?;
+    settle(&mut client)?;
+    seal(&mut client)?;
+    check(&mut client)?;
+    buckets_agree(&mut client, true)?;
+    seen.look_at_all(&mut client).context("when promoted")?;
+    let end = seconds_until(&mut client, "2027-03-02 00:00+00")?;
+    set_server_clock(&mut client, end)?;
+    client.batch_execute("SELECT bump('counter:0', 5), bump('d:0', 1)")?;
+    poll_until("the seal to move on", DEADLINE, || {
+        seal(&mut client)?;
+        Ok(texts(
+            &mut client,
+            "SELECT ((sealed_until AT TIME ZONE 'UTC')::date)::text FROM counter_sealed",
+        )? == ["2027-03-02"])
+    })?;
+    buckets_agree(&mut client, false)?;
+    nothing_crashed(&standby.log())
 }

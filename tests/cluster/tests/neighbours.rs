@@ -78,7 +78,6 @@ fn start(name: &str, libraries: &str, cron_workers: &str) -> Result<Cluster> {
         .conf("auto_explain.sample_rate", "0.2")
         .conf("cron.database_name", "jobs")
         .conf("cron.use_background_workers", cron_workers)
-        .conf("pg_partman_bgw.dbname", "parts")
         .conf("pg_partman_bgw.interval", "1")
         .conf("pg_partman_bgw.role", "postgres")
         .start()
@@ -203,6 +202,9 @@ fn partitions_are_counted(cluster: &Cluster) -> Result<()> {
              FOR EACH ROW EXECUTE FUNCTION count_event();
          SELECT create_parent('public.event', 'id', 'native', '100', p_premake := 2);",
     )?;
+    // Not before it is there: its worker gives up for ten minutes when a database cannot be connected to.
+    client.batch_execute("ALTER SYSTEM SET pg_partman_bgw.dbname = 'parts'")?;
+    client.batch_execute("SELECT pg_reload_conf()")?;
     let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'event'::regclass";
     let before: i64 = client.query_one(partitions, &[])?.get(0);
     let (mut next, mut known) = (0_i64, before);

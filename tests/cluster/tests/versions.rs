@@ -82,6 +82,7 @@ fn without_worker(cluster: &Cluster, mut client: Client, db: &str) -> Result<Cli
 fn backlog(cluster: &Cluster, db: &str) -> Result<Client> {
     let mut client = create_database(cluster, db)?;
     prepare_mixed(&mut client)?;
+    client.batch_execute("SELECT counter_history('counter', events => '7 days')")?;
     let traffic = Mixed {
         clients: 1,
         transactions: 15,
@@ -118,10 +119,32 @@ fn fingerprint(client: &mut Client) -> Result<Vec<String>> {
         "SELECT coalesce(string_agg(concat_ws(' ', name, min, max, description), ', ' ORDER BY name), '') FROM counter_types",
         "SELECT coalesce(string_agg(concat_ws(' ', id, name, amount, expires_at), ', ' ORDER BY id), '') FROM counter_holds",
         "SELECT coalesce(string_agg(concat_ws(' ', token, name, delta, value, hold), ', ' ORDER BY token), '') FROM counterx.token",
+        "SELECT string_agg(concat_ws(' ', type, unit, keep, time_zone), ', ' ORDER BY type, unit) FROM counter_histories",
+        "SELECT string_agg(concat_ws(' ', c.name, b.start AT TIME ZONE 'UTC', b.delta, b.ups, b.downs, b.changes, b.adjusted, b.value), ', ' ORDER BY c.name, b.start)
+           FROM counters c, LATERAL counter_buckets(c.name, 'minute') b WHERE c.name LIKE 'counter:%'",
+        "SELECT string_agg(concat_ws(' ', c.name, e.at AT TIME ZONE 'UTC', e.delta, e.kind), ', ' ORDER BY c.name, e.at)
+           FROM counters c, LATERAL counter_events(c.name, max_rows => 1000) e WHERE c.name LIKE 'counter:%'",
     ]
     .iter()
     .map(|sql| Ok(client.query_one(*sql, &[])?.get(0)))
     .collect()
+}
+
+/// The history of each counter comes to its value: it was there from the beginning.
+fn history_agrees(client: &mut Client) -> Result<()> {
+    let sql = "
+        SELECT count(*), count(*) FILTER (WHERE c.value IS DISTINCT FROM b.sum OR c.value IS DISTINCT FROM e.sum)
+          FROM counters c,
+               LATERAL (SELECT sum(delta + adjusted) FROM counter_buckets(c.name, 'day')) b,
+               LATERAL (SELECT sum(delta) FROM counter_events(c.name, max_rows => 100000)) e
+         WHERE c.name LIKE 'counter:%'";
+    let row = client.query_one(sql, &[])?;
+    let (all, wrong): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(
+        all > 20 && wrong == 0,
+        "{wrong} of {all} histories are wrong"
+    );
+    Ok(())
 }
 
 /// It has all, counts, folds, and survives a crash.
@@ -145,11 +168,15 @@ fn goes_on(cluster: &mut Cluster, db: &str, expected: &[String]) -> Result<()> {
          SELECT bump('stock:a', 2), take('stock:a', 1), change_set('n:1', 5)",
     )?;
     check(&mut client).context("having counted")?;
+    history_agrees(&mut client).context("having counted")?;
     settle(&mut client)?;
     check(&mut client).context("folded")?;
+    history_agrees(&mut client).context("folded")?;
     drop(client);
     cluster.restart(StopMode::Immediate)?;
-    check(&mut cluster.connect_db(db)?).context("after a crash")?;
+    let mut client = cluster.connect_db(db)?;
+    check(&mut client).context("after a crash")?;
+    history_agrees(&mut client).context("after a crash")?;
     Ok(())
 }
 

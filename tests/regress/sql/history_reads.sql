@@ -6,6 +6,11 @@ SET timezone = 'UTC';
 SET datestyle = 'ISO';
 SET intervalstyle = 'postgres';
 CREATE EXTENSION counterx;
+-- Builds for users have no clock that is to be set.
+SELECT current_setting('counterx.clock_ahead', true) IS NULL AS no_clock \gset
+\if :no_clock
+\quit
+\endif
 
 -- The clock, give or take some seconds. All times below are minutes, and the clock stands in the middle of one.
 CREATE PROCEDURE clock(at timestamptz) LANGUAGE plpgsql AS $$
@@ -279,6 +284,9 @@ SELECT * FROM counter_rate('hits:a', '-1 hour');
 SELECT * FROM counter_rate('orders:eu', '1 hour');
 SELECT * FROM counter_top_changed(10);
 SELECT * FROM counter_top_changed(10, 'hits');
+SELECT * FROM counter_top_changed(10, repeat('x', 3000000));
+SELECT * FROM counter_top_changed(10, repeat('x', 3000000) || ':');
+SELECT * FROM counter_buckets('hits:a', repeat('x', 3000000));
 SELECT * FROM counter_top_changed(10, NULL);
 SELECT * FROM counter_top_changed(NULL, 'hits:');
 SELECT * FROM counter_top_changed(-1, 'hits:');

@@ -91,7 +91,7 @@ FROM pg_class c
 WHERE c.relnamespace = 'counterx'::regnamespace AND EXISTS (SELECT FROM aclexplode(c.relacl) a WHERE a.grantee = 0);
 SELECT p.oid::regprocedure
 FROM pg_proc p
-WHERE p.pronamespace = 'counterx'::regnamespace AND has_function_privilege('regress_counterx_user', p.oid, 'EXECUTE');
+WHERE p.pronamespace = 'counterx'::regnamespace AND has_function_privilege('regress_counterx_user', p.oid, 'EXECUTE') ORDER BY p.oid::regprocedure::text;
 
 -- The view shows what its owner may see: SELECT on it is enough.
 GRANT SELECT ON counters TO regress_counterx_user;

@@ -53,7 +53,7 @@ impl Action {
 }
 
 /// Points that sessions come by.
-const SESSIONS: [(&str, Way); 34] = [
+const SESSIONS: [(&str, Way); 35] = [
     ("catalog.gate_found", Way::Increment),
     ("flush.gate_locked", Way::Increment),
     ("flush.epoch_read", Way::Increment),
@@ -71,6 +71,7 @@ const SESSIONS: [(&str, Way); 34] = [
     ("fold.settled", Way::Compact),
     ("fold.snapshot_taken", Way::Compact),
     ("fold.late_deleted", Way::CompactLate),
+    ("fold.history_written", Way::Compact),
     ("fold.total_written", Way::Compact),
     ("fold.totals_written", Way::Compact),
     ("fold.state_saved", Way::Compact),
@@ -91,10 +92,11 @@ const SESSIONS: [(&str, Way); 34] = [
 ];
 
 /// Points that the worker comes by while there is a load.
-const WORKER: [&str; 17] = [
+const WORKER: [&str; 18] = [
     "fold.settled",
     "fold.snapshot_taken",
     "fold.late_deleted",
+    "fold.history_written",
     "fold.total_written",
     "fold.totals_written",
     "fold.state_saved",
@@ -128,6 +130,11 @@ enum Who {
     Worker(&'static str),
     Writer(&'static str, Way),
 }
+
+/// Points that a worker comes by when history expires, for which a clock has to go on by days: the cluster test
+/// `history` kills it there.
+#[cfg(test)]
+const EXPIRY: [&str; 3] = ["expiry.found", "expiry.locked", "expiry.cut"];
 
 /// And the one as it ends.
 const ENDING: &str = "worker.given_up";
@@ -624,6 +631,7 @@ mod tests {
             .chain(super::super::hits::POINTS)
             .chain(super::super::tracks::points())
             .chain([ENDING])
+            .chain(EXPIRY)
             .map(str::to_owned)
             .collect();
         assert_eq!(there, tried);

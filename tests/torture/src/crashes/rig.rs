@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
-    Control, DEADLINE, Load, Recovering, check, create_database, folding_hard, is_lost,
-    names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
+    Control, DEADLINE, Load, Recovering, buckets_agree, check, create_database, folding_hard,
+    is_lost, names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -16,6 +16,14 @@ use super::disk::Tmpfs;
 
 /// What a paused process waits for: see the engine's `failpoint.rs`.
 const PAUSE_KEY: i64 = 0x636e_7478;
+
+/// Of what the load counts, and of what is done at the points.
+const HISTORIES: &str = "
+    CREATE FUNCTION known_names() RETURNS TABLE (name text) STABLE LANGUAGE sql AS $$
+        SELECT 'counter:' || n FROM generate_series(0, 9) n
+    $$;
+    SELECT counter_history('counter', events => 'infinity');
+    SELECT counter_history('deed', '1 day', NULL, NULL);";
 
 pub(super) struct Rig {
     pub(super) cluster: Cluster,
@@ -89,6 +97,7 @@ impl Rig {
         let mut client = create_database(&self.cluster, db)?;
         prepare_bounded(&mut client)?;
         let names = names_in_lanes(&mut client)?;
+        client.batch_execute(HISTORIES)?;
         drop(client);
         let shrink_names = names.clone();
         let config = self.cluster.config(db);
@@ -249,6 +258,7 @@ impl Scene<'_> {
         let mut client = self.connect()?;
         self.ledger.agrees(&mut client)?;
         check(&mut client)?;
+        buckets_agree(&mut client, true)?;
         resolve_orphans(&mut client)?;
         lanes_fold(&mut client, &self.names, self.worker, None)
     }

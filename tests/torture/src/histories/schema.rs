@@ -270,6 +270,19 @@ const EXACT: &str = r#"
             SELECT format('%s is %s, out of %s to %s', l.name, l.value, t.min, t.max)
               FROM listed l JOIN counter_types t ON split_part(l.name, ':', 1) = t.name
              WHERE l.value < t.min OR l.value > t.max
+            UNION ALL
+            -- Kept from the beginning: all that a counter has is in its buckets, and in its events.
+            SELECT format('%s: oracle %s, by %s %s, at last %s', b.name, b.value, h.unit, s.sum, s.last)
+              FROM books b JOIN counter_histories h ON h.type = split_part(b.name, ':', 1) AND h.unit <> 'event',
+                   LATERAL (SELECT coalesce(sum(delta + adjusted), 0) AS sum, count(*) FILTER (WHERE delta <> ups - downs) AS odd,
+                                   coalesce((array_agg(k.value ORDER BY start DESC))[1], 0) AS last
+                              FROM counter_buckets(b.name, h.unit) k) s
+             WHERE s.sum <> b.value OR s.last <> b.value OR s.odd > 0
+            UNION ALL
+            SELECT format('%s: oracle %s, events %s', b.name, b.value, s.sum)
+              FROM books b JOIN counter_histories h ON h.type = split_part(b.name, ':', 1) AND h.unit = 'event',
+                   LATERAL (SELECT coalesce(sum(delta), 0) AS sum FROM counter_events(b.name, max_rows => 1000000)) s
+             WHERE s.sum <> b.value
         )
         SELECT coalesce(string_agg(what, E'\n'), '') FROM wrongs
     $$;
@@ -286,6 +299,14 @@ pub(crate) fn install(client: &mut Client, exact: &Exact) -> Result<()> {
     client.batch_execute("CREATE EXTENSION counterx")?;
     client.batch_execute(oracle_schema())?;
     client.batch_execute(changes_schema())?;
+    for history in [
+        "'own', 'infinity', events => 'infinity'",
+        "'u', NULL, '35 days', NULL, 'infinity', time_zone => 'Asia/Kathmandu'",
+        "'stock', '1 day', NULL, NULL",
+        "'s', NULL, NULL, NULL, events => '7 days'",
+    ] {
+        client.batch_execute(&format!("SELECT counter_history({history})"))?;
+    }
     prepare_bounded(client)?;
     let exactly = match exact {
         Exact::Everything => "true",

@@ -41,7 +41,7 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<Function>> {
                 p.oid::regprocedure::text,
                 has_function_privilege('public', p.oid, 'EXECUTE'),
                 p.prorettype::regtype::text, p.prosecdef,
-                ARRAY(SELECT coalesce(p.proargnames[i + 1], '') FROM generate_series(0, p.pronargs - 1) i),
+                ARRAY(SELECT coalesce(quote_ident(p.proargnames[i + 1]), '') FROM generate_series(0, p.pronargs - 1) i),
                 ARRAY(SELECT p.proargtypes[i]::regtype::text FROM generate_series(0, p.pronargs - 1) i),
                 p.proisstrict, p.provariadic <> 0
            FROM pg_depend d

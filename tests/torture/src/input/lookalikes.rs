@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::errors::answer;
-use super::functions::{self, Call, Function};
+use super::functions::{self, Argument, Call, Function};
 use super::values::{self, Value};
 use crate::options::Options;
 use crate::report::PartReport;
@@ -353,7 +353,7 @@ fn hardened(function: &Function, rng: &mut StdRng) -> String {
             )
         };
         for _ in 0..20 {
-            if sound(value) || argument.type_name == "interval" || argument.type_name == "boolean" {
+            if sound(value) || is_other(argument) {
                 break;
             }
             *value = values::any(&argument.type_name, &argument.name, &function.name, rng);
@@ -377,7 +377,7 @@ fn hardened(function: &Function, rng: &mut StdRng) -> String {
         if !sound(value) || rng_is_even(rng) {
             *value = likely;
         }
-        if !sound(value) && argument.type_name != "interval" && argument.type_name != "boolean" {
+        if !sound(value) && !is_other(argument) {
             *value = Value::Null;
         }
     }
@@ -400,6 +400,14 @@ fn hardened(function: &Function, rng: &mut StdRng) -> String {
         })
         .collect();
     call.of(&values)
+}
+
+/// Is its value written as SQL that looks nothing up?
+fn is_other(argument: &Argument) -> bool {
+    matches!(
+        argument.type_name.as_str(),
+        "interval" | "boolean" | "timestamp with time zone"
+    )
 }
 
 fn rng_is_even(rng: &mut StdRng) -> bool {

@@ -445,6 +445,10 @@ impl Model {
             }
             "counter_drop" => {
                 let name = mistakes.name(argument(0));
+                // Whether its history goes.
+                if argument(1) == Some(&Value::Null) {
+                    mistakes.add(NULL);
+                }
                 check!();
                 let existed = self.counters.contains_key(&name);
                 if existed {

@@ -244,11 +244,39 @@ const NO_INTERVALS: &[&str] = &[
     "'1 fortnight'::interval",
 ];
 
+const TIME: &str = "timestamp with time zone";
+
+/// Long ago or far off: what a history says of these times does not depend on how long a run takes.
+const TIMES: &[&str] = &[
+    "'2000-01-01 00:00+00'",
+    "'2020-02-29 23:59:59.999999+00'",
+    "'-infinity'",
+    "'infinity'",
+    "'294276-12-31 23:59:59.999999+00'",
+    "'4714-11-24 00:00:00+00 BC'",
+    "'0001-01-01 00:00+00 BC'",
+];
+
+const NO_TIMES: &[&str] = &[
+    "'x'::timestamptz",
+    "''::timestamptz",
+    "'294277-01-01 00:00+00'::timestamptz",
+    "'2020-02-30'::timestamptz",
+];
+
 /// What the generator can make, for a report of what it cannot.
 pub(super) fn knows(type_name: &str) -> bool {
     matches!(
         type_name,
-        "text" | "text[]" | "bigint" | "bigint[]" | "integer" | "jsonb" | "interval" | "boolean"
+        "text"
+            | "text[]"
+            | "bigint"
+            | "bigint[]"
+            | "integer"
+            | "jsonb"
+            | "interval"
+            | "boolean"
+            | TIME
     )
 }
 
@@ -267,6 +295,8 @@ pub(super) fn any(type_name: &str, argument: &str, function: &str, rng: &mut Std
         "interval" if rng.random_ratio(1, 10) => refused(NO_INTERVALS, rng),
         "interval" => Value::Other(pick(INTERVALS, rng).to_owned()),
         "boolean" => Value::Other(pick(&["true", "false"], rng).to_owned()),
+        TIME if rng.random_ratio(1, 10) => refused(NO_TIMES, rng),
+        TIME => Value::Other(pick(TIMES, rng).to_owned()),
         // One that the server makes of most texts, or refuses.
         _ => Value::Null,
     }
@@ -282,6 +312,7 @@ pub(super) fn usual(type_name: &str) -> Value {
         "jsonb" => Value::Object(vec![usual_member("a")]),
         "interval" => Value::Other("'1 hour'".to_owned()),
         "boolean" => Value::Other("true".to_owned()),
+        TIME => Value::Other("'2020-01-01 00:00+00'".to_owned()),
         _ => Value::Null,
     }
 }
