@@ -116,7 +116,7 @@ pub fn request_in_window(
         let renewal = place.renewal(&Refused {
             max: limits.bounds.max.unwrap_or(i64::MAX),
             wanted: delta.max(0),
-            used: shortage.value,
+            used: shortage.value + if counts_refused { delta.into() } else { 0 },
             previous: shortage.before,
         });
         let shortage = Shortage {

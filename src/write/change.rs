@@ -204,6 +204,13 @@ pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Short
     if let Some(renewal) = &shortage.renewal {
         let ends_at = time::text(renewal.ends_at);
         detail += &format!(" It begins anew at {ends_at}.");
+        if shortage.before != 0 {
+            let before = shortage.before;
+            detail += &format!(" The {before} of its window before count in part.");
+        }
+        if let Some(retry_at) = renewal.retry_at.filter(|at| *at != renewal.ends_at) {
+            detail += &format!(" There is room at {}.", time::text(retry_at));
+        }
         if renewal.ahead > FAR_AHEAD {
             let seconds = renewal.ahead / (MINUTE / 60);
             detail += &format!(
