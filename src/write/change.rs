@@ -14,6 +14,7 @@ use crate::store::catalog;
 use crate::transaction::pending::{self, Kind, PHASE, Phase, Source};
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
+use counterx_core::history::MINUTE;
 use counterx_core::lane::NameHash;
 use counterx_core::pending::Refused;
 use counterx_core::tally::Tally;
@@ -161,13 +162,16 @@ fn put(kind: Kind, name: &[u8], delta: i64) {
     });
 }
 
+/// Clocks differ a little between a server and the one that was promoted for it.
+const FAR_AHEAD: i64 = MINUTE;
+
 /// Refuses a change that could break a bound.
 ///
 /// # Errors
 /// Raises 23514.
 pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Shortage) -> ! {
     let name = crate::pg::error::quoted(&types::plain(name));
-    let (message, hint) = match bounds {
+    let (message, mut hint) = match bounds {
         Bounds { min: Some(min), .. } if delta < 0 => (
             format!("counter {name} must not go below {min}"),
             "counter_try_incr() answers false instead, and counter_take_up_to() takes what there is.",
@@ -200,6 +204,20 @@ pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Short
     if let Some(renewal) = &shortage.renewal {
         let ends_at = time::text(renewal.ends_at);
         detail += &format!(" It begins anew at {ends_at}.");
+        if shortage.before != 0 {
+            let before = shortage.before;
+            detail += &format!(" The {before} of its window before count in part.");
+        }
+        if let Some(retry_at) = renewal.retry_at.filter(|at| *at != renewal.ends_at) {
+            detail += &format!(" There is room at {}.", time::text(retry_at));
+        }
+        if renewal.ahead > FAR_AHEAD {
+            let seconds = renewal.ahead / (MINUTE / 60);
+            detail += &format!(
+                " That goes by a clock that is {seconds} s ahead of the server's, which was ahead before or is behind now."
+            );
+            hint = "If the server's clock is right, the extension's owner can have windows go by it again with counterx.reset_window_clock().";
+        }
     }
     raise(
         report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)
