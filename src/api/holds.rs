@@ -49,7 +49,7 @@ fn counter_hold(
 }
 
 fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
-    let limits = types::limits_of(name).filter(|limits| limits.bounds.min.is_some());
+    let limits = types::limits_of(name);
     if limits.is_some_and(|limits| limits.window.is_some()) {
         raise(
             report(
@@ -60,7 +60,7 @@ fn hold(name: &[u8], amount: i64, ttl: Interval) -> i64 {
             .set_hint("Take the amount with counter_try_incr(), and give back in the same window what is not used."),
         );
     }
-    let Some(limits) = limits else {
+    let Some(limits) = limits.filter(|limits| limits.bounds.min.is_some()) else {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

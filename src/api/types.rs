@@ -488,7 +488,11 @@ fn drop_counters(name: &str) {
         )
     });
     lock_counters(Looker::Definer);
-    for (name, tally) in existing(&range) {
+    let counters = existing(&range);
+    if counters.is_empty() {
+        return;
+    }
+    for (name, tally) in counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(&name);
         change::drop_unchecked(&name, tally);

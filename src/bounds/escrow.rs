@@ -112,13 +112,8 @@ pub fn request_in_window(
             Err(Denied::Over) => continue,
             Err(Denied::Short(shortage)) => shortage,
         };
-        // What others hold back may be free at any time.
-        let renewal = place.renewal(&Refused {
-            max: limits.bounds.max.unwrap_or(i64::MAX),
-            wanted: delta.max(0),
-            used: shortage.value + if counts_refused { delta.into() } else { 0 },
-            previous: shortage.before,
-        });
+        let counted = if counts_refused { delta } else { 0 };
+        let renewal = place.renewal(&refused(limits.bounds, delta, counted, &shortage));
         let shortage = Shortage {
             renewal: Some(renewal),
             ..shortage
@@ -132,6 +127,27 @@ pub fn request_in_window(
         if call.count_refused() {
             return InWindow::Counted(place, shortage);
         }
+    }
+}
+
+/// What was not granted, for who asks when it would be. So much of it has counted all the same. What others hold back may
+/// be free at any time.
+fn refused(bounds: Bounds, delta: i64, counted: i64, shortage: &Shortage) -> Refused {
+    let used = shortage.value + i128::from(counted);
+    let (max, wanted, used) = match delta < 0 {
+        // A minimum, seen from below.
+        true => (
+            bounds.min.map(i64::saturating_neg),
+            delta.saturating_neg(),
+            -used,
+        ),
+        false => (bounds.max, delta, used),
+    };
+    Refused {
+        max: max.unwrap_or(i64::MAX),
+        wanted,
+        used,
+        previous: shortage.before,
     }
 }
 
@@ -161,6 +177,11 @@ fn check_sign(name: &[u8], delta: i64, windowed: &Windowed) {
 
 fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {
     restored::check(name);
+    if limits.bounds == Bounds::default() {
+        // Of a type that has a window alone. Nothing is reserved: see `request_in_window`.
+        Call::new(name, &[], limits.generation).note();
+        return Ok(());
+    }
     let call = Call::new(name, changes, limits.generation);
     match request_by(&call, limits.bounds) {
         Ok(()) => Ok(()),
