@@ -15,7 +15,7 @@ use crate::check::{Recovering, is_lost};
 use crate::server::DEADLINE;
 
 /// Counters that only grow, so that what was granted can be added up.
-pub const GROWING: [Growing; 3] = [
+pub const GROWING: [Growing; 5] = [
     Growing {
         name: "fixed:a",
         max: 20,
@@ -34,6 +34,18 @@ pub const GROWING: [Growing; 3] = [
         length: 2 * SECOND,
         slides: true,
     },
+    Growing {
+        name: "counts:a",
+        max: 15,
+        length: SECOND,
+        slides: false,
+    },
+    Growing {
+        name: "patient:a",
+        max: 25,
+        length: 2 * SECOND,
+        slides: true,
+    },
 ];
 
 /// Those that may be lowered as well, and one without bounds; and one of which no window is kept.
@@ -47,15 +59,24 @@ const TYPES: &str = "
     SELECT counter_type_create('fixed', max => 20, per => '1 second', kept => 900);
     SELECT counter_type_create('slide', max => 20, per => '2 seconds', sliding => true, kept => 900);
     SELECT counter_type_create('narrow', max => 7, per => '2 seconds', sliding => true, kept => 900);
+    SELECT counter_type_create('counts', max => 15, per => '1 second', count_refused => true, kept => 900);
+    SELECT counter_type_create('patient', max => 25, per => '2 seconds', sliding => true, count_refused => true, kept => 900);
     SELECT counter_type_create('both', min => -3, max => 8, per => '1 second', kept => 900);
     SELECT counter_type_create('free', per => '2 seconds', kept => 900);
     SELECT counter_type_create('gone', max => 5, per => '1 second');
     CREATE TABLE granted (
-        name text NOT NULL, delta bigint NOT NULL, asked timestamptz NOT NULL, told timestamptz NOT NULL
+        name text NOT NULL, delta bigint NOT NULL, asked timestamptz NOT NULL, told timestamptz NOT NULL,
+        is_granted boolean NOT NULL DEFAULT true
     );
 ";
 
 const FUNCTIONS: &str = "
+    -- Was refused, and counts all the same?
+    CREATE FUNCTION book_refused(name text, delta bigint, asked timestamptz) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO granted
+        SELECT $1, $2, $3, clock_timestamp(), false
+          FROM counter_types t WHERE t.name = split_part($1, ':', 1) AND t.count_refused
+    $$;
     CREATE FUNCTION attempt(name text, delta bigint) RETURNS boolean LANGUAGE plpgsql AS $$
     DECLARE
         asked timestamptz := clock_timestamp();
@@ -63,6 +84,8 @@ const FUNCTIONS: &str = "
     BEGIN
         IF is_granted THEN
             INSERT INTO granted VALUES (name, delta, asked, clock_timestamp());
+        ELSE
+            PERFORM book_refused(name, delta, asked);
         END IF;
         RETURN is_granted;
     END $$;
@@ -82,6 +105,8 @@ const FUNCTIONS: &str = "
               OR answer.retry_at > clock_timestamp() + interval '4 seconds' THEN
             RAISE 'asked for % at %, it is %, and is to come at %',
                 name, asked, clock_timestamp(), answer.retry_at;
+        ELSE
+            PERFORM book_refused(name, delta, asked);
         END IF;
         RETURN answer.retry_at;
     END $$;
@@ -129,7 +154,7 @@ const WINDOWS_SQL: &str = "
                                E'\\n'), '')
       FROM booked b JOIN counter_types t ON t.name = split_part(b.name, ':', 1),
            LATERAL (SELECT sum(value) AS sum, min(value) AS least, max(value) AS most FROM all_windows(b.name)) w
-     WHERE t.kept > 0 AND (w.sum <> b.delta OR w.least < t.min OR w.most > t.max)";
+     WHERE t.kept > 0 AND (w.sum <> b.delta OR w.least < t.min OR (w.most > t.max AND NOT t.count_refused))";
 
 /// A counter that only grows.
 #[derive(Clone, Copy, Debug)]
@@ -219,7 +244,7 @@ pub fn prepare_windowed(client: &mut Client) -> Result<()> {
 /// Those of the server.
 pub fn granted(client: &mut impl GenericClient, name: &str) -> Result<Vec<Granted>> {
     let sql = "SELECT delta, (extract(epoch FROM asked) * 1000000)::bigint, (extract(epoch FROM told) * 1000000)::bigint
-                 FROM granted WHERE name = $1";
+                 FROM granted WHERE name = $1 AND is_granted";
     let rows = client.query(sql, &[&name])?;
     Ok(rows
         .iter()
