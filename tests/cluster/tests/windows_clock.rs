@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Recovering, catch_up, compact, create_bare_database, folding_hard, has_clock,
-    is_lost, nothing_crashed, nothing_crashed_by_itself, refused, settle, sqlstate, undisturbed,
+    is_lost, nothing_crashed, nothing_crashed_by_itself, refused, sqlstate, undisturbed,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::error::SqlState;
@@ -690,4 +690,353 @@ fn standby_goes_on_with_what_was_sold() -> Result<()> {
     compact(&mut client)?;
     ensure!(value(&mut client, "api:mid")? == 3 && value(&mut client, "kept:mid")? == 3);
     nothing_crashed(&standby.log())
+}
+
+const FORMATS: [(&str, &[&str]); 3] = [
+    ("plain", &["--format=plain"]),
+    ("custom", &["--format=custom"]),
+    ("data", &["--data-only"]),
+];
+
+/// A dump has all windows that are there, and up to when others are gone: what was sold is sold where it is restored, also
+/// by a clock that is behind.
+#[test]
+fn restored_windows_are_those_that_were_dumped() -> Result<()> {
+    let Some(stage) = Stage::set_up("windows-dump")? else {
+        return Ok(());
+    };
+    let mut client = stage.at(0)?;
+    // Some of it is folded, some waits, some is late; and some windows are gone.
+    fill(&mut client, 0)?;
+    compact(&mut client)?;
+    for now in [4, 5] {
+        stage.go(&mut client, now)?;
+        fill(&mut client, 0)?;
+        client.batch_execute(&format!(
+            "SELECT counter_incr('kept:x', {}), counter_incr('slide:x', 1)",
+            now - 3
+        ))?;
+        client
+            .batch_execute("BEGIN; SELECT counter_incr('free:x', 5); PREPARE TRANSACTION 'late'")?;
+        client.batch_execute("COMMIT PREPARED 'late'")?;
+        if now == 4 {
+            compact(&mut client)?;
+        }
+    }
+    client.batch_execute("SELECT counter_incr('api:x', 2)")?;
+    ensure!(removed(&mut client)? == Some(stage.origin + 4 * WINDOW));
+    let expected = look(&mut client)?;
+    let types = "SELECT string_agg(t::text, E'\\n' ORDER BY name) FROM counter_types t";
+    let all_types: String = client.query_one(types, &[])?.get(0);
+    ensure!(expected.matches("windows (").count() >= 2, "{expected}");
+
+    for (format, arguments) in FORMATS {
+        let file = stage.cluster.directory().join(format!("windows.{format}"));
+        let file = file.to_str().context("odd path")?.to_owned();
+        run(stage
+            .cluster
+            .tool("pg_dump")
+            .args(arguments)
+            .args(["--file", &file, DB]))?;
+        for by_its_clock in [true, false] {
+            let target = folding_hard(&format!("windows-{format}"))
+                .conf("counterx.compaction", "off")
+                .start()?;
+            target
+                .connect()?
+                .batch_execute(&format!("CREATE DATABASE {DB}"))?;
+            if format == "data" {
+                target
+                    .connect_db(DB)?
+                    .batch_execute("CREATE EXTENSION counterx")?;
+            }
+            restore(&target, format, &file)?;
+            let mut copy = target.connect_db(DB)?;
+            let found: String = copy.query_one(types, &[])?.get(0);
+            ensure!(found == all_types, "{format}: {all_types}\nbecame\n{found}");
+            let gone = removed(&mut copy)?;
+            ensure!(
+                gone == Some(stage.origin + 4 * WINDOW),
+                "{format}: {gone:?}"
+            );
+            if by_its_clock {
+                stage.go(&mut copy, 5)?;
+                for _ in 0..2 {
+                    let found = look(&mut copy)?;
+                    ensure!(found == expected, "{format}: {expected}\nbecame\n{found}");
+                    compact(&mut copy)?;
+                }
+                ensure!(take_all(&mut copy, "api:x")? == 1);
+                ensure!(take_all(&mut copy, "kept:x")? == 1);
+                // One of the window before, as good as whole, and one of this.
+                ensure!(take_all(&mut copy, "slide:x")? == 2);
+                ensure!(value(&mut copy, "free:x")? == 5);
+            } else {
+                // Behind: nobody goes to a window that was removed. The one after it has what it had.
+                ensure!(window(&mut copy, "api:x")? == (0, stage.origin + 4 * WINDOW));
+                ensure!(window(&mut copy, "kept:x")? == (1, stage.origin + 4 * WINDOW));
+                ensure!(take_all(&mut copy, "kept:x")? == 2);
+                ensure!(window(&mut copy, "free:x")? == (5, stage.origin + 4 * WINDOW));
+                copy.batch_execute("SELECT counterx.reset_window_clock()")?;
+                ensure!(take_all(&mut copy, "kept:x")? == 3);
+            }
+            nothing_crashed(&target.log())?;
+        }
+    }
+    ensure!(look(&mut client)? == expected);
+    Ok(())
+}
+
+fn restore(target: &Cluster, format: &str, file: &str) -> Result<()> {
+    match format {
+        "custom" => {
+            run(target
+                .tool("pg_restore")
+                .args(["--exit-on-error", "--jobs=2", "-d", DB, file]))
+        }
+        _ => run(target
+            .tool("psql")
+            .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", DB, "-f", file])),
+    }
+    .map(drop)
+}
+
+/// The rows before their types, and the other way round.
+#[test]
+fn order_of_types_and_rows_in_a_restore_does_not_matter() -> Result<()> {
+    let Some(stage) = Stage::set_up("windows-order")? else {
+        return Ok(());
+    };
+    let mut client = stage.at(1)?;
+    fill(&mut client, 0)?;
+    client.batch_execute("SELECT counter_incr('kept:x', 2)")?;
+    let expected = look(&mut client)?;
+    let file = stage.cluster.directory().join("order.archive");
+    let file = file.to_str().context("odd path")?.to_owned();
+    run(stage
+        .cluster
+        .tool("pg_dump")
+        .args(["--format=custom", "--file", &file, DB]))?;
+    let listed = run(stage.cluster.tool("pg_restore").args(["--list", &file]))?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let (data, others): (Vec<&str>, Vec<&str>) = listed
+        .lines()
+        .partition(|line| line.contains(" TABLE DATA "));
+    ensure!(data.len() > 1, "{listed}");
+    for (number, turned) in [false, true].into_iter().enumerate() {
+        let mut data = data.clone();
+        data.sort_by_key(|line| line.contains(" counterx type ") == turned);
+        ensure!(
+            data.iter().any(|line| line.contains(" counterx type ")),
+            "{listed}"
+        );
+        let order = stage.cluster.directory().join("order.list");
+        let lines = others.iter().chain(&data).map(|line| format!("{line}\n"));
+        std::fs::write(&order, lines.collect::<String>())?;
+        let db = format!("copy{number}");
+        stage
+            .cluster
+            .connect()?
+            .batch_execute(&format!("CREATE DATABASE {db}"))?;
+        run(stage
+            .cluster
+            .tool("pg_restore")
+            .arg("--exit-on-error")
+            .arg("-L")
+            .arg(&order)
+            .args(["-d", &db, &file]))?;
+        let mut copy = stage.cluster.connect_db(&db)?;
+        stage.go(&mut copy, 1)?;
+        let found = look(&mut copy)?;
+        ensure!(found == expected, "{turned}: {expected}\nbecame\n{found}");
+        ensure!(take_all(&mut copy, "kept:x")? == 1);
+    }
+    Ok(())
+}
+
+/// Onto a database that has types of the same names, with other windows or none, and has counted: what is restored may
+/// fail. Afterwards no window gives more than its maximum, and what is acknowledged is there.
+#[test]
+fn restore_onto_what_is_in_use_leaves_windows_that_work() -> Result<()> {
+    let Some(stage) = Stage::set_up("windows-onto")? else {
+        return Ok(());
+    };
+    let mut client = stage.at(1)?;
+    fill(&mut client, 0)?;
+    client.batch_execute("SELECT counter_incr('kept:x', 2), counter_incr('api:x', 2)")?;
+    for (number, (format, arguments)) in FORMATS.iter().enumerate() {
+        let file = stage.cluster.directory().join(format!("onto.{format}"));
+        let file = file.to_str().context("odd path")?.to_owned();
+        run(stage
+            .cluster
+            .tool("pg_dump")
+            .args(*arguments)
+            .args(["--file", &file, DB]))?;
+        for (kind, types) in [
+            TYPES,
+            "SELECT counter_type_create('api', max => 3, per => '1 minute');
+             SELECT counter_type_create('kept', max => 3)",
+            "SELECT 1",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let db = format!("onto_{number}_{kind}");
+            drop(create_bare_database(&stage.cluster, &db)?);
+            let mut target = stage.cluster.connect_db(&db)?;
+            stage.go(&mut target, 1)?;
+            target.batch_execute(types)?;
+            target.batch_execute(
+                "SELECT counter_try_incr('api:x'), counter_try_incr('kept:x'), counter_incr('plain:y', 4)",
+            )?;
+            // Whatever it says: some of it fails.
+            let program = if *format == "custom" {
+                "pg_restore"
+            } else {
+                "psql"
+            };
+            let mut command = stage.cluster.tool(program);
+            match program {
+                "psql" => command.args(["-Xq", "-d", &db, "-f", &file]),
+                _ => command.args(["-d", &db, &file]),
+            };
+            command.output()?;
+            for mut client in [target, stage.cluster.connect_db(&db)?] {
+                stage.go(&mut client, 1)?;
+                for name in ["api:x", "kept:x", "plain:y", "api:new", "slide:new"] {
+                    let context = || format!("{db}: {name}");
+                    let sql = "SELECT max FROM counter_types WHERE name = split_part($1, ':', 1)";
+                    let max: Option<i64> =
+                        client.query_opt(sql, &[&name])?.and_then(|row| row.get(0));
+                    for _ in 0..5 {
+                        let before = value(&mut client, name).with_context(context)?;
+                        let granted = attempt(&mut client, name).with_context(context)?;
+                        let after = value(&mut client, name).with_context(context)?;
+                        ensure!(
+                            after == before + i64::from(granted)
+                                && max.is_none_or(|max| after <= max || !granted),
+                            "{db}: {name} is {after} after {before}, {granted}, {max:?}"
+                        );
+                    }
+                }
+                compact(&mut client)?;
+                client.batch_execute("SELECT count(*), counter_sum('') FROM counters")?;
+            }
+        }
+    }
+    nothing_crashed(&stage.cluster.log())
+}
+
+/// A type is dropped, or all of the extension, while windows are removed, and the other way round. Nobody fails but by a
+/// deadlock.
+#[test]
+fn types_and_the_extension_are_dropped_beside_removal() -> Result<()> {
+    let Some(stage) = Stage::set_up("windows-drop")? else {
+        return Ok(());
+    };
+    let mut client = stage.at(0)?;
+    fill(&mut client, 0)?;
+    let mut now = 0;
+    for drop_sql in ["SELECT counter_type_drop('api')", "DROP EXTENSION counterx"] {
+        let is_type = drop_sql.starts_with("SELECT");
+        // Who removes is first.
+        let ended_window = |client: &mut Client, now: &mut i64| -> Result<()> {
+            compact(client)?;
+            *now += 5;
+            stage.go(client, *now)?;
+            fill(client, *now)
+        };
+        ended_window(&mut client, &mut now)?;
+        let mut holder = stage.cluster.connect_db(DB)?;
+        holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+        let mut remover = stage.at(now)?;
+        remover.batch_execute("SET counterx.failpoint = 'windows.noted=pause'")?;
+        thread::scope(|scope| {
+            let removing = scope.spawn(|| remover.batch_execute("SELECT counterx.compact()"));
+            wait_for_pause(&mut holder)?;
+            let mut dropper = stage.at(now)?;
+            let dropping = scope.spawn(move || dropper.batch_execute(drop_sql));
+            poll_until("somebody to wait for who removes", DEADLINE, || {
+                let sql = "SELECT count(*) FROM pg_stat_activity
+                            WHERE query = $1 AND cardinality(pg_blocking_pids(pid)) > 0";
+                Ok(holder.query_one(sql, &[&drop_sql])?.get::<_, i64>(0) == 1)
+            })?;
+            holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+            for thread in [removing, dropping] {
+                let ended = thread.join().map_err(|_| anyhow!("a session panicked"))?;
+                ended.or_else(only_deadlock)?;
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+        // Who drops is first, and may change his mind.
+        if is_type {
+            is_gone(&mut client, "api")?;
+        }
+        remake(&mut client, is_type)?;
+        for end in ["ROLLBACK", "COMMIT"] {
+            ended_window(&mut client, &mut now)?;
+            let expected = look(&mut client)?;
+            let mut dropper = stage.at(now)?;
+            dropper.batch_execute(&format!("BEGIN; {drop_sql}"))?;
+            let mut remover = stage.at(now)?;
+            thread::scope(|scope| {
+                let removing = scope.spawn(|| remover.batch_execute("SELECT counterx.compact()"));
+                poll_until("who removes to wait, or to have done", DEADLINE, || {
+                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT counterx.compact()'
+                                  AND cardinality(pg_blocking_pids(pid)) > 0";
+                    Ok(removing.is_finished() || holder.query_one(sql, &[])?.get::<_, i64>(0) == 1)
+                })?;
+                dropper.batch_execute(end)?;
+                let ended = removing.join().map_err(|_| anyhow!("a session panicked"))?;
+                match ended {
+                    // It is gone, and says so.
+                    Err(error) if !is_type && end == "COMMIT" => {
+                        ensure!(error.code().is_some(), "{error:?}");
+                        Ok(())
+                    }
+                    ended => ended.or_else(only_deadlock),
+                }
+            })?;
+            if end == "ROLLBACK" {
+                let found = look(&mut client)?;
+                ensure!(found == expected, "{expected}\nbecame\n{found}");
+            } else if is_type {
+                is_gone(&mut client, "api")?;
+            }
+        }
+        remake(&mut client, is_type)?;
+    }
+    nothing_crashed(&stage.cluster.log())
+}
+
+fn only_deadlock(error: postgres::Error) -> Result<()> {
+    match error.code() {
+        Some(&SqlState::T_R_DEADLOCK_DETECTED) => Ok(()),
+        _ => Err(error.into()),
+    }
+}
+
+/// Nothing is stored of a type that was dropped, neither of windows that had ended.
+fn is_gone(client: &mut Client, type_name: &str) -> Result<()> {
+    let sql = "SELECT count(*) FROM counter_types WHERE name = $1";
+    let types: i64 = client.query_one(sql, &[&type_name])?.get(0);
+    ensure!(types == 0, "{type_name} is there");
+    for _ in 0..2 {
+        compact(client)?;
+    }
+    let rows = stored(client, type_name)?;
+    ensure!(rows == (0, 0), "{type_name}: {rows:?}");
+    Ok(())
+}
+
+/// Makes anew what was dropped, or would have been but for a deadlock.
+fn remake(client: &mut Client, is_type: bool) -> Result<()> {
+    if is_type {
+        client.batch_execute("SELECT counter_type_create('api', max => 3, per => '10 minutes')")?;
+    } else {
+        client.batch_execute("DROP EXTENSION IF EXISTS counterx; CREATE EXTENSION counterx")?;
+        client.batch_execute(TYPES)?;
+    }
+    ensure!(take_all(client, "api:remade")? == 3);
+    Ok(())
 }
