@@ -390,7 +390,8 @@ fn window_that_is_gone_back_to_has_what_was_sold() -> Result<()> {
 /// A clock that leaps is not believed: what it says has ended is there when it is set right.
 #[test]
 fn clock_that_leaps_removes_nothing() -> Result<()> {
-    let Some(stage) = Stage::set_up("windows-leap")? else {
+    // With a worker: where there is none, whoever calls compact() vouches for the clock.
+    let Some(stage) = Stage::of(folding_hard("windows-leap").start()?)? else {
         return Ok(());
     };
     let mut client = stage.at(0)?;
@@ -403,6 +404,12 @@ fn clock_that_leaps_removes_nothing() -> Result<()> {
     compact(&mut client)?;
     ensure!(stored(&mut client, "api")? == (2, 6));
     ensure!(removed(&mut client)?.is_none());
+    poll_until("the worker to say so", DEADLINE, || {
+        Ok(stage
+            .cluster
+            .log()
+            .contains("ended windows of counters are not removed"))
+    })?;
     // Who is refused is told so.
     let mut other = stage.cluster.connect_db(DB)?;
     let error = other
@@ -726,7 +733,7 @@ fn restored_windows_are_those_that_were_dumped() -> Result<()> {
     client.batch_execute("SELECT counter_incr('api:x', 2)")?;
     ensure!(removed(&mut client)? == Some(stage.origin + 4 * WINDOW));
     let expected = look(&mut client)?;
-    let types = "SELECT string_agg(t::text, E'\\n' ORDER BY name) FROM counter_types t";
+    let types = "SELECT string_agg(concat_ws(' ', name, min, max, per, kept, sliding, count_refused), ', ' ORDER BY name) FROM counter_types";
     let all_types: String = client.query_one(types, &[])?.get(0);
     ensure!(expected.matches("windows (").count() >= 2, "{expected}");
 
