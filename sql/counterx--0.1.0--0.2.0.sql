@@ -122,8 +122,10 @@ ALTER TABLE counterx.type ADD CONSTRAINT type_name_check CHECK (name OPERATOR(pg
     ADD COLUMN zone text,
     ADD COLUMN kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000),
     ADD COLUMN sliding boolean NOT NULL DEFAULT false,
+    ADD COLUMN count_refused boolean NOT NULL DEFAULT false,
     ADD COLUMN removed_until timestamptz CHECK (pg_catalog.isfinite(removed_until)),
     ADD CONSTRAINT type_sliding_check CHECK (NOT sliding OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL AND kept OPERATOR(pg_catalog.>=) 1)),
+    ADD CONSTRAINT type_count_refused_check CHECK (NOT count_refused OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL)),
     ADD CONSTRAINT type_min_check CHECK (min OPERATOR(pg_catalog.<=) 0),
     ADD CONSTRAINT type_max_check CHECK (max OPERATOR(pg_catalog.>=) 0);
 COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
@@ -245,7 +247,8 @@ CREATE FUNCTION counterx.counter_type_create(
     per interval DEFAULT NULL,
     time_zone text DEFAULT NULL,
     kept bigint DEFAULT NULL,
-    sliding boolean DEFAULT NULL
+    sliding boolean DEFAULT NULL,
+    count_refused boolean DEFAULT NULL
 ) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'counter_type_create_wrapper';
@@ -263,7 +266,7 @@ FROM pg_catalog.pg_proc new,
         ('@extschema@.counter_top(integer, text)', 'counterx.counter_top(bigint, text, bigint, text)'),
         ('@extschema@.counter_bottom(integer, text)', 'counterx.counter_bottom(bigint, text, bigint, text)'),
         ('@extschema@.counter_drop(text)', 'counterx.counter_drop(text, boolean)'),
-        ('@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)', 'counterx.counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean)')
+        ('@extschema@.counter_type_create(text, bigint, bigint, text, jsonb)', 'counterx.counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean, boolean)')
     ) f (old_function, new_function)
 WHERE old.oid OPERATOR(pg_catalog.=) f.old_function AND new.oid OPERATOR(pg_catalog.=) f.new_function;
 DROP FUNCTION counterx.counter_list, counterx.counter_top, counterx.counter_bottom, counterx.counter_drop, counterx.counter_type_create;
@@ -640,13 +643,15 @@ SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
         WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters,
        t.per, t.zone AS time_zone, CASE WHEN t.per IS NOT NULL THEN t.kept END AS kept,
-       CASE WHEN t.per IS NOT NULL THEN t.sliding END AS sliding
+       CASE WHEN t.per IS NOT NULL THEN t.sliding END AS sliding,
+       CASE WHEN t.per IS NOT NULL THEN t.count_refused END AS count_refused
 FROM ONLY counterx.type t;
 COMMENT ON COLUMN counter_types.counters IS 'number of its counters; of those with windows, in the running one';
 COMMENT ON COLUMN counter_types.per IS 'length of the windows with which its counters begin anew; null: they do not';
 COMMENT ON COLUMN counter_types.time_zone IS 'whose days or months these are; null: those of UTC';
 COMMENT ON COLUMN counter_types.kept IS 'how many windows before the running one are kept';
 COMMENT ON COLUMN counter_types.sliding IS 'what was counted in the window before the running one counts still, less and less';
+COMMENT ON COLUMN counter_types.count_refused IS 'a request that is refused counts as well';
 
 CREATE OR REPLACE VIEW counter_holds AS
 SELECT h.id, h.name, h.amount, h.created_at, h.expires_at,
@@ -925,7 +930,7 @@ COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of
 COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
 COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
 COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
-COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean, boolean) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds, but those with windows go; returns true';
 COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';
@@ -964,7 +969,7 @@ COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views 
 UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.type', 'WHERE false UNION ALL SELECT t.name, t.min, t.max, t.description, t.generation, t.tracked, t.per, t.zone, t.kept, t.sliding, CASE WHEN t.per IS NOT NULL THEN counterx.windows_removed() END FROM ONLY counterx.type t');
+SELECT pg_catalog.pg_extension_config_dump('counterx.type', 'WHERE false UNION ALL SELECT t.name, t.min, t.max, t.description, t.generation, t.tracked, t.per, t.zone, t.kept, t.sliding, t.count_refused, CASE WHEN t.per IS NOT NULL THEN counterx.windows_removed() END FROM ONLY counterx.type t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

@@ -126,8 +126,10 @@ CREATE TABLE counterx.type (
     zone text,
     kept integer NOT NULL DEFAULT 0 CHECK (kept OPERATOR(pg_catalog.>=) 0 AND kept OPERATOR(pg_catalog.<=) 1000),
     sliding boolean NOT NULL DEFAULT false,
+    count_refused boolean NOT NULL DEFAULT false,
     removed_until timestamptz CHECK (pg_catalog.isfinite(removed_until)),
-    CONSTRAINT type_sliding_check CHECK (NOT sliding OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL AND kept OPERATOR(pg_catalog.>=) 1))
+    CONSTRAINT type_sliding_check CHECK (NOT sliding OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL AND kept OPERATOR(pg_catalog.>=) 1)),
+    CONSTRAINT type_count_refused_check CHECK (NOT count_refused OR (per IS NOT NULL AND min IS NULL AND max IS NOT NULL))
 );
 COMMENT ON TABLE counterx.type IS 'counter types, their bounds, and how often these begin anew';
 
@@ -185,7 +187,7 @@ CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at times
     AS 'MODULE_PATHNAME', 'counterx_dump_rows';
 SELECT pg_catalog.pg_extension_config_dump('counterx.late', 'WHERE false UNION ALL SELECT d.name, d.delta, d.at, d.uses, d.kind FROM counterx.dump_rows() d');
 SELECT pg_catalog.pg_extension_config_dump('counterx.token', '');
-SELECT pg_catalog.pg_extension_config_dump('counterx.type', 'WHERE false UNION ALL SELECT t.name, t.min, t.max, t.description, t.generation, t.tracked, t.per, t.zone, t.kept, t.sliding, CASE WHEN t.per IS NOT NULL THEN counterx.windows_removed() END FROM ONLY counterx.type t');
+SELECT pg_catalog.pg_extension_config_dump('counterx.type', 'WHERE false UNION ALL SELECT t.name, t.min, t.max, t.description, t.generation, t.tracked, t.per, t.zone, t.kept, t.sliding, t.count_refused, CASE WHEN t.per IS NOT NULL THEN counterx.windows_removed() END FROM ONLY counterx.type t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.track', 'WHERE false UNION ALL SELECT t.type, t.table_schema, t.table_name, t.key, t.sum, t.scale, t.filter, t.state, t.since, t.version, t.reason, NULL, t.rows_seen, NULL, NULL FROM ONLY counterx.track t');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');

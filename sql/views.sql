@@ -250,7 +250,8 @@ SELECT t.name, t.min, t.max, t.description,
        (SELECT pg_catalog.count(*) FROM counterx.listing l
         WHERE l.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':')) AS counters,
        t.per, t.zone AS time_zone, CASE WHEN t.per IS NOT NULL THEN t.kept END AS kept,
-       CASE WHEN t.per IS NOT NULL THEN t.sliding END AS sliding
+       CASE WHEN t.per IS NOT NULL THEN t.sliding END AS sliding,
+       CASE WHEN t.per IS NOT NULL THEN t.count_refused END AS count_refused
 FROM ONLY counterx.type t;
 COMMENT ON VIEW counter_types IS 'counter types';
 COMMENT ON COLUMN counter_types.name IS 'what the names of its counters begin with, before the colon';
@@ -262,6 +263,7 @@ COMMENT ON COLUMN counter_types.per IS 'length of the windows with which its cou
 COMMENT ON COLUMN counter_types.time_zone IS 'whose days or months these are; null: those of UTC';
 COMMENT ON COLUMN counter_types.kept IS 'how many windows before the running one are kept';
 COMMENT ON COLUMN counter_types.sliding IS 'what was counted in the window before the running one counts still, less and less';
+COMMENT ON COLUMN counter_types.count_refused IS 'a request that is refused counts as well';
 GRANT SELECT ON counter_types TO PUBLIC;
 
 CREATE VIEW counter_tracks AS
@@ -337,7 +339,7 @@ COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time 
 GRANT SELECT ON counter_sealed TO PUBLIC;
 
 REVOKE ALL ON FUNCTION
-    counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean),
+    counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean, boolean),
     counter_type_alter(text, bigint, bigint, text, jsonb),
     counter_type_drop(text),
     counter_track(regclass, text, text[], text, integer, text, boolean),
@@ -417,7 +419,7 @@ COMMENT ON FUNCTION counter_hold_confirm(bigint, bigint) IS 'takes the amount of
 COMMENT ON FUNCTION counter_hold_release(bigint) IS 'ends a hold; false when there was none';
 COMMENT ON FUNCTION counter_hold_extend(bigint, interval) IS 'makes a hold last for so long from now on, if it would end earlier; returns its end';
 COMMENT ON FUNCTION counter_hold_reduce(bigint, bigint) IS 'gives back so much of a hold; returns what it still holds, 0 when that was all and the hold has ended';
-COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
+COMMENT ON FUNCTION counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean, boolean) IS 'declares the counters whose names begin with a name and a colon, bounds them, and has them begin anew in windows; returns true';
 COMMENT ON FUNCTION counter_type_alter(text, bigint, bigint, text, jsonb) IS 'changes what is given of a counter type; in options, null takes a bound away; returns true';
 COMMENT ON FUNCTION counter_type_drop(text) IS 'ends a counter type; its counters stay, without bounds, but those with windows go; returns true';
 COMMENT ON FUNCTION counter_track(regclass, text, text[], text, integer, text, boolean) IS 'counts the rows of a table by group, or adds up a column, from now on by triggers and soon exactly; returns true';

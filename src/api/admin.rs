@@ -17,6 +17,7 @@ use crate::track::fill;
 use crate::transaction::pending;
 use crate::write::change;
 use crate::write::token;
+use crate::write::windows as write_windows;
 use counterx_core::installation::Installation;
 use counterx_core::lane::{LANES, NameHash};
 use pgrx::PgSqlErrorCode;
@@ -60,14 +61,23 @@ fn refuse(function: &core::ffi::CStr, transaction: &str, hint: &str) -> ! {
     )
 }
 
-/// Where no worker may run, regular calls keep the tables of tokens and holds small as well. True: there
+/// How far it has come to remove what has expired.
+#[derive(Default)]
+pub struct Removal {
+    tokens: token::Progress,
+    windows: write_windows::Progress,
+}
+
+/// Where no worker may run, regular calls keep the tables of tokens, holds and totals small as well. True: there
 /// may be more.
-pub fn remove_expired() -> bool {
+pub fn remove_expired(progress: &mut Removal) -> bool {
     /// Each hold takes a lock to the end of the transaction, of which a server has some thousands.
     const BATCH: usize = 1000;
-    let tokens = token::remove_expired(BATCH, &mut token::Progress::default());
+    let tokens = token::remove_expired(BATCH, &mut progress.tokens);
     let holds = holds::remove_expired(BATCH);
-    tokens == Batch::More || holds == Batch::More
+    // Nobody has watched the clock meanwhile. If it leaps, they go the next time, or are the worker's.
+    let windows = write_windows::remove_ended(false, &mut progress.windows).unwrap_or(Batch::Busy);
+    [tokens, holds, windows].contains(&Batch::More)
 }
 
 /// What the server knows of the installation: the SQL objects' version, that of the control file, and its
@@ -106,7 +116,7 @@ pub mod counterx {
         due.iter_mut().for_each(Due::wait);
         compaction::note_folding();
         let deltas = due.into_iter().map(Due::fold).sum();
-        remove_expired();
+        remove_expired(&mut Removal::default());
         deltas
     }
 

@@ -1,6 +1,6 @@
 //! `CALL counterx.compact_in_steps()`: what `compact()` does, each step in a transaction of its own.
 
-use super::admin;
+use super::admin::{self, Removal};
 use crate::fold::compaction::Due;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
@@ -40,11 +40,11 @@ pub extern "C-unwind" fn counterx_compact_in_steps(
                 Due::nothing(lane).fold();
             });
         }
-        let mut more = true;
+        let (mut more, mut removal) = (true, Removal::default());
         while more {
             step(|| {
                 standby::do_not_wait();
-                more = admin::remove_expired();
+                more = admin::remove_expired(&mut removal);
             });
         }
         pg_sys::SPI_finish();

@@ -53,9 +53,10 @@ struct Options {
     time_zone: Option<Option<Vec<u8>>>,
     kept: Option<Option<i64>>,
     sliding: Option<bool>,
+    count_refused: Option<bool>,
 }
 
-const OPTIONS_HINT: &str = "Options are min, max, description, per, time_zone, kept and sliding, such as {\"max\": 100, \"min\": null}.";
+const OPTIONS_HINT: &str = "Options are min, max, description, per, time_zone, kept, sliding and count_refused, such as {\"max\": 100, \"min\": null}.";
 
 fn invalid_options(message: &str) -> ErrorReport {
     let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
@@ -103,11 +104,13 @@ impl Options {
         time_zone: Option<Text>,
         kept: Option<i64>,
         sliding: Option<bool>,
+        count_refused: Option<bool>,
     ) -> Self {
         let twice = (per.is_some() && self.per.is_some())
             || (time_zone.is_some() && self.time_zone.is_some())
             || (kept.is_some() && self.kept.is_some())
-            || (sliding.is_some() && self.sliding.is_some());
+            || (sliding.is_some() && self.sliding.is_some())
+            || (count_refused.is_some() && self.count_refused.is_some());
         if twice {
             raise(invalid_options("option of a counter type is given twice"));
         }
@@ -116,6 +119,7 @@ impl Options {
         self.time_zone = self.time_zone.or(time_zone);
         self.kept = self.kept.or(kept.map(Some));
         self.sliding = self.sliding.or(sliding);
+        self.count_refused = self.count_refused.or(count_refused);
         self
     }
 
@@ -142,23 +146,23 @@ impl Options {
                 other.kind()
             )),
         };
+        let truth = || match member {
+            Member::Bool(truth) => *truth,
+            Member::Null => false,
+            other => invalid(format!(
+                "{} must be true or false, and is {}.",
+                quoted(key),
+                other.kind()
+            )),
+        };
         match key {
             b"min" => self.min = Some(bound()),
             b"max" => self.max = Some(bound()),
             b"description" => self.description = Some(text()),
             b"time_zone" => self.time_zone = Some(text()),
             b"kept" => self.kept = Some(bound()),
-            b"sliding" => {
-                self.sliding = match member {
-                    Member::Bool(sliding) => Some(*sliding),
-                    Member::Null => Some(false),
-                    other => invalid(format!(
-                        "{} must be true or false, and is {}.",
-                        quoted(key),
-                        other.kind()
-                    )),
-                }
-            }
+            b"sliding" => self.sliding = Some(truth()),
+            b"count_refused" => self.count_refused = Some(truth()),
             b"per" => {
                 self.per = Some(text().map(|per| {
                     // SAFETY: an interval.
@@ -179,6 +183,7 @@ struct PerWindow {
     zone: Option<String>,
     kept: i32,
     sliding: bool,
+    count_refused: bool,
 }
 
 /// The most windows before the running one that are kept.
@@ -193,11 +198,14 @@ impl PerWindow {
         let zone = options.time_zone.as_ref().and_then(Option::as_deref);
         let kept = options.kept.flatten();
         let sliding = options.sliding.unwrap_or(false);
+        let count_refused = options.count_refused.unwrap_or(false);
         let Some((months, days, micros)) = options.per.flatten() else {
-            if zone.is_some() || kept.is_some() || sliding {
+            if zone.is_some() || kept.is_some() || sliding || count_refused {
                 raise(
-                    invalid_options("time_zone, kept and sliding are for types with a window")
-                        .set_detail("Without \"per\", the counters of a type do not begin anew."),
+                    invalid_options(
+                        "time_zone, kept, sliding and count_refused are for types with a window",
+                    )
+                    .set_detail("Without \"per\", the counters of a type do not begin anew."),
                 );
             }
             return None;
@@ -256,7 +264,19 @@ impl PerWindow {
             zone,
             kept,
             sliding,
+            count_refused,
         })
+    }
+
+    /// # Errors
+    /// Raises 22023 for bounds that do not go with it.
+    fn check(&self, bounds: Bounds) {
+        if self.sliding {
+            must_slide(bounds);
+        }
+        if self.count_refused {
+            must_only_grow(bounds);
+        }
     }
 }
 
@@ -293,15 +313,21 @@ fn counter_type_create(
     time_zone: default!(Option<Text>, "NULL"),
     kept: default!(Option<i64>, "NULL"),
     sliding: default!(Option<bool>, "NULL"),
+    count_refused: default!(Option<bool>, "NULL"),
 ) -> bool {
     change::check_may_write(c"counter_type_create()");
     let name = type_name(name);
-    let options =
-        Options::new(min, max, description, options).with_window(per, time_zone, kept, sliding);
+    let options = Options::new(min, max, description, options).with_window(
+        per,
+        time_zone,
+        kept,
+        sliding,
+        count_refused,
+    );
     let per_window = PerWindow::new(&name, &options);
     let bounds = changed(Bounds::default(), &options);
-    if per_window.as_ref().is_some_and(|window| window.sliding) {
-        must_slide(bounds);
+    if let Some(window) = &per_window {
+        window.check(bounds);
     }
     lock_types(Looker::Definer);
     if find(&name).is_some() {
@@ -319,13 +345,13 @@ fn counter_type_create(
     } else {
         check_counters(&name, bounds, Looker::Definer);
     }
-    let (per, zone, kept, sliding) = match per_window {
-        Some(window) => (Some(window.per), window.zone, window.kept, window.sliding),
-        None => (None, None, 0, false),
-    };
+    let (kept, sliding, count_refused) = (per_window.as_ref()).map_or((0, false, false), |it| {
+        (it.kept, it.sliding, it.count_refused)
+    });
+    let (per, zone) = per_window.map_or((None, None), |window| (Some(window.per), window.zone));
     run(
-        "INSERT INTO counterx.type (name, min, max, description, generation, per, zone, kept, sliding) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO counterx.type (name, min, max, description, generation, per, zone, kept, sliding, count_refused) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
             name.as_str().into(),
             bounds.min.into(),
@@ -336,6 +362,7 @@ fn counter_type_create(
             zone.into(),
             kept.into(),
             sliding.into(),
+            count_refused.into(),
         ],
     );
     check_done(&name, Some(bounds));
@@ -354,13 +381,12 @@ fn counter_type_alter(
     change::check_may_write(c"counter_type_alter()");
     let name = type_name(name);
     let options = Options::new(min, max, description, options);
-    let of_window = (
-        options.per.is_some(),
-        options.time_zone.is_some(),
-        options.kept.is_some(),
-        options.sliding.is_some(),
-    );
-    if of_window != (false, false, false, false) {
+    let of_window = options.per.is_some()
+        || options.time_zone.is_some()
+        || options.kept.is_some()
+        || options.sliding.is_some()
+        || options.count_refused.is_some();
+    if of_window {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -373,8 +399,13 @@ fn counter_type_alter(
     lock_types(Looker::Definer);
     let old = must_be_changeable(&name);
     let new = changed(old, &options);
-    if types::window_of_type(name.as_bytes()).is_some_and(|window| window.kind() == Kind::Sliding) {
-        must_slide(new);
+    if let Some(window) = types::window_of_type(name.as_bytes()) {
+        if window.kind() == Kind::Sliding {
+            must_slide(new);
+        }
+        if window.counts_refused() {
+            must_only_grow(new);
+        }
     }
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
@@ -428,6 +459,20 @@ fn must_slide(bounds: Bounds) {
             args::invalid("counters whose windows slide have a maximum, and no minimum")
                 .set_detail("What was counted in the window before leaves less of the maximum; it cannot be given back.")
                 .set_hint("Give max alone."),
+        );
+    }
+}
+
+/// # Errors
+/// Raises 22023 for bounds that counters cannot have by which a refused request counts.
+fn must_only_grow(bounds: Bounds) {
+    if bounds.min.is_some() || bounds.max.is_none() {
+        raise(
+            args::invalid(
+                "counters of which a refused request counts have a maximum, and no minimum",
+            )
+            .set_detail("Whoever is refused at a minimum wants less of it, and not more.")
+            .set_hint("Give max alone."),
         );
     }
 }
@@ -826,6 +871,10 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
         )
     });
     lock_counters(looker);
+    if types::window_of_type(name.as_bytes()).is_some_and(|window| window.counts_refused()) {
+        // They go beyond it.
+        return;
+    }
     // What has ended is nobody's to count in any more.
     if let Some(running) = windows::running(name.as_bytes()) {
         range.at_least(running.get());

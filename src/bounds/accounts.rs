@@ -5,8 +5,8 @@
 //! by partition, the hashes of the slots' counters and the slots themselves. Look-ups go through the
 //! hashes, which lie close together.
 
+use crate::pg::clock;
 use crate::pg::compat::WaitEvent;
-use crate::pg::ports;
 use crate::pg::shared::{Held, Waiter};
 use crate::settings;
 use counterx_core::escrow::{Account, Amounts, End};
@@ -88,7 +88,7 @@ impl Slot {
 
 /// The time by which holds expire: it never goes back.
 pub fn clock() -> i64 {
-    let now = ports::now();
+    let now = clock::now();
     Partition::of(0).map_or(now, |partition| partition.clock(now))
 }
 
@@ -97,7 +97,7 @@ pub fn clock() -> i64 {
 /// What holds had set aside that have expired by the wrong time may be sold: who confirms one looks whether there is
 /// room.
 pub fn set_clock_back() -> i64 {
-    let now = ports::now();
+    let now = clock::now();
     if let Some(partition) = Partition::of(0) {
         partition.header().clock.fetch_min(now, Ordering::SeqCst);
     }

@@ -234,6 +234,23 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// A request that was refused counts all the same. False: not in this window, which is over by now.
+    pub fn count_refused(&self) -> bool {
+        let Some(partition) = Partition::of(self.hash.get()) else {
+            // Alone with the counter, to the end of the transaction.
+            BoundLock::take(self.lock_name());
+            self.note();
+            return true;
+        };
+        // By no bounds: nothing is asked. Others find it in flight, like any add.
+        let reserved = self.reserve(partition, Bounds::default());
+        if self.is_over() {
+            self.give_back(partition, &reserved);
+            return false;
+        }
+        true
+    }
+
     /// The name that the counter has in the window before, if that counts still.
     pub fn name_before(&self) -> Option<StoredName> {
         let (place, counter) = self.window?;

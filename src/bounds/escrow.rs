@@ -69,38 +69,37 @@ pub fn request_hold(name: &[u8], amount: i64, limits: Limits) -> Result<(), Shor
     request_changes(name, &[Change::hold(amount)], limits)
 }
 
-/// The same for a delta to a counter of a type with a window. Returns where it counts.
+/// What became of a request in a window.
+pub enum InWindow {
+    /// It counts there.
+    Granted(Place),
+    /// It does not.
+    Refused(Shortage),
+    /// It was refused, and counts there all the same.
+    Counted(Place, Shortage),
+}
+
+/// The same for a delta to a counter of a type with a window. A refused one may count, where the type and the caller
+/// have it so.
 ///
 /// # Errors
-/// As of [`request`]; raises 22023 for a name that such a counter cannot have.
+/// Raises 22023 for a name that such a counter cannot have, and for a delta; else as of [`request`].
 pub fn request_in_window(
     name: &[u8],
     delta: i64,
     limits: Limits,
     windowed: &Rc<Windowed>,
-) -> Result<Place, Shortage> {
+    may_count_refused: bool,
+) -> InWindow {
     restored::check(name);
-    if delta < 0 && windowed.kind() == Kind::Sliding {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!(
-                    "counter {} cannot be decreased, as its windows slide",
-                    quoted(name)
-                ),
-            )
-            .set_detail(
-                "What was counted in one window limits what can be counted in the next one.",
-            )
-            .set_hint("Use a type whose windows do not slide for what is given back."),
-        );
-    }
+    check_sign(name, delta, windowed);
     if limits.bounds == Bounds::default() {
         // Nothing is reserved. That it is changed by this type is known from here on: see `unchanged.rs`.
         let place = Place::of(name, windowed);
         Call::new(place.name(), &[], limits.generation).note();
-        return Ok(place);
+        return InWindow::Granted(place);
     }
+    let counts_refused = may_count_refused && windowed.counts_refused();
     // Where one is let in at a time, the window is that of the moment at which he is.
     let lock = Partition::of(0).is_none().then(|| BoundLock::take(name));
     loop {
@@ -108,27 +107,56 @@ pub fn request_in_window(
         failpoint!("window.timed");
         let changes = [Change::delta(delta)];
         let call = Call::in_window(&place, name, &changes, limits.generation);
-        match request_by(&call, limits.bounds) {
-            Ok(()) => return Ok(place),
-            Err(Denied::Over) => {}
-            Err(Denied::Short(shortage)) => {
-                if let Some(lock) = lock {
-                    lock.release();
-                }
-                // What others hold back may be free at any time.
-                let renewal = place.renewal(&Refused {
-                    max: limits.bounds.max.unwrap_or(i64::MAX),
-                    wanted: delta.max(0),
-                    used: shortage.value,
-                    previous: shortage.before,
-                });
-                return Err(Shortage {
-                    renewal: Some(renewal),
-                    ..shortage
-                });
+        let shortage = match request_by(&call, limits.bounds) {
+            Ok(()) => return InWindow::Granted(place),
+            Err(Denied::Over) => continue,
+            Err(Denied::Short(shortage)) => shortage,
+        };
+        // What others hold back may be free at any time.
+        let renewal = place.renewal(&Refused {
+            max: limits.bounds.max.unwrap_or(i64::MAX),
+            wanted: delta.max(0),
+            used: shortage.value + if counts_refused { delta.into() } else { 0 },
+            previous: shortage.before,
+        });
+        let shortage = Shortage {
+            renewal: Some(renewal),
+            ..shortage
+        };
+        if !counts_refused {
+            if let Some(lock) = lock {
+                lock.release();
             }
+            return InWindow::Refused(shortage);
+        }
+        if call.count_refused() {
+            return InWindow::Counted(place, shortage);
         }
     }
+}
+
+/// # Errors
+/// Raises 22023 for a delta by which nothing of this type changes.
+fn check_sign(name: &[u8], delta: i64, windowed: &Windowed) {
+    let (why, hint) = match windowed.kind() {
+        _ if delta >= 0 => return,
+        Kind::Sliding => (
+            "as its windows slide",
+            "Use a type whose windows do not slide for what is given back.",
+        ),
+        Kind::Fixed if windowed.counts_refused() => (
+            "as requests count that are refused",
+            "Use a type without \"count_refused\" for what is given back.",
+        ),
+        Kind::Fixed => return,
+    };
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("counter {} cannot be decreased, {why}", quoted(name)),
+        )
+        .set_hint(hint),
+    );
 }
 
 fn request_changes(name: &[u8], changes: &[Change], limits: Limits) -> Result<(), Shortage> {

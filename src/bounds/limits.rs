@@ -47,4 +47,6 @@ pub struct Renewal {
     pub ends_at: i64,
     /// When what was not granted would be, if nobody else came; None: never.
     pub retry_at: Option<i64>,
+    /// So far is the time that it goes by ahead of the server's clock, in microseconds.
+    pub ahead: i64,
 }

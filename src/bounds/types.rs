@@ -174,7 +174,10 @@ fn know() -> u64 {
 
 /// Is this value beyond the bounds of the counter?
 pub fn is_out_of_bounds(name: &[u8], value: i128) -> bool {
-    known_limits_of(name).is_some_and(|limits| !limits.bounds.contain(value))
+    known_limits_of(name).is_some_and(|limits| {
+        !limits.bounds.contain(value)
+            && !limits.window.is_some_and(|it| window(it).counts_refused())
+    })
 }
 
 /// The running transaction has dropped all bounded counters without reserving anything. Nobody else knows
@@ -297,7 +300,15 @@ fn window_in(row: &Row) -> Option<Windowed> {
             true => Kind::Sliding,
             false => Kind::Fixed,
         };
-    Some(Windowed::new(name, (length, kind), zone, kept))
+    let counts_refused =
+        (row.get(columns::types::COUNT_REFUSED)).is_some_and(|counts| counts.value() & 1 != 0);
+    Some(Windowed::new(
+        name,
+        (length, kind),
+        zone,
+        kept,
+        counts_refused,
+    ))
 }
 
 fn read_all() -> Types {

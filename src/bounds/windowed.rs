@@ -20,19 +20,28 @@ pub struct Windowed {
     zone: Box<[u8]>,
     /// So many windows before the running one are kept.
     kept: u32,
+    /// A request that is refused counts as well.
+    counts_refused: bool,
     /// The one that was looked at last, and what stored names begin with in it.
     known: RefCell<Option<(Window, Prefix)>>,
 }
 
 impl Windowed {
     /// Of a type.
-    pub fn new(type_name: &[u8], (length, kind): (Length, Kind), zone: &[u8], kept: u32) -> Self {
+    pub fn new(
+        type_name: &[u8],
+        (length, kind): (Length, Kind),
+        zone: &[u8],
+        kept: u32,
+        counts_refused: bool,
+    ) -> Self {
         Self {
             type_name: type_name.into(),
             length,
             kind,
             zone: zone.into(),
             kept,
+            counts_refused,
             known: RefCell::new(None),
         }
     }
@@ -93,6 +102,11 @@ impl Windowed {
     /// What it does at its end.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Does a request count that is refused? Then the maximum is one of what is granted, and not of the value.
+    pub fn counts_refused(&self) -> bool {
+        self.counts_refused
     }
 
     /// The window before another one.

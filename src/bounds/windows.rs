@@ -17,6 +17,7 @@ use crate::bounds::limits::Renewal;
 use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
 use crate::pg::cell;
+use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::ports;
 use crate::pg::relation::Relation;
@@ -135,6 +136,7 @@ impl Place {
         Renewal {
             ends_at: self.window.end,
             retry_at,
+            ahead: time.saturating_sub(clock::now()),
         }
     }
 

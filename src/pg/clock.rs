@@ -1,4 +1,4 @@
-//! The clock that history goes by.
+//! The clock that history, holds and windows go by.
 
 use super::ports;
 

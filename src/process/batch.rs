@@ -143,7 +143,11 @@ fn add(item: &Item) -> Verdict {
         return Verdict::Counted;
     }
     let OwnChange { name, delta } = &item.first;
-    let Err(shortage) = change::try_add(name, *delta) else {
+    let added = match item.kind {
+        Kind::Try => change::try_add(name, *delta),
+        _ => change::add_or_fail(name, *delta),
+    };
+    let Err(shortage) = added else {
         return Verdict::Counted;
     };
     if item.kind == Kind::Try {

@@ -23,14 +23,13 @@
 
 use crate::bounds::holds;
 use crate::bounds::types;
-use crate::bounds::windows::{self, Leaps};
+use crate::bounds::windows::Leaps;
 use crate::fold::compaction::{self, LaneMemory, Tick};
 use crate::fold::expiry;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
 use crate::fold::sweep::{self, Sweep};
 use crate::fold::way;
-use crate::fold::windows::{self as removal, Progress as Removal};
 use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::error::log;
@@ -51,9 +50,9 @@ use crate::store::shape::Refusal;
 use crate::track::tables::{self, Catalogs};
 use crate::track::watch;
 use crate::write::token;
+use crate::write::windows;
 use counterx_core::history::Steadiness;
 use counterx_core::lane::LANES;
-use counterx_core::names::NameRange;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
 use counterx_core::turns::Turn;
 use pgrx::pg_sys;
@@ -159,11 +158,13 @@ struct Worker {
     /// When windows are looked for that are not kept any more.
     windows: LaneClock,
     looked_for_windows: bool,
-    windows_removed: Removal,
+    windows_removed: windows::Progress,
     /// When it was forgotten last how far that has come: late deltas bring totals back.
     windows_since: Duration,
     /// There are some that could not be removed yet.
     windows_left: bool,
+    /// It is said that they are not removed, as the clock has leapt.
+    windows_leap: bool,
 }
 
 /// How often a worker looks for expired tokens, at least.
@@ -283,9 +284,10 @@ impl Worker {
             tokens_removed: token::Progress::default(),
             windows: LaneClock::default(),
             looked_for_windows: false,
-            windows_removed: Removal::default(),
+            windows_removed: windows::Progress::default(),
             windows_since: Duration::ZERO,
             windows_left: false,
+            windows_leap: false,
         }
     }
 
@@ -833,28 +835,22 @@ impl Worker {
         self.looked_for_windows = true;
         if now - self.windows_since > FORGET_WINDOWS_AFTER {
             self.windows_since = now;
-            self.windows_removed = Removal::default();
+            self.windows_removed = windows::Progress::default();
         }
         let trusted = self.is_clock_trusted();
         let progress = &mut self.windows_removed;
         let removed = session::transaction(c"removing windows that have ended", || {
-            if !windows::are_any() {
-                return Batch::Done;
-            }
-            if !removal::take_leases() {
-                return Batch::Busy;
-            }
-            let ended = match windows::ended(trusted) {
-                Ok(ended) => ended,
-                // Another time.
-                Err(Leaps) => return Batch::Busy,
-            };
-            let names: Vec<NameRange> = ended.iter().map(|ended| ended.names.clone()).collect();
-            removal::remove(&names, progress, |number| {
-                windows::note_removed(ended[number].before);
-            })
+            windows::remove_ended(trusted, progress)
         });
-        match removed {
+        let leaps = matches!(removed, Ok(Err(Leaps)));
+        if leaps && !self.windows_leap {
+            log(
+                "counterx: ended windows of counters are not removed: the clock is more than an hour past the time at which they were looked for last; they will be when it has gone steadily for ten minutes",
+            );
+        }
+        self.windows_leap = leaps;
+        // What leaps is looked at another time.
+        match removed.map(|removed| removed.unwrap_or(Batch::Busy)) {
             // It stays due.
             Ok(Batch::More) => {
                 self.windows_left = true;
@@ -870,7 +866,7 @@ impl Worker {
             }
             Err(message) => {
                 self.windows.failed(now);
-                self.windows_removed = Removal::default();
+                self.windows_removed = windows::Progress::default();
                 log(format!(
                     "counterx: removing windows that have ended failed: {message}"
                 ));

@@ -67,7 +67,7 @@ pub mod token {
     pub const HOLD: usize = 6;
 }
 
-/// `type`: name, min, max, description, generation, tracked, per, zone, kept, sliding, removed_until.
+/// `type`: name, min, max, description, generation, tracked, per, zone, kept, sliding, count_refused, removed_until.
 pub mod types {
     pub const NAME: usize = 1;
     pub const MIN: usize = 2;
@@ -78,6 +78,7 @@ pub mod types {
     pub const ZONE: usize = 8;
     pub const KEPT: usize = 9;
     pub const SLIDING: usize = 10;
+    pub const COUNT_REFUSED: usize = 11;
 }
 
 /// `hold`: id, name, amount, created_at, expires_at.

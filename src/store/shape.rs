@@ -109,6 +109,7 @@ const TYPE: &[Column] = &[
     nullable("zone", TEXTOID),
     column("kept", INT4OID),
     column("sliding", BOOLOID),
+    column("count_refused", BOOLOID),
     nullable("removed_until", TIMESTAMPTZOID),
 ];
 const WINDOW_CLOCK: &[Column] = &[column("removed", INT8OID), column("looked", INT8OID)];

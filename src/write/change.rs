@@ -1,6 +1,6 @@
 //! From a call to the maps of the running transaction: bounds first, then the sum.
 
-use crate::bounds::escrow;
+use crate::bounds::escrow::{self, InWindow};
 use crate::bounds::limits::{Limits, Shortage};
 use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
@@ -14,6 +14,7 @@ use crate::store::catalog;
 use crate::transaction::pending::{self, Kind, PHASE, Phase, Source};
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
+use counterx_core::history::MINUTE;
 use counterx_core::lane::NameHash;
 use counterx_core::pending::Refused;
 use counterx_core::tally::Tally;
@@ -55,22 +56,34 @@ pub fn add_to(name: &[u8], delta: i64) -> Cow<'_, [u8]> {
 }
 
 fn add_in_window(name: &[u8], delta: i64, limits: Limits, windowed: &Rc<Windowed>) -> Place {
-    match try_add_in_window(name, delta, limits, windowed) {
-        Ok(place) => place,
-        Err(shortage) => raise_shortage(name, delta.into(), limits.bounds, &shortage),
+    match escrow::request_in_window(name, delta, limits, windowed, false) {
+        InWindow::Granted(place) => {
+            add_reserved(place.name(), delta);
+            place
+        }
+        // An error undoes what it would have counted.
+        InWindow::Refused(shortage) | InWindow::Counted(_, shortage) => {
+            raise_shortage(name, delta.into(), limits.bounds, &shortage)
+        }
     }
 }
 
-/// Adds to a counter in the window that is running.
+/// Adds to a counter in the window that is running, if its bounds allow it.
 fn try_add_in_window(
     name: &[u8],
     delta: i64,
     limits: Limits,
     windowed: &Rc<Windowed>,
-) -> Result<Place, Shortage> {
-    let place = escrow::request_in_window(name, delta, limits, windowed)?;
+    may_count_refused: bool,
+) -> Result<(), Shortage> {
+    let (place, result) =
+        match escrow::request_in_window(name, delta, limits, windowed, may_count_refused) {
+            InWindow::Granted(place) => (place, Ok(())),
+            InWindow::Refused(shortage) => return Err(shortage),
+            InWindow::Counted(place, shortage) => (place, Err(shortage)),
+        };
     add_reserved(place.name(), delta);
-    Ok(place)
+    result
 }
 
 /// The same for a change by which nothing is counted, of a counter by the name that it is stored as.
@@ -86,14 +99,27 @@ pub fn adjust(name: &[u8], delta: i64) {
     put(Kind::Adjustment, name, delta);
 }
 
-/// Adds to a counter, if its bounds allow it.
+/// Adds to a counter, if its bounds allow it. Where its type says so, a request that is refused counts as well.
 ///
 /// # Errors
 /// [`Shortage`] when they do not; else as of [`add`].
 pub fn try_add(name: &[u8], delta: i64) -> Result<(), Shortage> {
+    request(name, delta, true)
+}
+
+/// The same for a request that becomes an error when it is refused, and so counts nothing.
+///
+/// # Errors
+/// As of [`try_add`].
+pub fn add_or_fail(name: &[u8], delta: i64) -> Result<(), Shortage> {
+    request(name, delta, false)
+}
+
+fn request(name: &[u8], delta: i64, may_count_refused: bool) -> Result<(), Shortage> {
     if let Some(limits) = types::limits_of(name) {
         if let Some(window) = limits.window {
-            return try_add_in_window(name, delta, limits, &types::window(window)).map(drop);
+            let windowed = types::window(window);
+            return try_add_in_window(name, delta, limits, &windowed, may_count_refused);
         }
         escrow::request(name, delta, limits)?;
     }
@@ -136,13 +162,16 @@ fn put(kind: Kind, name: &[u8], delta: i64) {
     });
 }
 
+/// Clocks differ a little between a server and the one that was promoted for it.
+const FAR_AHEAD: i64 = MINUTE;
+
 /// Refuses a change that could break a bound.
 ///
 /// # Errors
 /// Raises 23514.
 pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Shortage) -> ! {
     let name = crate::pg::error::quoted(&types::plain(name));
-    let (message, hint) = match bounds {
+    let (message, mut hint) = match bounds {
         Bounds { min: Some(min), .. } if delta < 0 => (
             format!("counter {name} must not go below {min}"),
             "counter_try_incr() answers false instead, and counter_take_up_to() takes what there is.",
@@ -175,6 +204,20 @@ pub fn raise_shortage(name: &[u8], delta: i128, bounds: Bounds, shortage: &Short
     if let Some(renewal) = &shortage.renewal {
         let ends_at = time::text(renewal.ends_at);
         detail += &format!(" It begins anew at {ends_at}.");
+        if shortage.before != 0 {
+            let before = shortage.before;
+            detail += &format!(" The {before} of its window before count in part.");
+        }
+        if let Some(retry_at) = renewal.retry_at.filter(|at| *at != renewal.ends_at) {
+            detail += &format!(" There is room at {}.", time::text(retry_at));
+        }
+        if renewal.ahead > FAR_AHEAD {
+            let seconds = renewal.ahead / (MINUTE / 60);
+            detail += &format!(
+                " That goes by a clock that is {seconds} s ahead of the server's, which was ahead before or is behind now."
+            );
+            hint = "If the server's clock is right, the extension's owner can have windows go by it again with counterx.reset_window_clock().";
+        }
     }
     raise(
         report(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message)

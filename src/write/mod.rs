@@ -8,4 +8,5 @@ pub mod callbacks;
 pub mod change;
 pub mod flush;
 pub mod token;
+pub mod windows;
 pub mod writing;

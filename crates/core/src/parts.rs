@@ -17,6 +17,7 @@
 //! - Names are stored. What parts make today they make for ever.
 
 use crate::lane::MAX_NAME_BYTES;
+use crate::windows::MAX_WINDOWED_BYTES;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 
@@ -27,10 +28,13 @@ const REST: &[u8] = b"%~";
 /// So much of the hash is in it.
 const HASH_BYTES: usize = 16;
 
+/// The longest name that parts make, in bytes: counters of any type can have it, of those with windows as well.
+pub const MAX_MADE_BYTES: usize = MAX_WINDOWED_BYTES;
+
 /// The longest beginning of a name that is kept, in bytes, when the rest of it is cut off. Whoever looks for
 /// counters by their first parts finds all of them, cut names too, as long as these are no longer than that,
 /// type included and without the colon behind them.
-pub const MAX_KEPT_BYTES: usize = MAX_NAME_BYTES - 1 - REST.len() - 2 * HASH_BYTES;
+pub const MAX_KEPT_BYTES: usize = MAX_MADE_BYTES - 1 - REST.len() - 2 * HASH_BYTES;
 
 /// May a counter type have this name? It is what stands before the colon in the names of its counters: ASCII
 /// that can be seen, and no colon.
@@ -58,7 +62,7 @@ impl<'a> TypeName<'a> {
 
 /// Makes one name after the other. It allocates nothing, and fails never, however long the parts are.
 pub struct NameBuilder {
-    bytes: [u8; MAX_NAME_BYTES],
+    bytes: [u8; MAX_MADE_BYTES],
     length: usize,
     /// That of the type's name, which the bytes begin with.
     type_length: usize,
@@ -71,7 +75,7 @@ pub struct NameBuilder {
 impl Default for NameBuilder {
     fn default() -> Self {
         Self {
-            bytes: [0; MAX_NAME_BYTES],
+            bytes: [0; MAX_MADE_BYTES],
             length: 0,
             type_length: 0,
             kept: 0,
@@ -122,7 +126,7 @@ impl NameBuilder {
         self.push(rest);
     }
 
-    /// The whole name, 1 to [`MAX_NAME_BYTES`] long. Without any part it is that of one empty part: the type
+    /// The whole name, 1 to [`MAX_MADE_BYTES`] long. Without any part it is that of one empty part: the type
     /// and a colon.
     pub fn finish(&mut self) -> &[u8] {
         // A colon would stand between the two.
@@ -151,7 +155,7 @@ impl NameBuilder {
     #[inline]
     fn push(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
-        if end <= MAX_NAME_BYTES && self.cut.is_none() {
+        if end <= MAX_MADE_BYTES && self.cut.is_none() {
             self.bytes[self.length..end].copy_from_slice(bytes);
             self.length = end;
         } else {
@@ -197,7 +201,7 @@ pub enum Part<'a> {
 
 /// The type and the parts of a name. None for a name that no parts make.
 pub fn split(name: &[u8]) -> Option<(TypeName<'_>, Vec<Part<'_>>)> {
-    if name.len() > MAX_NAME_BYTES {
+    if name.len() > MAX_MADE_BYTES {
         return None;
     }
     let mut pieces = name.split(|&byte| byte == b':');
@@ -351,7 +355,7 @@ mod tests {
             type_name in type_name(), all in parts(12),
         ) {
             let whole = uncut(&type_name, &all);
-            prop_assume!(whole.len() <= MAX_NAME_BYTES);
+            prop_assume!(whole.len() <= MAX_MADE_BYTES);
             let name = build(&type_name, &all);
             prop_assert_eq!(&name, &whole);
             prop_assert_eq!(split(&name).map(|(found, _)| found.get()), Some(&type_name[..]));
@@ -361,9 +365,9 @@ mod tests {
         #[test]
         fn long_names_keep_as_many_whole_parts_as_fit(type_name in type_name(), all in parts(150)) {
             let whole = uncut(&type_name, &all);
-            prop_assume!(whole.len() > MAX_NAME_BYTES);
+            prop_assume!(whole.len() > MAX_MADE_BYTES);
             let name = build(&type_name, &all);
-            prop_assert!(name.len() <= MAX_NAME_BYTES);
+            prop_assert!(name.len() <= MAX_MADE_BYTES);
             let kept = (0..all.len())
                 .rev()
                 .find(|&kept| uncut(&type_name, &all[..kept].to_vec()).len() <= MAX_KEPT_BYTES)
@@ -460,19 +464,19 @@ mod tests {
 
     #[test]
     fn names_are_cut_from_the_first_byte_too_many_on() {
-        let fits = build(b"t", &texts(&["a", &"x".repeat(MAX_NAME_BYTES - 4)]));
-        assert_eq!(fits.len(), MAX_NAME_BYTES);
+        let fits = build(b"t", &texts(&["a", &"x".repeat(MAX_MADE_BYTES - 4)]));
+        assert_eq!(fits.len(), MAX_MADE_BYTES);
         assert!(fits.ends_with(b"xxx"));
-        let cut = build(b"t", &texts(&["a", &"x".repeat(MAX_NAME_BYTES - 3)]));
+        let cut = build(b"t", &texts(&["a", &"x".repeat(MAX_MADE_BYTES - 3)]));
         assert!(cut.starts_with(b"t:a:%~"), "{cut:?}");
         // The part that just fits beside the hash, and the one that does not.
         let beside = |bytes| build(b"t", &texts(&[&"y".repeat(bytes), &"x".repeat(300)]));
         let longest = beside(MAX_KEPT_BYTES - 2);
-        assert_eq!(longest.len(), MAX_NAME_BYTES);
+        assert_eq!(longest.len(), MAX_MADE_BYTES);
         assert!(longest.starts_with(b"t:yyy"));
         assert!(beside(MAX_KEPT_BYTES - 1).starts_with(b"t:%~"));
         // An escape that would be split.
-        for bytes in MAX_NAME_BYTES - 8..MAX_NAME_BYTES {
+        for bytes in MAX_MADE_BYTES - 8..MAX_MADE_BYTES {
             let name = build(b"t", &texts(&[&("x".repeat(bytes) + ":%")]));
             assert!(split(&name).is_some());
             assert!(name.ends_with(b"x%3A%25") || name.starts_with(b"t:%~"));
@@ -503,7 +507,7 @@ mod tests {
         }
         let long = [&vec![b'x'; MAX_KEPT_BYTES + 1][..], b":a"].concat();
         assert_eq!(split(&long), None);
-        let long = [b"t:", &vec![b'x'; MAX_NAME_BYTES - 1][..]].concat();
+        let long = [b"t:", &vec![b'x'; MAX_MADE_BYTES - 1][..]].concat();
         assert_eq!(split(&long), None);
     }
 
