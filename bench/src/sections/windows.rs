@@ -189,7 +189,7 @@ fn beside_redis(server: &mut Server, options: &Options, measured: &mut Measured)
     )?;
     measured.how += &format!(
         " {}, from Debian, with an append-only file, runs a Lua script that is loaded before (`EVALSHA`): `INCR`, \
-         `EXPIRE` where that is 1, and a comparison with the maximum; by redis-benchmark, as in section redis. ",
+         `EXPIRE` where that is 1, and a comparison with the maximum; by redis-benchmark, as in section redis.",
         Redis::version()?
     );
     measured.races.push(race);
