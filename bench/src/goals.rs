@@ -74,6 +74,8 @@ pub(crate) enum Goal {
     HistoryFold,
     HistoryAt,
     HistoryBuckets,
+    WindowOfBounded,
+    WindowsRemoved,
 }
 
 impl Goal {
@@ -304,6 +306,17 @@ impl Goal {
                 Section::History,
                 AtMost(1000.0),
             ),
+            Self::WindowOfBounded => (
+                "counter_try_incr of a hot counter that begins anew with each window, 32 clients, durable: times the \
+                 rate of a bounded one without windows",
+                Section::Windows,
+                AtLeast(0.8),
+            ),
+            Self::WindowsRemoved => (
+                "1,000,000 counters of ended windows are removed: the longest that a call takes meanwhile",
+                Section::Windows,
+                AtMost(1.0),
+            ),
         }
     }
 
@@ -323,7 +336,7 @@ impl Goal {
         match self {
             Self::FoldCpuHot | Self::FoldCpuSpread => Unit::Share,
             Self::TrackedMemory => Unit::Bytes,
-            Self::AttachWait => Unit::Seconds,
+            Self::AttachWait | Self::WindowsRemoved => Unit::Seconds,
             Self::HistoryBuckets => Unit::Microseconds,
             _ => Unit::Ratio,
         }

@@ -26,6 +26,21 @@ const START_STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// Seconds that a run of redis-benchmark may take.
 const RUN_DEADLINE: u32 = 600;
 
+/// A limit that renews itself: what is counted in a key that expires so many seconds after its first count.
+const LIMIT: &str = "\
+local n = redis.call('INCR', KEYS[1])
+if n == 1 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+if n > tonumber(ARGV[1]) then return 0 end
+return 1";
+
+/// How a counter is counted.
+#[derive(Clone, Debug)]
+pub(crate) enum Counting {
+    Incr,
+    /// By the script of this hash, up to a maximum that is not reached, in windows that no run is as long as.
+    Limit(String),
+}
+
 /// When Redis has what it acknowledges on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fsync {
@@ -122,11 +137,31 @@ impl Redis {
         answer.parse().context("Redis gave no number")
     }
 
+    /// The script that keeps to a limit.
+    pub(crate) fn limit(&self) -> Result<Counting> {
+        Ok(Counting::Limit(self.ask(&["SCRIPT", "LOAD", LIMIT])?))
+    }
+
     /// `INCR key` about so many times; returns how often that was per second.
     ///
     /// # Errors
-    /// The counter has not grown by as many.
+    /// As of [`Redis::count`].
     pub(crate) fn incr(&self, key: &str, clients: u32, pipeline: u32, times: u32) -> Result<f64> {
+        self.count(&Counting::Incr, key, clients, pipeline, times)
+    }
+
+    /// Counts about so many times; returns how often that was per second.
+    ///
+    /// # Errors
+    /// The counter has not grown by as many.
+    pub(crate) fn count(
+        &self,
+        how: &Counting,
+        key: &str,
+        clients: u32,
+        pipeline: u32,
+        times: u32,
+    ) -> Result<f64> {
         // As many in each pipeline of each client.
         let times = times.next_multiple_of(clients * pipeline);
         let before = self.value(key)?;
@@ -139,8 +174,14 @@ impl Redis {
             .args(["-c", &clients.to_string()])
             .args(["-P", &pipeline.to_string()])
             .args(["-n", &times.to_string()])
-            .args(["--csv", "INCR", key])
+            .arg("--csv")
             .current_dir(&self.directory);
+        match how {
+            Counting::Incr => command.args(["INCR", key]),
+            Counting::Limit(hash) => {
+                command.args(["EVALSHA", hash, "1", key, "1000000000000", "86400"])
+            }
+        };
         set_libraries(&mut command)?;
         let Output { stdout, .. } = run(&mut command)?;
         let text = String::from_utf8_lossy(&stdout);

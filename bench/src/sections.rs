@@ -20,6 +20,7 @@ mod snapshot;
 mod steady;
 mod tracks;
 mod tuning;
+mod windows;
 
 use anyhow::Result;
 
@@ -41,6 +42,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
         Section::Read => read::run(options),
         Section::Lists => lists::run(options),
         Section::Bounded => bounded::run(options),
+        Section::Windows => windows::run(options),
         Section::Fold => fold::run(options),
         Section::Memory => memory::run(options),
         Section::Growth => growth::run(options),

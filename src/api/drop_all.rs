@@ -57,7 +57,8 @@ pub fn drop_all() -> i64 {
     // So that all there is can be seen.
     writing::write_early();
     let latest = LatestSnapshot::take();
-    let counters = existing(latest.as_ptr());
+    let mut counters = existing(&NameRange::all(), Order::Any, latest.as_ptr());
+    counters.retain(|(name, _)| !types::is_of_tracked(name));
     for (name, tally) in &counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(name);
@@ -95,20 +96,23 @@ fn lock_all() {
     }
 }
 
-/// All counters that exist for a snapshot, which is active.
-fn existing(snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
-    let range = NameRange::all();
+/// All counters of a range that exist for a snapshot, which is active, by the names that they are stored as.
+pub(super) fn existing(
+    range: &NameRange,
+    order: Order,
+    snapshot: pg_sys::Snapshot,
+) -> Vec<(Vec<u8>, Tally)> {
     let mut reader = Reader::open(Lanes::All, snapshot);
-    let mut pending = reader.pending_in(&range);
+    let mut pending = reader.pending_in(range);
     let mut counters = Vec::new();
     let mut keep = |name: &[u8], tally: Tally| {
-        if tally.exists() && !types::is_of_tracked(name) {
-            room::push(&mut counters, (name.to_vec(), tally));
+        if tally.exists() {
+            room::push(&mut counters, (room::copy(name), tally));
         }
     };
     // SAFETY: the caller's snapshot is active.
     let _all = unsafe {
-        totals::visit(&range, Order::Any, snapshot, |name, row| {
+        totals::visit(range, order, snapshot, |name, row| {
             keep(name, totals::tally(row) + pending.take(name));
             ControlFlow::Continue(())
         })
@@ -121,7 +125,7 @@ fn existing(snapshot: pg_sys::Snapshot) -> Vec<(Vec<u8>, Tally)> {
 }
 
 /// What is beyond a bigint takes several deltas: see `change.rs`.
-fn drop_one(name: &[u8], mut written: Tally) {
+pub(super) fn drop_one(name: &[u8], mut written: Tally) {
     while i64::try_from(-written.value).is_err() {
         pgrx::check_for_interrupts!();
         let part = match written.value > 0 {

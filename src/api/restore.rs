@@ -234,7 +234,17 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
 
 /// Looks at a row of `hold` that comes by SQL.
 pub fn check_hold(name: &[u8]) {
-    if types::known_limits_of(name).is_some_and(|limits| limits.bounds.min.is_some()) {
+    let limits = types::known_limits_of(name);
+    if limits.is_some_and(|limits| limits.window.is_some()) {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("counter {} begins anew, and cannot be held", quoted(name)),
+            )
+            .set_hint("Its type has a window here. Restore into another database, or drop the type first."),
+        );
+    }
+    if limits.is_some_and(|limits| limits.bounds.min.is_some()) {
         restored::note(name);
     }
 }

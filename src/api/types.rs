@@ -5,7 +5,9 @@ use super::args::Interval;
 use super::args::Jsonb;
 use super::args::SameVersion;
 use super::args::Text;
+use super::drop_all;
 use crate::bounds::accounts::clock;
+use crate::bounds::escrow;
 use crate::bounds::types;
 use crate::bounds::windows;
 use crate::pg::error::{beginning, quoted, raise, report};
@@ -488,42 +490,48 @@ fn drop_counters(name: &str) {
         )
     });
     lock_counters(Looker::Definer);
-    let counters = existing(&range);
+    let counters = existing_now(&range);
     if counters.is_empty() {
         return;
     }
-    for (name, tally) in counters {
+    let is_first = pending::is_empty();
+    for (counter, tally) in counters {
         pgrx::check_for_interrupts!();
-        notes::note_change_by_value(&name);
-        change::drop_unchecked(&name, tally);
+        notes::note_change_by_value(&counter);
+        drop_all::drop_one(&counter, tally);
+        if let Some(limits) = types::find(&counter) {
+            // It goes by the type as it is, and the transaction may have changed others.
+            escrow::note_gone_by(&counter, limits.generation);
+        }
     }
-    // As long as the type is there: nobody has gone by another one.
-    writing::write_early();
+    // As long as the type is there.
+    match is_first {
+        true => writing::write_drops(),
+        false => writing::write_early(),
+    }
 }
 
 /// All counters of a range that there are at this moment, by the names that they are stored as.
-fn existing(range: &NameRange) -> Vec<(Vec<u8>, Tally)> {
+fn existing_now(range: &NameRange) -> Vec<(Vec<u8>, Tally)> {
     let latest = LatestSnapshot::take();
-    let mut reader = Reader::open(Lanes::All, latest.as_ptr());
-    let mut pending = reader.pending_in(range);
-    let mut all = Vec::new();
-    let mut keep = |name: &[u8], tally: Tally| {
-        if tally.exists() {
-            room::push(&mut all, (room::copy(name), tally));
-        }
-    };
-    // SAFETY: the snapshot is active as long as `latest` lives.
-    let _all = unsafe {
-        totals::visit(range, Order::ByName, latest.as_ptr(), |name, row| {
-            keep(name, totals::tally(row) + pending.take(name));
-            ControlFlow::Continue(())
-        })
-    };
-    for (name, tally) in pending {
-        keep(&name, tally);
+    drop_all::existing(range, Order::ByName, latest.as_ptr())
+}
+
+/// # Errors
+/// Raises 55006 where something is on hold of the counters of a type, or was and is not removed yet.
+fn must_have_no_holds(name: &str, range: &NameRange) {
+    let latest = LatestSnapshot::take();
+    let held = crate::bounds::holds::held_in(range, i64::MIN, latest.as_ptr());
+    if let Some(counter) = held.keys().min() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                format!("counter type \"{name}\" cannot have a window, as there are holds of it"),
+            )
+            .set_detail(format!("There is one of {}.", quoted(counter)))
+            .set_hint("counter_hold_release() ends them; counter_holds shows them."),
+        );
     }
-    reader.finish();
-    all
 }
 
 /// # Errors
@@ -557,7 +565,8 @@ fn must_have_no_counters(name: &str) {
         )
     });
     lock_counters(Looker::Definer);
-    if let Some((counter, _)) = existing(&range).first() {
+    must_have_no_holds(name, &range);
+    if let Some((counter, _)) = existing_now(&range).first() {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
@@ -574,7 +583,7 @@ fn must_have_no_counters(name: &str) {
 /// # Errors
 /// Raises 25001 when this transaction has changed counters of a range, with this message.
 fn must_not_have_changed(range: &NameRange, message: impl FnOnce() -> String) {
-    let mut own = pending::has_flushed_early();
+    let mut own = pending::has_flushed_changes();
     pending::for_each_pending(|name, _| own |= range.contains(name));
     if own {
         raise(
@@ -842,8 +851,9 @@ fn check_window(name: &str) {
     let mut range = NameRange::all();
     range.starting_with(format!("{name}:").as_bytes());
     lock_counters(Looker::Definer);
+    must_have_no_holds(name, &range);
     let is_other = |name: &[u8]| Stored::of(name).is_none();
-    if let Some((counter, _)) = existing(&range).iter().find(|(name, _)| is_other(name)) {
+    if let Some((counter, _)) = existing_now(&range).iter().find(|(name, _)| is_other(name)) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,

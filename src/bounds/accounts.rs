@@ -92,16 +92,28 @@ pub fn clock() -> i64 {
     Partition::of(0).map_or(now, |partition| partition.clock(now))
 }
 
+/// The time by which windows end: it never goes back, but for [`set_window_clock_back`].
+pub fn window_clock() -> i64 {
+    let now = clock::now();
+    Partition::of(0).map_or(now, |partition| {
+        latest(&partition.header().window_clock, now)
+    })
+}
+
 /// Somebody says that the system's clock is right, and that what others have gone by was not. Returns what it shows.
 ///
-/// What holds had set aside that have expired by the wrong time may be sold: who confirms one looks whether there is
-/// room.
-pub fn set_clock_back() -> i64 {
+/// The clock of holds stays ahead: what is set aside by one that is in flight must not be free by another one.
+pub fn set_window_clock_back() -> i64 {
     let now = clock::now();
     if let Some(partition) = Partition::of(0) {
-        partition.header().clock.fetch_min(now, Ordering::SeqCst);
+        let clock = &partition.header().window_clock;
+        clock.fetch_min(now, Ordering::SeqCst);
     }
     now
+}
+
+fn latest(clock: &AtomicI64, now: i64) -> i64 {
+    clock.fetch_max(now, Ordering::SeqCst).max(now)
 }
 
 fn my_database() -> u32 {
@@ -155,6 +167,8 @@ const MIN_SLOTS: usize = 128;
 struct Header {
     /// The latest time that somebody has gone by.
     clock: AtomicI64,
+    /// The same of who counts in windows. One that can be set back: see [`set_window_clock_back`].
+    window_clock: AtomicI64,
 }
 
 #[repr(C)]
@@ -252,6 +266,7 @@ unsafe extern "C-unwind" fn on_startup() {
         if !found {
             base.cast::<Header>().write(Header {
                 clock: AtomicI64::new(i64::MIN),
+                window_clock: AtomicI64::new(i64::MIN),
             });
             for i in 0..geometry.partitions {
                 let shared = base.add(geometry.shared_at()).cast::<Shared>().add(i);
@@ -302,10 +317,7 @@ impl Partition {
 
     /// The time, which never goes back, whatever the system's clock does: at least `now`.
     pub fn clock(&self, now: i64) -> i64 {
-        self.header()
-            .clock
-            .fetch_max(now, Ordering::SeqCst)
-            .max(now)
+        latest(&self.header().clock, now)
     }
 
     fn header(&self) -> &Header {

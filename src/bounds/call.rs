@@ -16,6 +16,7 @@ use counterx_core::lane::NameHash;
 use counterx_core::path::{Change, Path, Step};
 use counterx_core::windows::StoredName;
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// One request.
@@ -98,8 +99,12 @@ impl<'a> Call<'a> {
     }
 
     /// What others lock who change the counter, where there are no accounts: one name for all its windows.
-    fn lock_name(&self) -> &'a [u8] {
-        self.window.map_or(self.name, |(_, counter)| counter)
+    fn lock_name(&self) -> Cow<'a, [u8]> {
+        match self.window {
+            Some((_, counter)) => Cow::Borrowed(counter),
+            // Who sets it to a value gives the name that it is stored as.
+            None => types::plain(self.name),
+        }
     }
 
     /// Notes it as done.
@@ -149,7 +154,7 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Denied`].
     pub fn request_alone(&self, bounds: Bounds) -> Result<Noted, Denied> {
-        let lock = BoundLock::take(self.lock_name());
+        let lock = BoundLock::take(&self.lock_name());
         let clock = accounts::clock();
         // Others keep the lock on the name as long as they are in flight, in whatever window.
         let before = self.name_before().map_or(0, |name| {
@@ -238,7 +243,7 @@ impl<'a> Call<'a> {
     pub fn count_refused(&self) -> bool {
         let Some(partition) = Partition::of(self.hash.get()) else {
             // Alone with the counter, to the end of the transaction.
-            BoundLock::take(self.lock_name());
+            BoundLock::take(&self.lock_name());
             self.note();
             return true;
         };

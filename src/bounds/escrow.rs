@@ -218,6 +218,11 @@ fn request_by(call: &Call, bounds: Bounds) -> Result<(), Denied> {
     }
 }
 
+/// A counter is changed by a type of this generation, and nobody asks for more.
+pub fn note_gone_by(name: &[u8], generation: i64) {
+    Call::new(name, &[], generation).note();
+}
+
 /// A hold that others see is gone, or one that the transaction has made itself. Reserves nothing.
 pub fn note_release(name: &[u8], change: Change, generation: i64) {
     Call::new(name, &[change], generation).note();

@@ -132,6 +132,15 @@ impl Windowed {
         }
     }
 
+    /// # Errors
+    /// Raises 22023 for a name that no such counter can have.
+    pub fn check_name(&self, name: &[u8]) {
+        let fits = Prefix::new(&self.type_name, 0).map(|prefix| prefix.stored(name).map(drop));
+        if let Some(Err(why)) = fits {
+            raise_bad_name(name, why)
+        }
+    }
+
     fn look_up(&self, time: i64) -> (Window, Prefix) {
         let window = self.with_calendar(|calendar| Window::at(self.length, calendar, time));
         let found =

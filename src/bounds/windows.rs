@@ -83,7 +83,7 @@ fn now(known: &mut Known) -> i64 {
             removed
         }
     };
-    windows::time(accounts::clock(), removed, known.last)
+    windows::time(accounts::window_clock(), removed, known.last)
 }
 
 /// Where a call counts, or what a look shows.
@@ -271,7 +271,9 @@ pub fn are_any() -> bool {
 /// [`Leaps`] when the clock may be wrong: what is removed does not come back when it is set right.
 pub fn ended(clock_is_trusted: bool) -> Result<Vec<Ended>, Leaps> {
     let windows = types::all_windows();
-    let time = now(&mut known());
+    // By no more than the server's clock shows now. What others have gone by may be what a clock has shown that was
+    // wrong, and was set right: how steadily that goes now says nothing of it.
+    let time = now(&mut known()).min(clock::now());
     let [_, looked] = cell::read(&cell());
     let is_known = looked != i64::MIN;
     if is_known && time.saturating_sub(looked) > LEAP && !clock_is_trusted {
@@ -290,7 +292,7 @@ pub fn ended(clock_is_trusted: bool) -> Result<Vec<Ended>, Leaps> {
 /// The server's clock was ahead, and is right now: whoever calls goes by it again. Returns what it shows. What was counted
 /// in windows that are removed is gone, and may be counted once more.
 pub fn reset_clock() -> i64 {
-    let now = accounts::set_clock_back();
+    let now = accounts::set_window_clock_back();
     cell::update(&cell(), |[removed, looked]| {
         [removed.min(now), looked.min(now)]
     });

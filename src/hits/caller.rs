@@ -127,8 +127,11 @@ fn check_size(changes: &[Change]) {
     }
 }
 
-/// Nobody would hear of it when a bound forbids what nobody waits for.
+/// Nobody would hear of it when a bound, or its name, forbids what nobody waits for.
 fn check_bounds(name: &[u8], wait: bool) {
+    if let Some(windowed) = types::window_of(name) {
+        windowed.check_name(name);
+    }
     let is_bounded = |limits: Limits| limits.bounds != Bounds::default();
     if !wait && types::limits_of(name).is_some_and(is_bounded) {
         raise(

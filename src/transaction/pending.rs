@@ -17,6 +17,8 @@ thread_local! {
     /// Rows were written before the end: the transaction holds its epochs until it ends.
     /// Where: the level of the outermost (sub)transaction that has done so; 0: none.
     pub static FLUSHED_EARLY_AT: Cell<u32> = const { Cell::new(0) };
+    /// All that it has written early drops the counters of types. Of no meaning where it has written nothing.
+    pub static ONLY_DROPS: Cell<bool> = const { Cell::new(false) };
     /// See [`Phase`].
     pub static PHASE: Cell<Phase> = const { Cell::new(Phase::Running) };
 }
@@ -238,4 +240,9 @@ pub fn for_each_change(mut visit: impl FnMut(&Change)) {
 /// Has the running transaction written rows already, and so holds its epochs?
 pub fn has_flushed_early() -> bool {
     FLUSHED_EARLY_AT.get() != 0
+}
+
+/// The same, but for what was written to drop the counters of a type.
+pub fn has_flushed_changes() -> bool {
+    has_flushed_early() && !ONLY_DROPS.get()
 }

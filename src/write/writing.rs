@@ -3,7 +3,7 @@
 use crate::bounds::types;
 use crate::pg::ports;
 use crate::pg::room;
-use crate::transaction::pending::{self, FLUSHED_EARLY_AT, PHASE, Phase};
+use crate::transaction::pending::{self, FLUSHED_EARLY_AT, ONLY_DROPS, PHASE, Phase};
 use crate::write::flush;
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -64,8 +64,17 @@ pub fn write_early() {
     flush_early(ports::xact_nest_level());
 }
 
+/// Writes what is pending now, which drops the counters of a type and does nothing else: it does not keep the transaction
+/// from defining types.
+pub fn write_drops() {
+    let is_first = !pending::has_flushed_changes();
+    write_early();
+    ONLY_DROPS.set(is_first);
+}
+
 /// Writes what is pending before the end.
 pub fn flush_early(level: u32) {
+    ONLY_DROPS.set(false);
     if PHASE.get() == Phase::Running {
         types::announce_early_writing();
         let known = FLUSHED_EARLY_AT.get();

@@ -171,14 +171,14 @@ pub(super) fn run(options: &Options, measured: &mut Measured) -> Result<()> {
     Ok(())
 }
 
-/// The writes that were under way at some time between the two: microseconds of each.
-fn within(log: &[Logged], from: f64, to: f64) -> impl Iterator<Item = u64> {
-    log.iter().filter_map(move |write| {
-        let own = write
+/// The calls that were under way at some time between the two: microseconds of each.
+pub(super) fn within(log: &[Logged], from: f64, to: f64) -> impl Iterator<Item = u64> {
+    log.iter().filter_map(move |call| {
+        let own = call
             .microseconds
-            .saturating_sub(write.lag.unwrap_or_default());
-        let start = write.end - own as f64 / 1e6;
-        (write.end >= from && start < to).then_some(own)
+            .saturating_sub(call.lag.unwrap_or_default());
+        let start = call.end - own as f64 / 1e6;
+        (call.end >= from && start < to).then_some(own)
     })
 }
 
@@ -239,7 +239,7 @@ fn track(client: &mut Client, has_ended: impl Fn() -> bool) -> Result<Times> {
     })
 }
 
-fn seconds_since_1970() -> Result<f64> {
+pub(super) fn seconds_since_1970() -> Result<f64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     Ok(since.context("the clock is before 1970")?.as_secs_f64())
 }

@@ -279,7 +279,7 @@ fn run(config: &Config, load: BoundedLoad, number: u64, end: &BoundedEnd) -> Res
 }
 
 /// Out of bounds, a hold that has expired, is gone or holds less, a deadlock, a conflict.
-fn is_refusal(error: &anyhow::Error) -> bool {
+pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
     sqlstate(error).is_some_and(|code| {
         [
             SqlState::CHECK_VIOLATION,

@@ -11,7 +11,7 @@
 //! - [`check()`] compares counters and oracle in the snapshot of one statement;
 //! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
 //!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
-//!   [`bounded_under_watch`] with bounded counters; [`mixed_under_watch`] does all of that at once;
+//!   [`bounded_under_watch`] with bounded counters, [`windowed_under_watch`] with ones that begin anew; [`mixed_under_watch`] does all of that at once;
 //! - [`settle`] waits until all is folded, [`footprint`] measures what that has come to;
 //! - [`blocks`] and [`run_blocks`] take SQL out of the documents, and run it;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
@@ -33,6 +33,7 @@ mod pages;
 mod replica;
 mod server;
 mod tracked;
+mod windowed;
 
 pub use amcheck::amcheck;
 pub use bounded::{
@@ -70,4 +71,9 @@ pub use server::{DEADLINE, folding_hard, shared};
 pub use tracked::{
     LEVELS, TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, is_no_look, look_at_exact,
     no_drift, patiently, rows_agree, track, track_all, tracked_under_watch, tracks_have_triggers,
+};
+pub use windowed::{
+    GROWING, Granted, Growing, WindowedEnd, WindowedLoad, WindowedTraffic, granted,
+    look_at_windows, prepare_windowed, promise_holds, windowed_under_watch, windows_agree,
+    windows_are_sound, windows_hold,
 };
