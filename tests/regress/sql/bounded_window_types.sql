@@ -188,9 +188,25 @@ ROLLBACK;
 SELECT counter_value('week:a');
 BEGIN;
 SELECT counter_type_drop('week');
-SELECT counter_type_create('week', max => 8, per => '1 month');
-SELECT counter_try_incr('week:a', 8), counter_try_incr('week:a');
+SELECT counter_type_create('week', min => 0, per => '1 month');
 COMMIT;
+-- What was dropped is there for others until then, and could be taken once more, where windows begin at the same time.
+SELECT counter_incr('week:a', 7);
+BEGIN;
+SELECT counter_type_drop('week');
+SELECT counter_type_create('week', min => 0, per => '1 day');
+SELECT counter_incr('other:a'), counter_try_incr('utc:a');
+SAVEPOINT s;
+SELECT counter_try_incr('week:a', -7);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_set('week:a', -7);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_value('week:a');
+COMMIT;
+SELECT counter_drop('other:a'), counter_drop('utc:a');
+SELECT counter_try_incr('week:a', -7), counter_try_incr('week:a', 1);
 SELECT name, value FROM counter_list('week:');
 -- Beyond a bigint as well.
 SELECT name, value FROM counters WHERE name LIKE 'hour:%';
