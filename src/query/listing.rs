@@ -109,9 +109,11 @@ impl Listing {
         unsafe { Self::start_of(Shown::default(), wanted, snapshot, arena) }
     }
 
+    /// The same of what was shown at some time.
+    ///
     /// # Safety
     /// As of [`Listing::start`].
-    unsafe fn start_of(
+    pub unsafe fn start_of(
         shown: Shown,
         wanted: Wanted,
         snapshot: pg_sys::Snapshot,
