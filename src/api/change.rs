@@ -256,7 +256,10 @@ fn counter_rename(old_name: Option<Text>, new_name: Option<Text>) -> bool {
     let (old, new) = (args::name(old_name), args::name(new_name));
     must_differ(old, new, "rename a counter to");
     must_have_no_windows([old, new], "counter_rename()");
+    let names = [old, new];
     let (mut old, mut new) = Held::lock_both(old, new);
+    // The type may have got one while these were waited for.
+    must_have_no_windows(names, "counter_rename()");
     old.must_exist();
     if new.tally().exists() {
         raise(
@@ -277,7 +280,9 @@ fn counter_merge(into_name: Option<Text>, from_name: Option<Text>) -> bool {
     let (into, from) = (args::name(into_name), args::name(from_name));
     must_differ(into, from, "merge a counter into");
     must_have_no_windows([into, from], "counter_merge()");
+    let names = [into, from];
     let (mut into, mut from) = Held::lock_both(into, from);
+    must_have_no_windows(names, "counter_merge()");
     from.must_exist();
     move_value(&mut from, &mut into);
     true

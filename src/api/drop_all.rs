@@ -58,7 +58,7 @@ pub fn drop_all() -> i64 {
     writing::write_early();
     let latest = LatestSnapshot::take();
     let mut counters = existing(&NameRange::all(), Order::Any, latest.as_ptr());
-    counters.retain(|(name, _)| !types::is_of_tracked(name));
+    counters.retain(|(name, tally)| tally.exists() && !types::is_of_tracked(name));
     for (name, tally) in &counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(name);
@@ -96,7 +96,8 @@ fn lock_all() {
     }
 }
 
-/// All counters of a range that exist for a snapshot, which is active, by the names that they are stored as.
+/// What there is of each counter of a range for a snapshot, which is active, by the names that they are stored as. One that
+/// has ended since its window was removed may be less than nothing.
 pub(super) fn existing(
     range: &NameRange,
     order: Order,
@@ -106,7 +107,7 @@ pub(super) fn existing(
     let mut pending = reader.pending_in(range);
     let mut counters = Vec::new();
     let mut keep = |name: &[u8], tally: Tally| {
-        if tally.exists() {
+        if !tally.is_zero() {
             room::push(&mut counters, (room::copy(name), tally));
         }
     };

@@ -58,16 +58,7 @@ fn counter_history(
     );
     let name = type_name(of);
     let zone = args::zone(args::required("time zone", time_zone).0);
-    if types::window_of_type(name.as_bytes()).is_some() {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!("cannot keep a history of type \"{name}\", which has a window"),
-            )
-            .set_detail("Its counters begin anew with each window.")
-            .set_hint("counter_windows() shows what they came to in windows that are kept. To keep more, count under the name of another type as well."),
-        );
-    }
+    must_have_no_window(&name);
     let midnight = Calendar::new(Unit::Day, zone).start_of(clock::now());
     if midnight.rem_euclid(MINUTE) != 0 {
         raise(
@@ -104,6 +95,8 @@ fn counter_history(
         );
     }
     let known = lock(&name);
+    // Who creates a type with one looks for histories under a lock that this one excludes.
+    must_have_no_window(&name);
     if let Some(series) = known.iter().find(|series| *series.zone != *zone) {
         raise(
             report(
@@ -226,6 +219,21 @@ impl Keep {
 
 fn plural(unit: Unit) -> String {
     format!("{}s", unit.name())
+}
+
+/// # Errors
+/// Raises 0A000 for a type with a window.
+fn must_have_no_window(name: &str) {
+    if types::window_of_type(name.as_bytes()).is_some() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("cannot keep a history of type \"{name}\", which has a window"),
+            )
+            .set_detail("Its counters begin anew with each window.")
+            .set_hint("counter_windows() shows what they came to in windows that are kept. To keep more, count under the name of another type as well."),
+        );
+    }
 }
 
 /// Keeps others from changing what there is, to the end of the transaction, and returns what that is for a type.

@@ -10,6 +10,7 @@ use crate::bounds::accounts::clock;
 use crate::bounds::escrow;
 use crate::bounds::types;
 use crate::bounds::windows;
+use crate::pg::clock as server_clock;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::Member;
 use crate::pg::lock::conflicting_xacts;
@@ -261,8 +262,8 @@ impl PerWindow {
         }
         let per = pgrx::datum::Interval::new(months, days, micros);
         let zone = zone.map(|zone| String::from_utf8_lossy(args::zone(zone)).into_owned());
-        per.ok().map(|per| Self {
-            per,
+        Some(Self {
+            per: per.expect("a length that a window can have"),
             zone,
             kept,
             sliding,
@@ -498,11 +499,11 @@ fn drop_counters(name: &str) {
     for (counter, tally) in counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(&counter);
-        drop_all::drop_one(&counter, tally);
         if let Some(limits) = types::find(&counter) {
             // It goes by the type as it is, and the transaction may have changed others.
             escrow::note_gone_by(&counter, limits.generation);
         }
+        drop_all::drop_one(&counter, tally);
     }
     // As long as the type is there.
     match is_first {
@@ -539,6 +540,10 @@ fn must_have_no_holds(name: &str, range: &NameRange) {
 /// Raises 0A000 where the type has a history.
 fn must_have_no_history(name: &str) {
     let shared = catalog::shared();
+    // Who makes one locks it, before the gates as well, and looks for the type then.
+    if Relation::open_until_commit(shared.history, SHARE_UPDATE_EXCLUSIVE).is_none() {
+        catalog::gone()
+    }
     let latest = LatestSnapshot::take();
     // SAFETY: the snapshot is active as long as `latest` lives.
     let series = unsafe { history::series(&shared, Some(name.as_bytes()), latest.as_ptr()) };
@@ -567,7 +572,10 @@ fn must_have_no_counters(name: &str) {
     });
     lock_counters(Looker::Definer);
     must_have_no_holds(name, &range);
-    if let Some((counter, _)) = existing_now(&range).first() {
+    if let Some((counter, _)) = existing_now(&range)
+        .iter()
+        .find(|(_, tally)| tally.exists())
+    {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
@@ -785,13 +793,29 @@ fn take_over_removed() {
     match removed {
         Ok(None) => {}
         Ok(Some(removed)) => {
-            windows::note_removed(pg_sys::TimestampTz::from(removed));
+            let removed = pg_sys::TimestampTz::from(removed);
+            warn_if_ahead(removed);
+            windows::note_removed(removed);
             run(
                 "UPDATE ONLY counterx.type SET removed_until = NULL WHERE removed_until IS NOT NULL",
                 &[],
             );
         }
         Err(error) => internal(&error),
+    }
+}
+
+/// Windows up to some time are gone where a dump comes from.
+fn warn_if_ahead(removed: i64) {
+    let ahead = removed.saturating_sub(server_clock::now()) / 1_000_000;
+    if ahead > 60 {
+        report(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!("windows of counters go by a time that is {ahead} s ahead of the server's clock"),
+        )
+        .set_detail("Where the types come from, windows up to that time were removed.")
+        .set_hint("If that clock was wrong, counterx.reset_window_clock() has windows go by the server's.")
+        .report(PgLogLevel::WARNING);
     }
 }
 

@@ -113,7 +113,12 @@ pub fn set_window_clock_back() -> i64 {
     now
 }
 
+/// Most of those who go by one clock at once find that somebody has raised it already.
 fn latest(clock: &AtomicI64, now: i64) -> i64 {
+    let known = clock.load(Ordering::SeqCst);
+    if known >= now {
+        return known;
+    }
     clock.fetch_max(now, Ordering::SeqCst).max(now)
 }
 

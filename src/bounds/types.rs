@@ -34,7 +34,7 @@ use counterx_core::escrow::Bounds;
 use counterx_core::lane::NameHash;
 use counterx_core::parts::type_of;
 use counterx_core::room::{NoMemory, keep_spare};
-use counterx_core::windows::{Kind, Length, Stored};
+use counterx_core::windows::{Kind, Length, Prefix, Stored};
 use hashbrown::HashTable;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::borrow::Cow;
@@ -319,6 +319,8 @@ fn window_in(row: &Row) -> Option<Windowed> {
         .get(columns::types::KEPT)
         .map_or(0, |kept| kept.value() as u32);
     let name = row.text(columns::types::NAME);
+    // One that is too long to be stored.
+    Prefix::new(name, 0)?;
     let kind =
         match (row.get(columns::types::SLIDING)).is_some_and(|sliding| sliding.value() & 1 != 0) {
             true => Kind::Sliding,

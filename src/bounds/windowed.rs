@@ -94,7 +94,9 @@ impl Windowed {
     pub fn ended(&self, time: i64) -> Option<(NameRange, i64)> {
         let first = self.with_calendar(|calendar| {
             let running = Window::at(self.length, calendar, time)?;
-            Some(running.first_kept(self.kept, self.length, calendar))
+            // Others may go by the rules of a zone as they were: one more is kept of days and months.
+            let kept = self.kept + u32::from(self.length.needs_zone());
+            Some(running.first_kept(kept, self.length, calendar))
         })?;
         Some((windows::ended(&self.type_name, first)?, first))
     }
@@ -161,16 +163,28 @@ impl Windowed {
         )
     }
 
-    fn with_calendar<T>(&self, look: impl FnOnce(&mut Calendar) -> T) -> T {
+    fn with_calendar<T>(&self, look: impl FnOnce(&mut Days) -> T) -> T {
         let unit = match self.length {
-            // Nobody asks for it.
-            Length::Fixed(_) => Unit::Event,
+            Length::Fixed(_) => return look(&mut Days(None)),
             Length::Day => Unit::Day,
             Length::Month => Unit::Month,
         };
         // SAFETY: what leaves the scope are numbers.
         let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-        look(&mut Calendar::new(unit, &self.zone))
+        look(&mut Days(Some(Calendar::new(unit, &self.zone))))
+    }
+}
+
+/// Where windows of days and months begin. Nobody asks for others.
+struct Days(Option<Calendar>);
+
+impl windows::Calendar for Days {
+    fn start_of(&mut self, time: i64) -> i64 {
+        (self.0.as_mut()).map_or(time, |calendar| calendar.start_of(time))
+    }
+
+    fn end_of(&mut self, start: i64) -> i64 {
+        (self.0.as_mut()).map_or(start, |calendar| calendar.end_of(start))
     }
 }
 

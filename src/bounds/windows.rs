@@ -79,7 +79,8 @@ fn now(known: &mut Known) -> i64 {
         Some(removed) => removed,
         None => {
             let [removed, _] = cell::read(&cell());
-            known.removed = Some(removed);
+            // What is read in recovery says nothing of the time after it.
+            known.removed = is_shared.then_some(removed);
             removed
         }
     };

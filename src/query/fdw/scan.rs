@@ -14,8 +14,10 @@ use crate::pg::room;
 use crate::pg::varlena::text_bytes;
 use crate::query::fdw::condition::Kind;
 use crate::query::listing::{Entry, Listing, Wanted};
+use crate::query::shown;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
+use counterx_core::windows::Shown;
 use pgrx::{PgList, PgMemoryContexts, PgSqlErrorCode, pg_guard, pg_sys};
 use std::ffi::CString;
 
@@ -23,6 +25,8 @@ use std::ffi::CString;
 struct Scan {
     conditions: Vec<(Kind, *mut pg_sys::ExprState)>,
     listing: Option<Listing>,
+    /// As of the beginning: a cursor shows by its snapshot, and by the time of that.
+    shown: Shown,
     /// What the listing allocates.
     arena: MemoryArena,
 }
@@ -87,6 +91,7 @@ pub unsafe extern "C-unwind" fn begin(node: *mut pg_sys::ForeignScanState, flags
         let scan = Scan {
             conditions: kinds.into_iter().zip(operands.iter_ptr()).collect(),
             listing: None,
+            shown: shown::now(),
             arena: MemoryArena::below(context),
         };
         (*node).fdw_state = PgMemoryContexts::For(context)
@@ -135,8 +140,12 @@ pub unsafe extern "C-unwind" fn iterate(
             None => {
                 let wanted = evaluate(&scan.conditions, (*node).ss.ps.ps_ExprContext);
                 let snapshot = (*(*node).ss.ps.state).es_snapshot;
-                scan.listing
-                    .insert(Listing::start(wanted, snapshot, &scan.arena))
+                scan.listing.insert(Listing::start(
+                    scan.shown.clone(),
+                    wanted,
+                    snapshot,
+                    &scan.arena,
+                ))
             }
         };
         if let Some(Entry { name, value, .. }) = listing.next() {

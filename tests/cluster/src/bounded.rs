@@ -78,7 +78,7 @@ const FUNCTIONS: &str = "
 const BOUNDS_SQL: &str = "
     SELECT coalesce(string_agg(format('%s is %s', c.name, c.value), ', '), '')
       FROM counters c JOIN counter_types t ON split_part(c.name, ':', 1) = t.name
-     WHERE c.value < t.min OR c.value > t.max";
+     WHERE (c.value < t.min OR c.value > t.max) AND NOT c.name ^@ 'window.'";
 
 /// Makes the types and functions, in a database of [`crate::create_database`].
 ///
@@ -220,7 +220,8 @@ pub fn nothing_is_kept(client: &mut Client) -> Result<()> {
         "SET counterx.escrow_wait = 0; SELECT counter_hold_release(id) FROM counter_holds",
     )?;
     let sql = "SELECT c.name, c.value::bigint, t.min, t.max
-                 FROM counters c JOIN counter_types t ON split_part(c.name, ':', 1) = t.name";
+                 FROM counters c JOIN counter_types t ON split_part(c.name, ':', 1) = t.name
+                WHERE NOT c.name ^@ 'window.'";
     for row in client.query(sql, &[])? {
         let (name, value): (String, i64) = (row.get(0), row.get(1));
         let (min, max): (Option<i64>, Option<i64>) = (row.get(2), row.get(3));

@@ -14,7 +14,7 @@ use crate::server::DEADLINE;
 /// Both ways to read a counter are held against the oracle, for every name that either side knows.
 ///
 /// Hits are in no transaction of the oracle's: they have a [book](crate::Book), and names of their own. So have
-/// the rows of a tracked table.
+/// the rows of a tracked table, and counters that begin anew, of [`crate::prepare_windowed`].
 pub const CHECK_SQL: &str = "
     WITH books AS (SELECT name, sum(delta) AS total FROM oracle GROUP BY name),
     compared AS (
@@ -23,7 +23,7 @@ pub const CHECK_SQL: &str = "
                coalesce(counters.value, 0) AS listed,
                counter_value(name) AS point
           FROM books FULL JOIN counters USING (name)
-         WHERE NOT name ^@ 'hit:' AND NOT name ^@ 'item:'
+         WHERE NOT name ^@ 'hit:' AND NOT name ^@ 'item:' AND NOT name ^@ 'window.'
     )
     SELECT count(*),
            coalesce(string_agg(format('%s: oracle %s, counters %s, counter_value %s',

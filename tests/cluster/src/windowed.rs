@@ -1,6 +1,7 @@
 //! Traffic on counters that begin anew: everybody calls around the moments at which windows end, and books what he was
 //! granted in the same transaction, with the time before and after the call.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,31 +18,31 @@ use crate::server::DEADLINE;
 /// Counters that only grow, so that what was granted can be added up.
 pub const GROWING: [Growing; 5] = [
     Growing {
-        name: "fixed:a",
+        name: "window.fixed:a",
         max: 20,
         length: SECOND,
         slides: false,
     },
     Growing {
-        name: "slide:a",
+        name: "window.slide:a",
         max: 20,
         length: 2 * SECOND,
         slides: true,
     },
     Growing {
-        name: "narrow:a",
+        name: "window.narrow:a",
         max: 7,
         length: 2 * SECOND,
         slides: true,
     },
     Growing {
-        name: "counts:a",
+        name: "window.counts:a",
         max: 15,
         length: SECOND,
         slides: false,
     },
     Growing {
-        name: "patient:a",
+        name: "window.patient:a",
         max: 25,
         length: 2 * SECOND,
         slides: true,
@@ -49,21 +50,35 @@ pub const GROWING: [Growing; 5] = [
 ];
 
 /// Those that may be lowered as well, and one without bounds; and one of which no window is kept.
-const OTHERS: [&str; 4] = ["both:a", "both:b", "free:a", "gone:a"];
+const OTHERS: [&str; 4] = [
+    "window.both:a",
+    "window.both:b",
+    "window.free:a",
+    "window.gone:a",
+];
+
+/// Each counter is called for so many seconds, and then another one: so all windows of the last ones are kept.
+const AGE: u64 = 300;
+
+/// The counter of the moment that goes by this name here.
+fn counter(name: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    format!("{name}{}", now.map_or(0, |now| now.as_secs() / AGE))
+}
 
 /// In microseconds.
 const SECOND: i64 = 1_000_000;
 
 /// As many windows are kept as a load can last.
 const TYPES: &str = "
-    SELECT counter_type_create('fixed', max => 20, per => '1 second', kept => 900);
-    SELECT counter_type_create('slide', max => 20, per => '2 seconds', sliding => true, kept => 900);
-    SELECT counter_type_create('narrow', max => 7, per => '2 seconds', sliding => true, kept => 900);
-    SELECT counter_type_create('counts', max => 15, per => '1 second', count_refused => true, kept => 900);
-    SELECT counter_type_create('patient', max => 25, per => '2 seconds', sliding => true, count_refused => true, kept => 900);
-    SELECT counter_type_create('both', min => -3, max => 8, per => '1 second', kept => 900);
-    SELECT counter_type_create('free', per => '2 seconds', kept => 900);
-    SELECT counter_type_create('gone', max => 5, per => '1 second');
+    SELECT counter_type_create('window.fixed', max => 20, per => '1 second', kept => 900);
+    SELECT counter_type_create('window.slide', max => 20, per => '2 seconds', sliding => true, kept => 900);
+    SELECT counter_type_create('window.narrow', max => 7, per => '2 seconds', sliding => true, kept => 900);
+    SELECT counter_type_create('window.counts', max => 15, per => '1 second', count_refused => true, kept => 900);
+    SELECT counter_type_create('window.patient', max => 25, per => '2 seconds', sliding => true, count_refused => true, kept => 900);
+    SELECT counter_type_create('window.both', min => -3, max => 8, per => '1 second', kept => 900);
+    SELECT counter_type_create('window.free', per => '2 seconds', kept => 900);
+    SELECT counter_type_create('window.gone', max => 5, per => '1 second');
     CREATE TABLE granted (
         name text NOT NULL, delta bigint NOT NULL, asked timestamptz NOT NULL, told timestamptz NOT NULL,
         is_granted boolean NOT NULL DEFAULT true
@@ -149,7 +164,10 @@ const FUNCTIONS: &str = "
 
 /// One statement, so one snapshot: which counters are not what was booked, or in which window they are out of bounds.
 const WINDOWS_SQL: &str = "
-    WITH booked AS MATERIALIZED (SELECT name, sum(delta) AS delta FROM granted GROUP BY name)
+    WITH booked AS MATERIALIZED (
+        SELECT name, sum(delta) AS delta FROM granted GROUP BY name
+        HAVING min(asked) > clock_timestamp() - interval '800 seconds'
+    )
     SELECT coalesce(string_agg(format('%s: booked %s, counted %s, from %s to %s', b.name, b.delta, w.sum, w.least, w.most),
                                E'\\n'), '')
       FROM booked b JOIN counter_types t ON t.name = split_part(b.name, ':', 1),
@@ -185,7 +203,7 @@ pub struct Granted {
 /// # Errors
 /// It was more than the maximum.
 pub fn windows_hold(growing: &Growing, calls: &[Granted]) -> Result<()> {
-    let mut windows = std::collections::BTreeMap::new();
+    let mut windows = BTreeMap::new();
     for call in calls {
         let window = call.asked.div_euclid(growing.length);
         if window == call.told.div_euclid(growing.length) {
@@ -238,22 +256,23 @@ pub fn prepare_windowed(client: &mut Client) -> Result<()> {
     Ok(client.batch_execute(FUNCTIONS)?)
 }
 
-/// All that was granted of a counter.
+/// All that was granted, by counter.
 ///
 /// # Errors
 /// Those of the server.
-pub fn granted(client: &mut impl GenericClient, name: &str) -> Result<Vec<Granted>> {
-    let sql = "SELECT delta, (extract(epoch FROM asked) * 1000000)::bigint, (extract(epoch FROM told) * 1000000)::bigint
-                 FROM granted WHERE name = $1 AND is_granted";
-    let rows = client.query(sql, &[&name])?;
-    Ok(rows
-        .iter()
-        .map(|row| Granted {
-            delta: row.get(0),
-            asked: row.get(1),
-            told: row.get(2),
-        })
-        .collect())
+pub fn granted(client: &mut impl GenericClient) -> Result<BTreeMap<String, Vec<Granted>>> {
+    let sql = "SELECT name, delta, (extract(epoch FROM asked) * 1000000)::bigint,
+                      (extract(epoch FROM told) * 1000000)::bigint
+                 FROM granted WHERE is_granted";
+    let mut all = BTreeMap::<_, Vec<Granted>>::new();
+    for row in client.query(sql, &[])? {
+        all.entry(row.get(0)).or_default().push(Granted {
+            delta: row.get(1),
+            asked: row.get(2),
+            told: row.get(3),
+        });
+    }
+    Ok(all)
 }
 
 /// In the caller's snapshot: all that was booked is in some window, and no window is out of bounds.
@@ -284,7 +303,7 @@ pub fn look_at_windows(client: &mut Client) -> Result<()> {
                    UNION ALL SELECT n || ' at ' || w::text FROM unnest($1::text[]) n, all_windows(n) w
                    UNION ALL SELECT n || ' is ' || counter_value(n) || counter_rank(n)::text FROM unnest($1::text[]) n
                 ) looks (what)";
-    let names: Vec<&str> = names().collect();
+    let names: Vec<String> = names().map(counter).collect();
     let first: String = transaction.query_one(all, &[&names])?.get(0);
     // A window ends meanwhile, sometimes.
     std::thread::sleep(Duration::from_millis(100));
@@ -306,7 +325,13 @@ fn names() -> impl Iterator<Item = &'static str> {
 pub fn windows_are_sound(client: &mut Client) -> Result<()> {
     look_at_windows(client)?;
     client.batch_execute("SET counterx.escrow_wait = 0")?;
-    for name in ["fixed:a", "both:a", "both:b", "gone:a"] {
+    for name in [
+        "window.fixed:a",
+        "window.both:a",
+        "window.both:b",
+        "window.gone:a",
+    ] {
+        let name = counter(name);
         let (mut fits, mut more) = (false, true);
         poll_until("a look within one window", DEADLINE, || {
             let mut transaction = client.transaction()?;
@@ -327,24 +352,32 @@ pub fn windows_are_sound(client: &mut Client) -> Result<()> {
     for growing in &GROWING {
         come_back(client, growing)?;
     }
+    let granted = granted(client)?;
     for growing in &GROWING {
-        let calls = granted(client, growing.name)?;
-        ensure!(!calls.is_empty(), "nothing was granted of {}", growing.name);
-        windows_hold(growing, &calls)?;
-        if growing.slides {
-            promise_holds(growing, &calls)?;
+        let mut some = 0;
+        for (_, calls) in granted
+            .iter()
+            .filter(|(name, _)| name.starts_with(growing.name))
+        {
+            some += calls.len();
+            windows_hold(growing, calls)?;
+            if growing.slides {
+                promise_holds(growing, calls)?;
+            }
         }
+        ensure!(some > 0, "nothing was granted of {}", growing.name);
     }
     look_at_windows(client)
 }
 
 /// Takes all there is, and comes back when it was told to.
 fn come_back(client: &mut Client, growing: &Growing) -> Result<()> {
+    let name = counter(growing.name);
     let attempt = client.prepare("SELECT attempt_when($1, $2)::text")?;
     for delta in [1, growing.max / 2, growing.max] {
         let mut told: Option<String> = None;
         poll_until("no room", DEADLINE, || {
-            told = client.query_one(&attempt, &[&growing.name, &delta])?.get(0);
+            told = client.query_one(&attempt, &[&name, &delta])?.get(0);
             Ok(told.is_some())
         })?;
         let told = told.context("no room")?;
@@ -352,7 +385,7 @@ fn come_back(client: &mut Client, growing: &Growing) -> Result<()> {
             let sql = "SELECT clock_timestamp() >= $1::text::timestamptz";
             Ok(client.query_one(sql, &[&told])?.get(0))
         })?;
-        let again: Option<String> = client.query_one(&attempt, &[&growing.name, &delta])?.get(0);
+        let again: Option<String> = client.query_one(&attempt, &[&name, &delta])?.get(0);
         ensure!(
             again.is_none(),
             "{}: refused {delta} at {told}, until {again:?}",
@@ -500,7 +533,7 @@ impl WindowedTraffic {
     }
 
     /// Half of the transactions begin when a window is about to end.
-    fn wait_for_boundary(&mut self) {
+    pub fn wait_for_boundary(&mut self) {
         if self.rng.random_bool(0.5) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let past = Duration::from_nanos(now.map_or(0, |now| now.subsec_nanos().into()));
@@ -555,15 +588,17 @@ impl WindowedTraffic {
     /// A statement that calls a counter and books what was granted.
     pub fn change(&mut self) -> String {
         let name = self.name();
-        let lowers = OTHERS.contains(&name);
+        let lowers = OTHERS.iter().any(|other| name.starts_with(other));
         let delta = match lowers {
             true => self.rng.random_range(-2..4),
             false => self.rng.random_range(0..4),
         };
         match self.rng.random_range(0..8) {
             0..3 => format!("SELECT attempt('{name}', {delta})"),
-            3 | 4 if !name.starts_with("free") => format!("SELECT attempt_when('{name}', {delta})"),
-            5 if name.starts_with("both") => {
+            3 | 4 if !name.starts_with("window.free") => {
+                format!("SELECT attempt_when('{name}', {delta})")
+            }
+            5 if name.starts_with("window.both") => {
                 format!("SELECT take_windowed('{name}', {})", delta.max(0))
             }
             6 => format!(
@@ -574,9 +609,9 @@ impl WindowedTraffic {
         }
     }
 
-    fn name(&mut self) -> &'static str {
+    fn name(&mut self) -> String {
         let number = self.rng.random_range(0..GROWING.len() + OTHERS.len());
-        names().nth(number).unwrap_or("fixed:a")
+        counter(names().nth(number).unwrap_or("window.fixed:a"))
     }
 }
 

@@ -27,10 +27,26 @@ enum Way {
     CompactFull,
     /// With late deltas.
     CompactLate,
+    /// With windows that have ended.
+    CompactEnded,
+    /// Of a counter whose windows slide.
+    Window,
     Take,
     Once,
     Hold,
     Confirm,
+}
+
+impl Way {
+    fn compacts(self) -> bool {
+        [
+            Self::Compact,
+            Self::CompactFull,
+            Self::CompactLate,
+            Self::CompactEnded,
+        ]
+        .contains(&self)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +69,7 @@ impl Action {
 }
 
 /// Points that sessions come by.
-const SESSIONS: [(&str, Way); 35] = [
+const SESSIONS: [(&str, Way); 39] = [
     ("catalog.gate_found", Way::Increment),
     ("flush.gate_locked", Way::Increment),
     ("flush.epoch_read", Way::Increment),
@@ -83,6 +99,10 @@ const SESSIONS: [(&str, Way); 35] = [
     ("truncate.done", Way::CompactFull),
     ("escrow.reserved", Way::Take),
     ("escrow.granted", Way::Take),
+    ("escrow.granted", Way::Window),
+    ("window.timed", Way::Window),
+    ("window.noted", Way::Window),
+    ("windows.noted", Way::CompactEnded),
     ("token.locked", Way::Once),
     ("token.acted", Way::Once),
     ("token.kept", Way::Once),
@@ -192,6 +212,19 @@ pub(super) fn sessions(rig: &mut Rig, options: &Options, report: &mut PartReport
     })
 }
 
+/// Counts in a window, and waits for its end.
+const ENDED: &str = "
+    DO $$
+    DECLARE
+        ends_at timestamptz;
+    BEGIN
+        PERFORM counter_incr('window.gone:deed');
+        SELECT w.ends_at INTO ends_at FROM counter_window('window.gone:deed') w;
+        COMMIT;
+        PERFORM pg_sleep_until(ends_at);
+        PERFORM counter_value('window.gone:deed');
+    END $$";
+
 /// What a session is about to do, and how to tell whether it is done.
 struct Deed {
     sql: String,
@@ -227,7 +260,7 @@ fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<(
                 }
             })?;
             let committed = ["commit.done", "prepare.done"].contains(&point);
-            if way != Way::Compact && way != Way::CompactFull && way != Way::CompactLate {
+            if !way.compacts() {
                 let done = is_done(scene)?;
                 ensure!(done == committed, "done: {done}, committed: {committed}");
             }
@@ -242,7 +275,7 @@ fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<(
                 &format!("failpoint {point}"),
             )?;
             client.batch_execute("ROLLBACK")?;
-            if way == Way::CompactFull {
+            if [Way::CompactFull, Way::CompactEnded].contains(&way) {
                 client.batch_execute("RESET counterx.failpoint")?;
             }
             nothing_is_reserved(scene, &deed)?;
@@ -288,6 +321,17 @@ fn act(
     setting: Option<&String>,
 ) -> Result<(), postgres::Error> {
     let Deed { sql, end, .. } = deed;
+    if way == Way::CompactEnded {
+        if let Some(setting) = setting {
+            client.batch_execute(&format!("SET {setting}"))?;
+        }
+        // One may be removed by the worker before.
+        for _ in 0..3 {
+            client.batch_execute(ENDED)?;
+            client.batch_execute(sql)?;
+        }
+        return client.batch_execute("RESET counterx.failpoint");
+    }
     if way != Way::CompactFull {
         let set = setting.map_or_else(String::new, |setting| format!("SET LOCAL {setting};"));
         return client.batch_execute(&format!("BEGIN; {set} {sql}; {end}"));
@@ -326,7 +370,7 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
             done: format!("SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = 'deed-{n}')"),
             bounded: None,
         },
-        Way::Compact | Way::CompactFull | Way::CompactLate => {
+        Way::Compact | Way::CompactFull | Way::CompactLate | Way::CompactEnded => {
             let mut client = scene.connect()?;
             client.batch_execute(&format!("BEGIN; {many} COMMIT"))?;
             if way == Way::CompactLate {
@@ -337,6 +381,15 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
                 sql: "SELECT counterx.compact()".to_owned(),
                 end,
                 done: "SELECT true".to_owned(),
+                bounded: None,
+            }
+        }
+        Way::Window => {
+            let name = format!("window.slide:{n}");
+            Deed {
+                sql: format!("SELECT attempt('{name}', 2)"),
+                end,
+                done: format!("SELECT sum(value) = 2 FROM all_windows('{name}')"),
                 bounded: None,
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, Load, Recovering, buckets_agree, check, create_database, folding_hard,
-    is_lost, names_in_lanes, prepare_bounded, resolve_orphans, under_watch,
+    is_lost, names_in_lanes, prepare_bounded, prepare_windowed, resolve_orphans, under_watch,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -96,6 +96,7 @@ impl Rig {
         )?;
         let mut client = create_database(&self.cluster, db)?;
         prepare_bounded(&mut client)?;
+        prepare_windowed(&mut client)?;
         let names = names_in_lanes(&mut client)?;
         client.batch_execute(HISTORIES)?;
         drop(client);

@@ -8,6 +8,8 @@
 //!   and what it was told to be rolled back must not; where it was told nothing, as its connection was
 //!   cut, `pg_xact_status` says which of the two.
 //! - Others hit at the same time, each time counters of its own, and keep a book of what they were told.
+//! - Of counters that begin anew, no window gives more than its maximum, those that slide keep what they promise, and
+//!   all that was granted is in some window.
 //! - At the end the counters that all have only added to must be what the clients' own books say.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
     Book, BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, Load, Outcome, Told, Way,
-    agree, compact, folding_hard, footprint, hit_while, nothing_is_kept, settle, together,
-    totals_are_clean, watch_by, within_bounds,
+    WindowedTraffic, agree, compact, folding_hard, footprint, hit_while, nothing_is_kept, settle,
+    together, totals_are_clean, watch_by, windows_agree, windows_are_sound, within_bounds,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, Config, IsolationLevel};
@@ -146,7 +148,24 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
     books_agree(&mut admin, &sessions).context("the clients' books, when all is folded")?;
     totals_are_clean(&mut admin)?;
     nothing_is_kept(&mut admin)?;
-    agree(&mut admin)?;
+    let mut transaction = admin
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()?;
+    agree(&mut transaction)?;
+    transaction.commit()?;
+    let booked = "SELECT count(*), count(DISTINCT name) FROM granted";
+    let row = admin.query_one(booked, &[])?;
+    let (calls, names): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(
+        names > 4,
+        "{calls} calls of {names} counters that begin anew"
+    );
+    report.tried(
+        "calls of counters that begin anew, committed",
+        u64::try_from(calls)?,
+    );
+    windows_are_sound(&mut admin).context("counters that begin anew")?;
     let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
     report.tried("concurrent clients", load.clients);
     report.tried(
@@ -214,6 +233,7 @@ fn look(client: &mut Client, round: u64, patience: Duration, control: &Control) 
         .start()?;
     let first = agree(&mut transaction).context("first look of a snapshot")?;
     within_bounds(&mut transaction)?;
+    windows_agree(&mut transaction)?;
     let pause = Duration::from_millis(if round.is_multiple_of(2) { 30 } else { 0 });
     if !patience.is_zero() {
         // Until it is old, or all is over: several folds and changes of the log later.
@@ -251,11 +271,12 @@ fn run_client(
         },
         number,
     );
+    let mut windowed = WindowedTraffic::new(load.seed, number);
     let shared = move |rng: &mut rand::rngs::StdRng, level: Level| {
-        Op::Sql(if rng.random_bool(0.5) {
-            changes.change(level != Level::ReadCommitted)
-        } else {
-            bounded.change()
+        Op::Sql(match rng.random_range(0..5) {
+            0 | 1 => changes.change(level != Level::ReadCommitted),
+            2 | 3 => bounded.change(),
+            _ => windowed.change(),
         })
     };
     let number = usize::try_from(number)?;
