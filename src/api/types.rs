@@ -499,11 +499,11 @@ fn drop_counters(name: &str) {
     for (counter, tally) in counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(&counter);
-        drop_all::drop_one(&counter, tally);
         if let Some(limits) = types::find(&counter) {
             // It goes by the type as it is, and the transaction may have changed others.
             escrow::note_gone_by(&counter, limits.generation);
         }
+        drop_all::drop_one(&counter, tally);
     }
     // As long as the type is there.
     match is_first {

@@ -27,7 +27,7 @@ use crate::bounds::accounts::{self, Partition};
 use crate::bounds::call::Call;
 use crate::bounds::levels;
 use crate::bounds::limits::{Denied, Limits, Shortage};
-use crate::bounds::reservations;
+use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
 use crate::bounds::windowed::Windowed;
 use crate::bounds::windows::Place;
@@ -218,9 +218,13 @@ fn request_by(call: &Call, bounds: Bounds) -> Result<(), Denied> {
     }
 }
 
-/// A counter is changed by a type of this generation, and nobody asks for more.
+/// A counter is changed by a type of this generation, and nobody asks for more. For who keeps others from changing the
+/// type, and knows that the transaction has not changed the counter before.
 pub fn note_gone_by(name: &[u8], generation: i64) {
-    Call::new(name, &[], generation).note();
+    let call = Call::new(name, &[], generation);
+    call.note();
+    // Whatever the transaction has written early before: nothing of this one.
+    RESERVATIONS.with_borrow_mut(|all| all.owns[call.at].generation = Some(generation));
 }
 
 /// A hold that others see is gone, or one that the transaction has made itself. Reserves nothing.

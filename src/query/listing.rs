@@ -17,7 +17,6 @@ use crate::pg::relation::Relation;
 use crate::pg::room;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::varlena::{NameText, text_datum};
-use crate::query::shown;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
 use crate::store::columns;
@@ -87,16 +86,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Starts.
-    ///
-    /// # Safety
-    /// The snapshot and the arena live as long as the listing.
-    pub unsafe fn start(wanted: Wanted, snapshot: pg_sys::Snapshot, arena: &MemoryArena) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::start_of(shown::now(), wanted, snapshot, arena) }
-    }
-
-    /// The same of all names as they are stored, also of windows that are not shown.
+    /// Starts with all names as they are stored, also of windows that are not shown.
     ///
     /// # Safety
     /// As of [`Listing::start`].
@@ -106,14 +96,14 @@ impl Listing {
         arena: &MemoryArena,
     ) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self::start_of(Shown::default(), wanted, snapshot, arena) }
+        unsafe { Self::start(Shown::default(), wanted, snapshot, arena) }
     }
 
-    /// The same of what was shown at some time.
+    /// Starts, with what is shown at some time.
     ///
     /// # Safety
-    /// As of [`Listing::start`].
-    pub unsafe fn start_of(
+    /// The snapshot and the arena live as long as the listing.
+    pub unsafe fn start(
         shown: Shown,
         wanted: Wanted,
         snapshot: pg_sys::Snapshot,

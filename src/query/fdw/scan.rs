@@ -140,7 +140,7 @@ pub unsafe extern "C-unwind" fn iterate(
             None => {
                 let wanted = evaluate(&scan.conditions, (*node).ss.ps.ps_ExprContext);
                 let snapshot = (*(*node).ss.ps.state).es_snapshot;
-                scan.listing.insert(Listing::start_of(
+                scan.listing.insert(Listing::start(
                     scan.shown.clone(),
                     wanted,
                     snapshot,

@@ -154,6 +154,17 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         .start()?;
     agree(&mut transaction)?;
     transaction.commit()?;
+    let booked = "SELECT count(*), count(DISTINCT name) FROM granted";
+    let row = admin.query_one(booked, &[])?;
+    let (calls, names): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(
+        names > 4,
+        "{calls} calls of {names} counters that begin anew"
+    );
+    report.tried(
+        "calls of counters that begin anew, committed",
+        u64::try_from(calls)?,
+    );
     windows_are_sound(&mut admin).context("counters that begin anew")?;
     let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
     report.tried("concurrent clients", load.clients);
