@@ -34,6 +34,7 @@ use crate::transaction::pending;
 use crate::write::change;
 use crate::write::writing;
 use counterx_core::escrow::Bounds;
+use counterx_core::history::MINUTE;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
 use counterx_core::tally::Tally;
@@ -807,16 +808,21 @@ fn take_over_removed() {
 
 /// Windows up to some time are gone where a dump comes from.
 fn warn_if_ahead(removed: i64) {
-    let ahead = removed.saturating_sub(server_clock::now()) / 1_000_000;
-    if ahead > 60 {
-        report(
-            PgSqlErrorCode::ERRCODE_WARNING,
-            format!("windows of counters go by a time that is {ahead} s ahead of the server's clock"),
-        )
-        .set_detail("Where the types come from, windows up to that time were removed.")
-        .set_hint("If that clock was wrong, counterx.reset_window_clock() has windows go by the server's.")
-        .report(PgLogLevel::WARNING);
+    if removed.saturating_sub(server_clock::now()) <= MINUTE {
+        return;
     }
+    report(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "windows of counters go by a time that is ahead of the server's clock",
+    )
+    .set_detail(format!(
+        "Where the types come from, windows up to {} were removed.",
+        time::text(removed)
+    ))
+    .set_hint(
+        "If that clock was wrong, counterx.reset_window_clock() has windows go by the server's.",
+    )
+    .report(PgLogLevel::WARNING);
 }
 
 /// Counters of these types, or what is on hold of them, were changed past the accounts, by this transaction.

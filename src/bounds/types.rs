@@ -105,8 +105,8 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
 /// Raises 25001 where the running transaction has dropped a counter without reserving that.
 #[cold]
 fn check_not_gone(name: &[u8]) {
-    let is_of = |gone: &Box<[u8]>| Some(&**gone) == type_of(name);
-    let message = if TYPES_GONE.with_borrow(|types| types.iter().any(is_of)) {
+    let type_name = type_of(name).unwrap_or_default();
+    let message = if TYPES_GONE.with_borrow(|types| types.iter().any(|gone| **gone == *type_name)) {
         "cannot change counters of a type in a transaction that has dropped all of them with the type"
     } else if ALL_GONE.get() {
         "cannot change bounded counters in a transaction that has dropped all counters"
