@@ -95,8 +95,10 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
         return None;
     }
     let limits = find(name);
-    if limits.is_some() && BOUNDED_GONE.get() {
-        check_not_gone(name);
+    if let Some(limits) = limits
+        && BOUNDED_GONE.get()
+    {
+        check_not_gone(name, limits);
     }
     limits
 }
@@ -104,10 +106,11 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
 /// # Errors
 /// Raises 25001 where the running transaction has dropped a counter without reserving that.
 #[cold]
-fn check_not_gone(name: &[u8]) {
+fn check_not_gone(name: &[u8], limits: Limits) {
     let is_of = |gone: &Box<[u8]>| Some(&**gone) == type_of(name);
-    let message = if TYPES_GONE.with_borrow(|types| types.iter().any(is_of)) {
-        "cannot change counters of a type in a transaction that has dropped all of them with the type"
+    let is_bounded = limits.bounds != Bounds::default();
+    let message = if is_bounded && TYPES_GONE.with_borrow(|types| types.iter().any(is_of)) {
+        "cannot change bounded counters of a type in a transaction that has dropped all of them with the type"
     } else if ALL_GONE.get() {
         "cannot change bounded counters in a transaction that has dropped all counters"
     } else {

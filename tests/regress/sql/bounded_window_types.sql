@@ -4,7 +4,10 @@ SET timezone = 'UTC';
 SET intervalstyle = 'postgres';
 CREATE EXTENSION counterx;
 -- No window ends while this runs: another server has removed windows up to a time that is far ahead, as a dump says.
+-- (It warns, by how many seconds.)
+SET client_min_messages = error;
 INSERT INTO counterx.type (name, generation, per, removed_until) VALUES ('stopped', 1, '1 day', '2100-01-01 00:00+00');
+RESET client_min_messages;
 SELECT counter_type_drop('stopped');
 CREATE VIEW known AS SELECT name, min, max, description, per, time_zone, kept, sliding FROM counter_types ORDER BY name;
 
@@ -319,6 +322,7 @@ INSERT INTO counterx.type (name, generation, per, zone) VALUES ('elsewhere', 1, 
 SELECT counter_incr('elsewhere:a');
 SELECT value, date_trunc('day', begins_at) = begins_at AS is_midnight, ends_at - begins_at AS length FROM counter_window('elsewhere:a');
 -- Up to when another server has removed windows: nobody counts before that.
+SET client_min_messages = error;
 INSERT INTO counterx.type (name, max, generation, per, kept, removed_until) VALUES ('moved', 1, 1, '1 hour', 1, '2200-01-01 00:00+00');
 SELECT removed_until, counterx.windows_removed() FROM counterx.type WHERE name = 'moved';
 SELECT counter_try_incr('moved:a'), counter_try_incr('moved:a');
@@ -327,6 +331,7 @@ SELECT * FROM counter_window('both:a');
 -- What it had before is not less than that. An administrator can say that the server's clock is right.
 INSERT INTO counterx.type (name, max, generation, per, removed_until) VALUES ('moved2', 1, 1, '1 hour', '2150-01-01 00:00+00');
 SELECT removed_until, counterx.windows_removed() FROM counterx.type WHERE name = 'moved2';
+RESET client_min_messages;
 SELECT counterx.reset_window_clock() < '2100-01-01' AS is_back, counterx.windows_removed() < '2100-01-01' AS are_back;
 SELECT begins_at < '2100-01-01' AS is_back FROM counter_window('moved:a');
 
