@@ -10,6 +10,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("fdw_tests", 8),
     ("hits_tests", 8),
     ("ranking_tests", 8),
+    ("windows_tests", 8),
     ("api", 7),
     ("process", 7),
     ("track", 6),
