@@ -3,7 +3,7 @@
 use counterx_floors::{Floor, check, read};
 use std::path::Path;
 
-const FLOORS: [(&str, u8); 19] = [
+const FLOORS: [(&str, u8); 20] = [
     ("lib", 8),
     // Tests inside the server.
     ("tests", 8),
