@@ -117,6 +117,8 @@ mod hits_tests;
 mod ranking_tests;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
+#[cfg(any(test, feature = "pg_test"))]
+mod windows_tests;
 
 /// Needed by `cargo pgrx test` at the root of the crate.
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! one. They go without asking: whoever has gone by what was before is told to retry, by a new generation
 //! of all types with bounds, as when a bound is tightened.
 
+use super::existing;
 use super::types::Looker;
 use super::types::lock_types;
 use super::types::new_generation;
@@ -25,19 +26,14 @@ use crate::pg::lock::conflicting_xacts;
 use crate::pg::relation::{
     EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
 };
-use crate::pg::room;
 use crate::pg::snapshot::LatestSnapshot;
-use crate::read::reader::{Lanes, Reader};
 use crate::store::catalog;
-use crate::store::totals::{self, Order};
+use crate::store::totals::Order;
 use crate::transaction::notes;
-use crate::write::change;
 use crate::write::writing;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
-use counterx_core::tally::Tally;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::ops::ControlFlow;
 
 /// Drops all counters, deletes all tokens and holds. Returns how many counters there were.
 ///
@@ -57,12 +53,12 @@ pub fn drop_all() -> i64 {
     // So that all there is can be seen.
     writing::write_early();
     let latest = LatestSnapshot::take();
-    let mut counters = existing(&NameRange::all(), Order::Any, latest.as_ptr());
+    let mut counters = existing::in_range(&NameRange::all(), Order::Any, latest.as_ptr());
     counters.retain(|(name, tally)| tally.exists() && !types::is_of_tracked(name));
     for (name, tally) in &counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(name);
-        drop_one(name, *tally);
+        existing::drop_one(name, *tally);
     }
     // Before the generations change: these rows are nobody's who has to retry.
     writing::write_early();
@@ -94,50 +90,6 @@ fn lock_all() {
             catalog::gone()
         }
     }
-}
-
-/// What there is of each counter of a range for a snapshot, which is active, by the names that they are stored as. One that
-/// has ended since its window was removed may be less than nothing.
-pub(super) fn existing(
-    range: &NameRange,
-    order: Order,
-    snapshot: pg_sys::Snapshot,
-) -> Vec<(Vec<u8>, Tally)> {
-    let mut reader = Reader::open(Lanes::All, snapshot);
-    let mut pending = reader.pending_in(range);
-    let mut counters = Vec::new();
-    let mut keep = |name: &[u8], tally: Tally| {
-        if !tally.is_zero() {
-            room::push(&mut counters, (room::copy(name), tally));
-        }
-    };
-    // SAFETY: the caller's snapshot is active.
-    let _all = unsafe {
-        totals::visit(range, order, snapshot, |name, row| {
-            keep(name, totals::tally(row) + pending.take(name));
-            ControlFlow::Continue(())
-        })
-    };
-    for (name, tally) in pending {
-        keep(&name, tally);
-    }
-    reader.finish();
-    counters
-}
-
-/// What is beyond a bigint takes several deltas: see `change.rs`.
-pub(super) fn drop_one(name: &[u8], mut written: Tally) {
-    while i64::try_from(-written.value).is_err() {
-        pgrx::check_for_interrupts!();
-        let part = match written.value > 0 {
-            true => -i64::MAX,
-            false => i64::MAX,
-        };
-        change::adjust_unchecked(name, part);
-        writing::write_early();
-        written += Tally::of(part, 1);
-    }
-    change::drop_unchecked(name, written);
 }
 
 fn delete_rows() {

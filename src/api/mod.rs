@@ -10,7 +10,7 @@
 //! | [`call`] | `CALL counter_add(...)`, for clients that take a SELECT for a read |
 //! | [`look`] | `counter_value`, many at once, pages, sums, ranks |
 //! | [`change`] | set, reset, drop, rename, merge |
-//! | [`drop_all`] | all counters dropped at once |
+//! | [`drop_all`], [`existing`] | all counters dropped at once |
 //! | [`once`] | increments with a token |
 //! | [`parts`] | names that are made of parts |
 //! | [`parts`], [`track`], [`track_triggers`] | names that are made of parts; tracked tables |
@@ -32,6 +32,7 @@ mod bounded;
 mod call;
 mod change;
 mod drop_all;
+mod existing;
 pub mod histories;
 mod history;
 mod hits;

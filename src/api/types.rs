@@ -5,7 +5,7 @@ use super::args::Interval;
 use super::args::Jsonb;
 use super::args::SameVersion;
 use super::args::Text;
-use super::drop_all;
+use super::existing;
 use crate::bounds::accounts::clock;
 use crate::bounds::escrow;
 use crate::bounds::types;
@@ -504,7 +504,7 @@ fn drop_counters(name: &str) {
             // It goes by the type as it is, and the transaction may have changed others.
             escrow::note_gone_by(&counter, limits.generation);
         }
-        drop_all::drop_one(&counter, tally);
+        existing::drop_one(&counter, tally);
     }
     // As long as the type is there.
     match is_first {
@@ -517,7 +517,7 @@ fn drop_counters(name: &str) {
 /// All counters of a range that there are at this moment, by the names that they are stored as.
 fn existing_now(range: &NameRange) -> Vec<(Vec<u8>, Tally)> {
     let latest = LatestSnapshot::take();
-    drop_all::existing(range, Order::ByName, latest.as_ptr())
+    existing::in_range(range, Order::ByName, latest.as_ptr())
 }
 
 /// # Errors

@@ -95,8 +95,10 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
         return None;
     }
     let limits = find(name);
-    if limits.is_some() && BOUNDED_GONE.get() {
-        check_not_gone(name);
+    if let Some(limits) = limits
+        && BOUNDED_GONE.get()
+    {
+        check_not_gone(name, limits);
     }
     limits
 }
@@ -104,10 +106,12 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
 /// # Errors
 /// Raises 25001 where the running transaction has dropped a counter without reserving that.
 #[cold]
-fn check_not_gone(name: &[u8]) {
-    let type_name = type_of(name).unwrap_or_default();
-    let message = if TYPES_GONE.with_borrow(|types| types.iter().any(|gone| **gone == *type_name)) {
-        "cannot change counters of a type in a transaction that has dropped all of them with the type"
+fn check_not_gone(name: &[u8], limits: Limits) {
+    let is_bounded = limits.bounds != Bounds::default();
+    let is_of_gone =
+        || TYPES_GONE.with_borrow(|types| types.iter().any(|gone| Some(&**gone) == type_of(name)));
+    let message = if is_bounded && is_of_gone() {
+        "cannot change bounded counters of a type in a transaction that has dropped all of them with the type"
     } else if ALL_GONE.get() {
         "cannot change bounded counters in a transaction that has dropped all counters"
     } else {

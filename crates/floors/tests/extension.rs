@@ -3,13 +3,14 @@
 use counterx_floors::{Floor, check, read};
 use std::path::Path;
 
-const FLOORS: [(&str, u8); 19] = [
+const FLOORS: [(&str, u8); 20] = [
     ("lib", 8),
     // Tests inside the server.
     ("tests", 8),
     ("fdw_tests", 8),
     ("hits_tests", 8),
     ("ranking_tests", 8),
+    ("windows_tests", 8),
     ("api", 7),
     ("process", 7),
     ("track", 6),
