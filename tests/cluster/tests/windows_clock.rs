@@ -745,6 +745,69 @@ fn compact_fails(client: &mut Client, action: &str) -> Result<()> {
     Ok(())
 }
 
+/// The worker fails, or crashes, when it is about to remove what has ended. It does so the next time.
+#[test]
+fn worker_that_fails_or_crashes_half_way_removes_the_rest() -> Result<()> {
+    let Some(mut stage) = Stage::of(folding_hard("windows-worker").start()?)? else {
+        return Ok(());
+    };
+    let ahead = |stage: &mut Stage, window: i64| -> Result<String> {
+        let mut client = stage.cluster.connect()?;
+        let ahead = stage.origin + window * WINDOW + 10 - epoch(&mut client)?;
+        Ok(ahead.to_string())
+    };
+    for (window, action) in [(1, "error"), (2, "crash")] {
+        let mut client = stage.at(window)?;
+        fill(&mut client, 0)?;
+        drop(client);
+        let armed = format!("windows.noted={action}");
+        let file = stage
+            .cluster
+            .data_dir()
+            .join(format!("counterx.failpoint.{armed}"));
+        let clock = ahead(&mut stage, window + 2)?;
+        stage.cluster.reload(&[
+            ("counterx.failpoint", &*format!("{armed} once")),
+            ("counterx.clock_ahead", &*clock),
+        ])?;
+        std::fs::write(&file, "")?;
+        poll_until("the worker to come there", DEADLINE, || Ok(!file.exists()))?;
+        let mut connection = Recovering::new(&stage.cluster.config(DB));
+        let mut expected = None;
+        poll_until("all that has ended to be removed", DEADLINE, || {
+            // As long as the server goes down, nobody is answered.
+            // After a crash, the worker comes when somebody counts.
+            let looked = connection.client().and_then(|client| {
+                client.batch_execute("SELECT counter_incr('plain:tick', 0)")?;
+                let looked = look(client)?;
+                let (rows, _) = stored(client, "api")?;
+                Ok((looked, rows))
+            });
+            match looked {
+                Ok((looked, rows)) => {
+                    let first = expected.get_or_insert_with(|| looked.clone());
+                    ensure!(*first == looked, "{first}\nbecame\n{looked}");
+                    Ok(rows == 0)
+                }
+                Err(error) if action == "crash" && is_lost(&error) => {
+                    connection.forget();
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        let client = connection.client()?;
+        ensure!(removed(client)? >= Some(stage.origin + (window + 1) * WINDOW));
+        ensure!(take_all(client, "api:far")? == 3 && take_all(client, "slide:far")? == 4);
+        client.batch_execute("SELECT counter_drop('plain:' || n) FROM generate_series(0, 20) n")?;
+        // The clock goes on, and does not leap.
+        stage.origin += 3 * WINDOW;
+    }
+    let log = stage.cluster.log();
+    ensure!(log.contains("removing windows that have ended failed"));
+    nothing_crashed_by_itself(&log)
+}
+
 /// A standby shows what the primary does, by its own clock; and by what the primary has removed, where that is later. So
 /// does what it becomes.
 #[test]
