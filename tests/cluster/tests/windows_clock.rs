@@ -414,23 +414,27 @@ fn cursor_shows_the_window_that_it_was_declared_in() -> Result<()> {
     nothing_crashed(&stage.cluster.log())
 }
 
-/// Holds go by a clock of their own: that of windows is set back, and what a hold had set aside that has expired is not
-/// had twice.
+/// Holds go by a clock of their own: one of windows that is ahead ends none, and one that is set back revives none.
 #[test]
-fn clock_of_windows_that_is_set_back_sells_no_hold_twice() -> Result<()> {
+fn clock_of_windows_is_not_that_of_holds() -> Result<()> {
     let Some(stage) = Stage::set_up("windows-holds")? else {
         return Ok(());
     };
     let mut client = stage.at(0)?;
-    client.batch_execute("SELECT counter_incr('stock:a', 5)")?;
-    let sql = "SELECT counter_hold('stock:a', 5, '1 hour')";
-    let hold: i64 = client.query_one(sql, &[])?.get(0);
-    ensure!(!attempt_many(&mut client, "stock:a", -5)?);
+    client.batch_execute("SET counterx.escrow_wait = 0; SELECT counter_incr('stock:a', 5)")?;
+    let sql = "SELECT counter_hold('stock:a', 5, $1::text::interval)";
+    let hold: i64 = client.query_one(sql, &[&"1 hour"])?.get(0);
     let mut taking = stage.at(20)?;
+    taking.batch_execute("SET counterx.escrow_wait = 0")?;
+    ensure!(attempt(&mut taking, "api:a")?);
+    ensure!(!attempt_many(&mut taking, "stock:a", -5)?);
+    client.execute("SELECT counter_hold_release($1)", &[&hold])?;
+    let hold: i64 = client.query_one(sql, &[&"10 milliseconds"])?.get(0);
     taking.batch_execute("BEGIN")?;
-    ensure!(attempt_many(&mut taking, "stock:a", -5)?);
+    poll_until("the hold to expire", DEADLINE, || {
+        attempt_many(&mut taking, "stock:a", -5)
+    })?;
     client.batch_execute("SELECT counterx.reset_window_clock()")?;
-    client.batch_execute("SET counterx.escrow_wait = 0")?;
     let confirmed = client.execute("SELECT counter_hold_confirm($1)", &[&hold]);
     taking.batch_execute("COMMIT")?;
     let now = value(&mut client, "stock:a")?;
@@ -743,6 +747,69 @@ fn compact_fails(client: &mut Client, action: &str) -> Result<()> {
     let error = anyhow::Error::from(error);
     ensure!(is_lost(&error) == (action == "crash"), "{error:?}");
     Ok(())
+}
+
+/// The worker fails, or crashes, when it is about to remove what has ended. It does so the next time.
+#[test]
+fn worker_that_fails_or_crashes_half_way_removes_the_rest() -> Result<()> {
+    let Some(mut stage) = Stage::of(folding_hard("windows-worker").start()?)? else {
+        return Ok(());
+    };
+    let ahead = |stage: &mut Stage, window: i64| -> Result<String> {
+        let mut client = stage.cluster.connect()?;
+        let ahead = stage.origin + window * WINDOW + 10 - epoch(&mut client)?;
+        Ok(ahead.to_string())
+    };
+    for (window, action) in [(1, "error"), (2, "crash")] {
+        let mut client = stage.at(window)?;
+        fill(&mut client, 0)?;
+        drop(client);
+        let armed = format!("windows.noted={action}");
+        let file = stage
+            .cluster
+            .data_dir()
+            .join(format!("counterx.failpoint.{armed}"));
+        let clock = ahead(&mut stage, window + 2)?;
+        stage.cluster.reload(&[
+            ("counterx.failpoint", &*format!("{armed} once")),
+            ("counterx.clock_ahead", &*clock),
+        ])?;
+        std::fs::write(&file, "")?;
+        poll_until("the worker to come there", DEADLINE, || Ok(!file.exists()))?;
+        let mut connection = Recovering::new(&stage.cluster.config(DB));
+        let mut expected = None;
+        poll_until("all that has ended to be removed", DEADLINE, || {
+            // As long as the server goes down, nobody is answered.
+            // After a crash, the worker comes when somebody counts.
+            let looked = connection.client().and_then(|client| {
+                client.batch_execute("SELECT counter_incr('plain:tick', 0)")?;
+                let looked = look(client)?;
+                let (rows, _) = stored(client, "api")?;
+                Ok((looked, rows))
+            });
+            match looked {
+                Ok((looked, rows)) => {
+                    let first = expected.get_or_insert_with(|| looked.clone());
+                    ensure!(*first == looked, "{first}\nbecame\n{looked}");
+                    Ok(rows == 0)
+                }
+                Err(error) if action == "crash" && is_lost(&error) => {
+                    connection.forget();
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        let client = connection.client()?;
+        ensure!(removed(client)? >= Some(stage.origin + (window + 1) * WINDOW));
+        ensure!(take_all(client, "api:far")? == 3 && take_all(client, "slide:far")? == 4);
+        client.batch_execute("SELECT counter_drop('plain:' || n) FROM generate_series(0, 20) n")?;
+        // The clock goes on, and does not leap.
+        stage.origin += 3 * WINDOW;
+    }
+    let log = stage.cluster.log();
+    ensure!(log.contains("removing windows that have ended failed"));
+    nothing_crashed_by_itself(&log)
 }
 
 /// A standby shows what the primary does, by its own clock; and by what the primary has removed, where that is later. So
