@@ -510,6 +510,7 @@ fn drop_counters(name: &str) {
         true => writing::write_drops(),
         false => writing::write_early(),
     }
+    types::counters_of_type_are_gone(name.as_bytes());
 }
 
 /// All counters of a range that there are at this moment, by the names that they are stored as.

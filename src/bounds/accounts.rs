@@ -7,6 +7,7 @@
 
 use crate::pg::clock;
 use crate::pg::compat::WaitEvent;
+use crate::pg::ports;
 use crate::pg::shared::{Held, Waiter};
 use crate::settings;
 use counterx_core::escrow::{Account, Amounts, End};
@@ -88,7 +89,7 @@ impl Slot {
 
 /// The time by which holds expire: it never goes back.
 pub fn clock() -> i64 {
-    let now = clock::now();
+    let now = ports::now();
     Partition::of(0).map_or(now, |partition| partition.clock(now))
 }
 

@@ -229,7 +229,8 @@ impl<'a> Call<'a> {
             let known = reserved.given_back.wrapping_add(1);
             // In the next window all is there again.
             let until = self.window.map_or(until, |(place, _)| {
-                let left = u64::try_from(place.window().end.saturating_sub(clock)).unwrap_or(0);
+                let left = place.window().end.saturating_sub(accounts::window_clock());
+                let left = u64::try_from(left).unwrap_or(0);
                 until.min(Instant::now() + Duration::from_micros(left))
             });
             self.wait_for_room(partition, bounds, slot, known, until);

@@ -55,8 +55,10 @@ thread_local! {
     static TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
     /// That number when the running transaction first changed a counter.
     static CHANGES_AT_START: Cell<Option<u64>> = const { Cell::new(None) };
-    /// The running transaction has dropped all counters.
+    /// The running transaction has dropped counters without reserving anything: all, or those of some types.
     static BOUNDED_GONE: Cell<bool> = const { Cell::new(false) };
+    static ALL_GONE: Cell<bool> = const { Cell::new(false) };
+    static TYPES_GONE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Definitions of types have changed: what each session has in memory of them is outdated.
@@ -94,15 +96,26 @@ pub fn known_limits_of(name: &[u8]) -> Option<Limits> {
     }
     let limits = find(name);
     if limits.is_some() && BOUNDED_GONE.get() {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                "cannot change bounded counters in a transaction that has dropped all counters",
-            )
-            .set_hint("Commit first."),
-        );
+        check_not_gone(name);
     }
     limits
+}
+
+/// # Errors
+/// Raises 25001 where the running transaction has dropped a counter without reserving that.
+#[cold]
+fn check_not_gone(name: &[u8]) {
+    let is_of = |gone: &Box<[u8]>| Some(&**gone) == type_of(name);
+    let message = if TYPES_GONE.with_borrow(|types| types.iter().any(is_of)) {
+        "cannot change counters of a type in a transaction that has dropped all of them with the type"
+    } else if ALL_GONE.get() {
+        "cannot change bounded counters in a transaction that has dropped all counters"
+    } else {
+        return;
+    };
+    raise(
+        report(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, message).set_hint("Commit first."),
+    );
 }
 
 /// Are the counters of a type those of a tracked table?
@@ -185,6 +198,14 @@ pub fn is_out_of_bounds(name: &[u8], value: i128) -> bool {
 /// others see. (After a rollback to a savepoint neither, to keep it simple.)
 pub fn bounded_counters_are_gone() {
     BOUNDED_GONE.set(true);
+    ALL_GONE.set(true);
+}
+
+/// The same for the counters of a type that has a window, which go with it: there may be another one of its name by the
+/// end of the transaction.
+pub fn counters_of_type_are_gone(type_name: &[u8]) {
+    BOUNDED_GONE.set(true);
+    TYPES_GONE.with_borrow_mut(|types| room::push(types, room::copy(type_name).into()));
 }
 
 /// The limits of a counter, as far as they are known.
@@ -221,7 +242,10 @@ pub fn have_changed() -> bool {
 /// The transaction has ended.
 pub fn after_end() {
     CHANGES_AT_START.set(None);
-    BOUNDED_GONE.set(false);
+    if BOUNDED_GONE.replace(false) {
+        ALL_GONE.set(false);
+        TYPES_GONE.take();
+    }
 }
 
 /// Reads the types, and says of which number of changes they are.

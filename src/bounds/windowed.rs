@@ -9,7 +9,7 @@ use counterx_core::windows::{
     self, BadName, Kind, Length, MAX_WINDOWED_BYTES, Prefix, StoredName, Window,
 };
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// What is known of a type with a window.
 pub struct Windowed {
@@ -24,6 +24,16 @@ pub struct Windowed {
     counts_refused: bool,
     /// The one that was looked at last, and what stored names begin with in it.
     known: RefCell<Option<(Window, Prefix)>>,
+    /// What was looked up last of the windows beside one.
+    beside: Cell<Option<Beside>>,
+}
+
+/// The windows beside one.
+#[derive(Clone, Copy)]
+struct Beside {
+    window: Window,
+    before: Option<Window>,
+    after: Option<Window>,
 }
 
 impl Windowed {
@@ -43,6 +53,7 @@ impl Windowed {
             kept,
             counts_refused,
             known: RefCell::new(None),
+            beside: Cell::new(None),
         }
     }
 
@@ -113,12 +124,28 @@ impl Windowed {
 
     /// The window before another one.
     pub fn before(&self, window: Window) -> Option<Window> {
-        self.with_calendar(|calendar| window.before(self.length, calendar))
+        self.beside(window).before
     }
 
     /// The window after another one.
     pub fn after(&self, window: Window) -> Option<Window> {
-        self.with_calendar(|calendar| window.after(self.length, calendar))
+        self.beside(window).after
+    }
+
+    /// Each call that is refused asks for it, and a calendar takes some thousand instructions.
+    fn beside(&self, window: Window) -> Beside {
+        if let Some(known) = self.beside.get()
+            && known.window == window
+        {
+            return known;
+        }
+        let found = self.with_calendar(|calendar| Beside {
+            window,
+            before: window.before(self.length, calendar),
+            after: window.after(self.length, calendar),
+        });
+        self.beside.set(Some(found));
+        found
     }
 
     /// How a counter is stored in one of its windows.

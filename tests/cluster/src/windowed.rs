@@ -143,6 +143,14 @@ const FUNCTIONS: &str = "
         INSERT INTO granted VALUES (name, -got, asked, clock_timestamp());
         RETURN got;
     END $$;
+    -- Null: to be reset. What that comes to is not asked for, and not held against the maximum.
+    CREATE FUNCTION set_windowed(name text, value bigint) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        asked timestamptz := clock_timestamp();
+        old bigint := CASE WHEN value IS NULL THEN counter_reset(name) ELSE counter_set(name, value) END;
+    BEGIN
+        INSERT INTO granted VALUES (name, coalesce(value, 0) - old, asked, clock_timestamp(), false);
+    END $$;
     CREATE FUNCTION force_guarded(name text, delta bigint, fail boolean) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM public.attempt(name, delta);
@@ -598,8 +606,17 @@ impl WindowedTraffic {
             3 | 4 if !name.starts_with("window.free") => {
                 format!("SELECT attempt_when('{name}', {delta})")
             }
-            5 if name.starts_with("window.both") => {
+            5 if name.starts_with("window.both") && self.rng.random_bool(0.5) => {
                 format!("SELECT take_windowed('{name}', {})", delta.max(0))
+            }
+            5 if lowers => {
+                let value = self.rng.random_range(-1..5);
+                let value = if value < 0 {
+                    "NULL".to_owned()
+                } else {
+                    value.to_string()
+                };
+                format!("SELECT set_windowed('{name}', {value})")
             }
             6 => format!(
                 "SELECT force_guarded('{name}', {delta}, {})",

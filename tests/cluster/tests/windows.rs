@@ -229,7 +229,7 @@ fn nobody_is_refused_while_there_is_room() -> Result<()> {
 fn a_million_ended_windows_are_removed_beside_callers() -> Result<()> {
     const MANY: i64 = 1_000_000;
     // Of its own: it is full of them, and its clock is ahead.
-    let cluster = Cluster::builder()
+    let mut cluster = Cluster::builder()
         .name("windows-many")
         .conf("counterx.compaction_interval", "20ms")
         .start()?;
@@ -249,7 +249,8 @@ fn a_million_ended_windows_are_removed_beside_callers() -> Result<()> {
     settle(&mut client)?;
     ensure!(client.query_one(rows, &[])?.get::<_, i64>(0) == MANY);
     // The window ends.
-    client.batch_execute("SET counterx.clock_ahead = 660")?;
+    cluster.reload(&[("counterx.clock_ahead", "660")])?;
+    let cluster = cluster;
     client.batch_execute("SELECT counter_try_incr('api:now')")?;
     let is_over = AtomicBool::new(false);
     let longest = std::thread::scope(|scope| {

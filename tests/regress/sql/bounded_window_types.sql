@@ -174,6 +174,56 @@ SELECT counter_type_drop('day');
 SELECT counter_incr('day:a');
 SELECT name, value FROM counter_list('day:');
 
+-- What the hint says, in one transaction: dropped, and created with another window; several of them.
+SELECT counter_type_create('week', max => 7, per => '1 day', kept => 6);
+SELECT counter_incr('week:a', 7), counter_incr('hour:a', 9223372036854775807);
+SELECT counter_incr('hour:a', 9223372036854775807);
+-- (Not where it has counted something before: that is written then.)
+BEGIN;
+SELECT counter_incr('plain:a');
+SELECT counter_type_drop('week');
+SELECT counter_type_create('week', max => 8, per => '1 month');
+SELECT counter_try_incr('week:a', 8), counter_try_incr('week:a');
+ROLLBACK;
+SELECT counter_value('week:a');
+BEGIN;
+SELECT counter_type_drop('week');
+SELECT counter_type_create('week', min => 0, per => '1 month');
+COMMIT;
+-- What was dropped is there for others until then, and could be taken once more, where windows begin at the same time.
+SELECT counter_incr('week:a', 7);
+BEGIN;
+SELECT counter_type_drop('week');
+SELECT counter_type_create('week', min => 0, per => '1 day');
+SELECT counter_incr('other:a'), counter_try_incr('utc:a');
+SAVEPOINT s;
+SELECT counter_try_incr('week:a', -7);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_set('week:a', -7);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT counter_value('week:a');
+COMMIT;
+SELECT counter_drop('other:a'), counter_drop('utc:a');
+SELECT counter_try_incr('week:a', -7), counter_try_incr('week:a', 1);
+SELECT name, value FROM counter_list('week:');
+-- Beyond a bigint as well.
+SELECT name, value FROM counters WHERE name LIKE 'hour:%';
+SELECT counter_type_drop('hour');
+SELECT name, value FROM counters WHERE name LIKE 'hour:%';
+SELECT * FROM known WHERE name IN ('week', 'hour');
+-- What is on hold of a counter would be taken of one that has no window.
+SELECT counter_type_create('held', min => 0), counter_incr('held:a', 5);
+SELECT counter_hold('held:a', 5, '1 hour') AS hold \gset
+SELECT counter_type_drop('held'), counter_drop('held:a');
+SELECT counter_type_create('held', per => '1 day');
+\echo :LAST_ERROR_SQLSTATE
+SELECT counter_hold_release(:hold);
+SELECT counter_type_create('held', per => '1 day');
+INSERT INTO counterx.hold VALUES (1000, 'held:a', 3, now(), now() + interval '1 hour');
+\echo :LAST_ERROR_SQLSTATE
+
 -- Created and dropped in one transaction, after a savepoint, by a read only one.
 BEGIN;
 SELECT counter_type_create('brief', max => 2, per => '1 day');
