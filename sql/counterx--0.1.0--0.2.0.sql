@@ -457,13 +457,13 @@ CREATE FUNCTION counter_history_drop(type text) RETURNS boolean
 CREATE FUNCTION counter_seal() RETURNS timestamptz
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counter_seal_wrapper';
-CREATE FUNCTION counter_window(name text)
-    RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)
-    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100 ROWS 1
+CREATE FUNCTION counter_window(name text, OUT value bigint, OUT begins_at timestamptz, OUT ends_at timestamptz)
+    RETURNS record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
     AS 'MODULE_PATHNAME', 'counter_window_wrapper';
-CREATE FUNCTION counter_try(name text, delta bigint DEFAULT 1)
-    RETURNS TABLE (granted boolean, retry_at timestamptz)
-    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 100 ROWS 1
+CREATE FUNCTION counter_try(name text, delta bigint DEFAULT 1, OUT granted boolean, OUT retry_at timestamptz)
+    RETURNS record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 100
     AS 'MODULE_PATHNAME', 'counter_try_wrapper';
 CREATE FUNCTION counter_windows(name text)
     RETURNS TABLE (value bigint, begins_at timestamptz, ends_at timestamptz)

@@ -364,8 +364,6 @@ FROM PUBLIC;
 -- What the planner may expect. (The support function of unnest() looks at the length of the array.)
 ALTER FUNCTION counter_values(text[]) ROWS 100 SUPPORT pg_catalog.array_unnest_support;
 ALTER FUNCTION counter_list(text, text, bigint) ROWS 100;
-ALTER FUNCTION counter_window(text) ROWS 1;
-ALTER FUNCTION counter_try(text, bigint) ROWS 1;
 ALTER FUNCTION counter_windows(text) ROWS 10;
 ALTER FUNCTION counter_top(bigint, text, bigint, text) ROWS 10;
 ALTER FUNCTION counter_bottom(bigint, text, bigint, text) ROWS 10;

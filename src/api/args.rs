@@ -96,6 +96,53 @@ unsafe impl BoxRet for NameOut {
     }
 }
 
+/// One row of several columns, as a value. No set of rows: beside such a set, the server evaluates what else is in a SELECT
+/// list once more than there are rows, so what counts there would count twice.
+pub struct RecordOut(pg_sys::Datum);
+
+impl RecordOut {
+    /// Of the columns that the function is declared to return.
+    pub fn new<const N: usize>(
+        fcinfo: pg_sys::FunctionCallInfo,
+        values: [Option<pg_sys::Datum>; N],
+    ) -> Self {
+        let mut nulls = values.map(|value| value.is_none());
+        let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::null()));
+        // SAFETY: the running call, of a function that is declared with columns of these types; the row is made in the
+        // memory of the call.
+        unsafe {
+            let mut columns = std::ptr::null_mut();
+            pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &raw mut columns);
+            if columns.is_null() || (*columns).natts as usize != N {
+                raise(report(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    "function is not declared as the extension declares it",
+                ));
+            }
+            let columns = pg_sys::BlessTupleDesc(columns);
+            let row = pg_sys::heap_form_tuple(columns, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            Self(pg_sys::HeapTupleHeaderGetDatum((*row).t_data))
+        }
+    }
+}
+
+// SAFETY: the SQL type is record, and the datum made is one.
+unsafe impl SqlTranslatable for RecordOut {
+    const TYPE_IDENT: &'static str = "counterx::RecordOut";
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("record"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("record")));
+}
+
+// SAFETY: returns the datum that was made.
+unsafe impl BoxRet for RecordOut {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: a row, as the function is declared to return.
+        unsafe { fcinfo.return_raw_datum(self.0) }
+    }
+}
+
 /// An argument that is taken as the server hands it over.
 macro_rules! raw_argument {
     ($(#[$doc:meta])* $name:ident, $sql:literal) => {

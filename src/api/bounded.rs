@@ -1,13 +1,11 @@
 //! Increments of bounded counters that may be refused.
 
 use super::args;
-use super::args::Text;
+use super::args::{RecordOut, Text};
 use crate::bounds::escrow;
-use crate::bounds::limits::Shortage;
 use crate::bounds::types;
 use crate::bounds::windows::Look;
 use crate::write::change;
-use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
@@ -16,35 +14,28 @@ fn counter_try_incr(name: Option<Text>, delta: default!(Option<i64>, 1)) -> bool
     change::try_add(args::name(name), args::delta(delta)).is_ok()
 }
 
-/// One row: a table function, as it has several columns.
-#[pg_extern(volatile, parallel_unsafe, cost = 100)]
+#[pg_extern(sql = "
+CREATE FUNCTION counter_try(name text, delta bigint DEFAULT 1, OUT granted boolean, OUT retry_at timestamptz)
+    RETURNS record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 100
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
 fn counter_try(
     name: Option<Text>,
-    delta: default!(Option<i64>, 1),
-) -> TableIterator<
-    'static,
-    (
-        name!(granted, bool),
-        name!(retry_at, Option<TimestampWithTimeZone>),
-    ),
-> {
+    delta: Option<i64>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> RecordOut {
     change::check_may_write(c"counter_try()");
-    let row = match change::try_add(args::name(name), args::delta(delta)) {
-        Ok(()) => (true, None),
-        Err(Shortage { renewal: None, .. }) => (false, None),
-        Err(Shortage {
-            renewal: Some(renewal),
-            ..
-        }) => {
-            let retry_at = renewal
-                .retry_at
-                .and_then(|at| TimestampWithTimeZone::try_from(at).ok());
-            let never = TimestampWithTimeZone::positive_infinity;
-            (false, Some(retry_at.unwrap_or_else(never)))
-        }
-    };
-    TableIterator::once(row)
+    let shortage = change::try_add(args::name(name), args::delta(delta)).err();
+    let granted = shortage.is_none();
+    let retry_at = shortage
+        .and_then(|shortage| shortage.renewal)
+        .map(|renewal| renewal.retry_at.unwrap_or(NEVER));
+    RecordOut::new(fcinfo, [Some(granted.into()), retry_at.map(Into::into)])
 }
+
+/// As a time of the server's: infinity.
+const NEVER: i64 = i64::MAX;
 
 #[pg_extern(volatile, parallel_unsafe, cost = 100)]
 fn counter_take_up_to(name: Option<Text>, n: Option<i64>) -> i64 {

@@ -2,6 +2,7 @@
 
 use super::args;
 use super::args::NameOut;
+use super::args::RecordOut;
 use super::args::SameVersion;
 use super::args::Text;
 use super::args::TextArray;
@@ -141,24 +142,21 @@ fn rows(
     )
 }
 
-/// One row: a table function, as it has several columns.
-#[pg_extern(stable, parallel_restricted, cost = 100)]
-#[allow(clippy::type_complexity, reason = "the columns of a table function")]
-fn counter_window(
-    name: Option<Text>,
-) -> TableIterator<
-    'static,
-    (
-        name!(value, i64),
-        name!(begins_at, TimestampWithTimeZone),
-        name!(ends_at, TimestampWithTimeZone),
-    ),
-> {
+#[pg_extern(sql = "
+CREATE FUNCTION counter_window(name text, OUT value bigint, OUT begins_at timestamptz, OUT ends_at timestamptz)
+    RETURNS record
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
+    AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+fn counter_window(name: Option<Text>, fcinfo: pg_sys::FunctionCallInfo) -> RecordOut {
     let name = args::name(name);
     let place = place(name);
     let value = args::bigint(name, reader::tally(place.name()).value);
-    let (begins_at, ends_at) = times(place.window());
-    TableIterator::once((value, begins_at, ends_at))
+    let Window { start, end } = place.window();
+    RecordOut::new(
+        fcinfo,
+        [value, start, end].map(|number| Some(number.into())),
+    )
 }
 
 #[pg_extern(stable, parallel_restricted, cost = 1000)]

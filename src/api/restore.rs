@@ -206,7 +206,7 @@ pub fn check_row(name: &[u8], delta: i64, uses: Option<i64>, kind: Option<i8>) {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-                format!("counter {} exists already", quoted(name)),
+                format!("counter {} exists already", quoted(&types::plain(name))),
             )
             .set_detail("A restored value would be added to it.")
             .set_hint("Restore counters into a database that does not have them, or drop those that it has with counter_drop() first."),

@@ -26,6 +26,9 @@ pub struct Windowed {
     known: RefCell<Option<(Window, Prefix)>>,
     /// What was looked up last of the windows beside one.
     beside: Cell<Option<Beside>>,
+    /// The window that was running when it was looked which ones have ended, and when the first one began that was kept
+    /// then. To count a thousand days back takes milliseconds, and the worker looks every few seconds.
+    first_kept: Cell<Option<(Window, i64)>>,
 }
 
 /// The windows beside one.
@@ -53,6 +56,7 @@ impl Windowed {
             kept,
             counts_refused,
             known: RefCell::new(None),
+            first_kept: Cell::new(None),
             beside: Cell::new(None),
         }
     }
@@ -103,11 +107,16 @@ impl Windowed {
     /// What is stored for windows that are not kept any more at a time, and when the first one begins that is. None: the
     /// time is out of all windows.
     pub fn ended(&self, time: i64) -> Option<(NameRange, i64)> {
-        let first = self.with_calendar(|calendar| {
-            let running = Window::at(self.length, calendar, time)?;
-            // Others may go by the rules of a zone as they were: one more is kept of days and months.
-            let kept = self.kept + u32::from(self.length.needs_zone());
-            Some(running.first_kept(kept, self.length, calendar))
+        let known = self.first_kept.get().filter(|(it, _)| it.contains(time));
+        let (_, first) = known.or_else(|| {
+            let found = self.with_calendar(|calendar| {
+                let running = Window::at(self.length, calendar, time)?;
+                // Others may go by the rules of a zone as they were: one more is kept of days and months.
+                let kept = self.kept + u32::from(self.length.needs_zone());
+                Some((running, running.first_kept(kept, self.length, calendar)))
+            });
+            self.first_kept.set(found);
+            found
         })?;
         Some((windows::ended(&self.type_name, first)?, first))
     }

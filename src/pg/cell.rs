@@ -77,7 +77,10 @@ unsafe fn find<const N: usize>(page: pg_sys::Page) -> Option<*mut [i64; N]> {
     unsafe {
         let (row, length) = last_row(page)?;
         let columns = u32::from((*row).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
-        let has_nulls = u32::from((*row).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+        let may_have_nulls = u32::from((*row).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+        // Where a column was added and dropped, each rewriting of the table makes it null. Ours stand before it.
+        let has_nulls =
+            may_have_nulls && ((*row).t_bits.as_ptr().read().trailing_ones() as usize) < N;
         let header = usize::from((*row).t_hoff);
         let whole = length >= header + size_of::<[i64; N]>();
         (columns as usize >= N && !has_nulls && whole).then(|| row.cast::<u8>().add(header).cast())

@@ -92,18 +92,31 @@ impl Calendar {
             return self.by_local_time(time);
         }
         match self.unit {
-            Unit::Day | Unit::Month => self.first_midnight(start),
+            Unit::Day | Unit::Month => self.begun(time, self.first_midnight(start)),
             Unit::Event | Unit::Minute | Unit::Hour => start,
         }
     }
 
     /// Where clocks are set back at midnight, there are two of them, and the server takes the second one.
     fn first_midnight(&self, midnight: i64) -> i64 {
+        /// No clocks are set back by more.
+        const MOST: i64 = DAY / 2;
         let mut first = midnight;
-        while midnight - first < 2 * HOUR && self.by_offset(first - HOUR / 2) == midnight {
+        while midnight - first < MOST && self.by_offset(first - HOUR / 2) == midnight {
             first -= HOUR / 2;
         }
         first
+    }
+
+    /// Where clocks are set back from some time after midnight to some time before it, the day before is there once more,
+    /// and goes on until the second midnight.
+    fn begun(&self, time: i64, mut start: i64) -> i64 {
+        let mut before = time;
+        while start > time {
+            before -= HOUR / 2;
+            start = self.first_midnight(self.by_offset(before));
+        }
+        start
     }
 
     fn by_offset(&self, time: i64) -> i64 {

@@ -97,6 +97,42 @@ SELECT counter_history('day', hour => '1 day');
 SELECT counter_history('rate', hour => '1 day');
 SELECT counter_type_create('rate', per => '1 day');
 
+-- What else is in a SELECT list counts once beside a row of several columns, as beside any value.
+CALL clock('2030-04-02 12:00+00');
+SELECT counter_type_create('list', max => 3, per => '1 day');
+SELECT counter_incr('list:a'), counter_try('list:b'), counter_window('list:b');
+SELECT counter_incr('list:a'), counter_try('list:b', 3);
+SELECT counter_try_incr('list:a'), (SELECT granted FROM counter_try('list:c', 2)), counter_try('list:d', 4);
+SELECT name, value FROM counters WHERE name LIKE 'list:%' ORDER BY 1;
+
+-- Restored twice: the counter is told by its name.
+INSERT INTO counterx.late (name, delta) SELECT name, 1 FROM counterx.dump_rows() WHERE name LIKE 'list:%a';
+
+-- A column that somebody has added and dropped is null in the row of a table that is rewritten, and in nobody's way.
+ALTER TABLE counterx.window_clock ADD COLUMN note text;
+SELECT counter_value('list:a');
+ALTER TABLE counterx.window_clock DROP COLUMN note;
+VACUUM FULL counterx.window_clock;
+SELECT counter_value('list:a'), counter_incr('list:e');
+
+-- Clocks that are set back over midnight. By three hours, so that the day has two midnights that far apart.
+CALL clock('2023-03-08 13:20+00');
+SELECT counterx.reset_window_clock() IS NOT NULL;
+SELECT counter_type_create('far', per => '1 day', time_zone => 'Antarctica/Casey', kept => 1);
+SELECT counter_incr('far:a'), counter_window('far:a');
+CALL clock('2023-03-08 15:59:10+00');
+SELECT counter_window('far:a');
+CALL clock('2023-03-09 16:00+00');
+SELECT counter_window('far:a');
+SELECT * FROM counter_windows('far:a');
+-- From after midnight to before it: the day before goes on until the second one.
+CALL clock('2010-03-04 13:20+00');
+SELECT counterx.reset_window_clock() IS NOT NULL;
+SELECT counter_incr('far:b'), counter_window('far:b');
+CALL clock('2010-03-04 16:00+00');
+SELECT counter_window('far:b');
+SELECT * FROM counter_windows('far:b');
+
 RESET counterx.clock_ahead;
 SELECT counterx.reset_window_clock() IS NOT NULL;
 DROP VIEW stored;
