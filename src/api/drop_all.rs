@@ -19,6 +19,7 @@ use super::types::Looker;
 use super::types::lock_types;
 use super::types::new_generation;
 use super::types::run;
+use crate::bounds::escrow;
 use crate::bounds::reservations;
 use crate::bounds::types;
 use crate::pg::error::{raise, report};
@@ -55,9 +56,14 @@ pub fn drop_all() -> i64 {
     let latest = LatestSnapshot::take();
     let mut counters = existing::in_range(&NameRange::all(), Order::Any, latest.as_ptr());
     counters.retain(|(name, tally)| tally.exists() && !types::is_of_tracked(name));
+    let types_have_changed = types::have_changed();
     for (name, tally) in &counters {
         pgrx::check_for_interrupts!();
         notes::note_change_by_value(name);
+        if types_have_changed && let Some(limits) = types::find(name) {
+            // It goes by the type as it is: the transaction has changed types itself, after it had counted.
+            escrow::note_gone_by(name, limits.generation);
+        }
         existing::drop_one(name, *tally);
     }
     // Before the generations change: these rows are nobody's who has to retry.

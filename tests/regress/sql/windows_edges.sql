@@ -105,6 +105,28 @@ SELECT counter_incr('list:a'), counter_try('list:b', 3);
 SELECT counter_try_incr('list:a'), (SELECT granted FROM counter_try('list:c', 2)), counter_try('list:d', 4);
 SELECT name, value FROM counters WHERE name LIKE 'list:%' ORDER BY 1;
 
+-- After all counters were dropped, those without bounds go on in the same transaction.
+SELECT counter_type_create('loose', per => '1 day');
+SELECT counter_incr('loose:a', 4), counter_incr('plain', 4);
+BEGIN;
+SELECT counterx.drop_all_counters() >= 4 AS dropped;
+SELECT counter_incr('loose:a'), counter_incr('plain'), counter_value('loose:a'), counter_value('plain');
+COMMIT;
+SELECT name, value FROM counters WHERE name LIKE 'l%' OR name = 'plain' ORDER BY 1;
+BEGIN;
+SELECT counter_incr('plain');
+SELECT counter_type_create('later', 0, 5);
+SELECT counterx.drop_all_counters() > 0 AS dropped;
+COMMIT;
+SELECT counter_value('loose:a'), counter_value('plain');
+SELECT counter_try_incr('list:a');
+BEGIN;
+SELECT counter_incr('plain');
+SELECT counter_type_create('latest', 0, 5);
+SELECT counterx.drop_all_counters() > 0 AS dropped;
+COMMIT;
+SELECT counter_value('list:a'), counter_value('plain'), counter_incr('list:a');
+
 -- Restored twice: the counter is told by its name.
 INSERT INTO counterx.late (name, delta) SELECT name, 1 FROM counterx.dump_rows() WHERE name LIKE 'list:%a';
 
