@@ -19,7 +19,6 @@ use super::types::Looker;
 use super::types::lock_types;
 use super::types::new_generation;
 use super::types::run;
-use crate::bounds::escrow;
 use crate::bounds::reservations;
 use crate::bounds::types;
 use crate::pg::error::{raise, report};
@@ -30,7 +29,6 @@ use crate::pg::relation::{
 use crate::pg::snapshot::LatestSnapshot;
 use crate::store::catalog;
 use crate::store::totals::Order;
-use crate::transaction::notes;
 use crate::write::writing;
 use counterx_core::lane::LANES;
 use counterx_core::names::NameRange;
@@ -56,16 +54,8 @@ pub fn drop_all() -> i64 {
     let latest = LatestSnapshot::take();
     let mut counters = existing::in_range(&NameRange::all(), Order::Any, latest.as_ptr());
     counters.retain(|(name, tally)| tally.exists() && !types::is_of_tracked(name));
-    let types_have_changed = types::have_changed();
-    for (name, tally) in &counters {
-        pgrx::check_for_interrupts!();
-        notes::note_change_by_value(name);
-        if types_have_changed && let Some(limits) = types::find(name) {
-            // It goes by the type as it is: the transaction has changed types itself, after it had counted.
-            escrow::note_gone_by(name, limits.generation);
-        }
-        existing::drop_one(name, *tally);
-    }
+    // Only where it has changed types itself, after it had counted.
+    existing::drop_each(&counters, types::have_changed());
     // Before the generations change: these rows are nobody's who has to retry.
     writing::write_early();
     drop(latest);

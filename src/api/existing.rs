@@ -1,8 +1,11 @@
 //! All counters of a range of names, and dropping them by deltas, one after the other.
 
+use crate::bounds::escrow;
+use crate::bounds::types;
 use crate::pg::room;
 use crate::read::reader::{Lanes, Reader};
 use crate::store::totals::{self, Order};
+use crate::transaction::notes;
 use crate::write::change;
 use crate::write::writing;
 use counterx_core::names::NameRange;
@@ -39,8 +42,21 @@ pub fn in_range(
     counters
 }
 
+/// Drops counters of which nobody else changes any. Where the transaction may have changed types, `by_types` has each go by
+/// its type as it is.
+pub fn drop_each(counters: &[(Vec<u8>, Tally)], by_types: bool) {
+    for (name, tally) in counters {
+        pgrx::check_for_interrupts!();
+        notes::note_change_by_value(name);
+        if by_types && let Some(limits) = types::find(name) {
+            escrow::note_gone_by(name, limits.generation);
+        }
+        drop_one(name, *tally);
+    }
+}
+
 /// What is beyond a bigint takes several deltas: see `change.rs`.
-pub fn drop_one(name: &[u8], mut written: Tally) {
+fn drop_one(name: &[u8], mut written: Tally) {
     while i64::try_from(-written.value).is_err() {
         pgrx::check_for_interrupts!();
         let part = match written.value > 0 {

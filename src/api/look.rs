@@ -34,7 +34,7 @@ fn counter_values(
     let read: Vec<&[u8]> = room::collect(read.iter().map(|name| &**name));
     let values = paging::values(&read).into_iter();
     rows(room::collect(
-        (names.iter().zip(values)).map(|(&name, (_, value))| (name.into(), value)),
+        (names.iter().zip(values)).map(|(&name, value)| (name.into(), value)),
     ))
 }
 

@@ -7,7 +7,6 @@ use super::args::SameVersion;
 use super::args::Text;
 use super::existing;
 use crate::bounds::accounts::clock;
-use crate::bounds::escrow;
 use crate::bounds::types;
 use crate::bounds::windows;
 use crate::pg::clock as server_clock;
@@ -29,7 +28,6 @@ use crate::store::history;
 use crate::store::ours::AtWork;
 use crate::store::shape;
 use crate::store::totals::{self, Order};
-use crate::transaction::notes;
 use crate::transaction::pending;
 use crate::write::change;
 use crate::write::writing;
@@ -67,6 +65,20 @@ fn invalid_options(message: &str) -> ErrorReport {
     report(code, message).set_hint(OPTIONS_HINT)
 }
 
+/// An argument for an option that may be in the object.
+///
+/// # Errors
+/// Raises 22023 where it is.
+fn give<T>(option: &mut Option<T>, argument: Option<T>) {
+    if argument.is_none() {
+        return;
+    }
+    if option.is_some() {
+        raise(invalid_options("option of a counter type is given twice"));
+    }
+    *option = argument;
+}
+
 impl Options {
     /// From arguments by name, where NULL is missing, and an object, where null is "without".
     ///
@@ -88,16 +100,10 @@ impl Options {
                 )
             }
         }
-        let twice = (min.is_some() && all.min.is_some())
-            || (max.is_some() && all.max.is_some())
-            || (description.is_some() && all.description.is_some());
-        if twice {
-            raise(invalid_options("option of a counter type is given twice"));
-        }
-        all.min = all.min.or(min.map(Some));
-        all.max = all.max.or(max.map(Some));
+        give(&mut all.min, min.map(Some));
+        give(&mut all.max, max.map(Some));
         let description = description.map(|Text(description)| Some(room::copy(description)));
-        all.description = all.description.or(description);
+        give(&mut all.description, description);
         all
     }
 
@@ -110,20 +116,12 @@ impl Options {
         sliding: Option<bool>,
         count_refused: Option<bool>,
     ) -> Self {
-        let twice = (per.is_some() && self.per.is_some())
-            || (time_zone.is_some() && self.time_zone.is_some())
-            || (kept.is_some() && self.kept.is_some())
-            || (sliding.is_some() && self.sliding.is_some())
-            || (count_refused.is_some() && self.count_refused.is_some());
-        if twice {
-            raise(invalid_options("option of a counter type is given twice"));
-        }
-        self.per = self.per.or(per.map(|per| Some(per.parts())));
+        give(&mut self.per, per.map(|per| Some(per.parts())));
         let time_zone = time_zone.map(|Text(zone)| Some(room::copy(zone)));
-        self.time_zone = self.time_zone.or(time_zone);
-        self.kept = self.kept.or(kept.map(Some));
-        self.sliding = self.sliding.or(sliding);
-        self.count_refused = self.count_refused.or(count_refused);
+        give(&mut self.time_zone, time_zone);
+        give(&mut self.kept, kept.map(Some));
+        give(&mut self.sliding, sliding);
+        give(&mut self.count_refused, count_refused);
         self
     }
 
@@ -271,17 +269,6 @@ impl PerWindow {
             count_refused,
         })
     }
-
-    /// # Errors
-    /// Raises 22023 for bounds that do not go with it.
-    fn check(&self, bounds: Bounds) {
-        if self.sliding {
-            must_slide(bounds);
-        }
-        if self.count_refused {
-            must_only_grow(bounds);
-        }
-    }
 }
 
 /// The bounds that were, and are changed.
@@ -331,7 +318,7 @@ fn counter_type_create(
     let per_window = PerWindow::new(&name, &options);
     let bounds = changed(Bounds::default(), &options);
     if let Some(window) = &per_window {
-        window.check(bounds);
+        must_fit(bounds, window.sliding, window.count_refused);
     }
     lock_types(Looker::Definer);
     if find(&name).is_some() {
@@ -404,12 +391,8 @@ fn counter_type_alter(
     let old = must_be_changeable(&name);
     let new = changed(old, &options);
     if let Some(window) = types::window_of_type(name.as_bytes()) {
-        if window.kind() == Kind::Sliding {
-            must_slide(new);
-        }
-        if window.counts_refused() {
-            must_only_grow(new);
-        }
+        let is_sliding = window.kind() == Kind::Sliding;
+        must_fit(new, is_sliding, window.counts_refused());
     }
     let tighter = (new.min.is_some() && new.min > old.min)
         || (new.max.is_some() && old.max.is_none_or(|max| new.max < Some(max)));
@@ -456,36 +439,35 @@ fn counter_type_drop(name: Option<Text>) -> bool {
 }
 
 /// # Errors
-/// Raises 22023 for bounds that counters cannot have whose windows slide.
-fn must_slide(bounds: Bounds) {
-    if bounds.min.is_some() || bounds.max.is_none() {
-        raise(
-            args::invalid("counters whose windows slide have a maximum, and no minimum")
-                .set_detail("What was counted in the window before leaves less of the maximum; it cannot be given back.")
-                .set_hint("Give max alone."),
-        );
+/// Raises 22023 for bounds that counters cannot have whose windows slide, or of which refused requests count.
+fn must_fit(bounds: Bounds, is_sliding: bool, counts_refused: bool) {
+    if bounds.min.is_none() && bounds.max.is_some() {
+        return;
     }
-}
-
-/// # Errors
-/// Raises 22023 for bounds that counters cannot have by which a refused request counts.
-fn must_only_grow(bounds: Bounds) {
-    if bounds.min.is_some() || bounds.max.is_none() {
-        raise(
-            args::invalid(
-                "counters of which a refused request counts have a maximum, and no minimum",
-            )
-            .set_detail("Whoever is refused at a minimum wants less of it, and not more.")
+    let (message, detail) = if is_sliding {
+        (
+            "counters whose windows slide have a maximum, and no minimum",
+            "What was counted in the window before leaves less of the maximum; it cannot be given back.",
+        )
+    } else if counts_refused {
+        (
+            "counters of which a refused request counts have a maximum, and no minimum",
+            "Whoever is refused at a minimum wants less of it, and not more.",
+        )
+    } else {
+        return;
+    };
+    raise(
+        args::invalid(message)
+            .set_detail(detail)
             .set_hint("Give max alone."),
-        );
-    }
+    );
 }
 
 /// What a counter with a window is stored as means nothing without the type. So its counters go with it, those of all
 /// windows, and nobody counts meanwhile.
 fn drop_counters(name: &str) {
-    let mut range = NameRange::all();
-    range.starting_with(format!("{name}:").as_bytes());
+    let range = counters_of(name);
     must_not_have_changed(&range, || {
         format!(
             "cannot drop the counters of type \"{name}\" in a transaction that has changed some"
@@ -497,21 +479,20 @@ fn drop_counters(name: &str) {
         return;
     }
     let is_first = pending::is_empty();
-    for (counter, tally) in counters {
-        pgrx::check_for_interrupts!();
-        notes::note_change_by_value(&counter);
-        if let Some(limits) = types::find(&counter) {
-            // It goes by the type as it is, and the transaction may have changed others.
-            escrow::note_gone_by(&counter, limits.generation);
-        }
-        existing::drop_one(&counter, tally);
-    }
+    existing::drop_each(&counters, true);
     // As long as the type is there.
     match is_first {
         true => writing::write_drops(),
         false => writing::write_early(),
     }
     types::counters_of_type_are_gone(name.as_bytes());
+}
+
+/// The names of a type's counters, as they are given and as they are stored.
+fn counters_of(name: &str) -> NameRange {
+    let mut range = NameRange::all();
+    range.starting_with(format!("{name}:").as_bytes());
+    range
 }
 
 /// All counters of a range that there are at this moment, by the names that they are stored as.
@@ -564,8 +545,7 @@ fn must_have_no_history(name: &str) {
 /// # Errors
 /// Raises 55006 where there is a counter of the type, 25001 when this transaction has changed some.
 fn must_have_no_counters(name: &str) {
-    let mut range = NameRange::all();
-    range.starting_with(format!("{name}:").as_bytes());
+    let range = counters_of(name);
     must_not_have_changed(&range, || {
         format!(
             "cannot give a window to the counters of type \"{name}\" in a transaction that has changed some"
@@ -577,17 +557,21 @@ fn must_have_no_counters(name: &str) {
         .iter()
         .find(|(_, tally)| tally.exists())
     {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-                format!(
-                    "counter type \"{name}\" cannot have a window, as there are counters of it"
-                ),
-            )
-            .set_detail(format!("There is {}.", quoted(counter)))
-            .set_hint("Drop them with counter_drop() first, or use another name."),
-        );
+        raise_has_counters(name, counter, "use another name");
     }
+}
+
+fn raise_has_counters(name: &str, counter: &[u8], instead: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("counter type \"{name}\" cannot have a window, as there are counters of it"),
+        )
+        .set_detail(format!("There is {}.", quoted(counter)))
+        .set_hint(format!(
+            "Drop them with counter_drop() first, or {instead}."
+        )),
+    )
 }
 
 /// # Errors
@@ -879,22 +863,12 @@ fn check_window(name: &str) {
     if !has_window {
         return;
     }
-    let mut range = NameRange::all();
-    range.starting_with(format!("{name}:").as_bytes());
+    let range = counters_of(name);
     lock_counters(Looker::Definer);
     must_have_no_holds(name, &range);
     let is_other = |name: &[u8]| Stored::of(name).is_none();
     if let Some((counter, _)) = existing_now(&range).iter().find(|(name, _)| is_other(name)) {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-                format!(
-                    "counter type \"{name}\" cannot have a window, as there are counters of it"
-                ),
-            )
-            .set_detail(format!("There is {}.", quoted(counter)))
-            .set_hint("Drop them with counter_drop() first, or restore into another database."),
-        );
+        raise_has_counters(name, counter, "restore into another database");
     }
 }
 
@@ -908,8 +882,7 @@ fn check_counters(name: &str, bounds: Bounds, looker: Looker) {
         return;
     }
     const SHOWN: usize = 5;
-    let mut range = NameRange::all();
-    range.starting_with(format!("{name}:").as_bytes());
+    let mut range = counters_of(name);
     must_not_have_changed(&range, || {
         format!(
             "cannot bound the counters of type \"{name}\" in a transaction that has changed some"

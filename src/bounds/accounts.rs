@@ -89,16 +89,12 @@ impl Slot {
 
 /// The time by which holds expire: it never goes back.
 pub fn clock() -> i64 {
-    let now = ports::now();
-    Partition::of(0).map_or(now, |partition| partition.clock(now))
+    latest(|header| &header.clock, ports::now())
 }
 
 /// The time by which windows end: it never goes back, but for [`set_window_clock_back`].
 pub fn window_clock() -> i64 {
-    let now = clock::now();
-    Partition::of(0).map_or(now, |partition| {
-        latest(&partition.header().window_clock, now)
-    })
+    latest(|header| &header.window_clock, clock::now())
 }
 
 /// Somebody says that the system's clock is right, and that what others have gone by was not. Returns what it shows.
@@ -113,8 +109,14 @@ pub fn set_window_clock_back() -> i64 {
     now
 }
 
-/// Most of those who go by one clock at once find that somebody has raised it already.
-fn latest(clock: &AtomicI64, now: i64) -> i64 {
+/// What a clock of the shared memory shows, if there is one: whatever the system's clock does, at least `now`. Most of those
+/// who go by it at once find that somebody has raised it already.
+#[inline]
+fn latest(clock: impl FnOnce(&Header) -> &AtomicI64, now: i64) -> i64 {
+    let Some(partition) = Partition::of(0) else {
+        return now;
+    };
+    let clock = clock(partition.header());
     let known = clock.load(Ordering::SeqCst);
     if known >= now {
         return known;
@@ -319,11 +321,6 @@ impl Partition {
                 .cast::<Shared>();
             all.add(self.number).as_ptr()
         }
-    }
-
-    /// The time, which never goes back, whatever the system's clock does: at least `now`.
-    pub fn clock(&self, now: i64) -> i64 {
-        latest(&self.header().clock, now)
     }
 
     fn header(&self) -> &Header {

@@ -74,10 +74,7 @@ impl Windowed {
     /// # Errors
     /// Raises 22023 for a name that such a counter cannot have, 22008 for a time that is out of all windows.
     pub fn stored(&self, name: &[u8], time: i64) -> (Window, StoredName) {
-        self.with_known(time, |window, prefix| match prefix.stored(name) {
-            Ok(stored) => (window, stored),
-            Err(why) => raise_bad_name(name, why),
-        })
+        self.with_known(time, |window, prefix| (window, stored_by(prefix, name)))
     }
 
     fn with_known<T>(&self, time: i64, act: impl FnOnce(Window, &Prefix) -> T) -> T {
@@ -164,18 +161,14 @@ impl Windowed {
     pub fn stored_in(&self, name: &[u8], window: Window) -> StoredName {
         let prefix = Prefix::new(&self.type_name, window.start);
         let prefix = prefix.unwrap_or_else(|| self.raise_out_of_windows());
-        match prefix.stored(name) {
-            Ok(stored) => stored,
-            Err(why) => raise_bad_name(name, why),
-        }
+        stored_by(&prefix, name)
     }
 
     /// # Errors
     /// Raises 22023 for a name that no such counter can have.
     pub fn check_name(&self, name: &[u8]) {
-        let fits = Prefix::new(&self.type_name, 0).map(|prefix| prefix.stored(name).map(drop));
-        if let Some(Err(why)) = fits {
-            raise_bad_name(name, why)
+        if let Some(prefix) = Prefix::new(&self.type_name, 0) {
+            stored_by(&prefix, name);
         }
     }
 
@@ -222,6 +215,10 @@ impl windows::Calendar for Days {
     fn end_of(&mut self, start: i64) -> i64 {
         (self.0.as_mut()).map_or(start, |calendar| calendar.end_of(start))
     }
+}
+
+fn stored_by(prefix: &Prefix, name: &[u8]) -> StoredName {
+    (prefix.stored(name)).unwrap_or_else(|why| raise_bad_name(name, why))
 }
 
 fn raise_bad_name(name: &[u8], why: BadName) -> ! {

@@ -12,7 +12,7 @@ use counterx_core::windows::Asked;
 use std::ops::ControlFlow;
 
 /// The values of these names, in this order; 0 for counters that do not exist.
-pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
+pub fn values(names: &[&[u8]]) -> Vec<i128> {
     let mut sorted: Vec<Vec<u8>> = room::collect(names.iter().map(|name| name.to_vec()));
     sorted.sort_unstable();
     sorted.dedup();
@@ -32,7 +32,7 @@ pub fn values(names: &[&[u8]]) -> Vec<(Box<[u8]>, i128)> {
         let at = sorted.binary_search_by(|known| (**known).cmp(name));
         at.map_or(0, |at| found[at].value)
     };
-    room::collect(names.iter().map(|&name| (name.into(), value_of(name))))
+    room::collect(names.iter().map(|&name| value_of(name)))
 }
 
 /// The first counters of a range, at most `limit`.

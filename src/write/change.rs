@@ -28,16 +28,7 @@ use std::rc::Rc;
 /// Raises 22003 when the transaction's sum for this counter would leave the range of a bigint, 53200 when
 /// there is no memory for one more.
 pub fn add(name: &[u8], delta: i64) {
-    if let Some(limits) = types::limits_of(name) {
-        if let Some(window) = limits.window {
-            add_in_window(name, delta, limits, &types::window(window));
-            return;
-        }
-        if let Err(shortage) = escrow::request(name, delta, limits) {
-            raise_shortage(name, delta.into(), limits.bounds, &shortage)
-        }
-    }
-    put(Kind::Increment, name, delta);
+    add_where(name, delta);
 }
 
 /// The same. Returns the name that the counter is read by, as the caller wants to know what it has come to.
@@ -45,14 +36,33 @@ pub fn add(name: &[u8], delta: i64) {
 /// # Errors
 /// As of [`add`].
 pub fn add_to(name: &[u8], delta: i64) -> Cow<'_, [u8]> {
-    if let Some(limits) = types::limits_of(name)
+    match add_where(name, delta) {
+        Some(place) => Cow::Owned(place.name().to_vec()),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// The same. Returns in which window it counts, if its type has some.
+#[inline]
+fn add_where(name: &[u8], delta: i64) -> Option<Place> {
+    let limits = types::limits_of(name);
+    if let Some(limits) = limits
         && let Some(window) = limits.window
     {
-        let place = add_in_window(name, delta, limits, &types::window(window));
-        return Cow::Owned(place.name().to_vec());
+        return Some(add_in_window(name, delta, limits, &types::window(window)));
     }
-    add(name, delta);
-    Cow::Borrowed(name)
+    put_within_bounds(Kind::Increment, name, delta, limits);
+    None
+}
+
+#[inline]
+fn put_within_bounds(kind: Kind, name: &[u8], delta: i64, limits: Option<Limits>) {
+    if let Some(limits) = limits
+        && let Err(shortage) = escrow::request(name, delta, limits)
+    {
+        raise_shortage(name, delta.into(), limits.bounds, &shortage)
+    }
+    put(kind, name, delta);
 }
 
 fn add_in_window(name: &[u8], delta: i64, limits: Limits, windowed: &Rc<Windowed>) -> Place {
@@ -91,12 +101,7 @@ fn try_add_in_window(
 /// # Errors
 /// As of [`add`].
 pub fn adjust(name: &[u8], delta: i64) {
-    if let Some(limits) = types::limits_of(name)
-        && let Err(shortage) = escrow::request(name, delta, limits)
-    {
-        raise_shortage(name, delta.into(), limits.bounds, &shortage)
-    }
-    put(Kind::Adjustment, name, delta);
+    put_within_bounds(Kind::Adjustment, name, delta, types::limits_of(name));
 }
 
 /// Adds to a counter, if its bounds allow it. Where its type says so, a request that is refused counts as well.

@@ -73,7 +73,6 @@ pub use tracked::{
     no_drift, patiently, rows_agree, track, track_all, tracked_under_watch, tracks_have_triggers,
 };
 pub use windowed::{
-    GROWING, Granted, Growing, WindowedEnd, WindowedLoad, WindowedTraffic, granted,
-    look_at_windows, prepare_windowed, promise_holds, windowed_under_watch, windows_agree,
-    windows_are_sound, windows_hold,
+    GROWING, Granted, Growing, WindowedTraffic, granted, look_at_windows, prepare_windowed,
+    promise_holds, windowed_under_watch, windows_agree, windows_are_sound, windows_hold,
 };

@@ -2,17 +2,18 @@
 //! granted in the same transaction, with the time before and after the call.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use counterx_harness::poll_until;
 use postgres::{Client, Config, GenericClient, IsolationLevel};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::bounded::is_refusal;
-use crate::check::{Recovering, is_lost};
+use crate::check::{Recovering, is_lost, watch_by};
+use crate::control::Control;
+use crate::load::{End, Load, Outcome, Watched, one_by_one, together};
 use crate::server::DEADLINE;
 
 /// Counters that only grow, so that what was granted can be added up.
@@ -403,111 +404,43 @@ fn come_back(client: &mut Client, growing: &Growing) -> Result<()> {
     Ok(())
 }
 
-/// A load on counters that begin anew.
-#[derive(Clone, Copy, Debug)]
-pub struct WindowedLoad {
-    /// Connections.
-    pub clients: u64,
-    /// Transactions of each.
-    pub transactions: u64,
-    /// Whether connections are lost on purpose.
-    pub survives: bool,
-    /// The seed.
-    pub seed: u64,
-}
-
-/// What became of it.
-#[derive(Debug, Default)]
-pub struct WindowedEnd {
-    /// Transactions that went to their end.
-    pub done: AtomicU64,
-    /// Those that were refused something by an error.
-    pub refused: AtomicU64,
-    /// Those that lost their connection.
-    pub lost: AtomicU64,
-    /// Looks of the checker.
-    pub looks: AtomicU64,
-    over: AtomicBool,
-    failed: AtomicBool,
-}
-
-impl WindowedEnd {
-    /// Has this share of the transactions ended? Also when the load has failed.
-    pub fn reached(&self, load: &WindowedLoad, percent: u64) -> bool {
-        let ended = self.done.load(Ordering::Relaxed)
-            + self.refused.load(Ordering::Relaxed)
-            + self.lost.load(Ordering::Relaxed);
-        self.failed.load(Ordering::Relaxed)
-            || ended * 100 >= load.clients * load.transactions * percent
-    }
-}
-
-/// Runs a load with a checker beside it, and `meanwhile` in the calling thread; then looks whether all is as promised.
+/// Runs a load on counters that begin anew with checkers beside it, and `meanwhile` in the calling thread; then looks
+/// whether all is as promised.
 ///
 /// # Errors
 /// The first thing that went wrong, with the seed.
 pub fn windowed_under_watch(
     config: &Config,
-    load: WindowedLoad,
-    meanwhile: impl FnOnce(&WindowedEnd) -> Result<()>,
-) -> Result<WindowedEnd> {
-    let end = WindowedEnd::default();
-    std::thread::scope(|scope| {
-        let end = &end;
-        let clients: Vec<_> = (0..load.clients)
-            .map(|number| scope.spawn(move || run(config, load, number, end)))
-            .collect();
-        let checker = scope.spawn(move || watch(config, load, end));
-        let mut result = meanwhile(end);
-        for client in clients {
-            let ended = client.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
-            result = result.and(ended);
-        }
-        end.over.store(true, Ordering::Relaxed);
-        let checked = checker.join().unwrap_or_else(|_| Err(anyhow!("panicked")));
-        checked.and(result)
-    })
-    .with_context(|| format!("COUNTERX_SEED={} {load:?}", load.seed))?;
-    windows_are_sound(Recovering::new(config).client()?).context("when all have ended")?;
-    Ok(end)
-}
-
-fn watch(config: &Config, load: WindowedLoad, end: &WindowedEnd) -> Result<()> {
+    load: &Load,
+    meanwhile: impl FnOnce(&Control) -> Result<()>,
+) -> Result<Watched> {
+    let look = |client: &mut Client, _| look_at_windows(client).map(|()| 1);
+    let watched = together(
+        load,
+        |number, control| run(config, load, number, control),
+        |control| watch_by(config, control, load.survives, look),
+        meanwhile,
+    )?;
     let mut connection = Recovering::new(config);
-    loop {
-        let last = end.over.load(Ordering::Relaxed);
-        match connection.client().and_then(look_at_windows) {
-            Ok(()) => {
-                end.looks.fetch_add(1, Ordering::Relaxed);
-                if last {
-                    return Ok(());
-                }
-            }
-            Err(error) if load.survives && is_lost(&error) => connection.forget(),
-            Err(error) => {
-                end.failed.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
-        }
-    }
+    let sound = look_at_windows(connection.client()?)
+        .and_then(|()| windows_are_sound(connection.client()?));
+    sound.with_context(|| format!("when all have ended, COUNTERX_SEED={}", load.seed))?;
+    Ok(watched)
 }
 
-fn run(config: &Config, load: WindowedLoad, number: u64, end: &WindowedEnd) -> Result<()> {
+fn run(config: &Config, load: &Load, number: u64, control: &Control) -> Result<Outcome> {
     let mut traffic = WindowedTraffic::new(load.seed, number);
     let mut connection = Recovering::new(config);
-    for transaction in 0..load.transactions {
-        if end.failed.load(Ordering::Relaxed) {
-            break;
-        }
+    one_by_one(load, number, control, |_| {
         traffic.wait_for_boundary();
         let result = connection
             .client()
             .and_then(|client| traffic.transaction(client));
-        let count = match result {
-            Ok(()) => &end.done,
+        match result {
+            Ok(()) => Ok(End::Done),
             Err(error) if load.survives && is_lost(&error) => {
                 connection.forget();
-                &end.lost
+                Ok(End::Unknown)
             }
             Err(error) if is_refusal(&error) => {
                 // The connection may go just now.
@@ -515,16 +448,11 @@ fn run(config: &Config, load: WindowedLoad, number: u64, end: &WindowedEnd) -> R
                     ensure!(load.survives, "no rollback after {error:#}");
                     connection.forget();
                 }
-                &end.refused
+                Ok(End::Refused)
             }
-            Err(error) => {
-                end.failed.store(true, Ordering::Relaxed);
-                return Err(error.context(format!("client {number}, transaction {transaction}")));
-            }
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
+            Err(error) => Err(error),
+        }
+    })
 }
 
 /// One client's random choices.

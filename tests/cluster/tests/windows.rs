@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, GROWING, Granted, Growing, Recovering, WindowedEnd, WindowedLoad, WindowedTraffic,
+    Control, DEADLINE, GROWING, Granted, Growing, Load, Recovering, WindowedTraffic,
     create_database, folding_hard, has_clock, nothing_crashed, nothing_crashed_by_itself,
     prepare_windowed, promise_holds, refused, seed, settle, shared, victim, windowed_under_watch,
     windows_hold,
@@ -29,41 +29,35 @@ fn preloaded() -> &'static Cluster {
     shared(|| start("windows", true))
 }
 
-const LOAD: WindowedLoad = WindowedLoad {
-    clients: 32,
-    transactions: 25,
-    survives: false,
-    seed: 0,
-};
+fn usual() -> Load {
+    Load {
+        clients: 32,
+        transactions: 25,
+        ..Load::default()
+    }
+}
 
 /// The load and its checks, in a new database.
 fn stress(
     config: &Config,
     mut client: Client,
-    load: WindowedLoad,
-    meanwhile: impl FnOnce(&WindowedEnd, &WindowedLoad) -> Result<()>,
+    load: &Load,
+    meanwhile: impl FnOnce(&Control) -> Result<()>,
 ) -> Result<()> {
-    let load = WindowedLoad {
-        seed: seed(),
-        ..load
-    };
     prepare_windowed(&mut client)?;
     drop(client);
-    let end = windowed_under_watch(config, load, |end| meanwhile(end, &load))?;
-    ensure!(end.looks.load(Ordering::Relaxed) > 3, "{end:?}");
-    ensure!(end.done.load(Ordering::Relaxed) > 100, "{end:?}");
-    ensure!(end.refused.load(Ordering::Relaxed) > 10, "{end:?}");
-    ensure!(
-        load.survives == (end.lost.load(Ordering::Relaxed) > 0),
-        "{end:?}"
-    );
+    let end = windowed_under_watch(config, load, meanwhile)?;
+    ensure!(end.checks > 3, "{end:?}");
+    ensure!(end.outcome.done > 100, "{end:?}");
+    ensure!(end.outcome.refused > 10, "{end:?}");
+    ensure!(load.survives == (end.outcome.unknown > 0), "{end:?}");
     Ok(())
 }
 
 #[test]
 fn any_mix_at_the_ends_of_windows_keeps_what_is_promised() -> Result<()> {
     let client = create_database(preloaded(), "mix")?;
-    stress(&preloaded().config("mix"), client, LOAD, |_, _| Ok(()))?;
+    stress(&preloaded().config("mix"), client, &usual(), |_| Ok(()))?;
     nothing_crashed(&preloaded().log())
 }
 
@@ -71,11 +65,11 @@ fn any_mix_at_the_ends_of_windows_keeps_what_is_promised() -> Result<()> {
 fn any_mix_without_preload_keeps_what_is_promised() -> Result<()> {
     let cluster = start("windows-nopreload", false)?;
     let client = create_database(&cluster, "mix")?;
-    let load = WindowedLoad {
+    let load = Load {
         clients: 16,
-        ..LOAD
+        ..usual()
     };
-    stress(&cluster.config("mix"), client, load, |_, _| Ok(()))?;
+    stress(&cluster.config("mix"), client, &load, |_| Ok(()))?;
     nothing_crashed(&cluster.log())
 }
 
@@ -84,33 +78,29 @@ fn what_is_killed_keeps_nothing_back() -> Result<()> {
     let mut cluster = start("windows-crash", true)?;
     let client = create_database(&cluster, "crash")?;
     let config = cluster.config("crash");
-    let load = WindowedLoad {
+    let load = Load {
         survives: true,
         transactions: 50,
-        ..LOAD
+        ..usual()
     };
-    let wait = |end: &WindowedEnd, load: &WindowedLoad, percent| {
-        poll_until("a share of the load", 2 * DEADLINE, || {
-            Ok(end.reached(load, percent))
-        })
-    };
-    stress(&config, client, load, |end, load| {
+    stress(&config, client, &load, |control| {
         let mut connection = Recovering::new(&config);
         let sql = "SELECT count(pg_terminate_backend(pid)) FROM (
                        SELECT pid FROM pg_stat_activity
                         WHERE datname = current_database() AND pid <> pg_backend_pid()
                           AND backend_type = 'client backend' AND xact_start IS NOT NULL
                         ORDER BY random() LIMIT 3) victims";
-        while !end.reached(load, 20) {
+        while control.finished() * 100 < load.clients * load.transactions * 20 {
+            ensure!(!control.is_aborted(), "the load has failed");
             connection.client()?.execute(sql, &[])?;
             std::thread::sleep(Duration::from_millis(20));
         }
         let sql = "SELECT pid FROM pg_stat_activity WHERE xact_start IS NOT NULL
                       AND backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1";
         kill9_chosen(|| victim(&mut connection, "a victim", sql))?;
-        wait(end, load, 45)?;
+        control.wait_for_share(0.45)?;
         cluster.restart(StopMode::Immediate)?;
-        wait(end, load, 70)?;
+        control.wait_for_share(0.7)?;
         cluster.kill_postmaster()?;
         cluster.start()
     })?;
