@@ -460,17 +460,26 @@ fn write_fired(table: &mut Table, lane: usize, watching: &Watching, at: i64) {
     unsafe { tables::write_row(&table.table, table.indexes, tid, values.map(Some)) };
 }
 
-/// The streams whose consumers have missed nothing in a lane, when there is room for what a fold of this number writes.
+/// The streams that a fold of this number writes for: those whose consumers may still get all, when there is room.
+///
+/// Who has locked his cursor may be about to move it past what is gone by now. So that alone leaves no stream out: one
+/// is left out when it is said to be lost, and nobody is at work who could say otherwise.
 fn live(lane: usize, number: i64, streams: Vec<Stream>, cursors: Vec<Cursor>) -> Vec<Live> {
-    let mut cell = stream::cell(lane);
     let is_known = |cursor: &Cursor| streams.iter().any(|stream| stream.name == cursor.stream);
     let mut live: Vec<Cursor> = (cursors.into_iter())
-        .filter(|cursor| cursor.is_live(cell) && is_known(cursor))
+        .filter(|cursor| cursor.lost_reason.is_none() && is_known(cursor))
         .collect();
     if !live.is_empty() {
         make_room(lane, number, &live);
-        cell = stream::cell(lane);
-        live.retain(|cursor| cursor.is_live(cell));
+        let cell = stream::cell(lane);
+        if cell.gone >= number {
+            // Nothing is written, and nobody can be past it.
+            return Vec::new();
+        }
+        live.retain(|cursor| {
+            let reason = Some(cell.why.reason());
+            cursor.is_live(cell) || !stream::settle(cursor, cursor.position, reason)
+        });
     }
     let is_live = |stream: &Stream| live.iter().any(|cursor| cursor.stream == stream.name);
     (streams.into_iter())

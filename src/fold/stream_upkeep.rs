@@ -9,7 +9,6 @@ use crate::pg::compat;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::{self, LatestSnapshot};
-use crate::store::as_owner::{AsOwner, Bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{alert_lane, alert_state};
 use crate::store::gate::Lease;
@@ -39,8 +38,7 @@ thread_local! {
 /// One step for a lane, in a READ COMMITTED transaction of its own. Does nothing where somebody folds.
 pub fn keep(lane: usize) {
     let shared = catalog::shared();
-    let is_clean = || Side::BOTH.iter().all(|&side| is_empty(lane, side));
-    if !stream::may_be_any(&shared) && is_clean() {
+    if !stream::may_be_any(&shared) && is_clean(lane) {
         return;
     }
     let rels = catalog::lane(lane);
@@ -82,8 +80,10 @@ pub fn keep(lane: usize) {
     forget_alerts(lane, &shared, &latest);
 }
 
-fn is_empty(lane: usize, side: Side) -> bool {
-    tables::open(stream::changes_of(lane, side)).blocks() == 0
+/// Has a lane no changes at all?
+pub fn is_clean(lane: usize) -> bool {
+    let is_empty = |&side: &Side| tables::open(stream::changes_of(lane, side)).blocks() == 0;
+    Side::BOTH.iter().all(is_empty)
 }
 
 /// What a cursor that is behind comes to.
@@ -129,23 +129,7 @@ fn see_to(stream: &Stream, cursor: &Cursor, folds: i64, latest: &LatestSnapshot)
         Some(Fate::MovedTo(position)) => (position, None),
     };
     // One that is locked has a consumer at work.
-    AsOwner::enter().run(
-        "UPDATE ONLY counterx.cursor c SET fold = $5, seq = $6, lost_reason = $7 \
-         FROM (SELECT k.stream, k.lane FROM ONLY counterx.cursor k \
-               WHERE k.stream OPERATOR(pg_catalog.=) $1 AND k.lane OPERATOR(pg_catalog.=) $2 \
-                 AND k.fold OPERATOR(pg_catalog.=) $3 AND k.seq OPERATOR(pg_catalog.=) $4 AND k.lost_reason IS NULL \
-               FOR UPDATE SKIP LOCKED) k \
-         WHERE c.stream OPERATOR(pg_catalog.=) k.stream AND c.lane OPERATOR(pg_catalog.=) k.lane",
-        &[
-            Bytes(&cursor.stream).into(),
-            (cursor.lane as i32).into(),
-            cursor.position.fold.into(),
-            cursor.position.seq.into(),
-            position.fold.into(),
-            position.seq.into(),
-            reason.into(),
-        ],
-    );
+    stream::settle(cursor, position, reason);
 }
 
 /// Empties the table that is not written to, if nobody needs it any more; else has the lane change to it, if it is empty

@@ -38,6 +38,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How often a worker looks whether others have folded.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The same where there was neither a stream nor an alert. (A fold that finds one says so.)
+const LOOK_EVERY_WITHOUT: Duration = Duration::from_secs(1);
+
 /// How often it looks for changes that are read, or not wanted any more.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 
@@ -58,6 +61,8 @@ pub struct Streams {
     /// What could not be told is tried again then.
     again_at: Duration,
     looked: Duration,
+    /// There is nothing that streams or alerts need, and none of them.
+    unused: bool,
     keeps: LaneClock,
     has_kept: bool,
 }
@@ -77,7 +82,12 @@ impl Streams {
                 }
             }
         }
-        if has_folded || self.folds.is_none() || now >= self.looked + LOOK_EVERY {
+        let pause = if self.unused {
+            LOOK_EVERY_WITHOUT
+        } else {
+            LOOK_EVERY
+        };
+        if has_folded || self.looked.is_zero() || now >= self.looked + pause {
             self.looked = now;
             let looked = session::transaction(c"looking at streams", || self.look());
             if let Err(message) = looked {
@@ -85,6 +95,9 @@ impl Streams {
                     "counterx: the worker cannot look at streams: {message}"
                 ));
             }
+        }
+        if self.unused {
+            return;
         }
         self.tell(now);
         if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
@@ -108,8 +121,11 @@ impl Streams {
         let Ok(shared) = catalog::try_shared() else {
             return;
         };
+        self.unused = false;
         if !stream::may_be_any(&shared) {
             self.folds = None;
+            self.wanted.clear();
+            self.unused = (0..LANES).all(stream_upkeep::is_clean);
             return;
         }
         let mut folds = [0; LANES];
