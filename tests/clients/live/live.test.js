@@ -4,7 +4,7 @@
 const assert = require('node:assert/strict')
 const { spawn } = require('node:child_process')
 const { once } = require('node:events')
-const { mkdirSync, mkdtempSync, rmSync } = require('node:fs')
+const { mkdirSync, mkdtempSync, readFileSync, rmSync } = require('node:fs')
 const { createRequire } = require('node:module')
 const { tmpdir } = require('node:os')
 const { join, resolve } = require('node:path')
@@ -231,4 +231,12 @@ test('begins again when its streams are lost', { timeout: DEADLINE * 2 }, async 
   await query(`SELECT counter_incr('live-board:ada', 77)`)
   await shows(page)
   assert.ok(service.complaints.some((line) => /is lost.*beginning again/.test(line)), service.complaints.join('\n'))
+})
+
+test('all that it has made can be removed', { timeout: DEADLINE }, async () => {
+  for (const statement of readFileSync(join(EXAMPLE, 'remove.sql'), 'utf8').split(';\n')) await query(statement)
+  const left = await query(
+    `SELECT stream AS name FROM counter_streams UNION SELECT alert FROM counter_alerts
+     UNION SELECT name FROM counter_types UNION SELECT name FROM counters`)
+  assert.deepEqual(left, [])
 })
