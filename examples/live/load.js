@@ -16,7 +16,8 @@ const random = (most) => Math.floor(Math.random() * most)
 const some = (list) => list[Math.floor(Math.random() ** 2 * list.length)]
 
 async function work(db) {
-  if (random(2) === 0) await db.query('SELECT counter_incr($1, $2)', [`live-board:${some(PLAYERS)}`, 1 + random(20)])
+  // Scores come more often than sales, or nothing would be left to sell.
+  if (random(8) > 0) await db.query('SELECT counter_incr($1, $2)', [`live-board:${some(PLAYERS)}`, 1 + random(20)])
   // False where there are not as many left.
   else await db.query('SELECT counter_try_incr($1, $2)', [`live-stock:${some(ITEMS)}`, -1 - random(2)])
 }

@@ -58,7 +58,7 @@ async function start(t, { port = '0', ...environment } = {}) {
 }
 
 async function open(t, address) {
-  const page = await browser.newPage({ viewport: { width: 1024, height: 560 } })
+  const page = await browser.newPage()
   const errors = []
   page.on('pageerror', (error) => errors.push(String(error)))
   page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()) })
@@ -124,6 +124,7 @@ before(async () => {
   profile = mkdtempSync(join(tmpdir(), 'counterx-live-'))
   browser = await chromium.launchPersistentContext(profile, {
     executablePath: '/usr/bin/chromium',
+    viewport: { width: 1024, height: 520 },
     args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
       '--disable-component-update', '--disable-sync']
   })
