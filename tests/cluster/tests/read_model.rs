@@ -101,7 +101,7 @@ fn differences(client: &mut Client) -> Result<Vec<String>> {
     })?;
     let sql = "SELECT format('%s: %s %s, counted %s %s', project, p.open, p.done, c.open, c.done)
          FROM project_progress p FULL JOIN (
-             SELECT (counter_parts(name))[2]::bigint AS project,
+             SELECT (counter_parts(name))[1]::bigint AS project,
                     coalesce(sum(value) FILTER (WHERE name LIKE '%:open'), 0) AS open,
                     coalesce(sum(value) FILTER (WHERE name LIKE '%:done'), 0) AS done
              FROM counters WHERE name LIKE 'tasks:%' GROUP BY 1
