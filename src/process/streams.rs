@@ -224,6 +224,7 @@ impl Streams {
 /// False: the queue of notifications is too full.
 fn notify(payloads: &[Vec<u8>]) -> bool {
     const TOO_FULL: f64 = 0.5;
+    let _latest = LatestSnapshot::take();
     let usage = Spi::get_one::<f64>("SELECT pg_catalog.pg_notification_queue_usage()");
     if usage.ok().flatten().is_some_and(|usage| usage > TOO_FULL) {
         return false;

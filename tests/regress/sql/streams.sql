@@ -168,7 +168,7 @@ DELETE FROM counterx.change_0_a;
 SELECT counterx.drop_all_counters() > 0 AS dropped;
 SELECT stream, state, reason FROM counter_streams ORDER BY stream;
 SELECT counter_stream_next('dash');
-SELECT * FROM counter_stream_bootstrap('dash') LIMIT 0;
+SELECT count(*) FROM counter_stream_bootstrap('dash');
 SELECT stream, state FROM counter_streams WHERE stream = 'dash';
 
 SELECT counter_stream_drop('dash'), counter_stream_drop('dash');
