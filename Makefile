@@ -50,6 +50,10 @@ demo-psql: ## Open psql on the demo's cluster
 demo-stop: ## Stop and remove the demo's cluster
 	@scripts/demo stop
 
+.PHONY: live
+live: build ## Serve examples/live, a page that follows counters, on a throw-away cluster: ends with ^C
+	@scripts/live
+
 .PHONY: test test-unit test-pg test-regress test-isolation test-cluster test-clients test-torture
 test: setup ## Run everything below, and lint
 	@scripts/test

@@ -83,5 +83,5 @@ test('pull takes the views of public, and nothing else', async () => {
   }
   assert.deepEqual(pulled('counting', false), ['post'])
   assert.deepEqual(pulled('public', true), ['post'])
-  assert.deepEqual(pulled('public', false), ['counter_histories', 'counter_holds', 'counter_sealed', 'counter_tracks', 'counter_types', 'counters', 'post'])
+  assert.deepEqual(pulled('public', false), ['counter_alerts', 'counter_histories', 'counter_holds', 'counter_sealed', 'counter_streams', 'counter_tracks', 'counter_types', 'counters', 'post'])
 })

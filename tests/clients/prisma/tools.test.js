@@ -81,7 +81,7 @@ test('pull takes no more than the tables of the application', () => {
 test('pull with the preview of views takes those of public', () => {
   assert.deepEqual(names(prisma('counting', ['views'], '', 'db', 'pull').schema), ['Post'])
   assert.deepEqual(names(prisma('public', ['views'], '', 'db', 'pull').schema),
-    ['Post', 'counter_histories', 'counter_holds', 'counter_sealed', 'counter_tracks', 'counter_types', 'counters'])
+    ['Post', 'counter_alerts', 'counter_histories', 'counter_holds', 'counter_sealed', 'counter_streams', 'counter_tracks', 'counter_types', 'counters'])
 })
 
 test('push changes nothing of it', async () => {
