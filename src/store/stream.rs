@@ -16,7 +16,6 @@ use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot;
 use crate::pg::varlena::text_bytes;
-use crate::store::as_owner::{AsOwner, Bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, change};
 use crate::store::history::Interval;
@@ -208,29 +207,6 @@ impl Cursor {
     pub fn is_live(&self, cell: LaneCell) -> bool {
         self.lost_reason.is_none() && !self.position.is_lost(cell.gone)
     }
-}
-
-/// Moves a cursor that nobody is at work with, or says why it is lost. Nobody is waited for. False: somebody is at work
-/// with it, or has been since it was looked at. In a READ COMMITTED transaction.
-pub fn settle(cursor: &Cursor, position: Position, reason: Option<&str>) -> bool {
-    let settled = AsOwner::enter().run(
-        "UPDATE ONLY counterx.cursor c SET fold = $5, seq = $6, lost_reason = $7 \
-         FROM (SELECT k.stream, k.lane FROM ONLY counterx.cursor k \
-               WHERE k.stream OPERATOR(pg_catalog.=) $1 AND k.lane OPERATOR(pg_catalog.=) $2 \
-                 AND k.fold OPERATOR(pg_catalog.=) $3 AND k.seq OPERATOR(pg_catalog.=) $4 AND k.lost_reason IS NULL \
-               FOR UPDATE SKIP LOCKED) k \
-         WHERE c.stream OPERATOR(pg_catalog.=) k.stream AND c.lane OPERATOR(pg_catalog.=) k.lane",
-        &[
-            Bytes(&cursor.stream).into(),
-            (cursor.lane as i32).into(),
-            cursor.position.fold.into(),
-            cursor.position.seq.into(),
-            position.fold.into(),
-            position.seq.into(),
-            reason.into(),
-        ],
-    );
-    settled > 0
 }
 
 /// Why changes are gone.
