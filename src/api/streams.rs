@@ -186,6 +186,11 @@ pub extern "C-unwind" fn counterx_stream_drop(fcinfo: pg_sys::FunctionCallInfo) 
     // SAFETY: called with (text).
     let name = unsafe { valid_name("name of a stream", Arguments::of(fcinfo).text(0)) };
     let owner = AsOwner::enter();
+    // Who makes an alert of the stream locks it, too.
+    owner.run(
+        "SELECT FROM ONLY counterx.stream WHERE name OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+        &[Bytes(name).into()],
+    );
     let alerts: Vec<Option<String>> = owner.rows(
         "SELECT a.name FROM ONLY counterx.alert a WHERE a.stream OPERATOR(pg_catalog.=) $1 ORDER BY a.name LIMIT 1",
         &[Bytes(name).into()],
@@ -227,8 +232,7 @@ pub extern "C-unwind" fn counterx_stream_bootstrap(
     // SAFETY: called with (text).
     let name = unsafe { valid_name("name of a stream", Arguments::of(fcinfo).text(0)) };
     gate::enter(0);
-    let stream = consumable(name);
-    lock_definition(&stream);
+    let stream = lock_definition(name);
     let locked = lock_cursors(&stream, &ALL_LANES);
     if !is_live(&locked) {
         for lane in 0..LANES {
@@ -247,7 +251,20 @@ pub extern "C-unwind" fn counterx_stream_bootstrap(
         *folds = state::lane_state(&shared, lane, current.as_ptr()).folds;
         // What is missing in between was written for nobody, or is gone.
         let is_older = *folds < state::current(lane, &shared).folds && !is_live(&locked);
-        if is_older || Position::end_of(*folds).is_lost(stream::cell(lane).gone) {
+        if !is_older && Position::end_of(*folds).is_lost(stream::cell(lane).gone) {
+            raise(
+                report(
+                    NOT_READY,
+                    format!(
+                        "stream {} cannot begin before lane {lane} is folded",
+                        quoted(name)
+                    ),
+                )
+                .set_detail("A fold that left out changes for streams has failed.")
+                .set_hint("The server's log says why."),
+            )
+        }
+        if is_older {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
@@ -304,18 +321,23 @@ pub extern "C-unwind" fn counterx_stream_next(fcinfo: pg_sys::FunctionCallInfo) 
     // SAFETY: called with (text, integer, integer[]).
     let (name, limit, lanes) = unsafe { what_to_read(fcinfo) };
     gate::enter(0);
+    let cursors = lock_cursors(&consumable(name), &lanes);
+    // The one that these are of, which cannot be dropped now: another one may have had the name before.
     let stream = consumable(name);
-    let cursors = lock_cursors(&stream, &lanes);
     check_live(&stream, &cursors, &lanes);
     failpoint!("stream.cursor_locked");
     let current = current_snapshot();
     // SAFETY: the snapshot is active.
     let batch = unsafe { read::batch(&stream, &cursors, limit, current.as_ptr()) };
-    let (changes, ends) = batch
-        .unwrap_or_else(|gone| raise_lost(&stream, stream::cell(gone.lane).why.reason()))
-        .finish();
+    let batch =
+        batch.unwrap_or_else(|gone| raise_lost(&stream, stream::cell(gone.lane).why.reason()));
+    let worth = batch.worth_moving();
+    let (changes, ends) = batch.finish();
     failpoint!("stream.read");
-    move_to(&stream, &cursors, &ends, None);
+    let moved: Vec<Cursor> = (cursors.into_iter())
+        .filter(|cursor| worth[cursor.lane])
+        .collect();
+    move_to(&stream, &moved, &ends, None);
     // SAFETY: a table function of the columns that are put.
     let mut rows = unsafe { Rows::begin(fcinfo) };
     for (change, _) in changes {
@@ -338,6 +360,13 @@ pub extern "C-unwind" fn counterx_stream_peek(fcinfo: pg_sys::FunctionCallInfo) 
     let all = unsafe { cursors_of(&stream, current.as_ptr()) };
     let wanted = |cursor: &&Cursor| lanes.contains(&cursor.lane);
     let cursors: Vec<Cursor> = all.iter().filter(wanted).map(copy).collect();
+    // The snapshot may be older than what is said of what is gone.
+    let is_outrun = |cursor: &&Cursor| {
+        cursor.lost_reason.is_none() && cursor.position.is_lost(stream::cell(cursor.lane).gone)
+    };
+    if let Some(cursor) = cursors.iter().find(is_outrun) {
+        raise_outrun(&stream, cursor.lane)
+    }
     check_live(&stream, &cursors, &lanes);
     let Some(first) = all.first() else {
         raise_new(&stream)
@@ -401,8 +430,8 @@ pub extern "C-unwind" fn counterx_stream_ack(fcinfo: pg_sys::FunctionCallInfo) -
             )
         });
     gate::enter(0);
+    let cursors = lock_cursors(&consumable(name), &ALL_LANES);
     let stream = consumable(name);
-    let cursors = lock_cursors(&stream, &ALL_LANES);
     check_live(&stream, &cursors, &ALL_LANES);
     let is_other =
         (cursors.iter()).any(|cursor| uuid_text(cursor.incarnation) != place.incarnation);
@@ -436,8 +465,15 @@ pub extern "C-unwind" fn counterx_stream_status(fcinfo: pg_sys::FunctionCallInfo
     let mut rows = unsafe { Rows::begin(fcinfo) };
     for stream in &streams {
         // SAFETY: as above.
-        let cursors = unsafe { cursors_of(stream, current.as_ptr()) };
-        let lost = cursors.iter().find_map(why_lost);
+        let mut cursors = unsafe { cursors_of(stream, current.as_ptr()) };
+        let mut lost = cursors.iter().find_map(why_lost);
+        if lost.is_some() {
+            // By what is gone now. The snapshot may be older.
+            let latest = LatestSnapshot::take();
+            // SAFETY: the snapshot is active.
+            cursors = unsafe { cursors_of(stream, latest.as_ptr()) };
+            lost = cursors.iter().find_map(why_lost);
+        }
         let state: &[u8] = match (&lost, cursors.len()) {
             (None, LANES) => b"live",
             (Some(_), _) => b"lost",
@@ -599,14 +635,21 @@ fn copy(cursor: &Cursor) -> Cursor {
     }
 }
 
-/// Keeps the definition from being dropped to the end of the transaction.
-fn lock_definition(stream: &Stream) {
-    let found = AsOwner::enter().run(
-        "SELECT FROM ONLY counterx.stream WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
-        &[Bytes(&stream.name).into()],
-    );
-    if found == 0 {
-        consumable(&stream.name);
+/// Keeps the definition, which the current user may consume, from being dropped to the end of the transaction.
+///
+/// # Errors
+/// As of [`consumable`].
+fn lock_definition(name: &[u8]) -> Stream {
+    loop {
+        consumable(name);
+        let locked = AsOwner::enter().run(
+            "SELECT FROM ONLY counterx.stream WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+            &[Bytes(name).into()],
+        );
+        // The one that was locked: another one may have had the name before. None: it was dropped meanwhile.
+        if locked > 0 {
+            return consumable(name);
+        }
     }
 }
 

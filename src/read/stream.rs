@@ -10,6 +10,7 @@
 //! - What is handed out survives a crash: otherwise a fold that was lost, and is made again, would have the number of one
 //!   that a consumer has seen, and say something else. So the write-ahead log is flushed first.
 
+use crate::pg::room::granted;
 use crate::pg::wal;
 use crate::store::catalog;
 use crate::store::state;
@@ -67,7 +68,9 @@ pub unsafe fn batch(
             return Err(Gone { lane: cursor.lane });
         }
     }
-    wal::flush();
+    if !batch.is_empty() {
+        wal::flush();
+    }
     Ok(batch)
 }
 
@@ -127,7 +130,7 @@ impl Waiting {
                         batch.pass(lane, stream::position(row));
                         return ControlFlow::Continue(());
                     };
-                    if batch.add(change) {
+                    if granted(batch.add(change)) {
                         ControlFlow::Continue(())
                     } else {
                         ControlFlow::Break(())

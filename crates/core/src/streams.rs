@@ -9,6 +9,7 @@
 //! - What may be gone is gone through a whole fold. Whoever stands before its end has missed something.
 
 use crate::lane::LANES;
+use crate::room::{self, NoMemory};
 use crate::tally::Tally;
 use std::collections::HashMap;
 use std::fmt;
@@ -240,14 +241,22 @@ pub struct Batch {
     limit: usize,
     changes: Vec<Change>,
     /// Where the last change of a counter is among them.
-    by_name: HashMap<Box<[u8]>, usize>,
+    by_name: HashMap<Vec<u8>, usize>,
     ends: [Position; LANES],
     /// What each of them ends at, where each one can be acknowledged.
     places: Vec<[Position; LANES]>,
     /// The lane and the fold of the last change that was taken, as long as more of that fold may follow.
     open: Option<(usize, i64)>,
     is_full: bool,
+    /// So many changes of each lane were looked at.
+    looked_at: [usize; LANES],
+    /// Some of the lane are among the changes.
+    has_some: [bool; LANES],
 }
+
+/// Where nothing in a lane was for the consumer, its place is not moved before it has passed so many changes: a look
+/// that finds nothing writes nothing.
+const PASSED_ENOUGH: usize = 1000;
 
 impl Batch {
     /// Begins at these positions. `is_every`: all changes of a counter, and not only what they come to.
@@ -261,42 +270,49 @@ impl Batch {
             places: Vec::new(),
             open: None,
             is_full: limit == 0,
+            looked_at: [0; LANES],
+            has_some: [false; LANES],
         }
     }
 
     /// Takes a change, the next one of its lane. False: there is no room for it, nor for any that follows.
-    pub fn add(&mut self, change: Change) -> bool {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn add(&mut self, change: Change) -> Result<bool, NoMemory> {
         let (lane, position) = (change.lane, change.position);
         if self.open != Some((lane, position.fold)) {
             self.close();
         }
-        if !self.is_every && !change.kind.is_of_alert() {
-            if let Some(&at) = self.by_name.get(&change.name) {
-                let known = &mut self.changes[at];
-                known.kind = known.kind.then(change.kind);
-                known.delta += change.delta;
-                known.value = change.value;
-                known.at = change.at;
-                known.position = position;
-                self.ends[lane] = position;
-                self.open = Some((lane, position.fold));
-                return true;
-            }
-            if self.changes.len() < self.limit {
-                self.by_name.insert(change.name.clone(), self.changes.len());
-            }
-        }
-        if self.changes.len() >= self.limit {
+        let is_of_counter = !self.is_every && !change.kind.is_of_alert();
+        if is_of_counter && let Some(&at) = self.by_name.get(&*change.name) {
+            let known = &mut self.changes[at];
+            known.kind = known.kind.then(change.kind);
+            known.delta += change.delta;
+            known.value = change.value;
+            known.at = change.at;
+            known.position = position;
+        } else if self.changes.len() >= self.limit {
             self.is_full = true;
-            return false;
+            return Ok(false);
+        } else {
+            if is_of_counter {
+                self.by_name.try_reserve(1).map_err(|_| NoMemory)?;
+                let name = room::copy(&change.name)?;
+                self.by_name.insert(name, self.changes.len());
+            }
+            if self.is_every {
+                room::push(&mut self.places, self.ends)?;
+            }
+            room::push(&mut self.changes, change)?;
         }
         self.ends[lane] = position;
-        self.open = Some((lane, position.fold));
-        if self.is_every {
-            self.places.push(self.ends);
+        if let Some(place) = self.places.last_mut() {
+            place[lane] = position;
         }
-        self.changes.push(change);
-        true
+        self.open = Some((lane, position.fold));
+        self.has_some[lane] = true;
+        Ok(true)
     }
 
     /// Nothing follows of the fold of the last change: with that one, all of it is done. So the place of a change is
@@ -313,6 +329,7 @@ impl Batch {
 
     /// A change of its lane is nothing that the consumer wants.
     pub fn pass(&mut self, lane: usize, position: Position) {
+        self.looked_at[lane] += 1;
         self.ends[lane] = self.ends[lane].max(position);
     }
 
@@ -325,6 +342,16 @@ impl Batch {
     /// Was there no room for a change?
     pub fn is_full(&self) -> bool {
         self.is_full
+    }
+
+    /// Is there nothing for the consumer?
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The lanes in which it is worth that the consumer's place is moved.
+    pub fn worth_moving(&self) -> [bool; LANES] {
+        std::array::from_fn(|lane| self.has_some[lane] || self.looked_at[lane] >= PASSED_ENOUGH)
     }
 
     /// The changes, each with what it is to be acknowledged by, and where the batch ends.
@@ -436,10 +463,26 @@ mod tests {
     #[test]
     fn the_latest_of_a_counter_is_one_row() {
         let mut batch = Batch::new(false, 2, [Position::default(); LANES]);
-        assert!(batch.add(a_change("a", Kind::Created, 1, 1, (0, 1, 1))));
-        assert!(batch.add(a_change("b", Kind::Changed, 5, 9, (0, 1, 2))));
-        assert!(batch.add(a_change("a", Kind::Changed, 2, 3, (0, 2, 1))));
-        assert!(!batch.add(a_change("c", Kind::Changed, 1, 1, (0, 2, 2))));
+        assert!(
+            batch
+                .add(a_change("a", Kind::Created, 1, 1, (0, 1, 1)))
+                .expect("room")
+        );
+        assert!(
+            batch
+                .add(a_change("b", Kind::Changed, 5, 9, (0, 1, 2)))
+                .expect("room")
+        );
+        assert!(
+            batch
+                .add(a_change("a", Kind::Changed, 2, 3, (0, 2, 1)))
+                .expect("room")
+        );
+        assert!(
+            !batch
+                .add(a_change("c", Kind::Changed, 1, 1, (0, 2, 2)))
+                .expect("room")
+        );
         assert!(batch.is_full());
         let (changes, ends) = batch.finish();
         assert_eq!(ends[0], Position { fold: 2, seq: 1 });
@@ -456,8 +499,12 @@ mod tests {
     #[test]
     fn each_change_has_a_place_of_its_own_where_all_are_wanted() {
         let mut batch = Batch::new(true, 10, [Position::default(); LANES]);
-        batch.add(a_change("a", Kind::Created, 1, 1, (0, 1, 1)));
-        batch.add(a_change("a", Kind::Changed, 1, 2, (0, 1, 2)));
+        batch
+            .add(a_change("a", Kind::Created, 1, 1, (0, 1, 1)))
+            .expect("room");
+        batch
+            .add(a_change("a", Kind::Changed, 1, 2, (0, 1, 2)))
+            .expect("room");
         batch.pass(0, Position { fold: 1, seq: 3 });
         batch.end_lane(0, 4);
         let (changes, ends) = batch.finish();
@@ -502,7 +549,7 @@ mod tests {
             loop {
                 let mut batch = Batch::new(is_every, limit, from);
                 for change in all.iter().filter(|change| change.position > from[0]) {
-                    if !batch.add(change.clone()) {
+                    if !batch.add(change.clone()).expect("room") {
                         break;
                     }
                 }
