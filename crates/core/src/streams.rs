@@ -255,7 +255,7 @@ pub struct Batch {
 }
 
 /// Where nothing in a lane was for the consumer, its place is not moved before it has passed so many changes: a look
-/// that finds nothing writes nothing.
+/// that finds nothing leaves no new version of a row behind.
 const PASSED_ENOUGH: usize = 1000;
 
 impl Batch {
