@@ -115,7 +115,7 @@ pub fn look_at_stream_twice(client: &mut Client, stream: &str) -> Result<bool> {
         match look_at_stream(&mut transaction, stream) {
             Ok(counters) => looks.push(counters),
             // A snapshot can be older than what is kept for it.
-            Err(error) if is_gone(&error) => return Ok(false),
+            Err(error) if is_gone(&error) || is_busy(&error) => return Ok(false),
             Err(error) => return Err(error),
         }
         std::thread::sleep(std::time::Duration::from_millis(30));
