@@ -15,7 +15,7 @@ BEGIN
     INTO taken
     FROM pg_catalog.pg_class c
     WHERE c.relnamespace OPERATOR(pg_catalog.=) '@extschema@'::pg_catalog.regnamespace
-      AND c.relname OPERATOR(pg_catalog.=) ANY (ARRAY['counters', 'counter_types', 'counter_holds', 'counter_tracks', 'counter_histories', 'counter_sealed']::pg_catalog.name[]);
+      AND c.relname OPERATOR(pg_catalog.=) ANY (ARRAY['counters', 'counter_types', 'counter_holds', 'counter_tracks', 'counter_histories', 'counter_sealed', 'counter_streams', 'counter_alerts']::pg_catalog.name[]);
     IF taken IS NOT NULL THEN
         RAISE duplicate_table USING
             MESSAGE = 'extension "counterx" cannot be created in the schema @extschema@, which has relations of the names of its views',

@@ -165,6 +165,49 @@ CREATE FUNCTION counter_events(name text, after timestamptz DEFAULT NULL, max_ro
 CREATE FUNCTION counterx.sealed_until() RETURNS timestamptz
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
     AS 'MODULE_PATHNAME', 'counterx_sealed_until';
+CREATE FUNCTION counter_stream_create(stream text, prefix text DEFAULT '', mode text DEFAULT 'latest', keep interval DEFAULT '1 day', notify boolean DEFAULT true, publish boolean DEFAULT false, consumer name DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_create';
+CREATE FUNCTION counter_stream_drop(stream text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_drop';
+CREATE FUNCTION counter_stream_bootstrap(stream text)
+    RETURNS TABLE (name text, value bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 10000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_bootstrap';
+CREATE FUNCTION counter_stream_next(stream text, max_rows integer DEFAULT 1000, lanes integer[] DEFAULT NULL)
+    RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text, at timestamptz, lane integer, fold bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_next';
+CREATE FUNCTION counter_stream_peek(stream text, max_rows integer DEFAULT 1000, lanes integer[] DEFAULT NULL)
+    RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text, at timestamptz, lane integer, fold bigint, "position" text)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_peek';
+CREATE FUNCTION counter_stream_ack(stream text, "position" text) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_ack';
+CREATE FUNCTION counter_alert_create(alert text, prefix text DEFAULT '', below bigint DEFAULT NULL, above bigint DEFAULT NULL, rearm bigint DEFAULT NULL, stream text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_alert_create';
+CREATE FUNCTION counter_alert_drop(alert text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_alert_drop';
+CREATE FUNCTION counter_alerts_fired(wanted text DEFAULT NULL)
+    RETURNS TABLE (alert text, name text, value numeric, since timestamptz)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp COST 1000 ROWS 100
+    AS $$
+        SELECT a.name, s.name, s.value, s.since
+        FROM ONLY counterx.alert a
+        JOIN ONLY counterx.alert_state s ON s.alert OPERATOR(pg_catalog.=) a.id
+        WHERE wanted IS NULL OR a.name OPERATOR(pg_catalog.=) wanted
+        ORDER BY a.name, s.name
+    $$;
+CREATE FUNCTION counterx.stream_status()
+    RETURNS TABLE (stream text, state text, reason text, lag_folds bigint, oldest timestamptz, lag_bytes bigint)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counterx_stream_status';
 
 REVOKE ALL ON counterx.lanes, counterx.workers, counterx.locks FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
@@ -172,8 +215,8 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA counterx FROM PUBLIC;
 -- The triggers of a partition that is made are made by whoever makes it. They count what the track says, and
 -- nobody can name them who may not use the schema.
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate() TO PUBLIC;
--- The views counter_tracks and counter_sealed call them as whoever reads the view.
-GRANT EXECUTE ON FUNCTION counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
+-- The views counter_tracks, counter_sealed and counter_streams call them as whoever reads the view.
+GRANT EXECUTE ON FUNCTION counterx.rows_so_far(text), counterx.sealed_until(), counterx.stream_status() TO PUBLIC;
 
 -- Who may monitor the server may see how folding goes, and who waits for whom. They see no counter by that
 -- but the names of those that are locked.
@@ -183,7 +226,7 @@ GRANT EXECUTE ON FUNCTION counterx.lane_status(), counterx.fold_status(), counte
 
 -- Whoever owns the database makes its dumps, and restores them into a database of his own.
 GRANT USAGE ON SCHEMA counterx TO pg_database_owner;
-GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold, counterx.history, counterx.bucket_restored TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.token, counterx.type, counterx.track, counterx.hold, counterx.history, counterx.bucket_restored, counterx.stream, counterx.alert TO pg_database_owner;
 GRANT SELECT, UPDATE ON counterx.hold_id TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.windows_removed(), counterx.version() TO pg_database_owner;
 
@@ -201,7 +244,7 @@ BEGIN
           AND c.relname OPERATOR(pg_catalog.<>) 'anchor'
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track', 'counterx.history', 'counterx.bucket_restored']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track', 'counterx.history', 'counterx.bucket_restored', 'counterx.stream', 'counterx.alert']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
@@ -338,6 +381,45 @@ COMMENT ON VIEW counter_sealed IS 'one row: how far history is sealed';
 COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time or before never change; null: none is sealed';
 GRANT SELECT ON counter_sealed TO PUBLIC;
 
+CREATE VIEW counter_streams AS
+SELECT s.name AS stream, s.prefix, s.mode, s.keep, s.notify, s.publish, s.consumer, st.state, st.reason, st.lag_folds,
+       pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) st.oldest AS lag, st.lag_bytes, s.created_at
+FROM ONLY counterx.stream s
+LEFT JOIN counterx.stream_status() st ON st.stream OPERATOR(pg_catalog.=) s.name;
+COMMENT ON VIEW counter_streams IS 'streams of changes';
+COMMENT ON COLUMN counter_streams.stream IS 'name of the stream';
+COMMENT ON COLUMN counter_streams.prefix IS 'what the names of its counters begin with';
+COMMENT ON COLUMN counter_streams.mode IS 'latest (what the changes of a counter come to) or every (each of them)';
+COMMENT ON COLUMN counter_streams.keep IS 'how long changes wait for the consumer';
+COMMENT ON COLUMN counter_streams.notify IS 'the worker notifies the channel counterx when there are changes';
+COMMENT ON COLUMN counter_streams.publish IS 'changes are announced to logical decoding';
+COMMENT ON COLUMN counter_streams.consumer IS 'role whose members may consume';
+COMMENT ON COLUMN counter_streams.state IS 'new (not started), live, or lost (something is missing: it has to be bootstrapped again)';
+COMMENT ON COLUMN counter_streams.reason IS 'why it is lost';
+COMMENT ON COLUMN counter_streams.lag_folds IS 'folds that the consumer is behind, in the lane where these are most';
+COMMENT ON COLUMN counter_streams.lag IS 'age of the oldest change that waits; null: none does';
+COMMENT ON COLUMN counter_streams.lag_bytes IS 'size of the tables in which changes wait, with those of other streams';
+COMMENT ON COLUMN counter_streams.created_at IS 'when it was created';
+GRANT SELECT ON counter_streams TO PUBLIC;
+
+CREATE VIEW counter_alerts AS
+SELECT a.name AS alert, a.prefix, a.below, a.above, a.rearm, a.stream,
+       (SELECT pg_catalog.count(*) FROM ONLY counterx.alert_state s WHERE s.alert OPERATOR(pg_catalog.=) a.id) AS fired,
+       (SELECT pg_catalog.max(l.last_fired_at) FROM ONLY counterx.alert_lane l WHERE l.alert OPERATOR(pg_catalog.=) a.id) AS last_fired_at,
+       a.created_at
+FROM ONLY counterx.alert a;
+COMMENT ON VIEW counter_alerts IS 'thresholds that counters are watched for';
+COMMENT ON COLUMN counter_alerts.alert IS 'name of the alert';
+COMMENT ON COLUMN counter_alerts.prefix IS 'what the names of its counters begin with';
+COMMENT ON COLUMN counter_alerts.below IS 'it fires for a counter that comes to be less; null: it goes by above';
+COMMENT ON COLUMN counter_alerts.above IS 'it fires for a counter that comes to be greater; null: it goes by below';
+COMMENT ON COLUMN counter_alerts.rearm IS 'value from which on it can fire again';
+COMMENT ON COLUMN counter_alerts.stream IS 'the stream that is told; null: all that have the counter';
+COMMENT ON COLUMN counter_alerts.fired IS 'number of counters for which it has fired and was not rearmed since';
+COMMENT ON COLUMN counter_alerts.last_fired_at IS 'when it has fired last';
+COMMENT ON COLUMN counter_alerts.created_at IS 'when it was created';
+GRANT SELECT ON counter_alerts TO PUBLIC;
+
 REVOKE ALL ON FUNCTION
     counter_type_create(text, bigint, bigint, text, jsonb, interval, text, bigint, boolean, boolean),
     counter_type_alter(text, bigint, bigint, text, jsonb),
@@ -348,7 +430,11 @@ REVOKE ALL ON FUNCTION
     counter_drift(regclass, text),
     counter_history(text, text, text, text, text, text, text),
     counter_history_drop(text),
-    counter_seal()
+    counter_seal(),
+    counter_stream_create(text, text, text, interval, boolean, boolean, name),
+    counter_stream_drop(text),
+    counter_alert_create(text, text, bigint, bigint, bigint, text),
+    counter_alert_drop(text)
 FROM PUBLIC;
 
 -- Who may do what. Everybody may read and count until the owner says otherwise; what changes counters
@@ -406,6 +492,16 @@ COMMENT ON FUNCTION counter_rate(text, interval) IS 'what was counted of a count
 COMMENT ON FUNCTION counter_top_changed(bigint, text, interval) IS 'the counters of a type, or some of them, of which most was counted lately';
 COMMENT ON FUNCTION counter_events(text, timestamptz, bigint) IS 'single changes of a counter after a time, in the order in which they were counted';
 COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter_sealed';
+COMMENT ON FUNCTION counter_stream_create(text, text, text, interval, boolean, boolean, name) IS 'declares a stream of the changes of the counters with a prefix; counter_stream_bootstrap() starts it';
+COMMENT ON FUNCTION counter_stream_drop(text) IS 'ends a stream; false when there was none';
+COMMENT ON FUNCTION counter_stream_bootstrap(text) IS 'starts a stream, or begins it anew: returns what its counters are, and has the changes that follow wait for the consumer';
+COMMENT ON FUNCTION counter_stream_next(text, integer, integer[]) IS 'the next changes of a stream; they are read when the transaction commits';
+COMMENT ON FUNCTION counter_stream_peek(text, integer, integer[]) IS 'the next changes of a stream, each with what it is acknowledged by';
+COMMENT ON FUNCTION counter_stream_ack(text, text) IS 'changes of a stream are read up to a position';
+COMMENT ON FUNCTION counter_alert_create(text, text, bigint, bigint, bigint, text) IS 'watches the counters with a prefix for a threshold';
+COMMENT ON FUNCTION counter_alert_drop(text) IS 'ends an alert; false when there was none';
+COMMENT ON FUNCTION counter_alerts_fired(text) IS 'the counters for which an alert, or any, has fired and was not rearmed since, with the values at which it has';
+COMMENT ON FUNCTION counterx.stream_status() IS 'how far the consumers of streams are, behind the view counter_streams';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';

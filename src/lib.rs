@@ -60,6 +60,11 @@ extension_sql_file!(
     name = "history",
     requires = ["tables"]
 );
+extension_sql_file!(
+    "../sql/streams.sql",
+    name = "streams",
+    requires = ["history"]
+);
 extension_sql_file!("../sql/views.sql", name = "views", finalize);
 
 /// Runs when a process loads the library; the postmaster's children inherit what it did there.

@@ -11,6 +11,8 @@ static COMPACTION_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1000);
 /// a read of a hot counter stays around that of a plain row with a few dead versions.
 static COMPACTION_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(500);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+/// What a stream's consumer that is away for a night leaves, as a rule.
+static STREAM_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 /// Few enough to leave most of the default of max_worker_processes, which is 8, to others; more than
 /// one, so that one long fold does not hold up all databases.
@@ -43,6 +45,11 @@ pub fn compaction_threshold() -> u64 {
 /// The size from which on a log is left for the lane's other one, in bytes.
 pub fn log_max_size() -> u64 {
     u64::from(LOG_MAX_SIZE.get().unsigned_abs()) * 1024
+}
+
+/// What changes for streams may take on disk, in bytes.
+pub fn stream_max_size() -> u64 {
+    u64::from(STREAM_MAX_SIZE.get().unsigned_abs()) * 1024
 }
 
 /// A worker that had nothing to do for so long ends.
@@ -134,6 +141,16 @@ pub fn define() {
         c"The full log is truncated once no snapshot needs it. A lane takes up to twice this size, and more while an old snapshot is open.",
         &LOG_MAX_SIZE,
         64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.stream_max_size",
+        c"Size up to which changes wait for the consumers of streams.",
+        c"For all streams of a database together. Consumers that are further behind are lost, and have to begin anew.",
+        &STREAM_MAX_SIZE,
+        1024,
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_KB,

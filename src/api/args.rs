@@ -5,7 +5,7 @@ use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::json::{self, Member};
 use crate::pg::room;
 use crate::pg::time;
-use crate::pg::varlena::text_datum;
+use crate::pg::varlena::{text_bytes, text_datum};
 use crate::store::catalog;
 use counterx_core::lane::MAX_NAME_BYTES;
 use counterx_core::names::NameRange;
@@ -234,6 +234,59 @@ impl Interval<'_> {
             )
         };
         later.map_or(time, |datum| datum.value() as i64)
+    }
+}
+
+/// The arguments of a call.
+pub struct Arguments<'a>(&'a [pg_sys::NullableDatum]);
+
+impl<'a> Arguments<'a> {
+    /// Those of a call by the server's own convention.
+    ///
+    /// # Safety
+    /// `fcinfo` is what the server has called a function with, whose arguments live as long as the call.
+    pub unsafe fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe {
+            let count = usize::try_from((*fcinfo).nargs).unwrap_or_default();
+            (*fcinfo).args.as_slice(count)
+        })
+    }
+
+    /// One of them, from 0 on; None: null.
+    pub fn get(&self, at: usize) -> Option<pg_sys::Datum> {
+        let argument = self.0.get(at)?;
+        (!argument.isnull).then_some(argument.value)
+    }
+
+    /// The bytes of one.
+    ///
+    /// # Safety
+    /// The argument is a text.
+    pub unsafe fn text(&self, at: usize) -> Option<Text<'a>> {
+        // SAFETY: the caller's promise.
+        self.get(at).map(|datum| Text(unsafe { text_bytes(datum) }))
+    }
+
+    /// A bigint, or a time.
+    pub fn number(&self, at: usize) -> Option<i64> {
+        self.get(at).map(|datum| datum.value() as i64)
+    }
+
+    /// A name.
+    ///
+    /// # Safety
+    /// The argument is one.
+    pub unsafe fn name(&self, at: usize) -> Option<Vec<u8>> {
+        let datum = self.get(at)?;
+        // SAFETY: the caller's promise: it ends with a zero.
+        let name = unsafe { core::ffi::CStr::from_ptr(datum.cast_mut_ptr()) };
+        Some(name.to_bytes().to_vec())
+    }
+
+    /// A boolean.
+    pub fn boolean(&self, at: usize) -> Option<bool> {
+        self.get(at).map(|datum| datum.value() != 0)
     }
 }
 

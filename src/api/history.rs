@@ -3,14 +3,14 @@
 //! Functions that return many rows are the server's own kind, and declared in `sql/views.sql`: the bindings would be
 //! called for each row.
 
-use super::args::{self, Text, Timestamptz};
+use super::args::{self, Arguments, Text, Timestamptz};
 use crate::pg::clock;
 use crate::pg::error::{beginning, quoted, raise, report};
 use crate::pg::function::version_1;
 use crate::pg::number;
 use crate::pg::rows::Rows;
 use crate::pg::time;
-use crate::pg::varlena::{text_bytes, text_datum};
+use crate::pg::varlena::text_datum;
 use crate::read::history::{self, Counter, Event, OfUnit, Rate, Span};
 use crate::read::lane;
 use crate::read::most_changed;
@@ -35,42 +35,6 @@ const CENTURY: i64 = 100 * 365 * DAY;
 
 /// So much of a text is shown in a message, in bytes: as much as a name has.
 const SHOWN: usize = MAX_NAME_BYTES;
-
-/// The arguments of a call.
-struct Arguments<'a>(&'a [pg_sys::NullableDatum]);
-
-impl<'a> Arguments<'a> {
-    /// # Safety
-    /// `fcinfo` is what the server has called a function with, whose arguments live as long as the call.
-    unsafe fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: the caller's promise.
-        Self(unsafe {
-            let count = usize::try_from((*fcinfo).nargs).unwrap_or_default();
-            (*fcinfo).args.as_slice(count)
-        })
-    }
-
-    fn get(&self, at: usize) -> Option<pg_sys::Datum> {
-        let argument = self.0.get(at)?;
-        (!argument.isnull).then_some(argument.value)
-    }
-
-    /// # Safety
-    /// The argument is a text.
-    unsafe fn text(&self, at: usize) -> Option<Text<'a>> {
-        // SAFETY: the caller's promise.
-        self.get(at).map(|datum| Text(unsafe { text_bytes(datum) }))
-    }
-
-    /// A bigint, or a time.
-    fn number(&self, at: usize) -> Option<i64> {
-        self.get(at).map(|datum| datum.value() as i64)
-    }
-
-    fn boolean(&self, at: usize) -> Option<bool> {
-        self.get(at).map(|datum| datum.value() != 0)
-    }
-}
 
 /// # Errors
 /// Raises 55000.

@@ -27,6 +27,7 @@
 //! aggregate makes of no rows, and means none.)
 
 pub mod admin;
+mod alerts;
 mod args;
 mod bounded;
 mod call;
@@ -43,6 +44,7 @@ mod once;
 mod parts;
 pub mod restore;
 mod steps;
+mod streams;
 mod track;
 pub mod track_triggers;
 pub mod triggers;

@@ -2,6 +2,7 @@
 
 use super::admin::{self, Removal};
 use crate::fold::compaction::Due;
+use crate::fold::stream_upkeep;
 use crate::pg::error::{raise, report};
 use crate::pg::function::version_1;
 use crate::pg::standby;
@@ -38,6 +39,10 @@ pub extern "C-unwind" fn counterx_compact_in_steps(
             step(|| {
                 standby::do_not_wait();
                 Due::nothing(lane).fold();
+            });
+            step(|| {
+                standby::do_not_wait();
+                stream_upkeep::keep(lane);
             });
         }
         let (mut more, mut removal) = (true, Removal::default());

@@ -208,7 +208,27 @@ pub extern "C-unwind" fn counterx_ignore_replicated(
     {
         api::histories::check_restored(id);
     }
+    // What was asked for by them is not changed behind their backs: consumers would miss something.
+    if !ours::is_at_work()
+        && !call.is(pg_sys::TRIGGER_EVENT_INSERT, pg_sys::TRIGGER_EVENT_OPMASK)
+        && matches!(&*call.table(), "stream" | "alert")
+    {
+        refuse(
+            &call.table(),
+            "counter_stream_drop() and counter_alert_drop() drop streams and alerts, and counter_stream_create() and counter_alert_create() create others.",
+        )
+    }
     call.row()
+}
+
+fn refuse(table: &str, hint: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("table counterx.{table} is changed by counterx alone"),
+        )
+        .set_hint(hint.to_owned()),
+    )
 }
 
 /// On the engine's own tables, before each change that comes by SQL: we write to them by other means.
@@ -238,12 +258,9 @@ pub extern "C-unwind" fn counterx_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_
             .set_hint("DELETE removes rows here and nowhere else."),
         )
     }
-    raise(
-        report(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table counterx.{} is changed by counterx alone", call.table()),
-        )
-        .set_hint("Change counters by calls such as counter_set() and counter_drop(). A dump of an older version is restored into that version, which ALTER EXTENSION counterx UPDATE then brings to this one."),
+    refuse(
+        &call.table(),
+        "Change counters by calls such as counter_set() and counter_drop(). A dump of an older version is restored into that version, which ALTER EXTENSION counterx UPDATE then brings to this one.",
     )
 }
 

@@ -69,6 +69,11 @@ impl Windowed {
         self.with_known(time, |_, prefix| prefix.clone())
     }
 
+    /// The type.
+    pub fn type_name(&self) -> &[u8] {
+        &self.type_name
+    }
+
     /// The window that a time is in, and how a counter of the type is stored in it.
     ///
     /// # Errors

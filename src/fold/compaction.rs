@@ -2,9 +2,10 @@
 //! published, awaited, folded and truncated.
 
 use crate::fold::beginnings;
-use crate::fold::folding;
+use crate::fold::folding::{self, LeftOut};
 use crate::fold::rotation::{self, Drained};
 use crate::fold::sealing::{self, Seal, Sealing};
+use crate::fold::stream;
 use crate::pg::ports;
 use crate::pg::standby;
 use crate::store::catalog::{self, LaneRels};
@@ -29,9 +30,11 @@ pub struct LaneMemory {
     folded: Folded,
     /// So many folds in a row have failed in the midst of their history.
     failures_in_history: u32,
+    /// Or of what streams are told.
+    failures_in_streams: u32,
 }
 
-/// After so many failures in a row, a fold leaves history out: what fails by chance does not fail so often.
+/// After so many failures in a row, a fold leaves out what fails: what fails by chance does not fail so often.
 const MOST_FAILURES: u32 = 3;
 
 impl LaneMemory {
@@ -50,22 +53,23 @@ impl LaneMemory {
         self.folded.early_at(threshold)
     }
 
-    /// A fold has failed. True: that was in the midst of its history, once more, and the next one leaves that out.
-    pub fn after_failure(&mut self) -> bool {
-        let failures = match beginnings::take_failure() {
-            true => self.failures_in_history + 1,
-            false => 0,
-        };
+    /// A fold has failed. Returns what could not be written, once more, so that the next one leaves it out.
+    pub fn after_failure(&mut self) -> LeftOut {
+        let count = |failed, failures| if failed { failures + 1 } else { 0 };
         *self = Self {
             gate: self.gate,
-            failures_in_history: failures,
+            failures_in_history: count(beginnings::take_failure(), self.failures_in_history),
+            failures_in_streams: count(stream::take_failure(), self.failures_in_streams),
             ..Self::default()
         };
-        self.leaves_history_out()
+        self.left_out()
     }
 
-    fn leaves_history_out(&self) -> bool {
-        self.failures_in_history >= MOST_FAILURES
+    fn left_out(&self) -> LeftOut {
+        LeftOut {
+            history: self.failures_in_history >= MOST_FAILURES,
+            streams: self.failures_in_streams >= MOST_FAILURES,
+        }
     }
 
     /// A truncation has failed. The published epoch is of a transaction that was committed before, so
@@ -134,9 +138,10 @@ pub fn tick(
         clock: published.clock,
         is_trusted: clock_is_trusted,
     };
-    let leaves_out = memory.leaves_history_out();
-    memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal, leaves_out);
+    let left_out = memory.left_out();
+    memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal, left_out);
     memory.failures_in_history = 0;
+    memory.failures_in_streams = 0;
     Ok(Tick::Folded)
 }
 
@@ -243,7 +248,17 @@ impl Due {
             clock: published.clock,
             is_trusted: self.clock_is_trusted,
         };
-        let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, false);
+        // What this session could not write before. (What is left out of history is left out by workers alone.)
+        let failures = match stream::take_failure() {
+            true => FAILURES_IN_STREAMS.get() + 1,
+            false => FAILURES_IN_STREAMS.get(),
+        };
+        FAILURES_IN_STREAMS.set(failures);
+        let left_out = LeftOut {
+            streams: failures >= MOST_FAILURES,
+            ..LeftOut::default()
+        };
+        let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, left_out);
         if rotation::wants_switch(&rels, gate) {
             lease.publish(true);
         }
@@ -268,6 +283,8 @@ thread_local! {
     static ANY_INACTIVE: Cell<bool> = const { Cell::new(false) };
     /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
+    /// So many folds of this session by hand have failed in the midst of what streams are told.
+    static FAILURES_IN_STREAMS: Cell<u32> = const { Cell::new(0) };
 }
 
 fn truncate_at_commit(inactive: Inactive) {
@@ -292,6 +309,7 @@ pub fn has_folded() -> bool {
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
 /// for a moment. Nobody is waited for.
 pub fn before_commit() {
+    FAILURES_IN_STREAMS.set(0);
     // A commit that waits for a standby would have all wait who read or count. Another time: workers and
     // `compact_in_steps()` do not wait.
     if !ANY_INACTIVE.get() || standby::commit_may_wait() {

@@ -15,6 +15,7 @@
 use crate::fold::beginnings;
 use crate::fold::history;
 use crate::fold::sealing::Seal;
+use crate::fold::stream;
 use crate::fold::totals::Totals;
 use crate::fold::way;
 use crate::pg::error::log;
@@ -70,17 +71,20 @@ pub fn check_tables() -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What a fold does not write, as it could not be written before.
+#[derive(Clone, Copy, Default)]
+pub struct LeftOut {
+    /// History: see [`beginnings::begin_anew`].
+    pub history: bool,
+    /// Changes for streams, and states of alerts: see [`stream::leave_out`].
+    pub streams: bool,
+}
+
 /// Folds all epochs through this one, whose writers have all ended.
 ///
-/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes. History is left out
-/// where it could not be written before: see [`beginnings::begin_anew`].
-pub fn fold(
-    lane: usize,
-    lease: &Lease,
-    through: i64,
-    seal: Seal,
-    history_is_left_out: bool,
-) -> Folded {
+/// The caller holds the lease, in a READ COMMITTED transaction, in which [`check_tables`] said yes. What could not be
+/// written before is left out.
+pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal, left_out: LeftOut) -> Folded {
     let started = ports::now();
     let shared = catalog::shared();
     let before = state::current(lane, &shared);
@@ -90,13 +94,20 @@ pub fn fold(
     failpoint!("fold.snapshot_taken");
     // SAFETY: nothing allocated in the scope leaves this function.
     let _scope = unsafe { MemoryScope::enter(pg_sys::CurrentMemoryContext) };
-    let history = if history_is_left_out {
+    let history = if left_out.history {
         beginnings::begin_anew(lane, through, seal.clock, &latest);
         None
     } else {
         history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted))
     };
-    let mut totals = Totals::open(&shared, before.origin.gen_of(through), history);
+    let number = before.folds + 1;
+    let stream = if left_out.streams {
+        stream::leave_out(lane, number);
+        None
+    } else {
+        stream::Writer::open(lane, &shared, &latest, number)
+    };
+    let mut totals = Totals::open(&shared, before.origin.gen_of(through), history, stream);
     let epochs = (before.folded_epoch, through);
     let mut deltas = fold_late(lane, &shared, &latest, &mut totals);
     // The older one first: for history, what is before a purge or a beginning has to be.
@@ -106,9 +117,11 @@ pub fn fold(
     }
     let busiest = totals.busiest;
     let ended = (before.last_fold_at).map(|at| at + before.last_fold_us.unwrap_or_default());
-    let written = totals
-        .finish()
-        .map(|history| history.finish(seal, through, ended));
+    let (history, stream) = totals.finish();
+    if let Some(stream) = stream {
+        stream.finish();
+    }
+    let written = history.map(|history| history.finish(seal, through, ended));
     failpoint!("fold.totals_written");
     if let Some(written) = &written
         && ends_bucket(before.sealed, written.sealed)

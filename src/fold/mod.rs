@@ -11,6 +11,8 @@ pub mod history;
 pub mod history_table;
 pub mod rotation;
 pub mod sealing;
+pub mod stream;
+pub mod stream_upkeep;
 pub mod sweep;
 pub mod totals;
 pub mod way;

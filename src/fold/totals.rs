@@ -1,6 +1,7 @@
 //! Writing totals: the sums of a fold, one counter after the other.
 
 use crate::fold::history;
+use crate::fold::stream;
 use crate::pg::memory::{MemoryArena, MemorySwitch};
 use crate::pg::number;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
@@ -34,11 +35,17 @@ pub struct Totals {
     /// For what one counter takes.
     arena: MemoryArena,
     history: Option<history::Writer>,
+    stream: Option<stream::Writer>,
 }
 
 impl Totals {
     /// Opens the table; rows that are new get this `gen`, or more.
-    pub fn open(shared: &SharedRels, generation: i64, history: Option<history::Writer>) -> Self {
+    pub fn open(
+        shared: &SharedRels,
+        generation: i64,
+        history: Option<history::Writer>,
+        stream: Option<stream::Writer>,
+    ) -> Self {
         let Some(table) = Relation::open_until_commit(shared.total, ROW_EXCLUSIVE) else {
             catalog::gone()
         };
@@ -58,6 +65,7 @@ impl Totals {
                 busiest: 0,
                 arena: MemoryArena::below(pg_sys::CurrentMemoryContext),
                 history,
+                stream,
             }
         }
     }
@@ -77,26 +85,35 @@ impl Totals {
             if let Some(history) = &mut self.history {
                 history.begin(name);
             }
+            if let Some(stream) = &mut self.stream {
+                stream.begin(name);
+            }
         }
         self.sum = Some(self.sum.unwrap_or_default() + tally);
         self.run += 1;
-        if let Some(history) = &mut self.history
-            && history.wants()
-        {
-            let (change, epoch) = change();
-            history.add(change, epoch);
-            if history.is_full() {
-                self.flush();
-                return true;
-            }
+        let history = self.history.as_mut().filter(|history| history.wants());
+        let stream = self.stream.as_mut().filter(|stream| stream.wants());
+        if history.is_none() && stream.is_none() {
+            return false;
         }
-        false
+        let (change, epoch) = change();
+        if let Some(stream) = stream {
+            stream.add(change.kind);
+        }
+        let is_full = history.is_some_and(|history| {
+            history.add(change, epoch);
+            history.is_full()
+        });
+        if is_full {
+            self.flush();
+        }
+        is_full
     }
 
-    /// All is written. Returns what history writes besides.
-    pub fn finish(mut self) -> Option<history::Writer> {
+    /// All is written. Returns what is written besides.
+    pub fn finish(mut self) -> (Option<history::Writer>, Option<stream::Writer>) {
         self.flush();
-        self.history.take()
+        (self.history.take(), self.stream.take())
     }
 
     /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
@@ -113,7 +130,9 @@ impl Totals {
         let hash = NameHash::of(&self.name);
         let old = self.find(hash, &name);
         let (mut tid, mut generation, mut tally) = (None, self.generation, sum);
+        let mut before = Tally::default();
         if let Some(old) = old {
+            before = old.tally;
             tid = Some(old.tid);
             generation = generation.max(old.generation);
             tally += old.tally;
@@ -122,6 +141,11 @@ impl Totals {
             && history.wants()
         {
             history.write(&name, hash, tally.value);
+        }
+        if let Some(stream) = &mut self.stream
+            && stream.wants()
+        {
+            stream.write(&name, &self.name, before, tally);
         }
         if tally.is_zero() {
             if let Some(mut tid) = tid {

@@ -22,6 +22,11 @@ pub fn enter_worker() {
     IN_WORKER.set(true);
 }
 
+/// Is this process a worker?
+pub fn is_worker() -> bool {
+    IN_WORKER.get()
+}
+
 /// Has [`make_way`] ended a fold?
 pub fn has_made_way() -> bool {
     MADE_WAY.get()

@@ -35,6 +35,19 @@ pub unsafe fn bigints(array: pg_sys::Datum) -> Result<Vec<Option<i64>>, i32> {
     ))
 }
 
+/// The elements of an `integer[]`, likewise.
+///
+/// # Safety
+/// The datum is such an array.
+pub unsafe fn integers(array: pg_sys::Datum) -> Result<Vec<Option<i32>>, i32> {
+    // SAFETY: the caller's promise; typlen, typbyval and typalign are those of int4.
+    let elements = unsafe { elements(array, pg_sys::INT4OID, 4, true, b'i') }?;
+    let numbers = elements.into_iter();
+    Ok(room::collect(
+        numbers.map(|element| element.map(|datum| datum.value() as i32)),
+    ))
+}
+
 /// The type of an array's elements, and these, likewise.
 ///
 /// # Safety

@@ -26,13 +26,21 @@ pub fn report(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
 
 /// Writes a message to the server's log.
 pub fn log(message: impl Into<String>) {
-    let message = message.into();
+    write(message.into(), PgLogLevel::LOG);
+}
+
+/// The same of one that only who looks for it wants to see.
+pub fn debug(message: impl Into<String>) {
+    write(message.into(), PgLogLevel::DEBUG1);
+}
+
+fn write(message: String, level: PgLogLevel) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         in_server_encoding(&message).into_owned(),
         "counterx",
     )
-    .report(PgLogLevel::LOG);
+    .report(level);
 }
 
 /// The five characters of an error code.

@@ -49,6 +49,27 @@ impl Inserter {
         &mut self,
         values: [Option<pg_sys::Datum>; N],
     ) -> pg_sys::ItemPointerData {
+        // A publication FOR ALL TABLES must not ship the row.
+        // SAFETY: the caller's promise.
+        unsafe { self.insert_with(values, pg_sys::HEAP_INSERT_NO_LOGICAL as i32) }
+    }
+
+    /// The same of a row that is announced to logical decoding.
+    ///
+    /// # Safety
+    /// As of [`Self::insert`].
+    pub unsafe fn insert_announced<const N: usize>(&mut self, values: [Option<pg_sys::Datum>; N]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.insert_with(values, 0) };
+    }
+
+    /// # Safety
+    /// As of [`Self::insert`].
+    unsafe fn insert_with<const N: usize>(
+        &mut self,
+        values: [Option<pg_sys::Datum>; N],
+        options: i32,
+    ) -> pg_sys::ItemPointerData {
         let nulls = values.map(|value| value.is_none());
         let datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
         let (table, columns) = (self.table.as_ptr(), self.table.tuple_desc());
@@ -59,8 +80,6 @@ impl Inserter {
             // SAFETY: the caller's promise.
             Some(unsafe { form_row(&self.table, &datums, &nulls) })
         };
-        // HEAP_INSERT_NO_LOGICAL: a publication FOR ALL TABLES must not ship the row.
-        let options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
         // SAFETY: the caller's promise; the tuple is ours to free. One guard for all: nothing here has
         // to be dropped.
         let mut tid = unsafe {

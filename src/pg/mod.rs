@@ -38,3 +38,4 @@ pub mod turns;
 pub mod user;
 pub mod varlena;
 pub mod waiting;
+pub mod wal;

@@ -13,4 +13,5 @@ pub mod launcher;
 mod mend;
 pub mod session;
 pub mod start;
+mod streams;
 pub mod worker;

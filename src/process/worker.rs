@@ -42,6 +42,7 @@ use crate::process::duty;
 use crate::process::mend;
 use crate::process::session;
 use crate::process::start::{self, Purpose};
+use crate::process::streams::Streams;
 use crate::settings;
 use crate::store::catalog::{self, LaneRels, Unusable};
 use crate::store::expired::Batch;
@@ -165,6 +166,8 @@ struct Worker {
     windows_left: bool,
     /// It is said that they are not removed, as the clock has leapt.
     windows_leap: bool,
+    /// What it does for streams.
+    streams: Streams,
 }
 
 /// How often a worker looks for expired tokens, at least.
@@ -288,6 +291,7 @@ impl Worker {
             windows_since: Duration::ZERO,
             windows_left: false,
             windows_leap: false,
+            streams: Streams::default(),
         }
     }
 
@@ -343,6 +347,7 @@ impl Worker {
                 }
                 self.expire_history();
                 self.remove_windows();
+                self.streams.see_to(self.now());
             }
             if self.makes_room() {
                 return;
@@ -359,7 +364,8 @@ impl Worker {
             if settings::compaction() {
                 let hurried = (0..LANES).any(|lane| self.is_hurried(lane));
                 let pause = until_due.min(if hurried { HURRY } else { POLL });
-                session::wait(pause.min(self.until_look()));
+                let told = self.streams.until_due(self.now());
+                session::wait(pause.min(self.until_look()).min(told.max(SHORTEST)));
             } else {
                 // SAFETY: outside of any transaction; what counterx.workers shows.
                 unsafe {
@@ -733,9 +739,15 @@ impl Worker {
                 self.settlings[lane] = Settling::default();
                 self.clocks[lane].failed(now);
                 self.turn.lane_is_done(lane);
-                if self.memories[lane].after_failure() {
+                let left_out = self.memories[lane].after_failure();
+                if left_out.history {
                     log(format!(
                         "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
+                    ));
+                }
+                if left_out.streams {
+                    log(format!(
+                        "counterx: changes of lane {lane} cannot be written for streams; the next fold leaves them out, and streams are lost then"
                     ));
                 }
                 return Self::note_failure(lane, "folding", &message);

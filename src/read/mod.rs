@@ -10,3 +10,4 @@ pub mod lane;
 pub mod most_changed;
 pub mod outrun;
 pub mod reader;
+pub mod stream;

@@ -53,6 +53,10 @@ pub struct SharedRels {
     pub hold_id: pg_sys::Oid,
     /// Which types have a history.
     pub history: pg_sys::Oid,
+    /// Streams.
+    pub stream: pg_sys::Oid,
+    /// Alerts.
+    pub alert: pg_sys::Oid,
 }
 
 thread_local! {
@@ -162,6 +166,8 @@ fn find_shared() -> Result<SharedRels, Unusable> {
         hold: find("hold")?,
         hold_id: find("hold_id")?,
         history: find("history")?,
+        stream: find("stream")?,
+        alert: find("alert")?,
     })
 }
 
@@ -303,6 +309,8 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, oid: pg_sys::O
             rels.hold,
             rels.hold_id,
             rels.history,
+            rels.stream,
+            rels.alert,
         ];
         all || ours.contains(&oid)
     });

@@ -46,6 +46,7 @@ pub mod state {
     pub const LANE: usize = 1;
     pub const GEN: usize = 2;
     pub const FOLDED_EPOCH: usize = 3;
+    pub const FOLDS: usize = 4;
 }
 /// `late`: name, delta, at, uses, kind.
 pub mod late {
@@ -142,4 +143,68 @@ pub mod bucket {
     pub const ADJUSTED: usize = 7;
     pub const UPS: usize = 8;
     pub const DOWNS: usize = 9;
+}
+
+/// `stream`: name, prefix, mode, keep, notify, publish, consumer, created_at.
+pub mod stream {
+    pub const NAME: usize = 1;
+    pub const PREFIX: usize = 2;
+    pub const MODE: usize = 3;
+    pub const KEEP: usize = 4;
+    pub const NOTIFY: usize = 5;
+    pub const PUBLISH: usize = 6;
+    pub const CONSUMER: usize = 7;
+}
+
+/// `alert`: id, name, prefix, below, above, rearm, stream, created_at.
+pub mod alert {
+    pub const ID: usize = 1;
+    pub const NAME: usize = 2;
+    pub const PREFIX: usize = 3;
+    pub const BELOW: usize = 4;
+    pub const ABOVE: usize = 5;
+    pub const REARM: usize = 6;
+    pub const STREAM: usize = 7;
+}
+
+/// `cursor`: stream, lane, fold, seq, timeline, incarnation, lost_reason.
+pub mod cursor {
+    pub const STREAM: usize = 1;
+    pub const LANE: usize = 2;
+    pub const FOLD: usize = 3;
+    pub const SEQ: usize = 4;
+    pub const TIMELINE: usize = 5;
+    pub const INCARNATION: usize = 6;
+    pub const LOST_REASON: usize = 7;
+}
+
+/// `alert_state`: alert, name, lane, value, since.
+pub mod alert_state {
+    pub const KEY: [i16; 2] = [2, 1];
+    pub const ALERT: usize = 1;
+    pub const LANE: usize = 3;
+}
+
+/// `alert_lane`: alert, lane, fired, last_fired_at.
+pub mod alert_lane {
+    pub const KEY: [i16; 2] = [1, 2];
+    pub const ALERT: usize = 1;
+    pub const LANE: usize = 2;
+    pub const FIRED: usize = 3;
+    pub const LAST_FIRED_AT: usize = 4;
+}
+
+/// `change_*`: fold, seq, at, name, delta, value, kind, alert, stream.
+pub mod change {
+    pub const KEY: [i16; 2] = [1, 2];
+    pub const FOLD: usize = 1;
+    pub const SEQ: usize = 2;
+    pub const AT: usize = 3;
+    pub const NAME: usize = 4;
+    pub const DELTA: usize = 5;
+    pub const VALUE: usize = 6;
+    pub const KIND: usize = 7;
+    pub const ALERT: usize = 8;
+    pub const STREAM: usize = 9;
+    pub const COLUMNS: usize = 9;
 }

@@ -52,6 +52,15 @@ pub struct Series {
 pub struct Interval(pg_sys::Interval);
 
 impl Interval {
+    /// A copy.
+    ///
+    /// # Safety
+    /// The datum is an interval.
+    pub unsafe fn of(datum: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { *datum.cast_mut_ptr::<pg_sys::Interval>() })
+    }
+
     /// A time that is earlier by this.
     pub fn before(mut self, time: i64) -> i64 {
         let datum = pg_sys::Datum::from(&raw mut self.0);

@@ -4,6 +4,7 @@
 //! here, so that what others have done to it by DDL is found before a row of it is touched; and gates are
 //! opened before anything else.
 
+pub mod as_owner;
 pub mod catalog;
 pub mod columns;
 pub mod expired;
@@ -14,5 +15,6 @@ pub mod pending;
 pub mod shape;
 pub mod since;
 pub mod state;
+pub mod stream;
 pub mod tables;
 pub mod totals;

@@ -26,7 +26,7 @@ use crate::pg::error::{quoted, raise, report, sqlstate};
 use crate::pg::insert;
 use crate::pg::relation::{ACCESS_SHARE, Relation};
 use pg_sys::{
-    BOOLOID, CHAROID, INT4OID, INT8OID, INTERVALOID, NUMERICOID, TEXTOID, TIMESTAMPTZOID,
+    BOOLOID, CHAROID, INT4OID, INT8OID, INTERVALOID, NUMERICOID, TEXTOID, TIMESTAMPTZOID, UUIDOID,
 };
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -161,6 +161,86 @@ const BUCKET: &[Column] = &[
     column("downs", NUMERICOID),
 ];
 
+const STREAM: &[Column] = &[
+    column("name", TEXTOID),
+    column("prefix", TEXTOID),
+    column("mode", TEXTOID),
+    column("keep", INTERVALOID),
+    column("notify", BOOLOID),
+    column("publish", BOOLOID),
+    column("consumer", TEXTOID),
+    column("created_at", TIMESTAMPTZOID),
+];
+const ALERT: &[Column] = &[
+    column("id", INT8OID),
+    column("name", TEXTOID),
+    column("prefix", TEXTOID),
+    nullable("below", INT8OID),
+    nullable("above", INT8OID),
+    column("rearm", INT8OID),
+    nullable("stream", TEXTOID),
+    column("created_at", TIMESTAMPTZOID),
+];
+const CURSOR: &[Column] = &[
+    column("stream", TEXTOID),
+    column("lane", INT4OID),
+    column("fold", INT8OID),
+    column("seq", INT8OID),
+    column("timeline", INT8OID),
+    column("incarnation", UUIDOID),
+    nullable("lost_reason", TEXTOID),
+];
+const ALERT_STATE: &[Column] = &[
+    column("alert", INT8OID),
+    column("name", TEXTOID),
+    column("lane", INT4OID),
+    column("value", NUMERICOID),
+    column("since", TIMESTAMPTZOID),
+];
+const ALERT_LANE: &[Column] = &[
+    column("alert", INT8OID),
+    column("lane", INT4OID),
+    column("fired", INT8OID),
+    column("last_fired_at", TIMESTAMPTZOID),
+];
+const CHANGE: &[Column] = &[
+    column("fold", INT8OID),
+    column("seq", INT8OID),
+    column("at", TIMESTAMPTZOID),
+    column("name", TEXTOID),
+    column("delta", NUMERICOID),
+    column("value", NUMERICOID),
+    column("kind", CHAROID),
+    nullable("alert", TEXTOID),
+    nullable("stream", TEXTOID),
+];
+const STREAM_CELL: &[Column] = &[
+    column("side_0", INT8OID),
+    column("gone_0", INT8OID),
+    column("why_0", INT8OID),
+    column("side_1", INT8OID),
+    column("gone_1", INT8OID),
+    column("why_1", INT8OID),
+    column("side_2", INT8OID),
+    column("gone_2", INT8OID),
+    column("why_2", INT8OID),
+    column("side_3", INT8OID),
+    column("gone_3", INT8OID),
+    column("why_3", INT8OID),
+    column("side_4", INT8OID),
+    column("gone_4", INT8OID),
+    column("why_4", INT8OID),
+    column("side_5", INT8OID),
+    column("gone_5", INT8OID),
+    column("why_5", INT8OID),
+    column("side_6", INT8OID),
+    column("gone_6", INT8OID),
+    column("why_6", INT8OID),
+    column("side_7", INT8OID),
+    column("gone_7", INT8OID),
+    column("why_7", INT8OID),
+];
+
 /// None: a relation of which nothing has to be known, such as the anchor.
 fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
     Some(match table {
@@ -176,6 +256,13 @@ fn columns_of(table: &[u8]) -> Option<&'static [Column]> {
         b"expired" => EXPIRED,
         b"cut" => CUT,
         b"window_clock" => WINDOW_CLOCK,
+        b"stream" => STREAM,
+        b"alert" => ALERT,
+        b"cursor" => CURSOR,
+        b"alert_state" => ALERT_STATE,
+        b"alert_lane" => ALERT_LANE,
+        b"stream_cell" => STREAM_CELL,
+        change if change.starts_with(b"change_") => CHANGE,
         bucket if bucket.starts_with(b"bucket_") => BUCKET,
         log if log.starts_with(b"log_") => LOG,
         gate if gate.starts_with(b"gate_") => GATE,
@@ -360,7 +447,11 @@ fn misfit(table: &Relation, expected: &[Column]) -> Option<ErrorReport> {
             ));
         }
         let is_text = wanted.type_ == TEXTOID;
-        let collated = is_text && matches!(column, "name" | "token" | "type" | "unit");
+        let collated = is_text
+            && matches!(
+                column,
+                "name" | "token" | "type" | "unit" | "prefix" | "stream" | "alert"
+            );
         if attribute.atttypid != wanted.type_
             || attribute.atttypmod != -1
             || (collated && attribute.attcollation != pg_sys::C_COLLATION_OID)
@@ -393,7 +484,10 @@ pub fn index_definition(table: &Relation, key: &[i16]) -> String {
         .filter_map(|at| Some(columns.get(usize::from(at.unsigned_abs()) - 1)?.name))
         .collect();
     let unique = match (&name[..], &names[..]) {
-        (b"total" | b"state" | b"expired" | b"history_lane", _)
+        (
+            b"total" | b"state" | b"expired" | b"history_lane" | b"alert_state" | b"alert_lane",
+            _,
+        )
         | (b"token", ["token"])
         | (b"hold", ["id"]) => "UNIQUE ",
         (bucket, _) if bucket.starts_with(b"bucket_") => "UNIQUE ",
@@ -415,6 +509,7 @@ fn type_name(type_: pg_sys::Oid) -> &'static str {
         INTERVALOID => "interval",
         NUMERICOID => "numeric",
         TEXTOID => "text",
+        UUIDOID => "uuid",
         _ => "timestamptz",
     }
 }

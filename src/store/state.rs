@@ -20,6 +20,8 @@ use std::cell::Cell;
 pub struct LaneState {
     /// All epochs up to this one are in the totals.
     pub folded: i64,
+    /// Folds so far.
+    pub folds: i64,
     /// The time through which it is sealed, in microseconds since 2000; None: never.
     pub sealed: Option<i64>,
     /// The greatest time at which anything was counted that history has.
@@ -94,6 +96,7 @@ impl LaneStates {
             Some((row, spot)) => {
                 let state = LaneState {
                     folded: row.int8(columns::state::FOLDED_EPOCH),
+                    folds: row.int8(columns::state::FOLDS),
                     sealed: sealed(&row),
                     counted: counted(&row),
                     xmin: Some(row.xmin()),
@@ -103,6 +106,7 @@ impl LaneStates {
             None => {
                 let never = LaneState {
                     folded: 0,
+                    folds: 0,
                     sealed: None,
                     counted: None,
                     xmin: None,
@@ -250,7 +254,7 @@ impl State {
         Self {
             origin: Origin::of_gen(row.int8(columns::state::GEN)),
             folded_epoch: row.int8(columns::state::FOLDED_EPOCH),
-            folds: row.int8(4),
+            folds: row.int8(columns::state::FOLDS),
             deltas_folded: row.int8(5),
             last_fold_at: number(6),
             last_fold_us: number(7),

@@ -3,10 +3,11 @@
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), how they are made of parts ([`parts`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]), when a fold is due ([`schedule`]), what an installation lacks
-//! ([`installation`]), what was counted when ([`history`]), what begins anew with each window ([`windows`]), and what to do where there is no memory for any of it ([`room`]).
+//! ([`installation`]), what is told of changes ([`streams`]) and when an alert fires ([`alerts`]), what was counted when ([`history`]), what begins anew with each window ([`windows`]), and what to do where there is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
+pub mod alerts;
 pub mod buckets;
 pub mod escrow;
 pub mod gate;
@@ -22,6 +23,7 @@ pub mod probe;
 pub mod rank;
 pub mod room;
 pub mod schedule;
+pub mod streams;
 pub mod sums;
 pub mod tally;
 pub mod turns;

@@ -1,0 +1,239 @@
+//! What a worker does for streams: it tells consumers that there are changes, and keeps streams in order.
+//!
+//! # Note about hints
+//! That there is something is told by a transaction of its own, after the fold: a commit that notifies waits for all
+//! others that do, and a fold must wait for nobody. A hint that cannot be given in time is tried again. The queue of
+//! notifications is the whole server's: where a listener holds it up, nothing is added to it. Whoever waits for hints
+//! looks now and then all the same.
+//!
+//! Who folds by hand gives none. So the worker looks whether lanes were folded by others, and tells all then that are
+//! behind.
+
+use crate::fold::stream as fold;
+use crate::fold::stream_upkeep;
+use crate::pg::clock;
+use crate::pg::error::{debug, log};
+use crate::pg::scan::TableScan;
+use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::process::session;
+use crate::store::as_owner::Bytes;
+use crate::store::catalog;
+use crate::store::columns::alert_lane;
+use crate::store::state;
+use crate::store::stream;
+use crate::store::tables;
+use counterx_core::lane::LANES;
+use counterx_core::schedule::LaneClock;
+use counterx_core::streams::Position;
+use pgrx::Spi;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+/// A stream is told so often at most.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Who could not be told is told after this time.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// How often a worker looks whether others have folded.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks for changes that are read, or not wanted any more.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
+
+/// A new worker tells of alerts that have fired within this time before, in microseconds: perhaps nobody has.
+const LATELY: i64 = 60 * 1_000_000;
+
+/// What a worker remembers.
+#[derive(Default)]
+pub struct Streams {
+    /// How many folds each lane has had, as far as it is known for whom. None: the worker is new.
+    folds: Option<[i64; LANES]>,
+    /// How often each alert has fired.
+    fired: HashMap<i64, i64>,
+    /// What is to be told.
+    wanted: BTreeSet<Vec<u8>>,
+    /// When that was told last.
+    told: HashMap<Vec<u8>, Duration>,
+    /// What could not be told is tried again then.
+    again_at: Duration,
+    looked: Duration,
+    keeps: LaneClock,
+    has_kept: bool,
+}
+
+impl Streams {
+    /// Does what is due. Outside of any transaction.
+    pub fn see_to(&mut self, now: Duration) {
+        let hints = fold::take_hints();
+        let has_folded = !hints.folds.is_empty();
+        self.wanted
+            .extend(hints.streams.iter().map(|name| name.to_vec()));
+        if let Some(known) = &mut self.folds {
+            for (lane, number) in hints.folds {
+                // Others may have folded in between.
+                if known[lane] + 1 == number {
+                    known[lane] = number;
+                }
+            }
+        }
+        if has_folded || self.folds.is_none() || now >= self.looked + LOOK_EVERY {
+            self.looked = now;
+            let looked = session::transaction(c"looking at streams", || self.look());
+            if let Err(message) = looked {
+                log(format!(
+                    "counterx: the worker cannot look at streams: {message}"
+                ));
+            }
+        }
+        self.tell(now);
+        if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
+            self.has_kept = true;
+            self.keep(now);
+        }
+    }
+
+    /// Time until something is to be told.
+    pub fn until_due(&self, now: Duration) -> Duration {
+        let due = (self.wanted.iter())
+            .map(|payload| self.told.get(payload))
+            .map(|told| told.map_or(now, |told| *told + TELL_EVERY))
+            .min();
+        due.map_or(Duration::MAX, |due| {
+            due.max(self.again_at).saturating_sub(now)
+        })
+    }
+
+    fn look(&mut self) {
+        let Ok(shared) = catalog::try_shared() else {
+            return;
+        };
+        if !stream::may_be_any(&shared) {
+            self.folds = None;
+            return;
+        }
+        let mut folds = [0; LANES];
+        for (lane, folds) in folds.iter_mut().enumerate() {
+            *folds = state::lane_state(&shared, lane, snapshot::self_snapshot()).folds;
+        }
+        if self.folds.replace(folds) != Some(folds) {
+            let latest = LatestSnapshot::take();
+            // SAFETY: the snapshot is active.
+            let (streams, cursors) = unsafe {
+                let streams = stream::streams(&shared, latest.as_ptr());
+                (streams, stream::cursors(None, latest.as_ptr()))
+            };
+            for stream in streams.iter().filter(|stream| stream.notify) {
+                let is_behind = (cursors.iter()).any(|cursor| {
+                    cursor.stream == stream.name
+                        && cursor.is_live(stream::cell(cursor.lane))
+                        && cursor.position < Position::end_of(folds[cursor.lane])
+                });
+                if is_behind {
+                    self.wanted.insert(stream.name.to_vec());
+                }
+            }
+        }
+        self.look_at_alerts();
+    }
+
+    fn look_at_alerts(&mut self) {
+        let table = tables::open(catalog::relation_of("alert_lane"));
+        if table.blocks() == 0 {
+            return;
+        }
+        let latest = LatestSnapshot::take();
+        let mut fired: HashMap<i64, (i64, i64)> = HashMap::new();
+        {
+            // SAFETY: the snapshot is active.
+            let mut scan = unsafe { TableScan::new(&table, latest.as_ptr()) };
+            while let Some(row) = scan.next() {
+                let (sum, last) = fired.entry(row.int8(alert_lane::ALERT)).or_default();
+                *sum += row.int8(alert_lane::FIRED);
+                *last = row.int8(alert_lane::LAST_FIRED_AT).max(*last);
+            }
+        }
+        let is_new = |id: &i64, (sum, last): &(i64, i64)| match self.fired.get(id) {
+            Some(known) => known != sum,
+            None => *last > clock::now().saturating_sub(LATELY),
+        };
+        let new: Vec<i64> = (fired.iter())
+            .filter(|(id, fired)| is_new(id, fired))
+            .map(|(id, _)| *id)
+            .collect();
+        self.fired = fired.into_iter().map(|(id, (sum, _))| (id, sum)).collect();
+        if new.is_empty() {
+            return;
+        }
+        // SAFETY: the snapshot is active.
+        let alerts = unsafe { stream::alerts(&catalog::shared(), latest.as_ptr()) };
+        let told = (alerts.iter()).filter(|it| it.stream.is_none() && new.contains(&it.id));
+        self.wanted
+            .extend(told.map(|alert| [b"alert:", &*alert.name].concat()));
+    }
+
+    fn tell(&mut self, now: Duration) {
+        if self.wanted.is_empty() || self.until_due(now) > Duration::ZERO {
+            return;
+        }
+        let is_due = |payload: &&Vec<u8>| {
+            (self.told.get(*payload)).is_none_or(|told| *told + TELL_EVERY <= now)
+        };
+        let due: Vec<Vec<u8>> = self.wanted.iter().filter(is_due).cloned().collect();
+        session::set(c"lock_timeout", c"100ms");
+        let told = session::transaction(c"notifying", || {
+            failpoint!("stream.hinting");
+            notify(&due)
+        });
+        session::set(c"lock_timeout", c"0");
+        match told {
+            Ok(true) => {
+                for payload in due {
+                    self.wanted.remove(&payload);
+                    self.told.insert(payload, now);
+                }
+                // What is not told for long is not remembered.
+                self.told.retain(|_, told| *told + TELL_EVERY * 100 > now);
+            }
+            Ok(false) => self.again_at = now + AGAIN_AFTER,
+            Err(message) => {
+                self.again_at = now + AGAIN_AFTER;
+                debug(format!(
+                    "counterx: consumers of streams could not be notified: {message}"
+                ));
+            }
+        }
+    }
+
+    fn keep(&mut self, now: Duration) {
+        for lane in 0..LANES {
+            let kept = session::transaction(c"keeping streams in order", || {
+                stream_upkeep::keep(lane);
+            });
+            if let Err(message) = kept {
+                self.keeps.failed(now);
+                return log(format!(
+                    "counterx: keeping streams of lane {lane} in order failed: {message}"
+                ));
+            }
+        }
+        self.keeps.succeeded(now);
+    }
+}
+
+/// False: the queue of notifications is too full.
+fn notify(payloads: &[Vec<u8>]) -> bool {
+    const TOO_FULL: f64 = 0.5;
+    let usage = Spi::get_one::<f64>("SELECT pg_catalog.pg_notification_queue_usage()");
+    if usage.ok().flatten().is_some_and(|usage| usage > TOO_FULL) {
+        return false;
+    }
+    for payload in payloads {
+        let arguments = [Bytes(payload).into()];
+        let told = Spi::run_with_args("SELECT pg_catalog.pg_notify('counterx', $1)", &arguments);
+        if let Err(error) = told {
+            debug(format!("counterx: a stream could not be notified: {error}"));
+        }
+    }
+    true
+}
