@@ -834,7 +834,7 @@ fn a_consumer_at_work_in_a_full_lane_misses_nothing() -> Result<()> {
         }
         Ok(())
     };
-    let mut client = prepare(&cluster, "full", "every")?;
+    let mut client = prepare(&cluster, "full_lane", "every")?;
     client.batch_execute("SELECT counter_stream_create('outside', mode => 'every')")?;
     for times in [4, 8, 12, 16, 24, 32] {
         for way in ["next", "bootstrap", "ack"] {
@@ -843,7 +843,7 @@ fn a_consumer_at_work_in_a_full_lane_misses_nothing() -> Result<()> {
             if state_of(&mut client, "all")? != "live" {
                 continue;
             }
-            let mut consumer = cluster.connect_db("full")?;
+            let mut consumer = cluster.connect_db("full_lane")?;
             let position: Option<String> = if way == "ack" {
                 let position = one(
                     &mut consumer,
@@ -1123,10 +1123,10 @@ fn alerts_fire_once_where_the_server_crashes() -> Result<()> {
 }
 
 fn folds_go_on(client: &mut Client) -> Result<()> {
-    let before: i64 = one(client, "SELECT sum(folds)::bigint FROM counterx.lanes")?;
+    let before: i64 = one(client, "SELECT sum(folded_epoch)::bigint FROM counterx.lanes")?;
     poll_until("folds to go on", DEADLINE, || {
         client.batch_execute("SET synchronous_commit = off; SELECT bump('on', 1)")?;
-        let now: i64 = one(client, "SELECT sum(folds)::bigint FROM counterx.lanes")?;
+        let now: i64 = one(client, "SELECT sum(folded_epoch)::bigint FROM counterx.lanes")?;
         Ok(now > before + 10)
     })?;
     settle(client)
@@ -1164,18 +1164,18 @@ fn the_worker_hints_whoever_listens() -> Result<()> {
     let mut listener = cluster().connect_db("hints")?;
     listener.batch_execute("LISTEN counterx")?;
     client.batch_execute("SELECT bump('a', 1)")?;
-    hinted(&mut listener, "all")?;
+    hinted(&mut listener, "all").context("the first one")?;
     client.batch_execute("SELECT bump('stock:a', 1)")?;
     hinted(&mut listener, "alert:low")?;
     // Folded by hand, and hinted by the worker.
     client.batch_execute("BEGIN; SELECT bump('a', 1); COMMIT; SELECT counterx.compact()")?;
-    hinted(&mut listener, "all")?;
+    hinted(&mut listener, "all").context("folded by hand")?;
     // Bursts come to few hints, and the last one is told.
     for _ in 0..200 {
         client.batch_execute("SELECT bump('a', 1)")?;
     }
     settle(&mut client)?;
-    hinted(&mut listener, "all")?;
+    hinted(&mut listener, "all").context("the last one")?;
     ends_right(&mut client, "all")
 }
 

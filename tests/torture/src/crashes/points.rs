@@ -121,7 +121,7 @@ const SESSIONS: [(&str, Way); 44] = [
 ];
 
 /// Points that the worker comes by while there is a load.
-const WORKER: [&str; 24] = [
+const WORKER: [&str; 23] = [
     "fold.settled",
     "fold.snapshot_taken",
     "fold.late_deleted",
