@@ -394,6 +394,103 @@ BEGIN
 END
 $$;
 DROP TABLE counterx.bucket_form;
+
+-- Who wants to know of changes.
+-- What was asked for. Rows are only inserted and deleted.
+CREATE TABLE counterx.stream (
+    name text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    prefix text COLLATE "C" NOT NULL CHECK (pg_catalog.octet_length(prefix) OPERATOR(pg_catalog.<=) 255),
+    mode text NOT NULL CHECK (mode OPERATOR(pg_catalog.=) ANY (ARRAY['latest', 'every'])),
+    keep interval NOT NULL CHECK (keep OPERATOR(pg_catalog.>) '00:00:00'),
+    notify boolean NOT NULL,
+    publish boolean NOT NULL,
+    consumer text NOT NULL,
+    created_at timestamptz NOT NULL
+);
+COMMENT ON TABLE counterx.stream IS 'streams of changes';
+
+CREATE TABLE counterx.alert (
+    id bigint PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 255),
+    prefix text COLLATE "C" NOT NULL CHECK (pg_catalog.octet_length(prefix) OPERATOR(pg_catalog.<=) 255),
+    below bigint,
+    above bigint,
+    rearm bigint NOT NULL,
+    stream text COLLATE "C",
+    created_at timestamptz NOT NULL,
+    CHECK ((below IS NULL) OPERATOR(pg_catalog.<>) (above IS NULL)),
+    CHECK (rearm OPERATOR(pg_catalog.>=) below AND above IS NULL OR rearm OPERATOR(pg_catalog.<=) above AND below IS NULL)
+);
+COMMENT ON TABLE counterx.alert IS 'thresholds that counters are watched for';
+
+-- How far consumers have come: all through change seq of fold fold is done. incarnation: which start of the stream it is
+-- of. timeline: the server's, when a consumer was told or has told where it is.
+CREATE TABLE counterx.cursor (
+    stream text COLLATE "C" NOT NULL,
+    lane integer NOT NULL,
+    fold bigint NOT NULL,
+    seq bigint NOT NULL,
+    timeline bigint NOT NULL,
+    incarnation uuid NOT NULL,
+    lost_reason text,
+    PRIMARY KEY (stream, lane)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+COMMENT ON TABLE counterx.cursor IS 'how far consumers of streams have come in each lane';
+
+-- Counters for which an alert has fired, and not been rearmed since.
+CREATE TABLE counterx.alert_state (
+    alert bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    lane integer NOT NULL,
+    value numeric NOT NULL,
+    since timestamptz NOT NULL,
+    PRIMARY KEY (name, alert)
+);
+COMMENT ON TABLE counterx.alert_state IS 'counters that are beyond the threshold of an alert';
+CREATE TABLE counterx.alert_lane (
+    alert bigint NOT NULL,
+    lane integer NOT NULL,
+    fired bigint NOT NULL,
+    last_fired_at timestamptz NOT NULL,
+    PRIMARY KEY (alert, lane)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE counterx.alert_lane IS 'how often alerts have fired in each lane';
+
+-- One row, which is changed in place: src/pg/cell.rs. For each lane: which table is written to (0 = a, 1 = b), the fold
+-- through which changes may be gone, and why they went.
+DO $$
+DECLARE
+    lane int;
+    side text;
+BEGIN
+    EXECUTE (
+        SELECT pg_catalog.format('CREATE TABLE counterx.stream_cell (%s) WITH (autovacuum_enabled = off, vacuum_truncate = off)',
+            pg_catalog.string_agg(pg_catalog.format('side_%1$s bigint NOT NULL, gone_%1$s bigint NOT NULL, why_%1$s bigint NOT NULL', l), ', ' ORDER BY l))
+        FROM pg_catalog.generate_series(0, 7) l);
+    EXECUTE (
+        SELECT pg_catalog.format('INSERT INTO counterx.stream_cell VALUES (%s)', pg_catalog.string_agg('0, 0, 0', ', '))
+        FROM pg_catalog.generate_series(0, 7) l);
+    FOR lane IN 0 .. 7 LOOP
+        FOREACH side IN ARRAY ARRAY['a', 'b'] LOOP
+            -- Emptied by TRUNCATE alone, so vacuum has nothing to find.
+            EXECUTE pg_catalog.format('CREATE TABLE counterx.change_%s_%s (
+                    fold bigint NOT NULL,
+                    seq bigint NOT NULL,
+                    at timestamptz NOT NULL,
+                    name text COLLATE "C" NOT NULL,
+                    delta numeric NOT NULL,
+                    value numeric NOT NULL,
+                    kind "char" NOT NULL,
+                    alert text COLLATE "C",
+                    stream text COLLATE "C"
+                ) WITH (autovacuum_enabled = off, vacuum_truncate = off)', lane, side);
+            EXECUTE pg_catalog.format('CREATE INDEX change_%s_%s_fold_seq ON counterx.change_%s_%s (fold, seq)', lane, side, lane, side);
+            EXECUTE pg_catalog.format('COMMENT ON TABLE counterx.change_%s_%s IS ''changes of counters of lane %s, for the consumers of streams''', lane, side, lane);
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON TABLE counterx.stream_cell IS 'for each lane: which table changes go to, and through which fold they may be gone';
 DO $$
 DECLARE
     ours regclass;
@@ -403,7 +500,7 @@ BEGIN
         FROM pg_catalog.pg_class c
         WHERE c.relnamespace OPERATOR(pg_catalog.=) 'counterx'::pg_catalog.regnamespace
           AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|window_clock|bucket_([0-4]_[0-5]|restored))$'
+          AND c.relname OPERATOR(pg_catalog.~) '^(history|history_class|history_lane|expired|cut|window_clock|bucket_([0-4]_[0-5]|restored)|stream|alert|cursor|alert_state|alert_lane|stream_cell|change_[0-7]_[ab])$'
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', ours);
     END LOOP;
@@ -457,6 +554,49 @@ CREATE FUNCTION counter_history_drop(type text) RETURNS boolean
 CREATE FUNCTION counter_seal() RETURNS timestamptz
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counter_seal_wrapper';
+CREATE FUNCTION counter_stream_create(stream text, prefix text DEFAULT '', mode text DEFAULT 'latest', keep interval DEFAULT '1 day', notify boolean DEFAULT true, publish boolean DEFAULT false, consumer name DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_create';
+CREATE FUNCTION counter_stream_drop(stream text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_drop';
+CREATE FUNCTION counter_stream_bootstrap(stream text)
+    RETURNS TABLE (name text, value bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 10000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_bootstrap';
+CREATE FUNCTION counter_stream_next(stream text, max_rows integer DEFAULT 1000, lanes integer[] DEFAULT NULL)
+    RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text, at timestamptz, lane integer, fold bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_next';
+CREATE FUNCTION counter_stream_peek(stream text, max_rows integer DEFAULT 1000, lanes integer[] DEFAULT NULL)
+    RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text, at timestamptz, lane integer, fold bigint, "position" text)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1000
+    AS 'MODULE_PATHNAME', 'counterx_stream_peek';
+CREATE FUNCTION counter_stream_ack(stream text, "position" text) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_stream_ack';
+CREATE FUNCTION counter_alert_create(alert text, prefix text DEFAULT '', below bigint DEFAULT NULL, above bigint DEFAULT NULL, rearm bigint DEFAULT NULL, stream text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_alert_create';
+CREATE FUNCTION counter_alert_drop(alert text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'counterx_alert_drop';
+CREATE FUNCTION counter_alerts_fired(wanted text DEFAULT NULL)
+    RETURNS TABLE (alert text, name text, value numeric, since timestamptz)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp COST 1000 ROWS 100
+    AS $$
+        SELECT a.name, s.name, s.value, s.since
+        FROM ONLY counterx.alert a
+        JOIN ONLY counterx.alert_state s ON s.alert OPERATOR(pg_catalog.=) a.id
+        WHERE wanted IS NULL OR a.name OPERATOR(pg_catalog.=) wanted
+        ORDER BY a.name, s.name
+    $$;
+CREATE FUNCTION counterx.stream_status()
+    RETURNS TABLE (stream text, state text, reason text, lag_folds bigint, oldest timestamptz, lag_bytes bigint)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 10
+    AS 'MODULE_PATHNAME', 'counterx_stream_status';
 CREATE FUNCTION counter_window(name text, OUT value bigint, OUT begins_at timestamptz, OUT ends_at timestamptz)
     RETURNS record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
@@ -698,7 +838,7 @@ BEGIN
           )
         ORDER BY c.oid
     LOOP
-        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track', 'counterx.history', 'counterx.bucket_restored']::pg_catalog.regclass[]) THEN
+        IF ours OPERATOR(pg_catalog.=) ANY (ARRAY['counterx.token', 'counterx.type', 'counterx.hold', 'counterx.track', 'counterx.history', 'counterx.bucket_restored', 'counterx.stream', 'counterx.alert']::pg_catalog.regclass[]) THEN
             -- What restores fill. Every server has its own counters: rows that a subscription to a
             -- publication FOR ALL TABLES brings are ignored.
             EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON %s
@@ -802,6 +942,45 @@ COMMENT ON VIEW counter_sealed IS 'one row: how far history is sealed';
 COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time or before never change; null: none is sealed';
 GRANT SELECT ON counter_sealed TO PUBLIC;
 
+CREATE VIEW counter_streams AS
+SELECT s.name AS stream, s.prefix, s.mode, s.keep, s.notify, s.publish, s.consumer, st.state, st.reason, st.lag_folds,
+       pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) st.oldest AS lag, st.lag_bytes, s.created_at
+FROM ONLY counterx.stream s
+LEFT JOIN counterx.stream_status() st ON st.stream OPERATOR(pg_catalog.=) s.name;
+COMMENT ON VIEW counter_streams IS 'streams of changes';
+COMMENT ON COLUMN counter_streams.stream IS 'name of the stream';
+COMMENT ON COLUMN counter_streams.prefix IS 'what the names of its counters begin with';
+COMMENT ON COLUMN counter_streams.mode IS 'latest (what the changes of a counter come to) or every (each of them)';
+COMMENT ON COLUMN counter_streams.keep IS 'how long changes wait for the consumer';
+COMMENT ON COLUMN counter_streams.notify IS 'the worker notifies the channel counterx when there are changes';
+COMMENT ON COLUMN counter_streams.publish IS 'changes are announced to logical decoding';
+COMMENT ON COLUMN counter_streams.consumer IS 'role whose members may consume';
+COMMENT ON COLUMN counter_streams.state IS 'new (not started), live, or lost (something is missing: it has to be bootstrapped again)';
+COMMENT ON COLUMN counter_streams.reason IS 'why it is lost';
+COMMENT ON COLUMN counter_streams.lag_folds IS 'folds that the consumer is behind, in the lane where these are most';
+COMMENT ON COLUMN counter_streams.lag IS 'age of the oldest change that waits; null: none does';
+COMMENT ON COLUMN counter_streams.lag_bytes IS 'size of the tables in which changes wait, with those of other streams';
+COMMENT ON COLUMN counter_streams.created_at IS 'when it was created';
+GRANT SELECT ON counter_streams TO PUBLIC;
+
+CREATE VIEW counter_alerts AS
+SELECT a.name AS alert, a.prefix, a.below, a.above, a.rearm, a.stream,
+       (SELECT pg_catalog.count(*) FROM ONLY counterx.alert_state s WHERE s.alert OPERATOR(pg_catalog.=) a.id) AS fired,
+       (SELECT pg_catalog.max(l.last_fired_at) FROM ONLY counterx.alert_lane l WHERE l.alert OPERATOR(pg_catalog.=) a.id) AS last_fired_at,
+       a.created_at
+FROM ONLY counterx.alert a;
+COMMENT ON VIEW counter_alerts IS 'thresholds that counters are watched for';
+COMMENT ON COLUMN counter_alerts.alert IS 'name of the alert';
+COMMENT ON COLUMN counter_alerts.prefix IS 'what the names of its counters begin with';
+COMMENT ON COLUMN counter_alerts.below IS 'it fires for a counter that comes to be less; null: it goes by above';
+COMMENT ON COLUMN counter_alerts.above IS 'it fires for a counter that comes to be greater; null: it goes by below';
+COMMENT ON COLUMN counter_alerts.rearm IS 'value from which on it can fire again';
+COMMENT ON COLUMN counter_alerts.stream IS 'the stream that is told; null: all that have the counter';
+COMMENT ON COLUMN counter_alerts.fired IS 'number of counters for which it has fired and was not rearmed since';
+COMMENT ON COLUMN counter_alerts.last_fired_at IS 'when it has fired last';
+COMMENT ON COLUMN counter_alerts.created_at IS 'when it was created';
+GRANT SELECT ON counter_alerts TO PUBLIC;
+
 -- Rights on what is new.
 REVOKE ALL ON counterx.locks, counterx.track FROM PUBLIC;
 REVOKE ALL ON FUNCTION
@@ -811,15 +990,19 @@ REVOKE ALL ON FUNCTION
     counter_drift(regclass, text),
     counter_history(text, text, text, text, text, text, text),
     counter_history_drop(text),
-    counter_seal()
+    counter_seal(),
+    counter_stream_create(text, text, text, interval, boolean, boolean, name),
+    counter_stream_drop(text),
+    counter_alert_create(text, text, bigint, bigint, bigint, text),
+    counter_alert_drop(text)
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.reset_window_clock(), counterx.windows_removed(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.stream_status(), counterx.reset_window_clock(), counterx.windows_removed(), counterx.version()
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until(), counterx.stream_status() TO PUBLIC;
 GRANT SELECT ON counterx.locks TO pg_monitor;
 GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
-GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored TO pg_database_owner;
+GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored, counterx.stream, counterx.alert TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.windows_removed(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
 -- creates the extension. What others have granted has to stay in dumps: the server does not see it while it
@@ -919,6 +1102,16 @@ COMMENT ON FUNCTION counter_rate(text, interval) IS 'what was counted of a count
 COMMENT ON FUNCTION counter_top_changed(bigint, text, interval) IS 'the counters of a type, or some of them, of which most was counted lately';
 COMMENT ON FUNCTION counter_events(text, timestamptz, bigint) IS 'single changes of a counter after a time, in the order in which they were counted';
 COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter_sealed';
+COMMENT ON FUNCTION counter_stream_create(text, text, text, interval, boolean, boolean, name) IS 'declares a stream of the changes of the counters with a prefix; counter_stream_bootstrap() starts it';
+COMMENT ON FUNCTION counter_stream_drop(text) IS 'ends a stream; false when there was none';
+COMMENT ON FUNCTION counter_stream_bootstrap(text) IS 'starts a stream, or begins it anew: returns what its counters are, and has the changes that follow wait for the consumer';
+COMMENT ON FUNCTION counter_stream_next(text, integer, integer[]) IS 'the next changes of a stream; they are read when the transaction commits';
+COMMENT ON FUNCTION counter_stream_peek(text, integer, integer[]) IS 'the next changes of a stream, each with what it is acknowledged by';
+COMMENT ON FUNCTION counter_stream_ack(text, text) IS 'changes of a stream are read up to a position';
+COMMENT ON FUNCTION counter_alert_create(text, text, bigint, bigint, bigint, text) IS 'watches the counters with a prefix for a threshold';
+COMMENT ON FUNCTION counter_alert_drop(text) IS 'ends an alert; false when there was none';
+COMMENT ON FUNCTION counter_alerts_fired(text) IS 'the counters for which an alert, or any, has fired and was not rearmed since, with the values at which it has';
+COMMENT ON FUNCTION counterx.stream_status() IS 'how far the consumers of streams are, behind the view counter_streams';
 COMMENT ON FUNCTION counter_rename(text, text) IS 'moves a counter to a new name, which must not exist; returns true';
 COMMENT ON FUNCTION counter_merge(text, text) IS 'adds the second counter to the first and removes the second; returns true';
 COMMENT ON FUNCTION counter_try_incr(text, bigint) IS 'adds to a counter if its bounds allow it; false when they do not';
@@ -975,6 +1168,8 @@ SELECT pg_catalog.pg_extension_config_dump('counterx.hold', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.hold_id', '');
 SELECT pg_catalog.pg_extension_config_dump('counterx.history', 'WHERE false UNION ALL SELECT h.id, h.type, h.unit, h.keep, h.class, h.zone, h.since, NULL FROM counterx.dump_history() h');
 SELECT pg_catalog.pg_extension_config_dump('counterx.bucket_restored', 'WHERE false UNION ALL SELECT b.history, b.start, b.changes, b.name, b.value, b.delta, b.adjusted, b.ups, b.downs FROM counterx.dump_buckets() b');
+SELECT pg_catalog.pg_extension_config_dump('counterx.stream', '');
+SELECT pg_catalog.pg_extension_config_dump('counterx.alert', '');
 
 -- Sessions hear of it: see CONTRIBUTING.md.
 ALTER TABLE counterx.anchor SET (autovacuum_enabled = off);

@@ -31,6 +31,14 @@
 //! | `fold.late_deleted` | late deltas are deleted, and added to totals |
 //! | `fold.total_written` | one total, and the next |
 //! | `fold.history_written` | what a fold has of one counter is in its history, and its total is written |
+//! | `stream.row_written` | what streams are told of one counter is written, and its total is |
+//! | `stream.switched` | a fold has changed to the lane's other table for changes, and its first row there |
+//! | `stream.gone_noted` | it is published that changes are gone, and the TRUNCATE |
+//! | `stream.emptied` | the TRUNCATE, and the commit |
+//! | `stream.cursor_locked` | a consumer has locked its cursors, and the snapshot |
+//! | `stream.read` | changes are read and flushed, and the cursors are moved |
+//! | `stream.bootstrapped` | the cursors are set, and what counters are is read |
+//! | `stream.hinting` | a worker is about to notify consumers, and does |
 //! | `fold.totals_written` | all totals, and the state |
 //! | `fold.state_saved` | the state, and the publish or the commit |
 //! | `fold.committed` | a worker's fold is committed, and it looks whether a log can be truncated |

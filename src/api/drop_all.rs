@@ -10,6 +10,8 @@
 //! name (`lease::enter_to_change`). Increments of transactions that are not over are not seen, and are
 //! not waited for: they count when they commit, as after `counter_drop`.
 //!
+//! Consumers of streams have to begin anew: to be told of each of a million counters is of no use to them.
+//!
 //! What is on hold, and what others have reserved, would keep bounded counters from being dropped one by
 //! one. They go without asking: whoever has gone by what was before is told to retry, by a new generation
 //! of all types with bounds, as when a bound is tightened.
@@ -72,8 +74,10 @@ fn lock_all() {
     let hold = (shared.hold, SHARE_ROW_EXCLUSIVE);
     let gates = (0..LANES).map(|lane| (catalog::lane(lane).gate, EXCLUSIVE));
     let token = (shared.token, SHARE_UPDATE_EXCLUSIVE);
+    // Who consumes a stream may need a gate as well.
+    let cursor = (catalog::relation_of("cursor"), EXCLUSIVE);
     // Holds first, as in `types.rs`: who has changed some may need a gate.
-    let all: Vec<(pg_sys::Oid, LockMode)> = [hold].into_iter().chain(gates).collect();
+    let all: Vec<(pg_sys::Oid, LockMode)> = [hold, cursor].into_iter().chain(gates).collect();
     // Those who may take long are waited for without holding up others.
     for &(relation, mode) in &all {
         for xact in conflicting_xacts(relation, mode) {
@@ -91,6 +95,16 @@ fn lock_all() {
 fn delete_rows() {
     run("DELETE FROM ONLY counterx.token", &[]);
     run("DELETE FROM ONLY counterx.hold", &[]);
+    // Nobody folds meanwhile. Counters of tracked tables stay, and so does what alerts know of them.
+    run(
+        "DELETE FROM ONLY counterx.alert_state s WHERE NOT EXISTS (SELECT FROM ONLY counterx.type t \
+         WHERE t.tracked AND s.name OPERATOR(pg_catalog.^@) pg_catalog.concat(t.name, ':'))",
+        &[],
+    );
+    run(
+        "UPDATE ONLY counterx.cursor SET lost_reason = 'all counters were dropped'",
+        &[],
+    );
     run(
         "UPDATE ONLY counterx.type SET generation = $1 WHERE min IS NOT NULL OR max IS NOT NULL",
         &[new_generation().into()],

@@ -128,6 +128,11 @@ fn see_to(stream: &Stream, cursor: &Cursor, folds: i64, latest: &LatestSnapshot)
         ),
         Some(Fate::MovedTo(position)) => (position, None),
     };
+    // Who drops all counters has it locked, and waits for our lease.
+    let table = catalog::relation_of("cursor");
+    if Relation::open_if_free(table, ROW_EXCLUSIVE).is_none() {
+        return;
+    }
     // One that is locked has a consumer at work.
     AsOwner::enter().run(
         "UPDATE ONLY counterx.cursor c SET fold = $5, seq = $6, lost_reason = $7 \

@@ -38,6 +38,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How often a worker looks whether others have folded.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The same where there are no streams.
+const LOOK_FOR_ANY_EVERY: Duration = Duration::from_secs(1);
+
 /// How often it looks for changes that are read, or not wanted any more.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 
@@ -57,7 +60,8 @@ pub struct Streams {
     told: HashMap<Vec<u8>, Duration>,
     /// What could not be told is tried again then.
     again_at: Duration,
-    looked: Duration,
+    /// When it looks again for others' folds.
+    look_at: Duration,
     keeps: LaneClock,
     has_kept: bool,
 }
@@ -77,9 +81,13 @@ impl Streams {
                 }
             }
         }
-        if has_folded || self.folds.is_none() || now >= self.looked + LOOK_EVERY {
-            self.looked = now;
+        if has_folded || now >= self.look_at {
             let looked = session::transaction(c"looking at streams", || self.look());
+            let pause = match self.folds {
+                Some(_) => LOOK_EVERY,
+                None => LOOK_FOR_ANY_EVERY,
+            };
+            self.look_at = now + pause;
             if let Err(message) = looked {
                 log(format!(
                     "counterx: the worker cannot look at streams: {message}"
@@ -87,7 +95,8 @@ impl Streams {
             }
         }
         self.tell(now);
-        if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
+        let are_any = self.folds.is_some();
+        if !self.has_kept || (are_any && self.keeps.due(now, KEEP_EVERY)) {
             self.has_kept = true;
             self.keep(now);
         }
@@ -224,6 +233,7 @@ impl Streams {
 /// False: the queue of notifications is too full.
 fn notify(payloads: &[Vec<u8>]) -> bool {
     const TOO_FULL: f64 = 0.5;
+    let _latest = LatestSnapshot::take();
     let usage = Spi::get_one::<f64>("SELECT pg_catalog.pg_notification_queue_usage()");
     if usage.ok().flatten().is_some_and(|usage| usage > TOO_FULL) {
         return false;

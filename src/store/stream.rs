@@ -283,7 +283,10 @@ pub fn note_gone(lane: usize, through: i64, why: Why) {
     cell::update::<NUMBERS>(&open_cell(), |mut numbers| {
         if numbers[3 * lane + 1] < through {
             numbers[3 * lane + 1] = through;
-            numbers[3 * lane + 2] = why.number();
+            // Nobody misses what all have read: the reason stays that of who has missed something.
+            if why != Why::Read {
+                numbers[3 * lane + 2] = why.number();
+            }
         }
         numbers
     });

@@ -20,7 +20,7 @@ SELECT * FROM counter_stream_bootstrap('dash');
 CREATE FUNCTION folded() RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM counterx.compact();
-    RETURN QUERY SELECT n.name, n.value, n.delta, n.kind, n.alert FROM counter_stream_next('dash') n ORDER BY n.name COLLATE "C", n.fold;
+    RETURN QUERY SELECT n.name, n.value, n.delta, n.kind, n.alert FROM counter_stream_next('dash') n ORDER BY n.name COLLATE "C", n.fold, n.kind;
 END
 $$;
 

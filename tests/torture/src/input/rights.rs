@@ -21,6 +21,11 @@ const DENIED: &str = "42501";
 /// What everybody may call after CREATE EXTENSION, as the reference says. All else is closed.
 const OPEN: &[&str] = &[
     "counter_value",
+    "counter_stream_bootstrap",
+    "counter_stream_next",
+    "counter_stream_peek",
+    "counter_stream_ack",
+    "counter_alerts_fired",
     "counter_window",
     "counter_windows",
     "counter_values",
@@ -61,7 +66,13 @@ const OPEN: &[&str] = &[
 ];
 
 /// What the triggers of tracked tables, the view of the tracks and that of the seal call, whoever it is that makes them do so.
-const OPEN_INSIDE: &[&str] = &["count_row", "count_truncate", "rows_so_far", "sealed_until"];
+const OPEN_INSIDE: &[&str] = &[
+    "count_row",
+    "count_truncate",
+    "rows_so_far",
+    "sealed_until",
+    "stream_status",
+];
 
 /// What may be tried on any relation.
 const ON_RELATIONS: &[&str] = &[
