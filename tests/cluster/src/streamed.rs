@@ -227,7 +227,13 @@ impl Consumer {
                 }
                 Err(error) if is_busy(&error) => {
                     consumed.busy += 1;
-                    connection.client()?.batch_execute("ROLLBACK")?;
+                    // The server may be gone meanwhile.
+                    let rolled_back = connection
+                        .client()
+                        .is_ok_and(|client| client.batch_execute("ROLLBACK").is_ok());
+                    if !rolled_back {
+                        connection.forget();
+                    }
                 }
                 Err(error) if self.survives && is_lost(&error) => {
                     consumed.lost += 1;
