@@ -29,12 +29,14 @@ pub fn streamed_schema() -> &'static str {
     );
     CREATE FUNCTION mirror_bootstrap(of text) RETURNS bigint LANGUAGE plpgsql AS $$
     DECLARE
-        n bigint;
+        names text[];
+        totals numeric[];
     BEGIN
+        -- First: from here on, no other consumer writes.
+        SELECT array_agg(b.name), array_agg(b.value) INTO names, totals FROM public.counter_stream_bootstrap(of) b;
         DELETE FROM public.mirror m WHERE m.stream = of;
-        INSERT INTO public.mirror SELECT of, b.name, b.value FROM public.counter_stream_bootstrap(of) b;
-        GET DIAGNOSTICS n = ROW_COUNT;
-        RETURN n;
+        INSERT INTO public.mirror SELECT of, n, v FROM unnest(names, totals) t (n, v);
+        RETURN coalesce(cardinality(names), 0);
     END $$;
     CREATE FUNCTION mirror_next(of text, max_rows integer, of_lanes integer[]) RETURNS bigint LANGUAGE plpgsql AS $$
     DECLARE
