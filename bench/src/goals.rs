@@ -76,6 +76,12 @@ pub(crate) enum Goal {
     HistoryBuckets,
     WindowOfBounded,
     WindowsRemoved,
+    StreamIncrements,
+    StreamFold,
+    StreamFoldHot,
+    StreamHundred,
+    StreamHint,
+    StreamNext,
 }
 
 impl Goal {
@@ -317,6 +323,32 @@ impl Goal {
                 Section::Windows,
                 AtMost(1.0),
             ),
+            Self::StreamIncrements => (
+                "counter_incr of a counter of a stream, 32 clients, durable: times the rate of a counter of none",
+                Section::Streams,
+                AtLeast(0.98),
+            ),
+            Self::StreamFold => (
+                "the worker's time for a delta of 10,000 counters by lot, all of a stream: times that without streams",
+                Section::Streams,
+                AtMost(1.5),
+            ),
+            Self::StreamFoldHot => ("the same, ten hot counters", Section::Streams, AtMost(1.5)),
+            Self::StreamHundred => (
+                "the same, 10,000 counters by lot, all of a hundred streams: times that with one stream",
+                Section::Streams,
+                AtMost(1.1),
+            ),
+            Self::StreamHint => (
+                "from a commit to its notification, p99, less compaction_interval",
+                Section::Streams,
+                AtMost(50_000.0),
+            ),
+            Self::StreamNext => (
+                "counter_stream_next of 1,000 rows, median",
+                Section::Streams,
+                AtMost(5000.0),
+            ),
         }
     }
 
@@ -337,7 +369,7 @@ impl Goal {
             Self::FoldCpuHot | Self::FoldCpuSpread => Unit::Share,
             Self::TrackedMemory => Unit::Bytes,
             Self::AttachWait | Self::WindowsRemoved => Unit::Seconds,
-            Self::HistoryBuckets => Unit::Microseconds,
+            Self::HistoryBuckets | Self::StreamHint | Self::StreamNext => Unit::Microseconds,
             _ => Unit::Ratio,
         }
     }

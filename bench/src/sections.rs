@@ -18,6 +18,7 @@ pub(crate) mod read;
 mod redis;
 mod snapshot;
 mod steady;
+mod streams;
 mod tracks;
 mod tuning;
 mod windows;
@@ -43,6 +44,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
         Section::Lists => lists::run(options),
         Section::Bounded => bounded::run(options),
         Section::Windows => windows::run(options),
+        Section::Streams => streams::run(options),
         Section::Fold => fold::run(options),
         Section::Memory => memory::run(options),
         Section::Growth => growth::run(options),

@@ -12,6 +12,8 @@
 //! - [`Load`] is the traffic, [`under_watch`] runs it while checkers look on;
 //!   [`changes_under_watch`] does so with all the ways to change a counter, [`BoundedLoad`] and
 //!   [`bounded_under_watch`] with bounded counters, [`windowed_under_watch`] with ones that begin anew; [`mixed_under_watch`] does all of that at once;
+//! - [`Consumer`] and [`Outside`] follow streams beside any of them, [`look_at_stream`] says whether they have missed
+//!   something;
 //! - [`settle`] waits until all is folded, [`footprint`] measures what that has come to;
 //! - [`blocks`] and [`run_blocks`] take SQL out of the documents, and run it;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
@@ -32,6 +34,7 @@ mod mixed;
 mod pages;
 mod replica;
 mod server;
+mod streamed;
 mod tracked;
 mod windowed;
 
@@ -68,6 +71,10 @@ pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
 pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};
+pub use streamed::{
+    Consumed, Consumer, Outside, consume_beside, drain, is_busy, is_gone, look_at_stream,
+    look_at_stream_twice, parse_position, streamed_schema,
+};
 pub use tracked::{
     LEVELS, TRACKED_TABLES, TRACKS, TrackedLoad, is_in_the_way, is_no_look, look_at_exact,
     no_drift, patiently, rows_agree, track, track_all, tracked_under_watch, tracks_have_triggers,

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use super::rig::{Rig, Scene, fails_with, fill, is_paused, lanes_fold};
+use super::rig::{FOLLOW, Rig, Scene, fails_with, fill, follow, is_paused, lanes_fold};
 use crate::options::Options;
 use crate::report::PartReport;
 
@@ -35,6 +35,10 @@ enum Way {
     Once,
     Hold,
     Confirm,
+    /// Reads a stream.
+    Next,
+    /// Begins it anew.
+    Bootstrap,
 }
 
 impl Way {
@@ -69,7 +73,7 @@ impl Action {
 }
 
 /// Points that sessions come by.
-const SESSIONS: [(&str, Way); 39] = [
+const SESSIONS: [(&str, Way); 44] = [
     ("catalog.gate_found", Way::Increment),
     ("flush.gate_locked", Way::Increment),
     ("flush.epoch_read", Way::Increment),
@@ -109,10 +113,15 @@ const SESSIONS: [(&str, Way); 39] = [
     ("hold.inserted", Way::Hold),
     ("hold.reserved", Way::Confirm),
     ("hold.deleted", Way::Confirm),
+    ("stream.row_written", Way::Compact),
+    ("stream.switched", Way::CompactFull),
+    ("stream.bootstrapped", Way::Bootstrap),
+    ("stream.cursor_locked", Way::Next),
+    ("stream.read", Way::Next),
 ];
 
 /// Points that the worker comes by while there is a load.
-const WORKER: [&str; 18] = [
+const WORKER: [&str; 23] = [
     "fold.settled",
     "fold.snapshot_taken",
     "fold.late_deleted",
@@ -131,6 +140,11 @@ const WORKER: [&str; 18] = [
     "worker.failed",
     "worker.error_noted",
     "worker.ready",
+    "stream.row_written",
+    "stream.switched",
+    "stream.gone_noted",
+    "stream.emptied",
+    "stream.hinting",
 ];
 
 /// Points at which a writer pauses while the worker goes on: what it writes in the end must be folded
@@ -237,6 +251,8 @@ struct Deed {
 }
 
 fn session(scene: &mut Scene, point: &str, way: Way, action: Action) -> Result<()> {
+    // What is lost is not written for.
+    follow(&mut scene.connect()?)?;
     let deed = deed(scene, way)?;
     let mut client = scene.connect()?;
     let setting = format!("counterx.failpoint = '{point}={}'", action.word());
@@ -345,6 +361,8 @@ fn act(
     for _ in 0..40 {
         fill(client, names)?;
         client.batch_execute(sql)?;
+        // Read, so that a lane has room to change to its other table of changes.
+        client.batch_execute(FOLLOW)?;
     }
     client.batch_execute("RESET counterx.failpoint")
 }
@@ -400,6 +418,28 @@ fn deed(scene: &mut Scene, way: Way) -> Result<Deed> {
                 end,
                 done: format!("SELECT counter_value('{name}') = -2"),
                 bounded: Some(name),
+            }
+        }
+        Way::Next | Way::Bootstrap => {
+            let mut client = scene.connect()?;
+            client.batch_execute(&format!("BEGIN; {many} COMMIT"))?;
+            poll_until("the deed to be folded", DEADLINE, || {
+                client.batch_execute("SELECT counterx.compact()")?;
+                let sql = "SELECT EXISTS (SELECT FROM counterx.total WHERE name = $1)";
+                Ok(client.query_one(sql, &[&format!("{name}:19")])?.get(0))
+            })?;
+            let sql = if way == Way::Next {
+                "SELECT mirror_next('deeds', 1000000, NULL)"
+            } else {
+                "SELECT mirror_bootstrap('deeds')"
+            };
+            Deed {
+                sql: sql.to_owned(),
+                end,
+                done: format!(
+                    "SELECT EXISTS (SELECT FROM mirror WHERE name = '{name}:19' AND value = 1)"
+                ),
+                bounded: None,
             }
         }
         Way::Once => Deed {
@@ -589,6 +629,11 @@ fn come_by(scene: &mut Scene, points: &[(&str, Action)]) -> Result<()> {
             let n = scene.unique();
             let _ = client.batch_execute(&format!("BEGIN; {late} PREPARE TRANSACTION 'come-{n}'"));
             let _ = client.batch_execute(&format!("COMMIT PREPARED 'come-{n}'"));
+        } else if point.starts_with("stream.") {
+            let _ = client.batch_execute(FOLLOW);
+            if point != "stream.row_written" && point != "stream.hinting" {
+                let _ = fill(&mut client, &names);
+            }
         } else if point.starts_with("truncate.")
             && filled.is_none_or(|at| at.elapsed() > Duration::from_millis(300))
         {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
     Control, DEADLINE, Load, Recovering, buckets_agree, check, create_database, folding_hard,
-    is_lost, names_in_lanes, prepare_bounded, prepare_windowed, resolve_orphans, under_watch,
+    is_busy, is_gone, is_lost, look_at_stream, names_in_lanes, prepare_bounded, prepare_windowed,
+    resolve_orphans, streamed_schema, under_watch,
 };
 use counterx_harness::{Cluster, StopMode, poll_until, run};
 use postgres::{Client, Config};
@@ -25,6 +26,21 @@ const HISTORIES: &str = "
     SELECT counter_history('counter', events => 'infinity');
     SELECT counter_history('deed', '1 day', NULL, NULL);";
 
+/// A stream of all counters, and a consumer of it.
+const STREAM: &str = "
+    SELECT counter_stream_create('deeds', mode => 'every');
+    CREATE FUNCTION follow() RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT state FROM counter_streams WHERE stream = 'deeds') = 'live' THEN
+            PERFORM mirror_next('deeds', 1000000, NULL);
+        ELSE
+            PERFORM mirror_bootstrap('deeds');
+        END IF;
+    END $$;";
+
+/// Reads all there is, or begins anew where something is missing.
+pub(super) const FOLLOW: &str = "SELECT follow()";
+
 pub(super) struct Rig {
     pub(super) cluster: Cluster,
     /// Gone only after the cluster.
@@ -40,6 +56,8 @@ impl Rig {
             // Each crash leaves some behind.
             .conf("max_prepared_transactions", "1000")
             .conf("counterx.worker_idle_timeout", "1s")
+            // Of two tables of each of eight lanes.
+            .conf("counterx.stream_max_size", "2MB")
             .conf("max_wal_size", "48MB")
             .conf("min_wal_size", "32MB")
             .start()?;
@@ -99,6 +117,8 @@ impl Rig {
         prepare_windowed(&mut client)?;
         let names = names_in_lanes(&mut client)?;
         client.batch_execute(HISTORIES)?;
+        client.batch_execute(streamed_schema())?;
+        client.batch_execute(STREAM)?;
         drop(client);
         let shrink_names = names.clone();
         let config = self.cluster.config(db);
@@ -261,6 +281,7 @@ impl Scene<'_> {
         check(&mut client)?;
         buckets_agree(&mut client, true)?;
         resolve_orphans(&mut client)?;
+        follow(&mut client)?;
         lanes_fold(&mut client, &self.names, self.worker, None)
     }
 
@@ -279,6 +300,26 @@ impl Scene<'_> {
         holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
         Ok(holder)
     }
+}
+
+/// A consumer has missed nothing. Where what it has read makes no sense with what it reads now, that fails.
+pub(super) fn follow(client: &mut Client) -> Result<()> {
+    poll_until("a stream to be read", DEADLINE, || {
+        match client.batch_execute(FOLLOW) {
+            Ok(()) => {}
+            Err(error) => {
+                let error = error.into();
+                // It is lost since it was looked at, or somebody else is not gone yet.
+                ensure!(is_gone(&error) || is_busy(&error), "{error:#}");
+                return Ok(false);
+            }
+        }
+        match look_at_stream(client, "deeds") {
+            Ok(_) => Ok(true),
+            Err(error) if is_gone(&error) || is_busy(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    })
 }
 
 /// As long as this connection lives, whoever comes by a pause in its database stands still.

@@ -10,18 +10,21 @@
 //! - Others hit at the same time, each time counters of its own, and keep a book of what they were told.
 //! - Of counters that begin anew, no window gives more than its maximum, those that slide keep what they promise, and
 //!   all that was granted is in some window.
+//! - Consumers follow a stream of all counters, in transactions some of which they give up: what they have read and
+//!   what is unread make the folded totals, in each snapshot.
 //! - At the end the counters that all have only added to must be what the clients' own books say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use counterx_cluster_tests::{
-    Book, BoundedLoad, BoundedTraffic, ChangesTraffic, Control, DEADLINE, Load, Outcome, Told, Way,
-    WindowedTraffic, agree, compact, folding_hard, footprint, hit_while, nothing_is_kept, settle,
-    together, totals_are_clean, watch_by, windows_agree, windows_are_sound, within_bounds,
+    Book, BoundedLoad, BoundedTraffic, ChangesTraffic, Consumer, Control, DEADLINE, Load, Outcome,
+    Told, Way, WindowedTraffic, agree, compact, folding_hard, footprint, hit_while, look_at_stream,
+    nothing_is_kept, settle, streamed_schema, together, totals_are_clean, watch_by, windows_agree,
+    windows_are_sound, within_bounds,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::{Client, Config, IsolationLevel};
@@ -68,6 +71,9 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         .batch_execute(&format!("CREATE DATABASE {DB}"))?;
     let mut admin = cluster.connect_db(DB)?;
     schema::install(&mut admin, &Exact::OwnCounters)?;
+    admin.batch_execute(streamed_schema())?;
+    admin.batch_execute("SELECT counter_stream_create('all', mode => 'every')")?;
+    admin.batch_execute("SELECT mirror_bootstrap('all')")?;
     let before = footprint(&mut admin)?;
 
     let load = Load {
@@ -88,6 +94,7 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
     let mut upkept = BTreeMap::new();
     let mut book = Book::default();
     let turn = AtomicU64::new(0);
+    let consumed = AtomicU64::new(0);
     let watched = together(
         &load,
         |number, control| {
@@ -110,12 +117,31 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         },
         |control| {
             let by = |work| look_after(&cluster, DB, load.seed, work, until, control);
-            let (tables, hits, engine) = std::thread::scope(|scope| {
+            let stop = AtomicBool::new(false);
+            let (tables, hits, engine, consumers) = std::thread::scope(|scope| {
                 let tables = scope.spawn(|| by(Work::Tables));
                 let hits = scope.spawn(|| hit(&cluster.config(DB), until, control));
+                let consumers = [1, 2].map(|number| Consumer {
+                    bootstraps: number == 2,
+                    ..Consumer::of("all", load.seed.wrapping_mul(10).wrapping_add(number))
+                });
+                let (config, stop) = (&watcher, &stop);
+                let consumers = consumers
+                    .map(|consumer| scope.spawn(move || consumer.run(config, control, stop)));
                 let engine = by(Work::Engine);
-                (tables.join(), hits.join(), engine)
+                let (tables, hits) = (tables.join(), hits.join());
+                stop.store(true, Ordering::Relaxed);
+                (
+                    tables,
+                    hits,
+                    engine,
+                    consumers.map(|consumer| consumer.join()),
+                )
             });
+            for consumer in consumers {
+                let came = consumer.map_err(|_| anyhow::anyhow!("a consumer panicked"))??;
+                consumed.fetch_add(came.commits, Ordering::Relaxed);
+            }
             book = hits.map_err(|_| anyhow::anyhow!("a hitter panicked"))??;
             upkept = tables.map_err(|_| anyhow::anyhow!("upkeep panicked"))??;
             upkept.extend(engine?);
@@ -126,6 +152,9 @@ pub(crate) fn run(options: &Options, report: &mut PartReport, time: Duration) ->
         .into_inner()
         .map_err(|_| anyhow::anyhow!("a client panicked"))?;
 
+    look_at_stream(&mut admin, "all")?;
+    ensure!(consumed.load(Ordering::Relaxed) > 0, "nothing was consumed");
+    report.tried("reads of a stream", consumed.load(Ordering::Relaxed));
     journal_agrees(&mut admin, &sessions).context("the journal and what clients were told")?;
     books_agree(&mut admin, &sessions).context("the clients' books")?;
     book.audit_all(&mut admin).context("what hits were told")?;
