@@ -555,7 +555,7 @@ CREATE FUNCTION counter_seal() RETURNS timestamptz
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counter_seal_wrapper';
 CREATE FUNCTION counter_stream_create(stream text, prefix text DEFAULT '', mode text DEFAULT 'latest', keep interval DEFAULT '1 day', notify boolean DEFAULT true, publish boolean DEFAULT false, consumer name DEFAULT NULL)
-    RETURNS void
+    RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counterx_stream_create';
 CREATE FUNCTION counter_stream_drop(stream text) RETURNS boolean
@@ -573,11 +573,11 @@ CREATE FUNCTION counter_stream_peek(stream text, max_rows integer DEFAULT 1000, 
     RETURNS TABLE (name text, value bigint, delta bigint, kind text, alert text, at timestamptz, lane integer, fold bigint, "position" text)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1000
     AS 'MODULE_PATHNAME', 'counterx_stream_peek';
-CREATE FUNCTION counter_stream_ack(stream text, "position" text) RETURNS void
+CREATE FUNCTION counter_stream_ack(stream text, "position" text) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counterx_stream_ack';
 CREATE FUNCTION counter_alert_create(alert text, prefix text DEFAULT '', below bigint DEFAULT NULL, above bigint DEFAULT NULL, rearm bigint DEFAULT NULL, stream text DEFAULT NULL)
-    RETURNS void
+    RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'counterx_alert_create';
 CREATE FUNCTION counter_alert_drop(alert text) RETURNS boolean
@@ -1102,13 +1102,13 @@ COMMENT ON FUNCTION counter_rate(text, interval) IS 'what was counted of a count
 COMMENT ON FUNCTION counter_top_changed(bigint, text, interval) IS 'the counters of a type, or some of them, of which most was counted lately';
 COMMENT ON FUNCTION counter_events(text, timestamptz, bigint) IS 'single changes of a counter after a time, in the order in which they were counted';
 COMMENT ON FUNCTION counterx.sealed_until() IS 'the time behind the view counter_sealed';
-COMMENT ON FUNCTION counter_stream_create(text, text, text, interval, boolean, boolean, name) IS 'declares a stream of the changes of the counters with a prefix; counter_stream_bootstrap() starts it';
+COMMENT ON FUNCTION counter_stream_create(text, text, text, interval, boolean, boolean, name) IS 'declares a stream of the changes of the counters with a prefix; counter_stream_bootstrap() starts it; returns true';
 COMMENT ON FUNCTION counter_stream_drop(text) IS 'ends a stream; false when there was none';
 COMMENT ON FUNCTION counter_stream_bootstrap(text) IS 'starts a stream, or begins it anew: returns what its counters are, and has the changes that follow wait for the consumer';
 COMMENT ON FUNCTION counter_stream_next(text, integer, integer[]) IS 'the next changes of a stream; they are read when the transaction commits';
 COMMENT ON FUNCTION counter_stream_peek(text, integer, integer[]) IS 'the next changes of a stream, each with what it is acknowledged by';
-COMMENT ON FUNCTION counter_stream_ack(text, text) IS 'changes of a stream are read up to a position';
-COMMENT ON FUNCTION counter_alert_create(text, text, bigint, bigint, bigint, text) IS 'watches the counters with a prefix for a threshold';
+COMMENT ON FUNCTION counter_stream_ack(text, text) IS 'changes of a stream are read up to a position; returns true';
+COMMENT ON FUNCTION counter_alert_create(text, text, bigint, bigint, bigint, text) IS 'watches the counters with a prefix for a threshold; returns true';
 COMMENT ON FUNCTION counter_alert_drop(text) IS 'ends an alert; false when there was none';
 COMMENT ON FUNCTION counter_alerts_fired(text) IS 'the counters for which an alert, or any, has fired and was not rearmed since, with the values at which it has';
 COMMENT ON FUNCTION counterx.stream_status() IS 'how far the consumers of streams are, behind the view counter_streams';

@@ -85,7 +85,7 @@ pub extern "C-unwind" fn counterx_alert_create(fcinfo: pg_sys::FunctionCallInfo)
             .set_hint("counter_alert_drop() drops it."),
         )
     }
-    pg_sys::Datum::null()
+    true.into()
 }
 
 /// `counter_alert_drop(alert)`

@@ -172,7 +172,7 @@ pub extern "C-unwind" fn counterx_stream_create(fcinfo: pg_sys::FunctionCallInfo
             .set_hint("counter_stream_drop() drops it."),
         )
     }
-    pg_sys::Datum::null()
+    true.into()
 }
 
 /// `counter_stream_drop(stream)`
@@ -420,7 +420,7 @@ pub extern "C-unwind" fn counterx_stream_ack(fcinfo: pg_sys::FunctionCallInfo) -
         }
     }
     move_to(&stream, &cursors, &place.lanes, Some(place.timeline));
-    pg_sys::Datum::null()
+    true.into()
 }
 
 /// `counterx.stream_status()`, behind the view `counter_streams`.

@@ -11,6 +11,7 @@
 //! - Who starts a stream holds all leases until that is committed: the next fold sees the cursors.
 
 use crate::fold::history_table::{self, Table};
+use crate::fold::stream_upkeep;
 use crate::fold::way;
 use crate::pg::clock;
 use crate::pg::insert::Inserter;
@@ -468,7 +469,7 @@ fn live(lane: usize, number: i64, streams: Vec<Stream>, cursors: Vec<Cursor>) ->
         .filter(|cursor| cursor.is_live(cell) && is_known(cursor))
         .collect();
     if !live.is_empty() {
-        make_room(lane, number, &live);
+        make_room(lane, number, &mut live);
         cell = stream::cell(lane);
         live.retain(|cursor| cursor.is_live(cell));
     }
@@ -483,7 +484,10 @@ fn live(lane: usize, number: i64, streams: Vec<Stream>, cursors: Vec<Cursor>) ->
 }
 
 /// Sees to it that a fold finds room. Nobody is waited for: consumers that are behind are lost, where there is none.
-fn make_room(lane: usize, number: i64, live: &[Cursor]) {
+///
+/// A consumer that is at work may read what is there, and come to stand before this very fold: whoever is left out by
+/// it is locked, or stands behind what is gone by then.
+fn make_room(lane: usize, number: i64, live: &mut Vec<Cursor>) {
     let side = stream::cell(lane).side;
     let Some(active) = Segment::open(lane, side) else {
         return;
@@ -496,14 +500,16 @@ fn make_room(lane: usize, number: i64, live: &[Cursor]) {
         failpoint!("stream.switched");
         return;
     };
-    // It is emptied by upkeep when nobody needs it any more: from here on, nobody does.
-    if let Some(last) = inactive.last_fold()
-        && (live.iter()).any(|cursor| cursor.position < Position::end_of(last))
-    {
-        stream::note_gone(lane, last, Why::Size);
-    }
     if active.bytes() > 2 * limit() {
         stream::note_gone(lane, number, Why::Size);
+        return;
+    }
+    // It is emptied by upkeep when nobody needs it any more.
+    if let Some(last) = inactive.last_fold() {
+        live.retain(|cursor| {
+            let is_behind = cursor.position < Position::end_of(last);
+            !(is_behind && stream_upkeep::lose(cursor, Why::Size.reason()))
+        });
     }
 }
 

@@ -120,21 +120,35 @@ fn see_to(stream: &Stream, cursor: &Cursor, folds: i64, latest: &LatestSnapshot)
         fate = Some(Fate::MovedTo(Position::end_of(folds)));
     }
     drop(changes);
-    let (position, reason) = match fate {
-        None => return,
-        Some(Fate::Lost) => (
-            cursor.position,
-            Some("changes were not read for longer than they are kept"),
-        ),
-        Some(Fate::MovedTo(position)) => (position, None),
-    };
+    match fate {
+        None => {}
+        Some(Fate::Lost) => {
+            lose(
+                cursor,
+                "changes were not read for longer than they are kept",
+            );
+        }
+        Some(Fate::MovedTo(position)) => {
+            set(cursor, position, None);
+        }
+    }
+}
+
+/// A consumer is told that it has missed something, from the end of the running transaction on, which holds the lease.
+/// False: it is at work just now, and may come to be where it has missed nothing. So what it needs has to be there.
+pub fn lose(cursor: &Cursor, reason: &'static str) -> bool {
+    set(cursor, cursor.position, Some(reason))
+}
+
+/// Changes a cursor, if nobody else does or has. False: somebody does.
+fn set(cursor: &Cursor, to: Position, lost_reason: Option<&'static str>) -> bool {
     // Who drops all counters has it locked, and waits for our lease.
     let table = catalog::relation_of("cursor");
     if Relation::open_if_free(table, ROW_EXCLUSIVE).is_none() {
-        return;
+        return false;
     }
     // One that is locked has a consumer at work.
-    AsOwner::enter().run(
+    let set = AsOwner::enter().run(
         "UPDATE ONLY counterx.cursor c SET fold = $5, seq = $6, lost_reason = $7 \
          FROM (SELECT k.stream, k.lane FROM ONLY counterx.cursor k \
                WHERE k.stream OPERATOR(pg_catalog.=) $1 AND k.lane OPERATOR(pg_catalog.=) $2 \
@@ -146,11 +160,12 @@ fn see_to(stream: &Stream, cursor: &Cursor, folds: i64, latest: &LatestSnapshot)
             (cursor.lane as i32).into(),
             cursor.position.fold.into(),
             cursor.position.seq.into(),
-            position.fold.into(),
-            position.seq.into(),
-            reason.into(),
+            to.fold.into(),
+            to.seq.into(),
+            lost_reason.into(),
         ],
     );
+    set > 0
 }
 
 /// Empties the table that is not written to, if nobody needs it any more; else has the lane change to it, if it is empty

@@ -244,6 +244,8 @@ pub struct Batch {
     ends: [Position; LANES],
     /// What each of them ends at, where each one can be acknowledged.
     places: Vec<[Position; LANES]>,
+    /// The lane and the fold of the last change that was taken, as long as more of that fold may follow.
+    open: Option<(usize, i64)>,
     is_full: bool,
 }
 
@@ -257,6 +259,7 @@ impl Batch {
             by_name: HashMap::new(),
             ends: from,
             places: Vec::new(),
+            open: None,
             is_full: limit == 0,
         }
     }
@@ -264,6 +267,9 @@ impl Batch {
     /// Takes a change, the next one of its lane. False: there is no room for it, nor for any that follows.
     pub fn add(&mut self, change: Change) -> bool {
         let (lane, position) = (change.lane, change.position);
+        if self.open != Some((lane, position.fold)) {
+            self.close();
+        }
         if !self.is_every && !change.kind.is_of_alert() {
             if let Some(&at) = self.by_name.get(&change.name) {
                 let known = &mut self.changes[at];
@@ -273,6 +279,7 @@ impl Batch {
                 known.at = change.at;
                 known.position = position;
                 self.ends[lane] = position;
+                self.open = Some((lane, position.fold));
                 return true;
             }
             if self.changes.len() < self.limit {
@@ -284,11 +291,24 @@ impl Batch {
             return false;
         }
         self.ends[lane] = position;
+        self.open = Some((lane, position.fold));
         if self.is_every {
             self.places.push(self.ends);
         }
         self.changes.push(change);
         true
+    }
+
+    /// Nothing follows of the fold of the last change: with that one, all of it is done. So the place of a change is
+    /// always the same, whatever is folded later.
+    fn close(&mut self) {
+        let Some((lane, fold)) = self.open.take() else {
+            return;
+        };
+        self.ends[lane] = self.ends[lane].max(Position::end_of(fold));
+        if let Some(place) = self.places.last_mut() {
+            place[lane] = Position::end_of(fold);
+        }
     }
 
     /// A change of its lane is nothing that the consumer wants.
@@ -298,6 +318,7 @@ impl Batch {
 
     /// There is nothing more in the lane, through this fold.
     pub fn end_lane(&mut self, lane: usize, fold: i64) {
+        self.close();
         self.ends[lane] = self.ends[lane].max(Position::end_of(fold));
     }
 
@@ -307,12 +328,8 @@ impl Batch {
     }
 
     /// The changes, each with what it is to be acknowledged by, and where the batch ends.
-    pub fn finish(mut self) -> (Vec<(Change, [Position; LANES])>, [Position; LANES]) {
+    pub fn finish(self) -> (Vec<(Change, [Position; LANES])>, [Position; LANES]) {
         let ends = self.ends;
-        // What was passed behind the last one is done with it.
-        if let Some(last) = self.places.last_mut() {
-            *last = ends;
-        }
         let mut places = self.places.into_iter();
         let changes = (self.changes.into_iter())
             .map(|change| (change, places.next().unwrap_or(ends)))
@@ -426,6 +443,7 @@ mod tests {
         assert!(batch.is_full());
         let (changes, ends) = batch.finish();
         assert_eq!(ends[0], Position { fold: 2, seq: 1 });
+        assert!(!ends[0].is_lost(1));
         let (first, place) = &changes[0];
         assert_eq!(
             (first.kind, first.delta, first.value),
@@ -444,7 +462,8 @@ mod tests {
         batch.end_lane(0, 4);
         let (changes, ends) = batch.finish();
         assert_eq!(changes[0].1[0], Position { fold: 1, seq: 1 });
-        assert_eq!(changes[1].1, ends);
+        // The last one of its fold, whatever has been folded since.
+        assert_eq!(changes[1].1[0], Position::end_of(1));
         assert_eq!(ends[0], Position::end_of(4));
     }
 
