@@ -79,12 +79,9 @@ pub(super) fn valid_prefix<'a>(prefix: Option<Text<'a>>) -> &'a [u8] {
             "No counter has a name of more than {MAX_NAME_BYTES} bytes."
         )))
     }
-    if prefix.is_empty() {
-        return prefix;
-    }
     for window in types::all_windows() {
         let of = [window.type_name(), b":"].concat();
-        if of.starts_with(prefix) || prefix.starts_with(&of) {
+        if prefix.starts_with(&of) {
             raise(
                 report(
                     PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -93,7 +90,7 @@ pub(super) fn valid_prefix<'a>(prefix: Option<Text<'a>>) -> &'a [u8] {
                         quoted(window.type_name())
                     ),
                 )
-                .set_hint("Give a prefix of other counters, or '' for all that have no windows."),
+                .set_hint("Give a prefix of other counters. A shorter one leaves these out."),
             )
         }
     }
@@ -191,10 +188,10 @@ pub extern "C-unwind" fn counterx_stream_drop(fcinfo: pg_sys::FunctionCallInfo) 
         "SELECT FROM ONLY counterx.stream WHERE name OPERATOR(pg_catalog.=) $1 FOR UPDATE",
         &[Bytes(name).into()],
     );
-    let alerts: Vec<Option<String>> = owner.rows(
-        "SELECT a.name FROM ONLY counterx.alert a WHERE a.stream OPERATOR(pg_catalog.=) $1 ORDER BY a.name LIMIT 1",
+    let alerts: Vec<Option<Vec<u8>>> = owner.rows(
+        "SELECT pg_catalog.textsend(a.name) FROM ONLY counterx.alert a WHERE a.stream OPERATOR(pg_catalog.=) $1 ORDER BY a.name LIMIT 1",
         &[Bytes(name).into()],
-        |row| row.get::<String>(1),
+        |row| row.get::<Vec<u8>>(1),
     );
     if let Some(Some(alert)) = alerts.first() {
         raise(
@@ -205,7 +202,7 @@ pub extern "C-unwind" fn counterx_stream_drop(fcinfo: pg_sys::FunctionCallInfo) 
                     quoted(name)
                 ),
             )
-            .set_detail(format!("One is \"{alert}\"."))
+            .set_detail(format!("One is {}.", quoted(alert)))
             .set_hint("counter_alert_drop() drops an alert."),
         )
     }
@@ -372,7 +369,7 @@ pub extern "C-unwind" fn counterx_stream_peek(fcinfo: pg_sys::FunctionCallInfo) 
         raise_new(&stream)
     };
     check_timeline(&stream, first.timeline);
-    let incarnation = uuid_text(first.incarnation);
+    let incarnation = incarnation_text(first.incarnation);
     // SAFETY: as above.
     let batch = unsafe { read::batch(&stream, &cursors, limit, current.as_ptr()) };
     let batch = batch.unwrap_or_else(|gone| raise_outrun(&stream, gone.lane));
@@ -434,7 +431,7 @@ pub extern "C-unwind" fn counterx_stream_ack(fcinfo: pg_sys::FunctionCallInfo) -
     let stream = consumable(name);
     check_live(&stream, &cursors, &ALL_LANES);
     let is_other =
-        (cursors.iter()).any(|cursor| uuid_text(cursor.incarnation) != place.incarnation);
+        (cursors.iter()).any(|cursor| incarnation_text(cursor.incarnation) != place.incarnation);
     if is_other {
         raise_elsewhere(
             &stream,
@@ -621,10 +618,7 @@ fn current_user() -> Vec<u8> {
 /// The snapshot is active.
 unsafe fn cursors_of(stream: &Stream, snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
     // SAFETY: the caller's promise.
-    let mut cursors = unsafe { stream::cursors(None, snapshot) };
-    cursors.retain(|cursor| cursor.stream == stream.name);
-    cursors.sort_by_key(|cursor| cursor.lane);
-    cursors
+    unsafe { stream::cursors_of(&stream.name, snapshot) }
 }
 
 fn copy(cursor: &Cursor) -> Cursor {
@@ -784,7 +778,13 @@ fn check_timeline(stream: &Stream, timeline: u32) {
     }
 }
 
-fn uuid_text(bytes: [u8; 16]) -> String {
+/// What is handed out says which database it is of, too: one that was made from this one as a template has its cursors.
+fn incarnation_text(mut bytes: [u8; 16]) -> String {
+    // SAFETY: reads a variable of the backend.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32().to_be_bytes();
+    for (byte, of_database) in bytes[12..].iter_mut().zip(database) {
+        *byte ^= of_database;
+    }
     pgrx::Uuid::from_bytes(bytes).to_string()
 }
 

@@ -36,6 +36,8 @@ pub struct Totals {
     arena: MemoryArena,
     history: Option<history::Writer>,
     stream: Option<stream::Writer>,
+    /// The counter's total of before, and what it is by now, where streams are to be told.
+    told: Option<(Tally, Tally)>,
 }
 
 impl Totals {
@@ -66,6 +68,7 @@ impl Totals {
                 arena: MemoryArena::below(pg_sys::CurrentMemoryContext),
                 history,
                 stream,
+                told: None,
             }
         }
     }
@@ -105,7 +108,7 @@ impl Totals {
             history.is_full()
         });
         if is_full {
-            self.flush();
+            self.write();
         }
         is_full
     }
@@ -119,6 +122,22 @@ impl Totals {
     /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
     /// counter's does, is removed: having none means the same.
     pub fn flush(&mut self) {
+        self.write();
+        let Some((before, after)) = self.told.take() else {
+            return;
+        };
+        // SAFETY: nothing is kept from one counter to the next.
+        let _switch = unsafe {
+            self.arena.reset();
+            MemorySwitch::to(self.arena.as_ptr())
+        };
+        if let Some(stream) = &mut self.stream {
+            stream.write(&NameText::new(&self.name), &self.name, before, after);
+        }
+    }
+
+    /// The same of what streams are not told yet: there may be more of the counter.
+    fn write(&mut self) {
         let Some(sum) = self.sum.take() else { return };
         self.busiest = self.busiest.max(std::mem::take(&mut self.run));
         let name = NameText::new(&self.name);
@@ -142,10 +161,9 @@ impl Totals {
         {
             history.write(&name, hash, tally.value);
         }
-        if let Some(stream) = &mut self.stream
-            && stream.wants()
-        {
-            stream.write(&name, &self.name, before, tally);
+        if self.stream.as_ref().is_some_and(stream::Writer::wants) {
+            let (first, _) = self.told.unwrap_or((before, tally));
+            self.told = Some((first, tally));
         }
         if tally.is_zero() {
             if let Some(mut tid) = tid {

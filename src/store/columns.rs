@@ -169,6 +169,7 @@ pub mod alert {
 
 /// `cursor`: stream, lane, fold, seq, timeline, incarnation, lost_reason.
 pub mod cursor {
+    pub const KEY: [i16; 2] = [1, 2];
     pub const STREAM: usize = 1;
     pub const LANE: usize = 2;
     pub const FOLD: usize = 3;

@@ -15,7 +15,7 @@ use crate::pg::number;
 use crate::pg::relation::Relation;
 use crate::pg::scan::{Direction, IndexScan, Key, Row, TableScan};
 use crate::pg::snapshot;
-use crate::pg::varlena::text_bytes;
+use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, change};
 use crate::store::history::Interval;
@@ -172,7 +172,6 @@ pub unsafe fn alerts(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Vec<Ale
 /// # Safety
 /// As of [`streams`].
 pub unsafe fn cursors(lane: Option<usize>, snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
-    use columns::cursor::{FOLD, INCARNATION, LANE, LOST_REASON, SEQ, STREAM, TIMELINE};
     let table = tables::open(catalog::relation_of("cursor"));
     let mut found = Vec::new();
     if table.blocks() == 0 {
@@ -181,25 +180,47 @@ pub unsafe fn cursors(lane: Option<usize>, snapshot: pg_sys::Snapshot) -> Vec<Cu
     // SAFETY: the caller's promise.
     let mut scan = unsafe { TableScan::new(&table, snapshot) };
     while let Some(row) = scan.next() {
-        let of = row.get(LANE).map_or(LANES, |datum| datum.value());
-        if of >= LANES || lane.is_some_and(|wanted| wanted != of) {
-            continue;
-        }
-        let incarnation = row.get(INCARNATION).expect("the column is NOT NULL");
-        found.push(Cursor {
-            stream: some_text(&row, STREAM),
-            lane: of,
-            position: Position {
-                fold: row.int8(FOLD),
-                seq: row.int8(SEQ),
-            },
-            timeline: row.int8(TIMELINE) as u32,
-            // SAFETY: a uuid of a row that the scan stands on.
-            incarnation: unsafe { *incarnation.cast_mut_ptr::<[u8; 16]>() },
-            lost_reason: text(&row, LOST_REASON),
-        });
+        let cursor = cursor(&row);
+        found.extend(cursor.filter(|cursor| lane.is_none_or(|lane| lane == cursor.lane)));
     }
     found
+}
+
+/// How far those of one stream have come, by lane.
+///
+/// # Safety
+/// As of [`streams`].
+pub unsafe fn cursors_of(name: &[u8], snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
+    let table = tables::open(catalog::relation_of("cursor"));
+    let index = tables::index_of(&table, &columns::cursor::KEY);
+    let name = NameText::new(name);
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 1) };
+    scan.seek(&[Key::text_eq(1, name.datum())]);
+    let mut found = Vec::new();
+    while let Some(row) = scan.next(Direction::Forward) {
+        found.extend(cursor(&row));
+    }
+    found
+}
+
+/// None: of a lane that there is not.
+fn cursor(row: &Row) -> Option<Cursor> {
+    use columns::cursor::{FOLD, INCARNATION, LANE, LOST_REASON, SEQ, STREAM, TIMELINE};
+    let lane = row.get(LANE).map_or(LANES, |datum| datum.value());
+    let incarnation = row.get(INCARNATION).expect("the column is NOT NULL");
+    (lane < LANES).then(|| Cursor {
+        stream: some_text(row, STREAM),
+        lane,
+        position: Position {
+            fold: row.int8(FOLD),
+            seq: row.int8(SEQ),
+        },
+        timeline: row.int8(TIMELINE) as u32,
+        // SAFETY: a uuid of a row that the scan stands on.
+        incarnation: unsafe { *incarnation.cast_mut_ptr::<[u8; 16]>() },
+        lost_reason: text(row, LOST_REASON),
+    })
 }
 
 impl Cursor {

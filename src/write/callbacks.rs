@@ -67,12 +67,12 @@ fn before_prepare() {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "cannot PREPARE a transaction that has called counterx.compact()",
+                "cannot PREPARE a transaction that keeps lanes from being folded",
             )
             .set_detail(
-                "No lane could be folded by anybody else until it is committed or rolled back.",
+                "It has called counterx.compact(), or begun a stream with counter_stream_bootstrap(). Nobody else could fold before it is committed or rolled back.",
             )
-            .set_hint("Call counterx.compact() in a transaction of its own."),
+            .set_hint("Call counterx.compact() and counter_stream_bootstrap() in transactions that are not prepared."),
         );
     }
     levels::note_reads();
