@@ -39,8 +39,7 @@ thread_local! {
 /// One step for a lane, in a READ COMMITTED transaction of its own. Does nothing where somebody folds.
 pub fn keep(lane: usize) {
     let shared = catalog::shared();
-    let is_clean = || Side::BOTH.iter().all(|&side| is_empty(lane, side));
-    if !stream::may_be_any(&shared) && is_clean() {
+    if !stream::may_be_any(&shared) && is_clean(lane) {
         return;
     }
     let rels = catalog::lane(lane);
@@ -82,8 +81,10 @@ pub fn keep(lane: usize) {
     forget_alerts(lane, &shared, &latest);
 }
 
-fn is_empty(lane: usize, side: Side) -> bool {
-    tables::open(stream::changes_of(lane, side)).blocks() == 0
+/// Has a lane no changes at all?
+pub fn is_clean(lane: usize) -> bool {
+    let is_empty = |&side: &Side| tables::open(stream::changes_of(lane, side)).blocks() == 0;
+    Side::BOTH.iter().all(is_empty)
 }
 
 /// What a cursor that is behind comes to.

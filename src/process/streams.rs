@@ -38,8 +38,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How often a worker looks whether others have folded.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The same where there are no streams.
-const LOOK_FOR_ANY_EVERY: Duration = Duration::from_secs(1);
+/// The same where there was neither a stream nor an alert. (A fold that finds one says so.)
+const LOOK_EVERY_WITHOUT: Duration = Duration::from_secs(1);
 
 /// How often it looks for changes that are read, or not wanted any more.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
@@ -60,8 +60,9 @@ pub struct Streams {
     told: HashMap<Vec<u8>, Duration>,
     /// What could not be told is tried again then.
     again_at: Duration,
-    /// When it looks again for others' folds.
-    look_at: Duration,
+    looked: Duration,
+    /// There is nothing that streams or alerts need, and none of them.
+    unused: bool,
     keeps: LaneClock,
     has_kept: bool,
 }
@@ -81,22 +82,25 @@ impl Streams {
                 }
             }
         }
-        if has_folded || now >= self.look_at {
+        let pause = if self.unused {
+            LOOK_EVERY_WITHOUT
+        } else {
+            LOOK_EVERY
+        };
+        if has_folded || self.looked.is_zero() || now >= self.looked + pause {
+            self.looked = now;
             let looked = session::transaction(c"looking at streams", || self.look());
-            let pause = match self.folds {
-                Some(_) => LOOK_EVERY,
-                None => LOOK_FOR_ANY_EVERY,
-            };
-            self.look_at = now + pause;
             if let Err(message) = looked {
                 log(format!(
                     "counterx: the worker cannot look at streams: {message}"
                 ));
             }
         }
+        if self.unused {
+            return;
+        }
         self.tell(now);
-        let are_any = self.folds.is_some();
-        if !self.has_kept || (are_any && self.keeps.due(now, KEEP_EVERY)) {
+        if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
             self.has_kept = true;
             self.keep(now);
         }
@@ -117,8 +121,11 @@ impl Streams {
         let Ok(shared) = catalog::try_shared() else {
             return;
         };
+        self.unused = false;
         if !stream::may_be_any(&shared) {
             self.folds = None;
+            self.wanted.clear();
+            self.unused = (0..LANES).all(stream_upkeep::is_clean);
             return;
         }
         let mut folds = [0; LANES];

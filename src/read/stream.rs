@@ -43,10 +43,11 @@ pub unsafe fn batch(
         from[cursor.lane] = cursor.position;
     }
     let mut batch = Batch::new(of.is_every, limit, from);
-    // SAFETY: the caller's promise.
     let mut lanes: Vec<(i64, usize, Waiting)> = (cursors.iter())
         .filter_map(|cursor| {
+            // SAFETY: the caller's promise.
             let waiting = unsafe { Waiting::of(cursor, snapshot) };
+            // SAFETY: as above.
             let oldest = unsafe { waiting.oldest(snapshot) };
             if oldest.is_none() {
                 batch.end_lane(cursor.lane, waiting.folds);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use counterx_cluster_tests::{
@@ -218,6 +218,7 @@ fn nobody_is_refused_while_there_is_room() -> Result<()> {
 #[test]
 fn a_million_ended_windows_are_removed_beside_callers() -> Result<()> {
     const MANY: i64 = 1_000_000;
+    const LENGTH: u64 = 600;
     // Of its own: it is full of them, and its clock is ahead.
     let mut cluster = Cluster::builder()
         .name("windows-many")
@@ -227,6 +228,9 @@ fn a_million_ended_windows_are_removed_beside_callers() -> Result<()> {
     if !has_clock(&mut client)? {
         return Ok(());
     }
+    // From the beginning of a window on, so that none ends while it is filled, and none while it is removed.
+    let begins = LENGTH - SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() % LENGTH;
+    cluster.reload(&[("counterx.clock_ahead", &begins.to_string())])?;
     client.batch_execute(
         "SELECT counter_type_create('many', per => '10 minutes');
          SELECT counter_type_create('api', max => 1000000000, per => '10 minutes')",
@@ -239,7 +243,8 @@ fn a_million_ended_windows_are_removed_beside_callers() -> Result<()> {
     settle(&mut client)?;
     ensure!(client.query_one(rows, &[])?.get::<_, i64>(0) == MANY);
     // The window ends.
-    cluster.reload(&[("counterx.clock_ahead", "660")])?;
+    let ended = begins + LENGTH + 1;
+    cluster.reload(&[("counterx.clock_ahead", &ended.to_string())])?;
     let cluster = cluster;
     client.batch_execute("SELECT counter_try_incr('api:now')")?;
     let is_over = AtomicBool::new(false);

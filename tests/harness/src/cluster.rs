@@ -491,7 +491,11 @@ impl Cluster {
         poll_until("the reload", Duration::from_secs(30), || {
             let now: String = client.query_one(load_time, &[])?.get(0);
             Ok(now != before)
-        })
+        })?;
+        // The postmaster tells its children one after the other, and takes a connection when it is through: from
+        // here on no session goes by the settings as they were, whichever is used next.
+        self.connect()?;
+        Ok(())
     }
 
     /// Leaves the directory behind when the cluster is dropped. The server is stopped all the same.
