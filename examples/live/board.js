@@ -23,16 +23,21 @@ class Alerts {
   low = new Set()
   latest = []
 
+  /**
+   * Does a row of the stream say that others may be low now? A counter that is dropped loses its alerts without a
+   * word, and in a batch the rows of alerts are in no order with those of counters.
+   */
+  static concerns({ kind }) {
+    return kind !== 'changed' && kind !== 'adjusted'
+  }
+
   /** What is so now, by the rows of counter_alerts_fired. */
-  begin(rows) {
+  is(rows) {
     this.low = new Set(rows.map(({ name }) => name))
   }
 
   /** A row of the stream, which may come more than once. */
   add({ kind, name, value, at }) {
-    // A counter that is dropped loses its alerts without a word.
-    if (kind === 'dropped' || kind === 'rearmed') this.low.delete(name)
-    if (kind === 'fired') this.low.add(name)
     if (kind !== 'fired' && kind !== 'rearmed') return
     const id = `${kind} ${name} ${at.getTime()}`
     if (this.latest.some((alert) => alert.id === id)) return

@@ -103,8 +103,8 @@ class Hints {
  * follow the same one take rows from each other.
  *
  * `begun` is called, and waited for, when all values have been read anew: here is the place to read what else
- * goes with them. From then on `change` is called with the rows of each batch, once at least for each of them,
- * those of alerts included. Values are bigints, or null where one does not fit a bigint of the database.
+ * goes with them. From then on `change` is called, and waited for, with the rows of each batch, once at least for
+ * each of them, those of alerts included. Values are bigints, or null where one does not fit a bigint of the database.
  */
 class Follower {
   values = new Map()
@@ -170,7 +170,7 @@ class Follower {
       if (row.kind === 'dropped') this.values.delete(row.name)
       else this.values.set(row.name, row.value)
     }
-    this.#change(rows)
+    await this.#change(rows)
     await this.#db.query('SELECT counter_stream_ack($1, $2)', [this.#stream, rows.at(-1).position])
     return true
   }

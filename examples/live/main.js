@@ -22,6 +22,10 @@ async function main() {
 
   const hints = new Hints({ signal })
   const alerts = new Alerts()
+  const low = async () => {
+    const { rows } = await db.query(`SELECT name FROM counter_alerts_fired('live-low')`)
+    alerts.is(rows)
+  }
   const scores = new Follower({
     db, hints, signal, stream: 'live-board',
     begun: () => page.changed(),
@@ -29,14 +33,13 @@ async function main() {
   })
   const stock = new Follower({
     db, hints, signal, stream: 'live-stock',
-    // What has fired before there was somebody to hear it; what fires from now on comes with the stream.
     begun: async () => {
-      const { rows } = await db.query(`SELECT name FROM counter_alerts_fired('live-low')`)
-      alerts.begin(rows)
+      await low()
       page.changed()
     },
-    change: (rows) => {
+    change: async (rows) => {
       rows.forEach((row) => alerts.add(row))
+      if (rows.some(Alerts.concerns)) await low()
       page.changed()
     }
   })
