@@ -209,7 +209,7 @@ fn hints(server: &mut Server, options: &Options, measured: &mut Measured) -> Res
     let mut counting = server.cluster.connect()?;
     let mut listening = server.cluster.connect()?;
     listening.batch_execute("LISTEN counterx")?;
-    let times = options.size(60, 300);
+    let times = options.size(30, 100);
     for busy in [false, true] {
         let what = if busy {
             "commit to notification, beside others"
