@@ -630,6 +630,8 @@ fn come_by(scene: &mut Scene, points: &[(&str, Action)]) -> Result<()> {
             let _ = client.batch_execute(&format!("BEGIN; {late} PREPARE TRANSACTION 'come-{n}'"));
             let _ = client.batch_execute(&format!("COMMIT PREPARED 'come-{n}'"));
         } else if point.starts_with("stream.") {
+            // Whoever pauses may have a table of changes locked.
+            let _ = client.batch_execute("SET lock_timeout = '500ms'");
             let _ = client.batch_execute(FOLLOW);
             if point != "stream.row_written" && point != "stream.hinting" {
                 let _ = fill(&mut client, &names);
