@@ -424,13 +424,13 @@ CREATE TABLE counterx.alert (
 COMMENT ON TABLE counterx.alert IS 'thresholds that counters are watched for';
 
 -- How far consumers have come: all through change seq of fold fold is done. incarnation: which start of the stream it is
--- of. timeline: the server's, when a consumer was told or has told where it is.
+-- of. era: which life of which database, when a consumer was told or has told where it is: see src/pg/wal.rs.
 CREATE TABLE counterx.cursor (
     stream text COLLATE "C" NOT NULL,
     lane integer NOT NULL,
     fold bigint NOT NULL,
     seq bigint NOT NULL,
-    timeline bigint NOT NULL,
+    era bigint NOT NULL,
     incarnation uuid NOT NULL,
     lost_reason text,
     PRIMARY KEY (stream, lane)

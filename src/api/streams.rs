@@ -11,7 +11,7 @@
 //! # Invariants
 //! - Cursors never go back.
 //! - Where a consumer stands is said by the incarnation as well: each bootstrap has another one, so nobody goes on from
-//!   a place of another start, another stream of the name, or another database. And by the timeline: a standby that
+//!   a place of another start, another stream of the name, or another database. And by the era: a standby that
 //!   was promoted may not have all that a consumer has seen.
 
 use super::args::{self, Arguments, Text};
@@ -277,16 +277,16 @@ pub extern "C-unwind" fn counterx_stream_bootstrap(
     let lanes: Vec<i32> = (0..LANES as i32).collect();
     AsOwner::enter().run(
         "WITH i AS MATERIALIZED (SELECT pg_catalog.gen_random_uuid() AS id) \
-         INSERT INTO counterx.cursor (stream, lane, fold, seq, timeline, incarnation) \
+         INSERT INTO counterx.cursor (stream, lane, fold, seq, era, incarnation) \
          SELECT $1, n.lane, n.fold, $4, $5, i.id FROM unnest($2, $3) n (lane, fold), i \
-         ON CONFLICT (stream, lane) DO UPDATE SET fold = excluded.fold, seq = excluded.seq, timeline = excluded.timeline, \
+         ON CONFLICT (stream, lane) DO UPDATE SET fold = excluded.fold, seq = excluded.seq, era = excluded.era, \
              incarnation = excluded.incarnation, lost_reason = NULL",
         &[
             Bytes(name).into(),
             lanes.into(),
             folds.to_vec().into(),
             i64::MAX.into(),
-            i64::from(wal::timeline()).into(),
+            wal::era().into(),
         ],
     );
     failpoint!("stream.bootstrapped");
@@ -368,14 +368,14 @@ pub extern "C-unwind" fn counterx_stream_peek(fcinfo: pg_sys::FunctionCallInfo) 
     let Some(first) = all.first() else {
         raise_new(&stream)
     };
-    check_timeline(&stream, first.timeline);
-    let incarnation = incarnation_text(first.incarnation);
+    check_era(&stream, first.era);
+    let incarnation = uuid_text(first.incarnation);
     // SAFETY: as above.
     let batch = unsafe { read::batch(&stream, &cursors, limit, current.as_ptr()) };
     let batch = batch.unwrap_or_else(|gone| raise_outrun(&stream, gone.lane));
     let mut place = Place {
         incarnation,
-        timeline: first.timeline,
+        era: first.era,
         lanes: [Position::default(); LANES],
     };
     for cursor in &all {
@@ -431,21 +431,21 @@ pub extern "C-unwind" fn counterx_stream_ack(fcinfo: pg_sys::FunctionCallInfo) -
     let stream = consumable(name);
     check_live(&stream, &cursors, &ALL_LANES);
     let is_other =
-        (cursors.iter()).any(|cursor| incarnation_text(cursor.incarnation) != place.incarnation);
+        (cursors.iter()).any(|cursor| uuid_text(cursor.incarnation) != place.incarnation);
     if is_other {
         raise_elsewhere(
             &stream,
             "The stream was begun anew since, or it is another one.",
         )
     }
-    check_timeline(&stream, place.timeline);
+    check_era(&stream, place.era);
     let shared = catalog::shared();
     for (lane, position) in place.lanes.iter().enumerate() {
         if position.fold > state::current(lane, &shared).folds {
             raise_elsewhere(&stream, "There is nothing there yet.")
         }
     }
-    move_to(&stream, &cursors, &place.lanes, Some(place.timeline));
+    move_to(&stream, &cursors, &place.lanes, Some(place.era));
     true.into()
 }
 
@@ -761,38 +761,31 @@ fn raise_outrun(stream: &Stream, lane: usize) -> ! {
 }
 
 /// # Errors
-/// Raises 55000 where the server has another timeline by now.
-fn check_timeline(stream: &Stream, timeline: u32) {
-    if timeline != wal::timeline() {
+/// Raises 55000 where it was said in another life of this database.
+fn check_era(stream: &Stream, era: i64) {
+    if era != wal::era() {
         raise(
             report(
                 NOT_READY,
                 format!(
-                    "stream {} was consumed from another timeline of the server",
+                    "stream {} was consumed in another life of this database",
                     quoted(&stream.name)
                 ),
             )
-            .set_detail("A standby was promoted, or a backup restored: what consumers have seen may not be here.")
+            .set_detail("A standby was promoted, a backup restored, the database copied or the server upgraded since: what consumers have seen may not be here.")
             .set_hint(BEGIN_ANEW),
         )
     }
 }
 
-/// What is handed out says which database it is of, too: one that was made from this one as a template has its cursors.
-fn incarnation_text(mut bytes: [u8; 16]) -> String {
-    // SAFETY: reads a variable of the backend.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32().to_be_bytes();
-    for (byte, of_database) in bytes[12..].iter_mut().zip(database) {
-        *byte ^= of_database;
-    }
+fn uuid_text(bytes: [u8; 16]) -> String {
     pgrx::Uuid::from_bytes(bytes).to_string()
 }
 
 /// Moves locked cursors forward.
-fn move_to(stream: &Stream, cursors: &[Cursor], to: &[Position; LANES], timeline: Option<u32>) {
+fn move_to(stream: &Stream, cursors: &[Cursor], to: &[Position; LANES], era: Option<i64>) {
     let moved = |cursor: &&Cursor| {
-        to[cursor.lane] > cursor.position
-            || timeline.is_some_and(|timeline| timeline != cursor.timeline)
+        to[cursor.lane] > cursor.position || era.is_some_and(|era| era != cursor.era)
     };
     let (mut lanes, mut folds, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
     for cursor in cursors.iter().filter(moved) {
@@ -805,7 +798,7 @@ fn move_to(stream: &Stream, cursors: &[Cursor], to: &[Position; LANES], timeline
         return;
     }
     AsOwner::enter().run(
-        "UPDATE ONLY counterx.cursor c SET fold = n.fold, seq = n.seq, timeline = COALESCE($5, c.timeline) \
+        "UPDATE ONLY counterx.cursor c SET fold = n.fold, seq = n.seq, era = COALESCE($5, c.era) \
          FROM unnest($2, $3, $4) n (lane, fold, seq) \
          WHERE c.stream OPERATOR(pg_catalog.=) $1 AND c.lane OPERATOR(pg_catalog.=) n.lane",
         &[
@@ -813,7 +806,7 @@ fn move_to(stream: &Stream, cursors: &[Cursor], to: &[Position; LANES], timeline
             lanes.into(),
             folds.into(),
             seqs.into(),
-            timeline.map(i64::from).into(),
+            era.into(),
         ],
     );
 }

@@ -3,8 +3,17 @@
 use super::ports;
 use pgrx::pg_sys;
 
+/// Which life of which database this is: another one after a promotion, a recovery to a point in time and pg_upgrade, and
+/// of a copy that was made by CREATE DATABASE. Standbys have their primary's.
+pub fn era() -> i64 {
+    // SAFETY: reads variables of the backend and of shared memory.
+    let (server, database) = unsafe { (pg_sys::GetSystemIdentifier(), pg_sys::MyDatabaseId) };
+    let place = u64::from(database.to_u32()) << 32 | u64::from(timeline());
+    ((server ^ place) & i64::MAX as u64) as i64
+}
+
 /// The server's timeline, or, on a standby, that of what it replays.
-pub fn timeline() -> u32 {
+fn timeline() -> u32 {
     // SAFETY: reads variables of shared memory; the first needs the recovery to be over.
     unsafe {
         if ports::recovery_in_progress() {

@@ -167,14 +167,14 @@ pub mod alert {
     pub const STREAM: usize = 7;
 }
 
-/// `cursor`: stream, lane, fold, seq, timeline, incarnation, lost_reason.
+/// `cursor`: stream, lane, fold, seq, era, incarnation, lost_reason.
 pub mod cursor {
     pub const KEY: [i16; 2] = [1, 2];
     pub const STREAM: usize = 1;
     pub const LANE: usize = 2;
     pub const FOLD: usize = 3;
     pub const SEQ: usize = 4;
-    pub const TIMELINE: usize = 5;
+    pub const ERA: usize = 5;
     pub const INCARNATION: usize = 6;
     pub const LOST_REASON: usize = 7;
 }

@@ -186,7 +186,7 @@ const CURSOR: &[Column] = &[
     column("lane", INT4OID),
     column("fold", INT8OID),
     column("seq", INT8OID),
-    column("timeline", INT8OID),
+    column("era", INT8OID),
     column("incarnation", UUIDOID),
     nullable("lost_reason", TEXTOID),
 ];

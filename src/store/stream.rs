@@ -53,8 +53,8 @@ pub struct Cursor {
     pub lane: usize,
     /// All through there is done.
     pub position: Position,
-    /// The server's timeline when that was said.
-    pub timeline: u32,
+    /// Which life of which database that was said in.
+    pub era: i64,
     /// Which start of the stream it is of.
     pub incarnation: [u8; 16],
     /// Why something is missing behind it.
@@ -206,7 +206,7 @@ pub unsafe fn cursors_of(name: &[u8], snapshot: pg_sys::Snapshot) -> Vec<Cursor>
 
 /// None: of a lane that there is not.
 fn cursor(row: &Row) -> Option<Cursor> {
-    use columns::cursor::{FOLD, INCARNATION, LANE, LOST_REASON, SEQ, STREAM, TIMELINE};
+    use columns::cursor::{ERA, FOLD, INCARNATION, LANE, LOST_REASON, SEQ, STREAM};
     let lane = row.get(LANE).map_or(LANES, |datum| datum.value());
     let incarnation = row.get(INCARNATION).expect("the column is NOT NULL");
     (lane < LANES).then(|| Cursor {
@@ -216,7 +216,7 @@ fn cursor(row: &Row) -> Option<Cursor> {
             fold: row.int8(FOLD),
             seq: row.int8(SEQ),
         },
-        timeline: row.int8(TIMELINE) as u32,
+        era: row.int8(ERA),
         // SAFETY: a uuid of a row that the scan stands on.
         incarnation: unsafe { *incarnation.cast_mut_ptr::<[u8; 16]>() },
         lost_reason: text(row, LOST_REASON),

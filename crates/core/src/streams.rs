@@ -41,15 +41,15 @@ impl Position {
 pub struct Place {
     /// Which start of the stream it is of: a UUID.
     pub incarnation: String,
-    /// The server's timeline.
-    pub timeline: u32,
+    /// In which life of which database it was handed out.
+    pub era: i64,
     /// The position in each lane.
     pub lanes: [Position; LANES],
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:", self.incarnation, self.timeline)?;
+        write!(f, "{}:{}:", self.incarnation, self.era)?;
         for (lane, position) in self.lanes.iter().enumerate() {
             let comma = if lane == 0 { "" } else { "," };
             write!(f, "{comma}{}", position.fold)?;
@@ -69,7 +69,7 @@ impl Place {
             plain.then(|| text.parse::<i64>().ok()).flatten()
         };
         let mut parts = text.split(':');
-        let (incarnation, timeline, rest) = (parts.next()?, parts.next()?, parts.next()?);
+        let (incarnation, era, rest) = (parts.next()?, parts.next()?, parts.next()?);
         let is_uuid = incarnation.len() == 36
             && (incarnation.bytes()).all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
         if parts.next().is_some() || !is_uuid {
@@ -92,7 +92,7 @@ impl Place {
         }
         Some(Self {
             incarnation: incarnation.to_ascii_lowercase(),
-            timeline: u32::try_from(number(timeline)?).ok()?,
+            era: number(era)?,
             lanes,
         })
     }
@@ -394,7 +394,7 @@ mod tests {
         lanes[3] = Position { fold: 12, seq: 40 };
         let place = Place {
             incarnation: "0ab1c2d3-0000-4000-8000-0123456789ab".into(),
-            timeline: 2,
+            era: 2,
             lanes,
         };
         let text = place.to_string();
