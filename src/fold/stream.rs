@@ -71,8 +71,6 @@ impl Drop for AtIt {
 pub struct Hints {
     /// Streams.
     pub streams: Vec<Box<[u8]>>,
-    /// Alerts that have fired, and have no stream.
-    pub alerts: Vec<Box<[u8]>>,
     /// The last fold of each lane.
     pub folds: Vec<(usize, i64)>,
 }
@@ -87,7 +85,6 @@ pub fn release_hints() {
     let held = HELD.take();
     HINTS.with_borrow_mut(|hints| {
         hints.streams.extend(held.streams);
-        hints.alerts.extend(held.alerts);
         hints.folds.extend(held.folds);
     });
 }
@@ -450,10 +447,6 @@ impl Writer {
             hints
                 .streams
                 .extend(streams.map(|live| live.stream.name.clone()));
-            let alerts = fired().filter(|watching| watching.alert.stream.is_none());
-            hints
-                .alerts
-                .extend(alerts.map(|watching| watching.alert.name.clone()));
             hints.folds.push((self.lane, self.number));
         });
     }

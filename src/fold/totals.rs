@@ -28,6 +28,10 @@ pub struct Totals {
     generation: i64,
     name: Vec<u8>,
     sum: Option<Tally>,
+    /// The counter's total before the first part of its sum, if parts were written: streams are told of the whole.
+    begun: Option<Tally>,
+    /// What was written last.
+    after: Tally,
     /// Deltas in that sum.
     run: u64,
     /// The most deltas that a sum had.
@@ -61,6 +65,8 @@ impl Totals {
                 generation,
                 name: Vec::new(),
                 sum: None,
+                begun: None,
+                after: Tally::default(),
                 run: 0,
                 busiest: 0,
                 arena: MemoryArena::below(pg_sys::CurrentMemoryContext),
@@ -105,7 +111,8 @@ impl Totals {
             history.is_full()
         });
         if is_full {
-            self.flush();
+            let before = self.write();
+            self.begun = self.begun.or(before.map(|(before, _)| before));
         }
         is_full
     }
@@ -119,7 +126,25 @@ impl Totals {
     /// Adds the sum that waits to its counter's total. A total that comes to nothing, as a dropped
     /// counter's does, is removed: having none means the same.
     pub fn flush(&mut self) {
-        let Some(sum) = self.sum.take() else { return };
+        let written = self.write();
+        let begun = self.begun.take();
+        let Some(stream) = (self.stream.as_mut()).filter(|stream| stream.wants()) else {
+            return;
+        };
+        let (before, after) = match (written, begun) {
+            (None, None) => return,
+            (Some((_, after)), Some(begun)) => (begun, after),
+            (Some(written), None) => written,
+            (None, Some(begun)) => (begun, self.after),
+        };
+        // SAFETY: as in `write`, whose memory it is.
+        let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
+        stream.write(&NameText::new(&self.name), &self.name, before, after);
+    }
+
+    /// The same, but of a part that streams are not told of. Returns the total before and after.
+    fn write(&mut self) -> Option<(Tally, Tally)> {
+        let sum = self.sum.take()?;
         self.busiest = self.busiest.max(std::mem::take(&mut self.run));
         let name = NameText::new(&self.name);
         // SAFETY: the scan has memory of its own, and nothing else is kept from one counter to the next.
@@ -142,17 +167,13 @@ impl Totals {
         {
             history.write(&name, hash, tally.value);
         }
-        if let Some(stream) = &mut self.stream
-            && stream.wants()
-        {
-            stream.write(&name, &self.name, before, tally);
-        }
+        self.after = tally;
         if tally.is_zero() {
             if let Some(mut tid) = tid {
                 // SAFETY: a visible row, which only the holder of this lane's lease changes.
                 unsafe { pg_sys::simple_heap_delete(self.table.as_ptr(), &mut tid) };
             }
-            return;
+            return Some((before, tally));
         }
         let values = [
             name.datum(),
@@ -167,6 +188,7 @@ impl Totals {
             totals::remember(hash, Spot::of_new_row(&self.table, address));
         }
         failpoint!("fold.total_written");
+        Some((before, tally))
     }
 
     fn find(&mut self, hash: NameHash, name: &NameText) -> Option<OldTotal> {

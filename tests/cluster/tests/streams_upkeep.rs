@@ -384,3 +384,43 @@ fn folds_go_on_where_tables_of_streams_are_altered() -> Result<()> {
     }
     Ok(())
 }
+
+/// A history of events has a fold write a counter in parts: streams and alerts go by the whole.
+#[test]
+fn a_counter_of_many_events_changes_once_in_a_fold() -> Result<()> {
+    let mut client = still(small(), "many_events")?;
+    run(
+        &mut client,
+        &[
+            "SELECT counter_history('ev', events => '1 day')",
+            "SELECT counter_incr('ev:x', 50)",
+            "SELECT counterx.compact()",
+        ],
+    )?;
+    start(&mut client, "all", "mode => 'every'")?;
+    run(
+        &mut client,
+        &[
+            "SELECT counter_alert_create('high', above => 100)",
+            "SELECT counter_incr('ev:x', 1)",
+            "SET synchronous_commit = off",
+            "DO $$ BEGIN
+                 FOR n IN 1 .. 6000 LOOP
+                     PERFORM counter_incr('ev:x', 60);
+                     COMMIT;
+                     PERFORM counter_incr('ev:x', -60);
+                     COMMIT;
+                 END LOOP;
+             END $$",
+            "SELECT counterx.compact()",
+        ],
+    )?;
+    let rows: String = one(
+        &mut client,
+        "SELECT string_agg(format('%s %s %s', value, delta, kind), ', ') FROM counter_stream_next('all')",
+    )?;
+    ensure!(rows == "51 1 changed", "{rows}");
+    ensure!(one::<i64>(&mut client, "SELECT count(*) FROM counter_alerts_fired()")? == 0);
+    ensure!(one::<i64>(&mut client, "SELECT counter_value('ev:x')")? == 51);
+    Ok(())
+}
