@@ -6,6 +6,7 @@ use crate::fold::folding::{self, LeftOut};
 use crate::fold::rotation::{self, Drained};
 use crate::fold::sealing::{self, Seal, Sealing};
 use crate::fold::stream;
+use crate::fold::stream_upkeep;
 use crate::pg::ports;
 use crate::pg::standby;
 use crate::store::catalog::{self, LaneRels};
@@ -28,14 +29,18 @@ pub struct LaneMemory {
     published: Option<Published>,
     drained: Option<Drained>,
     folded: Folded,
-    /// So many folds in a row have failed in the midst of their history.
+    /// So many folds have failed in the midst of their history since one was committed.
     failures_in_history: u32,
     /// Or of what streams are told.
     failures_in_streams: u32,
 }
 
-/// After so many failures in a row, a fold leaves out what fails: what fails by chance does not fail so often.
+/// After so many failures without a fold that is committed, one leaves out what fails: what fails by chance does not
+/// fail so often. Each kind is counted by itself, as what fails in turn would never be left out.
 const MOST_FAILURES: u32 = 3;
+
+/// The same of folds by hand, as sessions are short.
+const MOST_FAILURES_BY_HAND: u32 = 2;
 
 impl LaneMemory {
     /// What is known of a lane of another extension, which was dropped, says nothing of this one.
@@ -55,14 +60,23 @@ impl LaneMemory {
 
     /// A fold has failed. Returns what could not be written, once more, so that the next one leaves it out.
     pub fn after_failure(&mut self) -> LeftOut {
-        let count = |failed, failures| if failed { failures + 1 } else { 0 };
+        let history = u32::from(beginnings::take_failure());
+        let streams = u32::from(stream::take_failure());
         *self = Self {
             gate: self.gate,
-            failures_in_history: count(beginnings::take_failure(), self.failures_in_history),
-            failures_in_streams: count(stream::take_failure(), self.failures_in_streams),
+            failures_in_history: self.failures_in_history + history,
+            failures_in_streams: self.failures_in_streams + streams,
             ..Self::default()
         };
+        stream::forget_hints();
         self.left_out()
+    }
+
+    /// A fold is committed.
+    pub fn after_commit(&mut self) {
+        self.failures_in_history = 0;
+        self.failures_in_streams = 0;
+        stream::release_hints();
     }
 
     fn left_out(&self) -> LeftOut {
@@ -94,7 +108,8 @@ pub enum Tick {
 }
 
 /// One step for one lane, without waiting for anybody. The caller is in a READ COMMITTED
-/// transaction of its own, and commits it; if that fails, it forgets `memory`.
+/// transaction of its own, and commits it. If that fails, it tells `memory` by `after_failure`; and by `after_commit`, if a
+/// fold is committed.
 ///
 /// # Errors
 /// [`Refusal`] when the tables of totals and states are such that nothing is to be folded.
@@ -140,8 +155,6 @@ pub fn tick(
     };
     let left_out = memory.left_out();
     memory.folded = folding::fold(lane, &lease, published.epoch - 1, seal, left_out);
-    memory.failures_in_history = 0;
-    memory.failures_in_streams = 0;
     Ok(Tick::Folded)
 }
 
@@ -249,16 +262,14 @@ impl Due {
             is_trusted: self.clock_is_trusted,
         };
         // What this session could not write before. (What is left out of history is left out by workers alone.)
-        let failures = match stream::take_failure() {
-            true => FAILURES_IN_STREAMS.get() + 1,
-            false => FAILURES_IN_STREAMS.get(),
-        };
+        let failures = FAILURES_IN_STREAMS.get() + u32::from(stream::take_failure());
         FAILURES_IN_STREAMS.set(failures);
         let left_out = LeftOut {
-            streams: failures >= MOST_FAILURES,
+            streams: failures >= MOST_FAILURES_BY_HAND,
             ..LeftOut::default()
         };
         let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, left_out);
+        HAS_FOLDED.set(true);
         if rotation::wants_switch(&rels, gate) {
             lease.publish(true);
         }
@@ -283,7 +294,10 @@ thread_local! {
     static ANY_INACTIVE: Cell<bool> = const { Cell::new(false) };
     /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
-    /// So many folds of this session by hand have failed in the midst of what streams are told.
+    /// The running transaction has folded some lane to the end.
+    static HAS_FOLDED: Cell<bool> = const { Cell::new(false) };
+    /// So many folds of this session by hand have failed in the midst of what streams are told, since it has committed
+    /// one.
     static FAILURES_IN_STREAMS: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -309,12 +323,13 @@ pub fn has_folded() -> bool {
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
 /// for a moment. Nobody is waited for.
 pub fn before_commit() {
-    FAILURES_IN_STREAMS.set(0);
     // A commit that waits for a standby would have all wait who read or count. Another time: workers and
     // `compact_in_steps()` do not wait.
-    if !ANY_INACTIVE.get() || standby::commit_may_wait() {
+    let is_any = ANY_INACTIVE.get() || stream_upkeep::has_full();
+    if !is_any || standby::commit_may_wait() {
         return;
     }
+    stream_upkeep::before_commit();
     for inactive in INACTIVE.take().into_iter().flatten() {
         // Those who have dropped the extension since have nothing to be truncated.
         let Ok(rels) = catalog::try_lane(inactive.lane) else {
@@ -350,11 +365,15 @@ pub fn abort_subxact(level: u32) {
 }
 
 /// The transaction has ended. Neither allocates nor fails.
-pub fn after_end() {
+pub fn after_end(is_committed: bool) {
+    if HAS_FOLDED.replace(false) && is_committed {
+        FAILURES_IN_STREAMS.set(0);
+    }
     if ANY_INACTIVE.replace(false) {
         INACTIVE.set([None; LANES]);
     }
     FOLDED_AT.set(0);
+    stream_upkeep::after_end();
 }
 
 /// Notes an error where `counterx.workers` shows it, in a transaction of its own. Only the holder of

@@ -14,21 +14,21 @@ use crate::fold::history_table::{self, Table};
 use crate::fold::stream_upkeep;
 use crate::fold::way;
 use crate::pg::clock;
+use crate::pg::error::log;
 use crate::pg::insert::Inserter;
 use crate::pg::memory::MemorySwitch;
 use crate::pg::number;
 use crate::pg::scan::{Direction, Key, TableScan};
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::{NameText, text_datum};
-use crate::settings;
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, alert_lane, alert_state, change};
-use crate::store::stream::{self, Alert, Cursor, Segment, Stream, Why};
+use crate::store::stream::{self, Alert, Cursor, Stream, Why};
 use crate::store::tables;
 use counterx_core::alerts::Event;
 use counterx_core::history;
 use counterx_core::parts::type_of;
-use counterx_core::streams::{self, Kind, Position, Prefixes, shown};
+use counterx_core::streams::{self, Kind, Prefixes, shown};
 use counterx_core::tally::Tally;
 use counterx_core::windows::Stored;
 use pgrx::pg_sys;
@@ -39,6 +39,8 @@ thread_local! {
     static AT_IT: Cell<bool> = const { Cell::new(false) };
     /// What this process, a worker, has written for whom.
     static HINTS: RefCell<Hints> = RefCell::default();
+    /// The same of a fold that is not committed yet.
+    static HELD: RefCell<Hints> = RefCell::default();
 }
 
 /// Has an error ended a fold in the midst of what it tells streams?
@@ -69,8 +71,6 @@ impl Drop for AtIt {
 pub struct Hints {
     /// Streams.
     pub streams: Vec<Box<[u8]>>,
-    /// Alerts that have fired, and have no stream.
-    pub alerts: Vec<Box<[u8]>>,
     /// The last fold of each lane.
     pub folds: Vec<(usize, i64)>,
 }
@@ -80,17 +80,34 @@ pub fn take_hints() -> Hints {
     HINTS.take()
 }
 
-/// A fold of this number leaves out what it would tell streams, as that cannot be written: they are lost.
+/// The fold is committed whose hints were held back.
+pub fn release_hints() {
+    let held = HELD.take();
+    HINTS.with_borrow_mut(|hints| {
+        hints.streams.extend(held.streams);
+        hints.folds.extend(held.folds);
+    });
+}
+
+/// It has failed.
+pub fn forget_hints() {
+    drop(HELD.take());
+}
+
+/// A fold of this number leaves out what it would tell streams, as that cannot be written: they are lost. It uses
+/// nothing that may be the reason, and does not fail.
 pub fn leave_out(lane: usize, number: i64) {
-    let _at_it = AtIt::begin();
-    if stream::are_any_streams(&catalog::shared()) {
-        stream::note_gone(lane, number, Why::Failure);
+    if !stream::note_gone_if_possible(lane, number, Why::Failure) {
+        log(format!(
+            "counterx: changes of lane {lane} are left out, and table counterx.stream_cell cannot say so; consumers of streams are refused as long as it is as it is"
+        ));
     }
 }
 
-/// A stream whose consumer has missed nothing in the lane.
+/// A stream that changes are written for.
 struct Live {
     stream: Stream,
+    /// Its consumer need not be told any more.
     is_hinted: bool,
 }
 
@@ -137,11 +154,6 @@ struct Run {
     is_restored: bool,
 }
 
-/// The size from which on a lane's table is left for its other one; and twice that, from which on nothing is written.
-fn limit() -> u64 {
-    settings::stream_max_size() / 32
-}
-
 impl Writer {
     /// What there is to be told by this snapshot. None: nobody wants to know anything.
     pub fn open(
@@ -150,10 +162,10 @@ impl Writer {
         latest: &LatestSnapshot,
         number: i64,
     ) -> Option<Self> {
+        let _at_it = AtIt::begin();
         if !stream::may_be_any(shared) {
             return None;
         }
-        let _at_it = AtIt::begin();
         // SAFETY: the snapshot is active.
         let (streams, cursors, alerts) = unsafe {
             let snapshot = latest.as_ptr();
@@ -163,7 +175,7 @@ impl Writer {
                 stream::alerts(shared, snapshot),
             )
         };
-        let live = live(lane, number, streams, cursors);
+        let live = live(lane, number, streams, cursors, latest);
         if live.is_empty() && alerts.is_empty() {
             return None;
         }
@@ -185,7 +197,9 @@ impl Writer {
             at: clock::now(),
             seq: 0,
             unhinted: if way::is_worker() {
-                live.iter().filter(|live| live.stream.notify).count()
+                (live.iter())
+                    .filter(|live| live.stream.notify && !live.is_hinted)
+                    .count()
             } else {
                 0
             },
@@ -350,7 +364,7 @@ impl Writer {
         }
         self.seq += 1;
         if self.seq % LOOK_EVERY == 0 && self.is_beyond_limit() {
-            stream::note_gone(self.lane, self.number, Why::Size);
+            stream_upkeep::leave_out(self.lane, self.number);
             self.is_full = true;
             return;
         }
@@ -390,8 +404,7 @@ impl Writer {
     }
 
     fn is_beyond_limit(&mut self) -> bool {
-        let most = 2 * limit();
-        stream::bytes(self.changes().table()) > most
+        stream_upkeep::is_beyond_limit(stream::bytes(self.changes().table()))
     }
 
     fn states(&mut self) -> &mut Table {
@@ -429,15 +442,11 @@ impl Writer {
         if !way::is_worker() {
             return;
         }
-        HINTS.with_borrow_mut(|hints| {
+        HELD.with_borrow_mut(|hints| {
             let streams = self.live.iter().filter(|live| live.is_hinted);
             hints
                 .streams
                 .extend(streams.map(|live| live.stream.name.clone()));
-            let alerts = fired().filter(|watching| watching.alert.stream.is_none());
-            hints
-                .alerts
-                .extend(alerts.map(|watching| watching.alert.name.clone()));
             hints.folds.push((self.lane, self.number));
         });
     }
@@ -461,56 +470,44 @@ fn write_fired(table: &mut Table, lane: usize, watching: &Watching, at: i64) {
     unsafe { tables::write_row(&table.table, table.indexes, tid, values.map(Some)) };
 }
 
-/// The streams whose consumers have missed nothing in a lane, when there is room for what a fold of this number writes.
-fn live(lane: usize, number: i64, streams: Vec<Stream>, cursors: Vec<Cursor>) -> Vec<Live> {
-    let mut cell = stream::cell(lane);
-    let is_known = |cursor: &Cursor| streams.iter().any(|stream| stream.name == cursor.stream);
-    let mut live: Vec<Cursor> = (cursors.into_iter())
-        .filter(|cursor| cursor.is_live(cell) && is_known(cursor))
+/// The streams that a fold of this number writes for: those whose consumers may still get all, and those that are
+/// published, as who follows them by logical decoding gets all, whatever becomes of the place. None where there is no
+/// room.
+///
+/// Who has locked his cursor may be about to move it past what is gone by now. So that alone leaves no stream out: one
+/// is left out when it is said to be lost, and nobody is at work who could say otherwise.
+fn live(
+    lane: usize,
+    number: i64,
+    streams: Vec<Stream>,
+    mut cursors: Vec<Cursor>,
+    latest: &LatestSnapshot,
+) -> Vec<Live> {
+    let of = |cursor: &Cursor| streams.iter().find(|stream| stream.name == cursor.stream);
+    cursors.retain(|cursor| of(cursor).is_some());
+    let published: Vec<Box<[u8]>> = (cursors.iter())
+        .filter(|cursor| of(cursor).is_some_and(|stream| stream.publish))
+        .map(|cursor| cursor.stream.clone())
         .collect();
-    if !live.is_empty() {
-        make_room(lane, number, &mut live);
-        cell = stream::cell(lane);
-        live.retain(|cursor| cursor.is_live(cell));
+    let mut live = cursors;
+    live.retain(|cursor| cursor.lost_reason.is_none());
+    if live.is_empty() && published.is_empty() {
+        return Vec::new();
     }
-    let is_live = |stream: &Stream| live.iter().any(|cursor| cursor.stream == stream.name);
+    if !stream_upkeep::make_room(lane, number, &streams, &mut live, latest) {
+        return Vec::new();
+    }
+    let cell = stream::cell(lane);
+    live.retain(|cursor| cursor.is_live(cell) || !stream_upkeep::lose(cursor, cell.why.reason()));
     (streams.into_iter())
-        .filter(is_live)
-        .map(|stream| Live {
-            stream,
-            is_hinted: false,
+        .filter_map(|stream| {
+            let is_live = live.iter().any(|cursor| cursor.stream == stream.name);
+            (is_live || published.contains(&stream.name)).then_some(Live {
+                stream,
+                is_hinted: !is_live,
+            })
         })
         .collect()
-}
-
-/// Sees to it that a fold finds room. Nobody is waited for: consumers that are behind are lost, where there is none.
-///
-/// A consumer that is at work may read what is there, and come to stand before this very fold: whoever is left out by
-/// it is locked, or stands behind what is gone by then.
-fn make_room(lane: usize, number: i64, live: &mut Vec<Cursor>) {
-    let side = stream::cell(lane).side;
-    let Some(active) = Segment::open(lane, side) else {
-        return;
-    };
-    if active.bytes() < limit() {
-        return;
-    }
-    let Some(inactive) = Segment::open(lane, side.other()) else {
-        stream::set_side(lane, side.other());
-        failpoint!("stream.switched");
-        return;
-    };
-    if active.bytes() > 2 * limit() {
-        stream::note_gone(lane, number, Why::Size);
-        return;
-    }
-    // It is emptied by upkeep when nobody needs it any more.
-    if let Some(last) = inactive.last_fold() {
-        live.retain(|cursor| {
-            let is_behind = cursor.position < Position::end_of(last);
-            !(is_behind && stream_upkeep::lose(cursor, Why::Size.reason()))
-        });
-    }
 }
 
 /// # Safety

@@ -40,10 +40,18 @@ pub fn read<const N: usize>(table: &Relation) -> [i64; N] {
 /// # Errors
 /// As of [`read`].
 pub fn update<const N: usize>(table: &Relation, change: impl Fn([i64; N]) -> [i64; N]) -> [i64; N] {
+    try_update(table, change).unwrap_or_else(|| damaged(table))
+}
+
+/// The same. None: somebody has taken the row away.
+pub fn try_update<const N: usize>(
+    table: &Relation,
+    change: impl Fn([i64; N]) -> [i64; N],
+) -> Option<[i64; N]> {
     let relation = table.as_ptr();
     // SAFETY: as above, with the exclusive lock. What is changed is a copy of the page, which is logged and
     // put in its place as a whole.
-    let numbers = unsafe {
+    unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             let buffer = raw::ReadBuffer(relation, 0);
             raw::LockBuffer(buffer, pg_sys::BUFFER_LOCK_EXCLUSIVE as i32);
@@ -63,8 +71,7 @@ pub fn update<const N: usize>(table: &Relation, change: impl Fn([i64; N]) -> [i6
             raw::UnlockReleaseBuffer(buffer);
             new
         })
-    };
-    numbers.unwrap_or_else(|| damaged(table))
+    }
 }
 
 /// The cell's numbers on a page. The last of its rows counts: whoever updates one by hand leaves the old

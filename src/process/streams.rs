@@ -41,6 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The same where there was neither a stream nor an alert. (A fold that finds one says so.)
 const LOOK_EVERY_WITHOUT: Duration = Duration::from_secs(1);
 
+/// It pauses so long when it cannot look.
+const LOOK_AFTER_FAILURE: Duration = Duration::from_secs(5);
+
 /// How often it looks for changes that are read, or not wanted any more.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,8 @@ pub struct Streams {
     /// What could not be told is tried again then.
     again_at: Duration,
     looked: Duration,
+    /// Why it could not look.
+    failure: Option<String>,
     /// There is nothing that streams or alerts need, and none of them.
     unused: bool,
     keeps: LaneClock,
@@ -82,19 +87,24 @@ impl Streams {
                 }
             }
         }
-        let pause = if self.unused {
-            LOOK_EVERY_WITHOUT
-        } else {
-            LOOK_EVERY
+        let pause = match (&self.failure, self.unused) {
+            (Some(_), _) => LOOK_AFTER_FAILURE,
+            (None, true) => LOOK_EVERY_WITHOUT,
+            (None, false) => LOOK_EVERY,
         };
-        if has_folded || self.looked.is_zero() || now >= self.looked + pause {
+        let at_once = has_folded && self.failure.is_none();
+        if at_once || self.looked.is_zero() || now >= self.looked + pause {
             self.looked = now;
             let looked = session::transaction(c"looking at streams", || self.look());
-            if let Err(message) = looked {
+            let failure = looked.err();
+            if let Some(message) = &failure
+                && self.failure != failure
+            {
                 log(format!(
                     "counterx: the worker cannot look at streams: {message}"
                 ));
             }
+            self.failure = failure;
         }
         if self.unused {
             return;
@@ -104,6 +114,11 @@ impl Streams {
             self.has_kept = true;
             self.keep(now);
         }
+    }
+
+    /// Is somebody still to be told?
+    pub fn has_hints(&self) -> bool {
+        !self.wanted.is_empty()
     }
 
     /// Time until something is to be told.

@@ -352,7 +352,8 @@ impl Worker {
             if self.makes_room() {
                 return;
             }
-            if self.now() - self.last_work > settings::worker_idle_timeout() && self.may_end() {
+            let is_idle = self.now() - self.last_work > settings::worker_idle_timeout();
+            if is_idle && !self.streams.has_hints() && self.may_end() {
                 return;
             }
             let until_due = self
@@ -702,6 +703,7 @@ impl Worker {
                     Tick::Published | Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
                 }
                 if matches!(tick, Tick::Folded) {
+                    self.memories[lane].after_commit();
                     self.refused = None;
                     // What has come since is to be counted now: it was not while the writers were waited for.
                     self.counts[lane] = now;

@@ -38,6 +38,11 @@ impl AsOwner {
     pub fn enter() -> Self {
         // Before anything else, as everybody does.
         gate::enter(0);
+        Self::under_lease()
+    }
+
+    /// The same for who holds a lane's lease: who drops the extension waits for that, and may have the first gate.
+    pub fn under_lease() -> Self {
         let stream = catalog::shared().stream;
         let stream =
             Relation::open_until_commit(stream, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());

@@ -232,6 +232,11 @@ pub fn relation_of(name: &str) -> pg_sys::Oid {
     relation(shared().schema, name).unwrap_or_else(|| Unusable::Missing(name.to_owned()).raise())
 }
 
+/// The same, or none.
+pub fn try_relation_of(name: &str) -> Option<pg_sys::Oid> {
+    relation(try_shared().ok()?.schema, name)
+}
+
 fn relation(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid> {
     let name = CString::new(name).ok()?;
     // SAFETY: a look-up in the system cache.

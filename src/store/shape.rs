@@ -307,6 +307,12 @@ pub fn check(table: &Relation) {
     }
 }
 
+/// Is an open relation of ours as we need it?
+pub fn fits(table: &Relation) -> bool {
+    known(table.oid()).is_some()
+        || columns_of(&table.name()).is_none_or(|columns| misfit(table, columns).is_none())
+}
+
 /// Does the table have triggers of others, which are to be fired for each row that we insert or delete?
 /// It is locked for writing. [`check`] is part of it.
 ///

@@ -19,6 +19,7 @@ use crate::pg::varlena::{NameText, text_bytes};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, change};
 use crate::store::history::Interval;
+use crate::store::shape;
 use crate::store::tables;
 use counterx_core::alerts::Threshold;
 use counterx_core::gate::Side;
@@ -92,12 +93,7 @@ fn boolean(row: &Row, column: usize) -> bool {
 
 /// Is there any stream or alert, for anybody? A look at the sizes of two tables.
 pub fn may_be_any(shared: &SharedRels) -> bool {
-    are_any_streams(shared) || tables::open(shared.alert).blocks() > 0
-}
-
-/// Is there any stream, for anybody?
-pub fn are_any_streams(shared: &SharedRels) -> bool {
-    tables::open(shared.stream).blocks() > 0
+    tables::open(shared.stream).blocks() > 0 || tables::open(shared.alert).blocks() > 0
 }
 
 /// All streams that a snapshot sees.
@@ -301,16 +297,30 @@ pub fn cell(lane: usize) -> LaneCell {
 
 /// Changes of folds through this one may be gone from now on. The caller holds the lane's lease.
 pub fn note_gone(lane: usize, through: i64, why: Why) {
-    cell::update::<NUMBERS>(&open_cell(), |mut numbers| {
-        if numbers[3 * lane + 1] < through {
-            numbers[3 * lane + 1] = through;
-            // Nobody misses what all have read: the reason stays that of who has missed something.
-            if why != Why::Read {
-                numbers[3 * lane + 2] = why.number();
-            }
-        }
-        numbers
+    cell::update::<NUMBERS>(&open_cell(), |numbers| {
+        with_gone(numbers, lane, through, why)
     });
+}
+
+fn with_gone(mut numbers: [i64; NUMBERS], lane: usize, through: i64, why: Why) -> [i64; NUMBERS] {
+    if numbers[3 * lane + 1] < through {
+        numbers[3 * lane + 1] = through;
+        // Nobody misses what all have read: the reason stays that of who has missed something.
+        if why != Why::Read {
+            numbers[3 * lane + 2] = why.number();
+        }
+    }
+    numbers
+}
+
+/// The same where the cell is as it should be. False: it is not, and whoever reads it finds that.
+pub fn note_gone_if_possible(lane: usize, through: i64, why: Why) -> bool {
+    let table = catalog::try_relation_of("stream_cell").and_then(Relation::open_for_read);
+    let table = table.filter(|table| table.blocks() > 0 && shape::fits(table));
+    table.is_some_and(|table| {
+        cell::try_update::<NUMBERS>(&table, |numbers| with_gone(numbers, lane, through, why))
+            .is_some()
+    })
 }
 
 /// Another table is written to from now on. The caller holds the lane's lease, and the table is empty.

@@ -87,7 +87,7 @@ fn after_end(end: End) {
     types::after_end();
     notes::after_end();
     restored::after_end();
-    compaction::after_end();
+    compaction::after_end(matches!(end, End::Committed));
     writing::after_end();
     pending::after_end();
 }
