@@ -171,7 +171,6 @@ SELECT counter_incr('abc');
 SELECT counterx.compact();
 SELECT counterx.compact();
 SELECT counterx.compact();
-SELECT counterx.compact();
 \set VERBOSITY default
 SELECT name, value FROM counterx.total WHERE name = 'abc';
 SELECT stream, state, reason FROM counter_streams ORDER BY stream;
