@@ -107,7 +107,8 @@ pub fn make_room(
     }
     // Whoever folds by hand may keep his transaction open, and so those waiting who read: unless somebody else would
     // miss something, it is done at its end.
-    if !way::is_worker() && !(is_full && !standby::commit_may_wait()) {
+    let is_now = way::is_worker() || (is_full && !standby::commit_may_wait());
+    if !is_now {
         FULL.set(FULL.get() | 1 << lane);
     } else if empty(lane, side.other(), last, why) {
         // Should this be rolled back, what is there is gone all the same, and what follows is above it.
