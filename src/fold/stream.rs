@@ -151,7 +151,11 @@ struct Run {
     is_covered: bool,
     is_watched: bool,
     is_adjusted: bool,
-    is_restored: bool,
+    /// It is one of a tracked table.
+    is_tracked: bool,
+    /// What is no change of the counter, but of what is known of it: a restore, and rows of a tracked table that were
+    /// counted anew.
+    silent: Option<Tally>,
 }
 
 impl Writer {
@@ -231,6 +235,9 @@ impl Writer {
         if (run.is_covered || run.is_watched) && Stored::of(name).is_some() {
             run = Run::default();
         }
+        run.is_tracked = run.is_watched
+            && !self.tracked.is_empty()
+            && type_of(name).is_some_and(|of| self.tracked.iter().any(|it| **it == *of));
         self.run = run;
     }
 
@@ -240,23 +247,20 @@ impl Writer {
     }
 
     /// A delta of the counter.
-    pub fn add(&mut self, kind: history::Kind) {
+    pub fn add(&mut self, kind: history::Kind, tally: Tally) {
         use history::Kind::{Increment, Restored};
         self.run.is_adjusted |= kind != Increment;
-        self.run.is_restored |= kind == Restored;
+        if kind == Restored || (kind != Increment && self.run.is_tracked) {
+            self.run.silent = Some(self.run.silent.unwrap_or_default() + tally);
+        }
     }
 
     /// The counter's total was `old`, and is `new`. In a memory context that goes before the next one.
     pub fn write(&mut self, name: &NameText, bytes: &[u8], old: Tally, new: Tally) {
         let _at_it = AtIt::begin();
-        let Run {
-            is_adjusted,
-            is_restored,
-            ..
-        } = self.run;
         // There may be more of the same counter.
-        self.run.is_adjusted = false;
-        self.run.is_restored = false;
+        let is_adjusted = std::mem::take(&mut self.run.is_adjusted);
+        let silent = self.run.silent.take();
         if self.run.is_covered
             && let Some((kind, delta)) = streams::change(old, new, is_adjusted)
         {
@@ -266,27 +270,26 @@ impl Writer {
             self.hint(|stream| bytes.starts_with(&stream.prefix));
         }
         if self.run.is_watched {
-            let is_silent = is_restored
-                || (is_adjusted
-                    && type_of(bytes).is_some_and(|of| self.tracked.iter().any(|it| **it == *of)));
+            let silent = silent.map(|silent| shown(old + silent));
             for at in 0..self.alerts.len() {
                 if bytes.starts_with(&self.alerts[at].alert.prefix) {
-                    self.judge(at, name, bytes, shown(new), is_silent);
+                    self.judge(at, name, bytes, silent, shown(new));
                 }
             }
         }
     }
 
+    /// Judges an alert by a counter's value. `silent`: what that would be by what nobody is to be told of.
     fn judge(
         &mut self,
         at: usize,
         name: &NameText,
         bytes: &[u8],
+        silent: Option<Option<i128>>,
         value: Option<i128>,
-        is_silent: bool,
     ) {
         let Alert { id, threshold, .. } = self.alerts[at].alert;
-        if value.is_some_and(|value| threshold.keeps(value)) {
+        if silent.is_none() && value.is_some_and(|value| threshold.keeps(value)) {
             return;
         }
         let (lane, now) = (self.lane as i32, self.at);
@@ -295,7 +298,11 @@ impl Writer {
             .scan
             .seek(&[Key::text_eq(1, name.datum()), Key::int8_eq(2, id)]);
         let mut known = (states.scan.next(Direction::Forward)).map(|row| row.tid());
-        let (has_fired, event) = threshold.judge(known.is_some(), value, is_silent);
+        let had_fired = match silent {
+            Some(silent) => threshold.judge(known.is_some(), silent, true).0,
+            None => known.is_some(),
+        };
+        let (has_fired, event) = threshold.judge(had_fired, value, false);
         match &mut known {
             None if has_fired => {
                 let values = [

@@ -101,7 +101,7 @@ impl Totals {
         }
         let (change, epoch) = change();
         if let Some(stream) = stream {
-            stream.add(change.kind);
+            stream.add(change.kind, tally);
         }
         let is_full = history.is_some_and(|history| {
             history.add(change, epoch);

@@ -78,6 +78,17 @@ SELECT * FROM folded();
 DELETE FROM shelf WHERE ctid = (SELECT min(ctid) FROM shelf);
 SELECT * FROM folded();
 
+-- What is counted anew is told apart from what happens beside it, in the same fold.
+SELECT counter_alert_create('many', prefix => 'shelf:', above => 6);
+ALTER TABLE shelf DISABLE TRIGGER counterx_shelf_insert;
+INSERT INTO shelf VALUES ('nuts');
+ALTER TABLE shelf ENABLE ALWAYS TRIGGER counterx_shelf_insert;
+SELECT count(*) AS counted_anew FROM counter_recount('shelf');
+INSERT INTO shelf SELECT 'nuts' FROM generate_series(1, 4);
+SELECT * FROM folded();
+SELECT alert, fired, last_fired_at IS NOT NULL AS told FROM counter_alerts WHERE alert = 'many';
+SELECT counter_alert_drop('many');
+
 -- Another one of the same name knows nothing of it.
 SELECT counter_alert_drop('shelf'), counter_alert_drop('shelf');
 SELECT counter_alert_create('shelf', prefix => 'shelf:', below => 5);
