@@ -173,11 +173,9 @@ impl Writer {
         // SAFETY: the snapshot is active.
         let (streams, cursors, alerts) = unsafe {
             let snapshot = latest.as_ptr();
-            (
-                stream::streams(shared, snapshot),
-                stream::cursors(Some(lane), snapshot),
-                stream::alerts(shared, snapshot),
-            )
+            let streams = stream::streams(shared, snapshot);
+            let cursors = stream::cursors_in(lane, &streams, snapshot);
+            (streams, cursors, stream::alerts(shared, snapshot))
         };
         let live = live(lane, number, streams, cursors, latest);
         if live.is_empty() && alerts.is_empty() {
@@ -487,11 +485,10 @@ fn live(
     lane: usize,
     number: i64,
     streams: Vec<Stream>,
-    mut cursors: Vec<Cursor>,
+    cursors: Vec<Cursor>,
     latest: &LatestSnapshot,
 ) -> Vec<Live> {
     let of = |cursor: &Cursor| streams.iter().find(|stream| stream.name == cursor.stream);
-    cursors.retain(|cursor| of(cursor).is_some());
     let published: Vec<Box<[u8]>> = (cursors.iter())
         .filter(|cursor| of(cursor).is_some_and(|stream| stream.publish))
         .map(|cursor| cursor.stream.clone())

@@ -198,16 +198,12 @@ pub fn after_end() {
 /// The cursors in a lane that have missed nothing.
 fn live(lane: usize, shared: &SharedRels, latest: &LatestSnapshot) -> Vec<Cursor> {
     // SAFETY: the snapshot is active.
-    let (streams, mut cursors) = unsafe {
-        (
-            stream::streams(shared, latest.as_ptr()),
-            stream::cursors(Some(lane), latest.as_ptr()),
-        )
+    let mut cursors = unsafe {
+        let streams = stream::streams(shared, latest.as_ptr());
+        stream::cursors_in(lane, &streams, latest.as_ptr())
     };
     let cell = stream::cell(lane);
-    cursors.retain(|cursor| {
-        cursor.is_live(cell) && streams.iter().any(|stream| stream.name == cursor.stream)
-    });
+    cursors.retain(|cursor| cursor.is_live(cell));
     cursors
 }
 
@@ -225,10 +221,9 @@ pub fn keep(lane: usize) {
         let latest = LatestSnapshot::take();
         // SAFETY: the snapshot is active.
         let (streams, cursors) = unsafe {
-            (
-                stream::streams(&shared, latest.as_ptr()),
-                stream::cursors(Some(lane), latest.as_ptr()),
-            )
+            let streams = stream::streams(&shared, latest.as_ptr());
+            let cursors = stream::cursors_in(lane, &streams, latest.as_ptr());
+            (streams, cursors)
         };
         let folds = state::current(lane, &shared).folds;
         let inactive = Segment::open(lane, stream::cell(lane).side.other());

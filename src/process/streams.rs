@@ -26,7 +26,7 @@ use counterx_core::lane::LANES;
 use counterx_core::schedule::LaneClock;
 use counterx_core::streams::Position;
 use pgrx::Spi;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// A stream is told so often at most.
@@ -152,18 +152,19 @@ impl Streams {
             // SAFETY: the snapshot is active.
             let (streams, cursors) = unsafe {
                 let streams = stream::streams(&shared, latest.as_ptr());
-                (streams, stream::cursors(None, latest.as_ptr()))
+                (streams, stream::cursors(latest.as_ptr()))
             };
-            for stream in streams.iter().filter(|stream| stream.notify) {
-                let is_behind = (cursors.iter()).any(|cursor| {
-                    cursor.stream == stream.name
-                        && cursor.is_live(stream::cell(cursor.lane))
+            let cells: [_; LANES] = std::array::from_fn(stream::cell);
+            let behind: HashSet<&[u8]> = (cursors.iter())
+                .filter(|cursor| {
+                    cursor.is_live(cells[cursor.lane])
                         && cursor.position < Position::end_of(folds[cursor.lane])
-                });
-                if is_behind {
-                    self.wanted.insert(stream.name.to_vec());
-                }
-            }
+                })
+                .map(|cursor| &*cursor.stream)
+                .collect();
+            let told =
+                (streams.iter()).filter(|stream| stream.notify && behind.contains(&*stream.name));
+            self.wanted.extend(told.map(|stream| stream.name.to_vec()));
         }
         self.look_at_alerts();
     }

@@ -163,11 +163,11 @@ pub unsafe fn alerts(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> Vec<Ale
     found
 }
 
-/// How far the consumers of all streams have come, in one lane or in all.
+/// How far the consumers of all streams have come.
 ///
 /// # Safety
 /// As of [`streams`].
-pub unsafe fn cursors(lane: Option<usize>, snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
+pub unsafe fn cursors(snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
     let table = tables::open(catalog::relation_of("cursor"));
     let mut found = Vec::new();
     if table.blocks() == 0 {
@@ -176,8 +176,35 @@ pub unsafe fn cursors(lane: Option<usize>, snapshot: pg_sys::Snapshot) -> Vec<Cu
     // SAFETY: the caller's promise.
     let mut scan = unsafe { TableScan::new(&table, snapshot) };
     while let Some(row) = scan.next() {
-        let cursor = cursor(&row);
-        found.extend(cursor.filter(|cursor| lane.is_none_or(|lane| lane == cursor.lane)));
+        found.extend(cursor(&row));
+    }
+    found
+}
+
+/// How far those of these streams have come in a lane.
+///
+/// # Safety
+/// As of [`streams`].
+pub unsafe fn cursors_in(
+    lane: usize,
+    streams: &[Stream],
+    snapshot: pg_sys::Snapshot,
+) -> Vec<Cursor> {
+    let table = tables::open(catalog::relation_of("cursor"));
+    let mut found = Vec::new();
+    if table.blocks() == 0 {
+        return found;
+    }
+    let index = tables::index_of(&table, &columns::cursor::KEY);
+    // By the key: beside an old snapshot the table has all versions of all cursors.
+    // SAFETY: the caller's promise.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot, 2) };
+    for stream in streams {
+        let name = NameText::new(&stream.name);
+        scan.seek(&[Key::text_eq(1, name.datum()), Key::int4_eq(2, lane as i32)]);
+        if let Some(row) = scan.next(Direction::Forward) {
+            found.extend(cursor(&row));
+        }
     }
     found
 }
