@@ -106,6 +106,17 @@ SELECT count(*) FROM counter_alerts_fired();
 SELECT count(*) FROM counter_alerts;
 RESET ROLE;
 DROP ROLE alerts_other;
+-- All counters are dropped, before the last is folded of what was counted.
+SELECT counter_alert_create('few', prefix => 'few:', below => 10);
+SELECT counter_incr('few:left', 3);
+SELECT counterx.compact() > 0 AS folded;
+SELECT fired FROM counterx.alert_lane WHERE alert = (SELECT id FROM counterx.alert WHERE name = 'few');
+SELECT counter_incr('few:left');
+SELECT counterx.drop_all_counters() > 0 AS dropped;
+SELECT counterx.compact() > 0 AS folded;
+SELECT fired FROM counterx.alert_lane WHERE alert = (SELECT id FROM counterx.alert WHERE name = 'few');
+SELECT count(*) FROM counter_alerts_fired('few');
+
 DROP FUNCTION folded;
 DROP TABLE shelf;
 DROP EXTENSION counterx;
