@@ -23,7 +23,7 @@ use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::varlena::{NameText, text_datum};
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns::{self, alert_lane, alert_state, change};
-use crate::store::stream::{self, Alert, Cursor, Stream, Why};
+use crate::store::stream::{self, Alert, Cursor, LaneCell, Stream, Why};
 use crate::store::tables;
 use counterx_core::alerts::Event;
 use counterx_core::history;
@@ -171,13 +171,18 @@ impl Writer {
             return None;
         }
         // SAFETY: the snapshot is active.
-        let (streams, cursors, alerts) = unsafe {
+        let (streams, alerts) = unsafe {
             let snapshot = latest.as_ptr();
-            let streams = stream::streams(shared, snapshot);
-            let cursors = stream::cursors_in(lane, &streams, snapshot);
-            (streams, cursors, stream::alerts(shared, snapshot))
+            (
+                stream::streams(shared, snapshot),
+                stream::alerts(shared, snapshot),
+            )
         };
-        let live = live(lane, number, streams, cursors, latest);
+        let live = if stream_upkeep::has_room(lane) {
+            live(lane, streams, latest)
+        } else {
+            live_in_full_lane(lane, number, streams, latest)
+        };
         if live.is_empty() && alerts.is_empty() {
             return None;
         }
@@ -475,43 +480,74 @@ fn write_fired(table: &mut Table, lane: usize, watching: &Watching, at: i64) {
     unsafe { tables::write_row(&table.table, table.indexes, tid, values.map(Some)) };
 }
 
-/// The streams that a fold of this number writes for: those whose consumers may still get all, and those that are
-/// published, as who follows them by logical decoding gets all, whatever becomes of the place. None where there is no
-/// room.
+/// The streams that a fold writes for: those whose consumers may still get all, and those that are published, as who
+/// follows them by logical decoding gets all, whatever becomes of the place. And those that get the same anyway: nobody
+/// looks where these are, so that a hundred streams of one prefix cost a fold what one does.
 ///
 /// Who has locked his cursor may be about to move it past what is gone by now. So that alone leaves no stream out: one
 /// is left out when it is said to be lost, and nobody is at work who could say otherwise.
-fn live(
+fn live(lane: usize, mut streams: Vec<Stream>, latest: &LatestSnapshot) -> Vec<Live> {
+    let cell = stream::cell(lane);
+    // A prefix comes before all that begin with it.
+    streams.sort_by(|one, other| one.prefix.cmp(&other.prefix));
+    let mut live: Vec<Live> = Vec::with_capacity(streams.len());
+    let mut covered: Option<Box<[u8]>> = None;
+    let mut announced: Option<Box<[u8]>> = None;
+    for stream in streams {
+        let is_in = |prefix: &Option<Box<[u8]>>| {
+            (prefix.as_deref()).is_some_and(|prefix| stream.prefix.starts_with(prefix))
+        };
+        let is_told_anyway = is_in(&covered) && (!stream.publish || is_in(&announced));
+        let is_live = is_told_anyway || {
+            // SAFETY: the snapshot is active.
+            let cursors =
+                unsafe { stream::cursors_in(lane, std::slice::from_ref(&stream), latest.as_ptr()) };
+            let Some(cursor) = cursors.first() else {
+                continue;
+            };
+            may_get_all(cursor, cell)
+        };
+        if !is_live && !stream.publish {
+            continue;
+        }
+        if !is_in(&covered) {
+            covered = Some(stream.prefix.clone());
+        }
+        if stream.publish && !is_in(&announced) {
+            announced = Some(stream.prefix.clone());
+        }
+        live.push(Live {
+            stream,
+            is_hinted: !is_live,
+        });
+    }
+    live
+}
+
+/// Has a consumer missed nothing, or may he be about to say so?
+fn may_get_all(cursor: &Cursor, cell: LaneCell) -> bool {
+    cursor.lost_reason.is_none()
+        && (cursor.is_live(cell) || !stream_upkeep::lose(cursor, cell.why.reason()))
+}
+
+/// The same where a fold of this number has to make room first. None where there is no room.
+fn live_in_full_lane(
     lane: usize,
     number: i64,
     streams: Vec<Stream>,
-    cursors: Vec<Cursor>,
     latest: &LatestSnapshot,
 ) -> Vec<Live> {
-    let of = |cursor: &Cursor| streams.iter().find(|stream| stream.name == cursor.stream);
-    let published: Vec<Box<[u8]>> = (cursors.iter())
-        .filter(|cursor| of(cursor).is_some_and(|stream| stream.publish))
-        .map(|cursor| cursor.stream.clone())
-        .collect();
-    let mut live = cursors;
-    live.retain(|cursor| cursor.lost_reason.is_none());
-    if live.is_empty() && published.is_empty() {
+    // SAFETY: the snapshot is active.
+    let mut cursors = unsafe { stream::cursors_in(lane, &streams, latest.as_ptr()) };
+    let is_any_published = streams.iter().any(|stream| stream.publish);
+    cursors.retain(|cursor| cursor.lost_reason.is_none());
+    if cursors.is_empty() && !is_any_published {
         return Vec::new();
     }
-    if !stream_upkeep::make_room(lane, number, &streams, &mut live, latest) {
+    if !stream_upkeep::make_room(lane, number, &streams, &mut cursors, latest) {
         return Vec::new();
     }
-    let cell = stream::cell(lane);
-    live.retain(|cursor| cursor.is_live(cell) || !stream_upkeep::lose(cursor, cell.why.reason()));
-    (streams.into_iter())
-        .filter_map(|stream| {
-            let is_live = live.iter().any(|cursor| cursor.stream == stream.name);
-            (is_live || published.contains(&stream.name)).then_some(Live {
-                stream,
-                is_hinted: !is_live,
-            })
-        })
-        .collect()
+    live(lane, streams, latest)
 }
 
 /// # Safety

@@ -66,7 +66,20 @@ pub fn leave_out(lane: usize, number: i64) {
     }
 }
 
-/// Sees to it that a fold of this number finds room. `live`: the cursors in the lane that are not lost. Nobody is waited
+fn active_size(lane: usize) -> u64 {
+    Segment::open(lane, stream::cell(lane).side).map_or(0, |active| active.bytes())
+}
+
+/// May a fold write to the lane's table without more ado?
+pub fn has_room(lane: usize) -> bool {
+    let has_room = active_size(lane) < limit();
+    if has_room {
+        LEFT_OUT.set(LEFT_OUT.get() & !(1 << lane));
+    }
+    has_room
+}
+
+/// Sees to it that a fold of this number finds room, where it has none at once. `live`: the cursors in the lane that are not lost. Nobody is waited
 /// for: consumers that are behind are lost, where there is no room. False: there is none whatever is done, and nothing
 /// is to be written.
 ///
@@ -80,11 +93,6 @@ pub fn make_room(
     latest: &LatestSnapshot,
 ) -> bool {
     let side = stream::cell(lane).side;
-    let size = Segment::open(lane, side).map_or(0, |active| active.bytes());
-    if size < limit() {
-        LEFT_OUT.set(LEFT_OUT.get() & !(1 << lane));
-        return true;
-    }
     let Some(inactive) = Segment::open(lane, side.other()) else {
         stream::set_side(lane, side.other());
         failpoint!("stream.switched");
@@ -92,7 +100,7 @@ pub fn make_room(
     };
     let last = inactive.last_fold();
     drop(inactive);
-    let is_full = is_beyond_limit(size);
+    let is_full = is_beyond_limit(active_size(lane));
     let mut why = Why::Read;
     if let Some(last) = last {
         let is_behind = |cursor: &Cursor| cursor.position < Position::end_of(last);

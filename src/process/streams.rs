@@ -261,12 +261,13 @@ fn notify(payloads: &[Vec<u8>]) -> bool {
     if usage.ok().flatten().is_some_and(|usage| usage > TOO_FULL) {
         return false;
     }
-    for payload in payloads {
-        let arguments = [Bytes(payload).into()];
-        let told = Spi::run_with_args("SELECT pg_catalog.pg_notify('counterx', $1)", &arguments);
-        if let Err(error) = told {
-            debug(format!("counterx: a stream could not be notified: {error}"));
-        }
+    let payloads: Vec<Bytes> = payloads.iter().map(|payload| Bytes(payload)).collect();
+    let told = Spi::run_with_args(
+        "SELECT pg_catalog.pg_notify('counterx', payload) FROM pg_catalog.unnest($1) payload",
+        &[payloads.into()],
+    );
+    if let Err(error) = told {
+        debug(format!("counterx: streams could not be notified: {error}"));
     }
     true
 }
