@@ -354,9 +354,9 @@ pub extern "C-unwind" fn counterx_stream_peek(fcinfo: pg_sys::FunctionCallInfo) 
     let current = snapshot::active_or_latest();
     let stream = consumable_at(name, current.as_ptr());
     // SAFETY: the snapshot is active.
-    let all = unsafe { cursors_of(&stream, current.as_ptr()) };
+    let all = unsafe { stream::cursors_of(&stream.name, current.as_ptr()) };
     let wanted = |cursor: &&Cursor| lanes.contains(&cursor.lane);
-    let cursors: Vec<Cursor> = all.iter().filter(wanted).map(copy).collect();
+    let cursors: Vec<Cursor> = all.iter().filter(wanted).cloned().collect();
     // The snapshot may be older than what is said of what is gone.
     let is_outrun = |cursor: &&Cursor| {
         cursor.lost_reason.is_none() && cursor.position.is_lost(stream::cell(cursor.lane).gone)
@@ -462,13 +462,13 @@ pub extern "C-unwind" fn counterx_stream_status(fcinfo: pg_sys::FunctionCallInfo
     let mut rows = unsafe { Rows::begin(fcinfo) };
     for stream in &streams {
         // SAFETY: as above.
-        let mut cursors = unsafe { cursors_of(stream, current.as_ptr()) };
+        let mut cursors = unsafe { stream::cursors_of(&stream.name, current.as_ptr()) };
         let mut lost = cursors.iter().find_map(why_lost);
         if lost.is_some() {
             // By what is gone now. The snapshot may be older.
             let latest = LatestSnapshot::take();
             // SAFETY: the snapshot is active.
-            cursors = unsafe { cursors_of(stream, latest.as_ptr()) };
+            cursors = unsafe { stream::cursors_of(&stream.name, latest.as_ptr()) };
             lost = cursors.iter().find_map(why_lost);
         }
         let state: &[u8] = match (&lost, cursors.len()) {
@@ -614,21 +614,6 @@ fn current_user() -> Vec<u8> {
     }
 }
 
-/// # Safety
-/// The snapshot is active.
-unsafe fn cursors_of(stream: &Stream, snapshot: pg_sys::Snapshot) -> Vec<Cursor> {
-    // SAFETY: the caller's promise.
-    unsafe { stream::cursors_of(&stream.name, snapshot) }
-}
-
-fn copy(cursor: &Cursor) -> Cursor {
-    Cursor {
-        stream: cursor.stream.clone(),
-        lost_reason: cursor.lost_reason.clone(),
-        ..*cursor
-    }
-}
-
 /// Keeps the definition, which the current user may consume, from being dropped to the end of the transaction.
 ///
 /// # Errors
@@ -668,7 +653,7 @@ fn lock_cursors(stream: &Stream, lanes: &[usize]) -> Vec<Cursor> {
     drop(owner);
     let current = current_snapshot();
     // SAFETY: the snapshot is active.
-    let mut cursors = unsafe { cursors_of(stream, current.as_ptr()) };
+    let mut cursors = unsafe { stream::cursors_of(&stream.name, current.as_ptr()) };
     cursors.retain(|cursor| lanes.contains(&cursor.lane));
     if locked.len() < cursors.len() {
         raise(
@@ -747,7 +732,7 @@ fn raise_elsewhere(stream: &Stream, detail: &str) -> ! {
 fn raise_outrun(stream: &Stream, lane: usize) -> ! {
     let latest = LatestSnapshot::take();
     // SAFETY: the snapshot is active.
-    let cursors = unsafe { cursors_of(stream, latest.as_ptr()) };
+    let cursors = unsafe { stream::cursors_of(&stream.name, latest.as_ptr()) };
     if is_live(&cursors) {
         raise(
             report(

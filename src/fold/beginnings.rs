@@ -1,5 +1,6 @@
 //! Where histories begin in a lane, and where they begin anew as they could not be written.
 
+use crate::fold::at_it::AtIt;
 use crate::fold::history_table::Table;
 use crate::pg::scan::{Direction, Key};
 use crate::pg::snapshot::LatestSnapshot;
@@ -21,29 +22,14 @@ pub fn take_failure() -> bool {
 }
 
 /// History is being written as long as this lives.
-pub struct AtIt;
-
-impl AtIt {
-    /// From now on.
-    pub fn begin() -> Self {
-        AT_IT.set(true);
-        Self
-    }
-}
-
-impl Drop for AtIt {
-    fn drop(&mut self) {
-        // An error unwinds without a panic of ours, or is one.
-        if !std::thread::panicking() {
-            AT_IT.set(false);
-        }
-    }
+pub fn at_it() -> AtIt {
+    AtIt::begin(&AT_IT)
 }
 
 /// A fold through this epoch leaves history out, as it cannot be written: it begins anew in the lane, and what was
 /// counted so far in no bucket stays so. Counting is not held up.
 pub fn begin_anew(lane: usize, through: i64, clock: i64, latest: &LatestSnapshot) {
-    let _at_it = AtIt::begin();
+    let _at_it = at_it();
     // SAFETY: the snapshot is active.
     let all = unsafe { history::series(&catalog::shared(), None, latest.as_ptr()) };
     let mut notes = Notes::open(lane);

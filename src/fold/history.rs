@@ -13,7 +13,7 @@
 //! - A series begins with an epoch: what has an earlier one is before it, and is left out. Since when it is known is
 //!   said by the first fold behind which there is nothing of that any more.
 
-use crate::fold::beginnings::{AtIt, Notes};
+use crate::fold::beginnings::{Notes, at_it};
 use crate::fold::history_table::Table;
 use crate::fold::sealing::Seal;
 use crate::fold::way;
@@ -125,7 +125,7 @@ impl Writer {
         latest: &LatestSnapshot,
         (sealed, counted): (Option<i64>, Option<i64>),
     ) -> Option<Self> {
-        let _at_it = AtIt::begin();
+        let _at_it = at_it();
         // SAFETY: the snapshot is active.
         let all = unsafe { history::series(shared, None, latest.as_ptr()) };
         if all.is_empty() {
@@ -211,7 +211,7 @@ impl Writer {
 
     /// A delta of the counter, of this epoch, or late.
     pub fn add(&mut self, change: Change, epoch: Option<i64>) {
-        let _at_it = AtIt::begin();
+        let _at_it = at_it();
         // SAFETY: nothing that is allocated here is kept; see `write_run`.
         let _switch = unsafe { MemorySwitch::to(self.arena.as_ptr()) };
         let at = counted_at(change.at, self.sealed);
@@ -239,7 +239,7 @@ impl Writer {
 
     /// Writes what was gathered of a counter, whose total is this with all of it.
     pub fn write(&mut self, name: &NameText, hash: NameHash, total: i128) {
-        let _at_it = AtIt::begin();
+        let _at_it = at_it();
         for at in 0..self.runs.len() {
             let run = self.runs[at].take();
             self.write_run(run, name, hash, total);
@@ -562,7 +562,7 @@ impl Writer {
 
     /// All is written, through this epoch. Folds before have moved nothing that was written after `folded`.
     pub fn finish(self, seal: Seal, through: i64, folded: Option<i64>) -> Written {
-        let _at_it = AtIt::begin();
+        let _at_it = at_it();
         if !self.restored.is_empty() || self.types.iter().any(|of| of.begin.is_some()) {
             self.note_beginnings(through, folded);
         }

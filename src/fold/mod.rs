@@ -3,6 +3,7 @@
 //! May use [`crate::settings`], [`crate::store`] and below. Invariant: whoever folds a lane holds its
 //! lease, has waited for the writers of the epochs that it folds, and moves them in one transaction.
 
+pub mod at_it;
 pub mod beginnings;
 pub mod compaction;
 pub mod expiry;

@@ -10,6 +10,7 @@
 //! - Changes, states of alerts and totals are committed together.
 //! - Who starts a stream holds all leases until that is committed: the next fold sees the cursors.
 
+use crate::fold::at_it::AtIt;
 use crate::fold::history_table::{self, Table};
 use crate::fold::stream_upkeep;
 use crate::fold::way;
@@ -46,24 +47,6 @@ thread_local! {
 /// Has an error ended a fold in the midst of what it tells streams?
 pub fn take_failure() -> bool {
     AT_IT.take()
-}
-
-struct AtIt;
-
-impl AtIt {
-    fn begin() -> Self {
-        AT_IT.set(true);
-        Self
-    }
-}
-
-impl Drop for AtIt {
-    fn drop(&mut self) {
-        // An error unwinds without a panic of ours, or is one.
-        if !std::thread::panicking() {
-            AT_IT.set(false);
-        }
-    }
 }
 
 /// Whom folds of this process have something for, since that was asked last.
@@ -166,7 +149,7 @@ impl Writer {
         latest: &LatestSnapshot,
         number: i64,
     ) -> Option<Self> {
-        let _at_it = AtIt::begin();
+        let _at_it = AtIt::begin(&AT_IT);
         if !stream::may_be_any(shared) {
             return None;
         }
@@ -260,7 +243,7 @@ impl Writer {
 
     /// The counter's total was `old`, and is `new`. In a memory context that goes before the next one.
     pub fn write(&mut self, name: &NameText, bytes: &[u8], old: Tally, new: Tally) {
-        let _at_it = AtIt::begin();
+        let _at_it = AtIt::begin(&AT_IT);
         // There may be more of the same counter.
         let is_adjusted = std::mem::take(&mut self.run.is_adjusted);
         let silent = self.run.silent.take();
@@ -440,7 +423,7 @@ impl Writer {
 
     /// All is written.
     pub fn finish(self) {
-        let _at_it = AtIt::begin();
+        let _at_it = AtIt::begin(&AT_IT);
         let fired = || self.alerts.iter().filter(|watching| watching.fired > 0);
         if fired().next().is_some() {
             let table = catalog::relation_of("alert_lane");

@@ -28,9 +28,9 @@ impl IntoDatum for Bytes<'_> {
 /// What runs while this lives runs as the extension's owner, whatever the session's settings are.
 pub struct AsOwner {
     // Given back in this order.
-    _owner: ActingAs,
     _work: AtWork,
     _settings: GucScope,
+    _owner: ActingAs,
 }
 
 impl AsOwner {
@@ -43,10 +43,17 @@ impl AsOwner {
 
     /// The same for who holds a lane's lease: who drops the extension waits for that, and may have the first gate.
     pub fn under_lease() -> Self {
-        let stream = catalog::shared().stream;
-        let stream =
-            Relation::open_until_commit(stream, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
-        let owner = ActingAs::owner_of(&stream);
+        Self::of(catalog::shared().stream)
+    }
+
+    /// The same as the owner of this table of ours, which is kept from being dropped.
+    ///
+    /// # Errors
+    /// Raises an error when it is gone.
+    pub fn of(table: pg_sys::Oid) -> Self {
+        let table =
+            Relation::open_until_commit(table, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
+        let owner = ActingAs::owner_of(&table);
         Self {
             _settings: GucScope::enter(&[
                 (c"search_path", c"pg_catalog, pg_temp"),

@@ -47,6 +47,7 @@ pub struct Stream {
 }
 
 /// How far a stream's consumer has come in a lane.
+#[derive(Clone)]
 pub struct Cursor {
     /// The stream.
     pub stream: Box<[u8]>,

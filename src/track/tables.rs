@@ -3,16 +3,13 @@
 use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
-use crate::pg::guc_scope::GucScope;
 use crate::pg::ports;
 use crate::pg::query::{self, ResultRow};
-use crate::pg::relation::{ACCESS_EXCLUSIVE, ACCESS_SHARE, LockMode, Relation};
-use crate::pg::user::ActingAs;
+use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation};
+use crate::store::as_owner::AsOwner;
 use crate::store::catalog;
-use crate::store::ours::AtWork;
 use crate::track::definition::{Definition, Event};
 use pgrx::datum::DatumWithOid;
-use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
@@ -23,10 +20,7 @@ use std::fmt::Display;
 /// Runs queries on the catalogs and on our tables, as the extension's owner, with the system's search path,
 /// as long as this lives.
 pub struct Catalogs {
-    // Dropped in this order.
-    _work: AtWork,
-    _path: GucScope,
-    _owner: ActingAs,
+    owner: AsOwner,
 }
 
 impl Catalogs {
@@ -35,17 +29,8 @@ impl Catalogs {
     /// # Errors
     /// Raises an error when the extension cannot be used.
     pub fn enter() -> Self {
-        let types = catalog::shared().types;
-        let types =
-            Relation::open_until_commit(types, ACCESS_SHARE).unwrap_or_else(|| catalog::gone());
-        let owner = ActingAs::owner_of(&types);
         Self {
-            _path: GucScope::enter(&[
-                (c"search_path", c"pg_catalog, pg_temp"),
-                (c"row_security", c"off"),
-            ]),
-            _work: AtWork::begin(),
-            _owner: owner,
+            owner: AsOwner::of(catalog::shared().types),
         }
     }
 
@@ -54,10 +39,7 @@ impl Catalogs {
     /// # Errors
     /// Those of the command.
     pub fn run(&self, command: &str, arguments: &[DatumWithOid]) -> usize {
-        Spi::connect_mut(|client| {
-            let done = client.update(command, None, arguments);
-            done.unwrap_or_else(|error| internal(&error)).len()
-        })
+        self.owner.run(command, arguments)
     }
 
     /// The rows of a query, as `read` takes them: as they are now, whatever snapshot the transaction is bound to.
