@@ -688,6 +688,9 @@ CREATE FUNCTION counterx.drop_all_counters() RETURNS bigint
 CREATE FUNCTION counterx.version() RETURNS TABLE (library text, objects text, server text, preloaded bool, hint text)
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 1000 ROWS 1
     AS 'MODULE_PATHNAME', 'version_wrapper';
+CREATE FUNCTION counterx.escrow_status() RETURNS TABLE (entries bigint, used bigint, fullest double precision)
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE COST 10 ROWS 1
+    AS 'MODULE_PATHNAME', 'escrow_status_wrapper';
 CREATE FUNCTION counterx.lock_key(name text) RETURNS bigint
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'lock_key_wrapper';
@@ -704,7 +707,7 @@ CREATE FUNCTION counterx.dump_rows(OUT name text, OUT delta bigint, OUT at times
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000
     AS 'MODULE_PATHNAME', 'counterx_dump_rows';
 
--- One row, always.
+-- One row for each worker; one without a pid if there is none.
 CREATE OR REPLACE VIEW counterx.workers AS
 WITH newest AS (SELECT * FROM counterx.fold_status())
 SELECT a.pid,
@@ -718,20 +721,21 @@ SELECT a.pid,
        t.deltas_folded,
        pg_catalog.make_interval(secs => l.last_fold_us::pg_catalog.float8 OPERATOR(pg_catalog./) 1000000) AS last_fold_duration,
        e.last_error,
-       e.last_error_at
+       e.last_error_at,
+       a.number
 FROM (
     SELECT COALESCE(pg_catalog.sum(st.folds), 0)::bigint AS folds,
            COALESCE(pg_catalog.sum(st.deltas_folded), 0)::bigint AS deltas_folded
     FROM newest st
 ) t
 LEFT JOIN LATERAL (
-    SELECT sa.pid, sa.state, sa.query
-    FROM pg_catalog.pg_stat_activity sa
+    -- One that is about to leave and its successor may both be there for a moment.
+    SELECT DISTINCT ON (n.number) n.number, sa.pid, sa.state, sa.query
+    FROM pg_catalog.pg_stat_activity sa,
+         LATERAL (SELECT COALESCE(pg_catalog.substring(sa.application_name, '^counterx further worker ([0-9])$')::integer, 0) AS number) n
     WHERE sa.backend_type OPERATOR(pg_catalog.=) 'counterx worker'
       AND sa.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-    -- One that is about to leave and its successor may both be there for a moment.
-    ORDER BY sa.backend_start
-    LIMIT 1
+    ORDER BY n.number, sa.backend_start
 ) a ON true
 LEFT JOIN LATERAL (
     SELECT st.last_fold_us
@@ -777,6 +781,118 @@ COMMENT ON COLUMN counterx.locks.name IS 'name of the counter; null for one that
 COMMENT ON COLUMN counterx.locks.hold IS 'id of the hold';
 COMMENT ON COLUMN counterx.locks.blocked_by IS 'process ids of the sessions that it waits for';
 COMMENT ON COLUMN counterx.locks.waiting_since IS 'since when it waits';
+
+CREATE FUNCTION counterx.stat_figures()
+    RETURNS TABLE (stats_reset timestamptz, increments bigint, rows_flushed bigint, early_flushes bigint, hit_batches bigint, hits_batched bigint, hits_waiting bigint, hits_refused bigint, folds bigint, deltas_folded bigint, fold_time double precision, truncations bigint, refused bigint, escrow_waits bigint, escrow_wait_time double precision, tokens_used bigint, tokens_replayed bigint, tokens_expired bigint, holds_expired bigint, serialization_conflicts bigint, back_pressure_waits bigint, back_pressure_wait_time double precision, pending bigint, oldest_pending timestamptz)
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1
+    AS 'MODULE_PATHNAME', 'counterx_stat_figures';
+CREATE FUNCTION counterx.stat_reset() RETURNS boolean
+    LANGUAGE c PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'counterx_stat_reset';
+
+CREATE VIEW counterx.stat AS
+SELECT f.stats_reset,
+       f.increments,
+       f.rows_flushed,
+       f.early_flushes,
+       f.hit_batches,
+       f.hits_batched,
+       f.hits_waiting,
+       f.hits_refused,
+       f.folds,
+       f.deltas_folded,
+       f.fold_time,
+       f.truncations,
+       f.refused,
+       f.escrow_waits,
+       f.escrow_wait_time,
+       f.tokens_used,
+       f.tokens_replayed,
+       f.tokens_expired,
+       f.holds_expired,
+       f.serialization_conflicts,
+       f.back_pressure_waits,
+       f.back_pressure_wait_time,
+       f.pending,
+       f.oldest_pending,
+       b.log_bytes,
+       b.total_bytes,
+       b.token_bytes,
+       b.hold_bytes,
+       b.history_bytes,
+       b.stream_bytes,
+       w.workers,
+       e.last_error,
+       e.last_error_at
+FROM counterx.stat_figures() f
+CROSS JOIN (
+    SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE pg_catalog.starts_with(c.relname::text, 'log_')), 0)::bigint AS log_bytes,
+           COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE c.relname OPERATOR(pg_catalog.=) 'total'), 0)::bigint AS total_bytes,
+           COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE c.relname OPERATOR(pg_catalog.=) 'token'), 0)::bigint AS token_bytes,
+           COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE c.relname OPERATOR(pg_catalog.=) 'hold'), 0)::bigint AS hold_bytes,
+           COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE pg_catalog.starts_with(c.relname::text, 'bucket_')), 0)::bigint AS history_bytes,
+           COALESCE(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)) FILTER (WHERE pg_catalog.starts_with(c.relname::text, 'change_')), 0)::bigint AS stream_bytes
+    -- By what the extension has: to look through all relations of a schema takes all of pg_class.
+    FROM pg_catalog.pg_extension x
+    JOIN pg_catalog.pg_depend d
+        ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+        AND d.refobjid OPERATOR(pg_catalog.=) x.oid
+        AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+        AND d.deptype OPERATOR(pg_catalog.=) 'e'
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) d.objid AND c.relkind OPERATOR(pg_catalog.=) 'r'
+    WHERE x.extname OPERATOR(pg_catalog.=) 'counterx'
+) b
+CROSS JOIN (
+    SELECT pg_catalog.count(*)::integer AS workers
+    FROM pg_catalog.pg_stat_activity sa
+    WHERE sa.backend_type OPERATOR(pg_catalog.=) 'counterx worker'
+      AND sa.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+) w
+LEFT JOIN LATERAL (
+    SELECT st.last_error, st.last_error_at
+    FROM counterx.fold_status() st
+    WHERE st.last_error_at IS NOT NULL
+    ORDER BY st.last_error_at DESC
+    LIMIT 1
+) e ON true;
+COMMENT ON VIEW counterx.stat IS 'how counting goes in this database, in one row: what happened since stats_reset, and what there is now';
+COMMENT ON COLUMN counterx.stat.stats_reset IS 'since when the cumulative figures count; null, as all of them, where counterx is not in shared_preload_libraries';
+COMMENT ON COLUMN counterx.stat.increments IS 'increments that were asked for, also in transactions that were rolled back';
+COMMENT ON COLUMN counterx.stat.rows_flushed IS 'rows written to the logs: one a counter and transaction, nearly';
+COMMENT ON COLUMN counterx.stat.early_flushes IS 'how often a transaction has written before its end, as for want of counterx.pending_work_mem';
+COMMENT ON COLUMN counterx.stat.hit_batches IS 'transactions of the committer';
+COMMENT ON COLUMN counterx.stat.hits_batched IS 'hits that these have counted';
+COMMENT ON COLUMN counterx.stat.hits_waiting IS 'hits that wait for the committer now';
+COMMENT ON COLUMN counterx.stat.hits_refused IS 'hits that were not counted: refused by a bound, failed, or not handed over for want of a committer or of room';
+COMMENT ON COLUMN counterx.stat.folds IS 'folds of a lane';
+COMMENT ON COLUMN counterx.stat.deltas_folded IS 'deltas that they have moved into totals';
+COMMENT ON COLUMN counterx.stat.fold_time IS 'how long they took, in milliseconds';
+COMMENT ON COLUMN counterx.stat.truncations IS 'logs that were emptied';
+COMMENT ON COLUMN counterx.stat.refused IS 'requests that a bound forbade';
+COMMENT ON COLUMN counterx.stat.escrow_waits IS 'requests that have waited for what other transactions may give back';
+COMMENT ON COLUMN counterx.stat.escrow_wait_time IS 'how long, in milliseconds';
+COMMENT ON COLUMN counterx.stat.tokens_used IS 'calls with a token that was new';
+COMMENT ON COLUMN counterx.stat.tokens_replayed IS 'calls with a token that was used before';
+COMMENT ON COLUMN counterx.stat.tokens_expired IS 'tokens that were removed';
+COMMENT ON COLUMN counterx.stat.holds_expired IS 'holds that were removed, a day after they had expired';
+COMMENT ON COLUMN counterx.stat.serialization_conflicts IS 'errors 40001 of counterx';
+COMMENT ON COLUMN counterx.stat.back_pressure_waits IS 'transactions that have waited for a fold, as of counterx.max_pending';
+COMMENT ON COLUMN counterx.stat.back_pressure_wait_time IS 'how long, in milliseconds';
+COMMENT ON COLUMN counterx.stat.pending IS 'deltas in the logs that are not folded, nearly';
+COMMENT ON COLUMN counterx.stat.oldest_pending IS 'when the oldest of them was written, nearly; null: there is none';
+COMMENT ON COLUMN counterx.stat.log_bytes IS 'size of the logs with their indexes';
+COMMENT ON COLUMN counterx.stat.total_bytes IS 'size of the totals with their indexes';
+COMMENT ON COLUMN counterx.stat.token_bytes IS 'size of the tokens with their indexes';
+COMMENT ON COLUMN counterx.stat.hold_bytes IS 'size of the holds with their indexes';
+COMMENT ON COLUMN counterx.stat.history_bytes IS 'size of what was counted by time, with its indexes';
+COMMENT ON COLUMN counterx.stat.stream_bytes IS 'size of the changes for streams with their indexes';
+COMMENT ON COLUMN counterx.stat.workers IS 'workers of this database that run now';
+COMMENT ON COLUMN counterx.stat.last_error IS 'SQLSTATE and message of the last fold that failed';
+COMMENT ON COLUMN counterx.stat.last_error_at IS 'when it failed';
+REVOKE ALL ON counterx.stat FROM PUBLIC;
+REVOKE ALL ON FUNCTION counterx.stat_figures(), counterx.stat_reset() FROM PUBLIC;
+GRANT SELECT ON counterx.stat TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.stat_figures() TO pg_monitor;
 
 CREATE OR REPLACE VIEW counter_types AS
 SELECT t.name, t.min, t.max, t.description,
@@ -942,6 +1058,14 @@ COMMENT ON VIEW counter_sealed IS 'one row: how far history is sealed';
 COMMENT ON COLUMN counter_sealed.sealed_until IS 'buckets that end at this time or before never change; null: none is sealed';
 GRANT SELECT ON counter_sealed TO PUBLIC;
 
+CREATE VIEW counterx.upkeep AS
+SELECT (SELECT pg_catalog.min(t.at) FROM ONLY counterx.token t) AS oldest_token,
+       (SELECT pg_catalog.min(h.expires_at) FROM ONLY counterx.hold h) AS first_hold_expires,
+       (SELECT pg_catalog.max(h.expires_at) FROM ONLY counterx.hold h) AS last_hold_expires;
+COMMENT ON VIEW counterx.upkeep IS 'one row: whether tokens and holds are removed in time';
+COMMENT ON COLUMN counterx.upkeep.oldest_token IS 'when the oldest token was used; null: there is none';
+COMMENT ON COLUMN counterx.upkeep.first_hold_expires IS 'when the first of the holds expires, or has expired; null: there is none';
+COMMENT ON COLUMN counterx.upkeep.last_hold_expires IS 'when the last of them does';
 CREATE VIEW counter_streams AS
 SELECT s.name AS stream, s.prefix, s.mode, s.keep, s.notify, s.publish, s.consumer, st.state, st.reason, st.lag_folds,
        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) st.oldest AS lag, st.lag_bytes, s.created_at
@@ -982,7 +1106,7 @@ COMMENT ON COLUMN counter_alerts.created_at IS 'when it was created';
 GRANT SELECT ON counter_alerts TO PUBLIC;
 
 -- Rights on what is new.
-REVOKE ALL ON counterx.locks, counterx.track FROM PUBLIC;
+REVOKE ALL ON counterx.locks, counterx.upkeep, counterx.track FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     counter_track(regclass, text, text[], text, integer, text, boolean),
     counter_untrack(regclass, text, boolean),
@@ -997,11 +1121,12 @@ REVOKE ALL ON FUNCTION
     counter_alert_drop(text)
 FROM PUBLIC;
 REVOKE ALL ON ROUTINE counterx.track_restored(), counterx.tracked_ddl(), counterx.guard(), counterx.restored(), counterx.compact_in_steps(), counterx.drop_all_counters(),
-    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.stream_status(), counterx.reset_window_clock(), counterx.windows_removed(), counterx.version()
+    counterx.lock_key(text), counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.sealed_until(), counterx.stream_status(), counterx.reset_window_clock(), counterx.windows_removed(), counterx.version(),
+    counterx.escrow_status()
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION counterx.count_row(), counterx.count_truncate(), counterx.rows_so_far(text), counterx.sealed_until(), counterx.stream_status() TO PUBLIC;
-GRANT SELECT ON counterx.locks TO pg_monitor;
-GRANT EXECUTE ON FUNCTION counterx.lock_key(text), counterx.version() TO pg_monitor;
+GRANT SELECT ON counterx.locks, counterx.upkeep TO pg_monitor;
+GRANT EXECUTE ON FUNCTION counterx.escrow_status(), counterx.lock_key(text), counterx.version() TO pg_monitor;
 GRANT SELECT, INSERT ON counterx.late, counterx.track, counterx.history, counterx.bucket_restored, counterx.stream, counterx.alert TO pg_database_owner;
 GRANT EXECUTE ON FUNCTION counterx.dump_rows(), counterx.dump_history(), counterx.dump_buckets(), counterx.windows_removed(), counterx.version() TO pg_database_owner;
 -- And on what was there. Rights as an extension's script leaves them are in no dump, as whoever restores it
@@ -1155,8 +1280,13 @@ COMMENT ON FUNCTION counterx.drop_value_index() IS 'drops the index on folded va
 COMMENT ON FUNCTION counterx.version() IS 'one row: versions of the library, of the SQL objects and of the server, whether the library was preloaded, and what to do about what is missing';
 COMMENT ON FUNCTION counterx.rows_so_far(text) IS 'rows of a track that have been counted so far; null: nobody counts them now';
 COMMENT ON FUNCTION counterx.lock_key(text) IS 'a counter''s name as pg_locks shows it: classid and objid of its user locks';
+COMMENT ON FUNCTION counterx.escrow_status() IS 'one row: how many bounded counters can be in change at one time in all databases, how many are, and the used share of the part with the least room; none without shared_preload_libraries';
 COMMENT ON FUNCTION counterx.lane_status() IS 'the figures behind the view counterx.lanes';
+COMMENT ON VIEW counterx.workers IS 'the background workers of this database, a row for each; one row with no pid when none is needed or none could start';
+COMMENT ON COLUMN counterx.workers.number IS '0: the one that is there while the database counts; from 1: further ones (counterx.workers_per_database), which fold and do nothing else; null when no worker runs';
 COMMENT ON FUNCTION counterx.fold_status() IS 'how folds went, behind the views counterx.lanes and counterx.workers';
+COMMENT ON FUNCTION counterx.stat_figures() IS 'the figures behind the view counterx.stat';
+COMMENT ON FUNCTION counterx.stat_reset() IS 'has the cumulative figures of counterx.stat begin anew; returns true';
 
 -- What a dump has: see sql/tables.sql and sql/history.sql.
 UPDATE pg_catalog.pg_extension SET extconfig = NULL, extcondition = NULL WHERE extname OPERATOR(pg_catalog.=) 'counterx';

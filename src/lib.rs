@@ -15,6 +15,7 @@
 //! | 3 | [`read`], [`settings`] | the exact value for a snapshot; the settings |
 //! | 2 | [`store`] | what is on disk: tables, gates, totals, states |
 //! | 2 | [`transaction`] | what the running transaction remembers |
+//! | 2 | [`figures`] | what happens, in numbers, for `counterx.stat` |
 //! | 2 | [`failpoint`] | where tests make a process crash, in debug builds |
 //! | 1 | [`pg`] | all contact with the server |
 //!
@@ -30,6 +31,7 @@ mod failpoint;
 
 mod api;
 mod bounds;
+mod figures;
 mod fold;
 mod hits;
 mod pg;
@@ -79,6 +81,7 @@ pub extern "C-unwind" fn _PG_init() {
         process::directory::register();
         process::launcher::register();
         bounds::accounts::register();
+        figures::memory::register(settings::stat_databases);
         hits::memory::register(process::directory::look);
     }
 }
@@ -93,6 +96,7 @@ fn tell_floors_below() {
         is_out_of_bounds: types::is_out_of_bounds,
     });
     query::shown::register(bounds::windows::shown);
+    pg::error::register_conflicts(figures::local::count_conflict);
     write::writing::register(process::start::request);
 }
 

@@ -1,8 +1,22 @@
 //! Settings.
 
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 use std::time::Duration;
+
+/// What becomes of a transaction that would add to a lane of which too much is pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum PendingAction {
+    /// It counts, and is warned.
+    #[name = c"warn"]
+    Warn,
+    /// It waits for a fold, and fails when that does not come in time.
+    #[name = c"wait"]
+    Wait,
+    /// It fails.
+    #[name = c"error"]
+    Error,
+}
 
 /// A second keeps reads short at tens of thousands of increments a second, and an idle server
 /// idle.
@@ -17,6 +31,8 @@ static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 /// Few enough to leave most of the default of max_worker_processes, which is 8, to others; more than
 /// one, so that one long fold does not hold up all databases.
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(3);
+/// One folds tens of thousands of deltas a second; more take processes and processors from others.
+static WORKERS_PER_DATABASE: GucSetting<i32> = GucSetting::<i32>::new(1);
 static COMPACTION: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// A week: longer than any retry of a queue that people look after.
 static TOKEN_TTL: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
@@ -31,6 +47,14 @@ static HIT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// Reading tables costs something, so somebody has to ask for it.
 static TRACK_CHECKS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PENDING_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+/// Not to be able to count is worse than a backlog, unless somebody says otherwise.
+static MAX_PENDING: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_PENDING_ACTION: GucSetting<PendingAction> =
+    GucSetting::<PendingAction>::new(PendingAction::Warn);
+/// Some folds' time.
+static MAX_PENDING_WAIT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+/// More than count on most servers; some 1.6 kB for each.
+static STAT_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(128);
 
 /// The longest pause between two folds of a lane that has something pending.
 pub fn compaction_interval() -> Duration {
@@ -60,6 +84,11 @@ pub fn worker_idle_timeout() -> Duration {
 /// So many workers may run at a time, in all databases.
 pub fn max_workers() -> u32 {
     MAX_WORKERS.get().unsigned_abs()
+}
+
+/// So many of them may be of one database.
+pub fn workers_per_database() -> usize {
+    WORKERS_PER_DATABASE.get().unsigned_abs() as usize
 }
 
 /// May the worker of this database fold?
@@ -95,6 +124,26 @@ pub fn escrow_wait() -> Duration {
 /// How many databases can have a committer at a time.
 pub fn max_committers() -> usize {
     MAX_COMMITTERS.get().unsigned_abs() as usize
+}
+
+/// So many pending deltas in a lane are too many; 0: no number is.
+pub fn max_pending() -> u64 {
+    MAX_PENDING.get().unsigned_abs().into()
+}
+
+/// What becomes of a transaction that would add to them.
+pub fn max_pending_action() -> PendingAction {
+    MAX_PENDING_ACTION.get()
+}
+
+/// How long it waits for a fold at most.
+pub fn max_pending_wait() -> Duration {
+    Duration::from_millis(MAX_PENDING_WAIT.get().unsigned_abs().into())
+}
+
+/// For how many databases `counterx.stat` has figures.
+pub fn stat_databases() -> usize {
+    STAT_DATABASES.get().unsigned_abs() as usize
 }
 
 /// How many hits can be on their way in a database.
@@ -175,6 +224,16 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"counterx.workers_per_database",
+        c"Number of workers that may share the lanes of one database.",
+        c"Further ones come while one cannot keep up, where no other database needs their turn, and each counts for counterx.max_workers.",
+        &WORKERS_PER_DATABASE,
+        1,
+        counterx_core::folders::MOST as i32,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_bool_guc(
         c"counterx.compaction",
         c"Lets the background worker fold deltas into totals.",
@@ -250,6 +309,44 @@ pub fn define() {
         &HIT_QUEUE_SIZE,
         16,
         1_000_000,
+        at_server_start(),
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.max_pending",
+        c"Number of pending deltas in a lane beyond which transactions are warned, wait or fail.",
+        c"As counterx.max_pending_action says, before they write. 0: no number is too many.",
+        &MAX_PENDING,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"counterx.max_pending_action",
+        c"What becomes of a transaction that would write to a lane with too many pending deltas.",
+        c"warn: it is warned. wait: it waits for a fold, up to counterx.max_pending_wait, and fails then. error: it fails.",
+        &MAX_PENDING_ACTION,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.max_pending_wait",
+        c"Time for which a transaction waits for a fold where too many deltas are pending.",
+        c"Of effect where counterx.max_pending_action is wait.",
+        &MAX_PENDING_WAIT,
+        0,
+        3_600_000,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"counterx.stat_databases",
+        c"Number of databases that counterx.stat has cumulative figures for.",
+        c"Each takes some 1.6 kilobytes of shared memory. Without effect where counterx is not in shared_preload_libraries.",
+        &STAT_DATABASES,
+        1,
+        10_000,
         at_server_start(),
         GucFlags::default(),
     );

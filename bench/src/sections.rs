@@ -6,6 +6,7 @@ mod bounded;
 mod bulk;
 mod clients;
 mod fold;
+mod folders;
 mod growth;
 mod history;
 mod hits;
@@ -46,6 +47,7 @@ pub(crate) fn run(section: Section, options: &Options) -> Result<Measured> {
         Section::Windows => windows::run(options),
         Section::Streams => streams::run(options),
         Section::Fold => fold::run(options),
+        Section::Folders => folders::run(options),
         Section::Memory => memory::run(options),
         Section::Growth => growth::run(options),
         Section::Tuning => tuning::run(options),

@@ -3,6 +3,7 @@
 use super::args::NameOut;
 use super::args::Text;
 use super::drop_all;
+use crate::bounds::accounts;
 use crate::bounds::holds;
 use crate::bounds::windows;
 use crate::fold::compaction::{self, Due};
@@ -193,6 +194,19 @@ pub mod counterx {
                     ))
                 })
                 .collect::<Vec<_>>(),
+        )
+    }
+
+    /// One row: how much of the shared memory of bounded counters is in use, in all databases; none without it.
+    #[pg_extern(volatile, parallel_safe, cost = 10)]
+    #[allow(clippy::type_complexity, reason = "the columns of a table function")]
+    fn escrow_status()
+    -> TableIterator<'static, (name!(entries, i64), name!(used, i64), name!(fullest, f64))> {
+        let usage = accounts::usage();
+        TableIterator::new(
+            usage
+                .into_iter()
+                .map(|usage| (usage.slots as i64, usage.used as i64, usage.fullest)),
         )
     }
 

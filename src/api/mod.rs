@@ -18,6 +18,7 @@
 //! | [`history`] | buckets, values as of a time, rates, events |
 //! | [`histories`] | which types have a history, and sealing it |
 //! | [`admin`] | the schema `counterx`: compact, the value index |
+//! | [`stat`] | the figures behind the view `counterx.stat` |
 //! | [`steps`] | the procedure that folds lane by lane |
 //! | [`restore`] | what a dump has, and what is done with it |
 //! | [`triggers`] | trigger functions of our tables |
@@ -43,6 +44,7 @@ mod look;
 mod once;
 mod parts;
 pub mod restore;
+mod stat;
 mod steps;
 mod streams;
 mod track;

@@ -16,7 +16,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 /// A place for an account.
 #[derive(Clone, Copy)]
@@ -182,6 +182,8 @@ struct Header {
 #[repr(C)]
 struct Shared {
     changed: pg_sys::ConditionVariable,
+    /// Slots that somebody uses. Changed under the partition's lock, and read without it.
+    used: AtomicU32,
 }
 
 /// How the memory is divided. The same in all processes: the setting changes at server start only.
@@ -220,6 +222,35 @@ impl Geometry {
     fn bytes(self) -> usize {
         self.slots_at() + self.partitions * self.slots * size_of::<Slot>()
     }
+}
+
+/// How much of the memory is in use, see [`usage`].
+pub struct Usage {
+    /// Slots in all.
+    pub slots: usize,
+    /// Those that transactions use.
+    pub used: usize,
+    /// Used share of the partition that has the least room: a counter of that one is refused when it is 1.
+    pub fullest: f64,
+}
+
+/// How much of the memory is in use now, in all databases. None: there is no shared memory. Nothing is locked, and it takes
+/// as long as there are partitions.
+pub fn usage() -> Option<Usage> {
+    let attached = ATTACHED.get()?;
+    let Geometry { partitions, slots } = attached.geometry;
+    let (mut all, mut most) = (0, 0);
+    for number in 0..partitions {
+        let partition = Partition { attached, number };
+        let used = partition.used().load(Ordering::Relaxed) as usize;
+        all += used;
+        most = most.max(used);
+    }
+    Some(Usage {
+        slots: partitions * slots,
+        used: all,
+        fullest: most as f64 / slots as f64,
+    })
 }
 
 /// What is known of the memory once it is there.
@@ -279,6 +310,7 @@ unsafe extern "C-unwind" fn on_startup() {
             for i in 0..geometry.partitions {
                 let shared = base.add(geometry.shared_at()).cast::<Shared>().add(i);
                 pg_sys::ConditionVariableInit(&raw mut (*shared.as_ptr()).changed);
+                (&raw mut (*shared.as_ptr()).used).write(AtomicU32::new(0));
             }
             for i in 0..geometry.partitions * geometry.slots {
                 base.add(geometry.hashes_at()).cast::<u64>().add(i).write(0);
@@ -321,6 +353,11 @@ impl Partition {
                 .cast::<Shared>();
             all.add(self.number).as_ptr()
         }
+    }
+
+    fn used(&self) -> &AtomicU32 {
+        // SAFETY: inside of the memory, and initialized at startup; atomic.
+        unsafe { &(*self.shared()).used }
     }
 
     fn header(&self) -> &Header {
@@ -373,6 +410,24 @@ impl Guard {
             let all = base.add(self.partition.attached.geometry.hashes_at());
             let ours = all.cast::<u64>().add(self.partition.number * slots);
             std::slice::from_raw_parts_mut(ours.as_ptr(), slots)
+        }
+    }
+
+    /// A transaction begins to use a slot.
+    pub fn enter(&mut self, slot: usize) {
+        let slot = &mut self.slots()[slot];
+        slot.users += 1;
+        if slot.users == 1 {
+            self.partition.used().fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// It uses it no more. Does not allocate, and does not fail.
+    pub fn leave(&mut self, slot: usize) {
+        let slot = &mut self.slots()[slot];
+        slot.users -= 1;
+        if slot.users == 0 {
+            self.partition.used().fetch_sub(1, Ordering::Relaxed);
         }
     }
 

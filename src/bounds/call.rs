@@ -6,6 +6,7 @@ use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
 use crate::bounds::types;
 use crate::bounds::windows::Place;
+use crate::figures::local::{Figure, count, count_time};
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
@@ -186,6 +187,7 @@ impl<'a> Call<'a> {
     /// [`Denied`]; raises 53400 when there is no free account.
     pub fn request_shared(&self, partition: Partition, bounds: Bounds) -> Result<Noted, Denied> {
         let mut deadline = None;
+        let mut has_waited = false;
         loop {
             // Before the reservation: who confirms a hold that this reading finds expired has to
             // find it expired as well, unless he had reserved before, and is noted.
@@ -233,7 +235,12 @@ impl<'a> Call<'a> {
                 let left = u64::try_from(left).unwrap_or(0);
                 until.min(Instant::now() + Duration::from_micros(left))
             });
+            let since = Instant::now();
+            if !std::mem::replace(&mut has_waited, true) {
+                count(Figure::EscrowWaits, 1);
+            }
             self.wait_for_room(partition, bounds, slot, known, until);
+            count_time(Figure::EscrowWaitTime, since.elapsed());
             if self.is_over() {
                 return Err(Denied::Over);
             }
@@ -364,6 +371,9 @@ impl<'a> Call<'a> {
             drop(guard);
             no_slot()
         };
+        if known.is_none() {
+            guard.enter(at);
+        }
         let slot = &mut guard.slots()[at];
         if slot.generation != self.generation {
             // Increments may have gone past the account while the counter had no bounds.
@@ -373,7 +383,6 @@ impl<'a> Call<'a> {
         }
         let before = slot.before();
         let noted = slot.account.reserve_step(&self.step);
-        slot.users += u32::from(known.is_none());
         slot.reserved = slot.reserved.wrapping_add(1);
         let reserved = Reserved {
             slot: at,

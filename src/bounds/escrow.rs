@@ -31,6 +31,7 @@ use crate::bounds::reservations::{self, RESERVATIONS};
 use crate::bounds::seen;
 use crate::bounds::windowed::Windowed;
 use crate::bounds::windows::Place;
+use crate::figures::local::{Figure, count};
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock::BoundLock;
 use crate::pg::ports;
@@ -208,6 +209,7 @@ fn request_by(call: &Call, bounds: Bounds) -> Result<(), Denied> {
             Ok(())
         }
         Err(Denied::Short(shortage)) => {
+            count(Figure::Refused, 1);
             let (bounds, before) = (call.limited_as_seen(bounds), shortage.before);
             Err(Denied::Short(Shortage {
                 before,

@@ -21,6 +21,7 @@
 //! The clock of `accounts.rs` does not go back, whatever the system's does.
 
 use crate::bounds::accounts::clock;
+use crate::figures::local::{Figure, count_if_committed};
 use crate::pg::error::{raise, report};
 use crate::pg::firing;
 use crate::pg::insert::Inserter;
@@ -381,6 +382,7 @@ pub fn remove_expired(limit: usize) -> Batch {
         {
             // Other tables are locked by now: no gate may be waited for.
             delete(&hold);
+            count_if_committed(Figure::HoldsExpired, 1);
         }
     }
     if full { Batch::More } else { Batch::Done }

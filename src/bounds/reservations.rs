@@ -124,9 +124,10 @@ impl Own {
         };
         {
             let mut guard = partition.lock();
-            let slot = &mut guard.slots()[slot];
-            slot.release(amounts, end);
-            slot.users -= u32::from(leave);
+            guard.slots()[slot].release(amounts, end);
+            if leave {
+                guard.leave(slot);
+            }
         }
         partition.wake();
     }

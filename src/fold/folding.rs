@@ -12,6 +12,7 @@
 //! - The sum of totals and unfolded rows is the same before and after, for every snapshot.
 //! - The gate is above all epochs in the logs, and above what is folded: see `store/gate.rs`.
 
+use crate::figures::local::{Figure, count_if_committed, elapsed};
 use crate::fold::beginnings;
 use crate::fold::history;
 use crate::fold::sealing::Seal;
@@ -130,19 +131,23 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal, left_out: Left
         // SAFETY: sets a flag of the transaction.
         unsafe { pg_sys::ForceSyncCommit() };
     }
+    let took = ports::now() - started;
     state::save_state(lane, &shared, |state| {
         state.origin = before.origin;
         state.folded_epoch = state.folded_epoch.max(through);
         state.folds += 1;
         state.deltas_folded += deltas;
         state.last_fold_at = Some(started);
-        state.last_fold_us = Some(ports::now() - started);
+        state.last_fold_us = Some(took);
         if let Some(written) = written {
             state.sealed = Some(written.sealed);
             state.counted = written.counted;
         }
     });
     next_command();
+    count_if_committed(Figure::Folds, 1);
+    count_if_committed(Figure::DeltasFolded, deltas.unsigned_abs());
+    count_if_committed(Figure::FoldTime, elapsed(took));
     failpoint!("fold.state_saved");
     Folded {
         deltas: deltas.unsigned_abs(),

@@ -5,6 +5,7 @@
 //! sees the fold that did it; until then some reader may still need its rows. The truncated-through
 //! epoch is published first. Nobody is waited for: a log that is in use is left for the next time.
 
+use crate::figures::local::{Figure, count_if_committed};
 use crate::pg::compat;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation};
 use crate::pg::snapshot;
@@ -94,6 +95,7 @@ pub fn truncate(lease: &Lease, gate: Gate, drained: Drained) -> bool {
     let _at_work = AtWork::begin();
     // SAFETY: open, and locked exclusively.
     unsafe { compat::truncate(log.as_ptr(), table) };
+    count_if_committed(Figure::Truncations, 1);
     failpoint!("truncate.done");
     true
 }

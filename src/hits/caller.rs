@@ -8,6 +8,7 @@ use super::failure;
 use super::memory::{self, Assignment, Spot};
 use crate::bounds::limits::Limits;
 use crate::bounds::types;
+use crate::figures::local::{Figure, count};
 use crate::pg::compat::WaitEvent;
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::lock;
@@ -207,6 +208,7 @@ enum Obstacle {
 
 impl Obstacle {
     fn raise(self) -> ! {
+        count(Figure::HitsRefused, 1);
         let (message, hint) = match self {
             Self::Places => (
                 "all committers are busy with other databases",

@@ -227,6 +227,17 @@ impl Spot {
         unsafe { &(*self.attached.shared(self.number)).seems_empty }.load(Ordering::Relaxed)
     }
 
+    /// How many hits of a database are on their way; none where it has no place.
+    pub fn waiting(database: u32) -> usize {
+        Self::all()
+            .find_map(|spot| {
+                let mut guard = spot.lock();
+                let place = guard.place();
+                (place.database == database).then(|| place.queue.len())
+            })
+            .unwrap_or(0)
+    }
+
     /// Locks it.
     pub fn lock(self) -> Guard {
         // SAFETY: of the place, which is there.

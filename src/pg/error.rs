@@ -3,7 +3,9 @@
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
 /// What an error that was caught says.
 pub fn caught(error: &CaughtError) -> &ErrorReportWithLevel {
@@ -15,12 +17,31 @@ pub fn caught(error: &CaughtError) -> &ErrorReportWithLevel {
 
 /// Raises an error; control goes back to the server, which aborts the (sub)transaction.
 pub fn raise(report: ErrorReport) -> ! {
+    if IS_CONFLICT.take()
+        && let Some(tell) = ON_CONFLICT.get()
+    {
+        tell();
+    }
     report.report(PgLogLevel::ERROR);
     unreachable!("an ERROR does not return")
 }
 
+static ON_CONFLICT: OnceLock<fn()> = OnceLock::new();
+
+thread_local! {
+    /// The report that was made last says 40001. (A report itself does not tell its code.)
+    static IS_CONFLICT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says whom to tell of each error 40001 that we raise, which is known to floors above. To be called once, from `_PG_init`.
+pub fn register_conflicts(on_conflict: fn()) {
+    // A second one would be the same.
+    let _ = ON_CONFLICT.set(on_conflict);
+}
+
 /// A report to be completed with `set_detail` and `set_hint`.
 pub fn report(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
+    IS_CONFLICT.set(code == PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE);
     ErrorReport::new(code, message.into(), "counterx")
 }
 
@@ -41,6 +62,24 @@ fn write(message: String, level: PgLogLevel) {
         "counterx",
     )
     .report(level);
+}
+
+/// Warns the client, whatever `log_min_messages` has of warnings in the server's log.
+pub fn warn_client(report: ErrorReport) {
+    struct Unlogged(core::ffi::c_int);
+    impl Drop for Unlogged {
+        fn drop(&mut self) {
+            // SAFETY: a plain variable of the process.
+            unsafe { pg_sys::log_min_messages = self.0 };
+        }
+    }
+    // SAFETY: as above. What is raised meanwhile is logged all the same.
+    let _unlogged = unsafe {
+        let before = Unlogged(pg_sys::log_min_messages);
+        pg_sys::log_min_messages = before.0.max(PgLogLevel::ERROR as core::ffi::c_int);
+        before
+    };
+    report.report(PgLogLevel::WARNING);
 }
 
 /// The five characters of an error code.

@@ -70,10 +70,16 @@ pub fn conflicting_xacts(relation: pg_sys::Oid, mode: LockMode) -> Vec<VirtualXa
 /// take.
 #[derive(Clone, Copy)]
 enum UserLock {
-    /// There is a worker.
-    Worker,
+    /// There is a worker of this number.
+    Worker(u8),
+    /// A worker has this lane.
+    Lane(u8),
+    /// The further workers are to hold still.
+    Stillness,
     /// There is a filler.
     Filler,
+    /// Somebody waits for a fold of this lane.
+    Fold(u8),
     /// A counter's name.
     Name(NameHash),
     /// A token.
@@ -87,12 +93,20 @@ enum UserLock {
 const EXCLUSIVE: LockMode = pg_sys::ExclusiveLock as LockMode;
 const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 
+/// Of a class that has few locks.
+fn key_of(kind: &[u8; 4], number: u8) -> u64 {
+    u64::from(u32::from_be_bytes(*kind)) << 32 | u64::from(number)
+}
+
 impl UserLock {
     // `turns` has the classes from 5 on.
     fn tag(self) -> pg_sys::LOCKTAG {
         let (key, class) = match self {
-            Self::Worker => (u64::from(u32::from_be_bytes(*b"cntx")) << 32, 0),
-            Self::Filler => (u64::from(u32::from_be_bytes(*b"cntf")) << 32, 0),
+            Self::Worker(number) => (key_of(b"cntx", number), 0),
+            Self::Lane(lane) => (key_of(b"cntl", lane), 0),
+            Self::Stillness => (key_of(b"cnts", 0), 0),
+            Self::Filler => (key_of(b"cntf", 0), 0),
+            Self::Fold(lane) => (key_of(b"cntp", lane), 0),
             Self::Name(hash) => (hash.get(), 1),
             Self::Token(hash) => (hash.get(), 2),
             Self::Bound(hash) => (hash.get(), 3),
@@ -107,6 +121,33 @@ impl UserLock {
             locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         }
+    }
+
+    /// Takes it for the session, without waiting. False when somebody has it.
+    fn try_acquire_for_session(self) -> bool {
+        // SAFETY: a session lock, taken without waiting.
+        let result = unsafe { pg_sys::LockAcquire(&self.tag(), EXCLUSIVE, true, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    /// Gives it back, by a session that has it.
+    fn release_of_session(self) {
+        // SAFETY: only called by the holder.
+        unsafe { pg_sys::LockRelease(&self.tag(), EXCLUSIVE, true) };
+    }
+
+    /// Does somebody have it? Those who ask at the same time do not disturb each other.
+    fn is_taken(self) -> bool {
+        // SAFETY: taken without waiting and given back at once.
+        unsafe {
+            let tag = self.tag();
+            let result = pg_sys::LockAcquire(&tag, SHARE, false, true);
+            if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+                return true;
+            }
+            pg_sys::LockRelease(&tag, SHARE, false);
+        }
+        false
     }
 
     /// Waits for it. Whoever releases it does so under the same resource owner.
@@ -209,33 +250,111 @@ impl TokenLock {
     }
 }
 
-/// The mark that a database has a worker.
-pub struct WorkerMark;
+/// The mark that a database has a worker of some number.
+#[derive(Clone, Copy)]
+pub struct WorkerMark(u8);
 
 impl WorkerMark {
+    /// That of the worker that is there while the database counts.
+    pub const FIRST: Self = Self(0);
+
+    /// That of this one.
+    pub fn of(number: u8) -> Self {
+        Self(number)
+    }
+
     /// The worker takes the mark; it keeps it over its transactions. False when somebody has it.
-    pub fn try_set() -> bool {
-        // SAFETY: a session lock, taken without waiting.
-        let result = unsafe { pg_sys::LockAcquire(&UserLock::Worker.tag(), EXCLUSIVE, true, true) };
-        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    pub fn try_set(self) -> bool {
+        UserLock::Worker(self.0).try_acquire_for_session()
     }
 
     /// The worker gives the mark back.
-    pub fn clear() {
-        // SAFETY: only called by the holder.
-        unsafe { pg_sys::LockRelease(&UserLock::Worker.tag(), EXCLUSIVE, true) };
+    pub fn clear(self) {
+        UserLock::Worker(self.0).release_of_session();
     }
 
     /// Does a worker have the mark? Those who ask at the same time do not disturb each other.
-    pub fn is_set() -> bool {
+    pub fn is_set(self) -> bool {
+        UserLock::Worker(self.0).is_taken()
+    }
+}
+
+/// The lock of the worker that has a lane: it alone publishes epochs of it and folds it unasked. It keeps the lock over
+/// its transactions, each of which takes the lane's lease besides.
+pub struct LaneLock;
+
+impl LaneLock {
+    /// By one that does not have it. False when another one has.
+    pub fn try_take(lane: usize) -> bool {
+        UserLock::Lane(lane as u8).try_acquire_for_session()
+    }
+
+    /// By the one that has it.
+    pub fn release(lane: usize) {
+        UserLock::Lane(lane as u8).release_of_session();
+    }
+
+    /// Has a worker the lane?
+    pub fn is_taken(lane: usize) -> bool {
+        UserLock::Lane(lane as u8).is_taken()
+    }
+}
+
+/// The lock by which a database's first worker has the others hold still.
+pub struct Stillness;
+
+impl Stillness {
+    /// Others finish what they are at, and begin nothing new, until it is dropped. None when somebody looks for it at
+    /// this very moment.
+    pub fn try_ask() -> Option<Self> {
+        UserLock::Stillness
+            .try_acquire_for_session()
+            .then_some(Self)
+    }
+
+    /// Is it asked for?
+    pub fn is_asked() -> bool {
+        UserLock::Stillness.is_taken()
+    }
+}
+
+impl Drop for Stillness {
+    fn drop(&mut self) {
+        UserLock::Stillness.release_of_session();
+    }
+}
+
+/// The mark that somebody waits for a fold of a lane. Many can have it, and nobody waits for it.
+pub struct FoldWanted(Option<u8>);
+
+impl FoldWanted {
+    /// Sets it. (Not while the worker looks for it, which is a moment.) An error takes it back as well.
+    pub fn tell(lane: usize) -> Self {
+        let lane = lane as u8;
+        // SAFETY: takes any tag, without waiting.
+        let result =
+            unsafe { pg_sys::LockAcquire(&UserLock::Fold(lane).tag(), SHARE, false, true) };
+        Self((result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then_some(lane))
+    }
+
+    /// Takes it back.
+    pub fn release(self) {
+        if let Some(lane) = self.0 {
+            // SAFETY: held, and taken under the same owner.
+            unsafe { pg_sys::LockRelease(&UserLock::Fold(lane).tag(), SHARE, false) };
+        }
+    }
+
+    /// Does somebody wait? In a transaction.
+    pub fn is_set(lane: usize) -> bool {
+        let tag = UserLock::Fold(lane as u8).tag();
         // SAFETY: taken without waiting and given back at once.
         unsafe {
-            let tag = UserLock::Worker.tag();
-            let result = pg_sys::LockAcquire(&tag, SHARE, false, true);
+            let result = pg_sys::LockAcquire(&tag, EXCLUSIVE, false, true);
             if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
                 return true;
             }
-            pg_sys::LockRelease(&tag, SHARE, false);
+            pg_sys::LockRelease(&tag, EXCLUSIVE, false);
         }
         false
     }
@@ -247,9 +366,7 @@ pub struct FillerMark;
 impl FillerMark {
     /// For the rest of the session. False when somebody has it.
     pub fn try_set() -> bool {
-        // SAFETY: a session lock, taken without waiting.
-        let result = unsafe { pg_sys::LockAcquire(&UserLock::Filler.tag(), EXCLUSIVE, true, true) };
-        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+        UserLock::Filler.try_acquire_for_session()
     }
 }
 

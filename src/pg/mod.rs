@@ -34,6 +34,7 @@ pub mod spot;
 pub mod standby;
 pub mod subtransaction;
 pub mod time;
+pub mod tree;
 pub mod turns;
 pub mod user;
 pub mod varlena;

@@ -345,6 +345,22 @@ pub fn wait_for_xact(xid: pg_sys::TransactionId) {
     }
 }
 
+/// Sleeps until the time is over or the process's latch is set, and then does what the server asks for. `event`: what
+/// `pg_stat_activity` says meanwhile.
+///
+/// # Errors
+/// Raises 57014 and its like when the session is cancelled or ended.
+pub fn wait(time: std::time::Duration, event: u32) {
+    let milliseconds = time.as_millis().clamp(1, 3_600_000) as core::ffi::c_long;
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: the process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, event);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}
+
 /// Sleeps, up to the next signal.
 pub fn pause(time: std::time::Duration) {
     let us = core::ffi::c_long::try_from(time.as_micros()).unwrap_or(core::ffi::c_long::MAX);

@@ -160,6 +160,29 @@ fn may_start(database: u32, turn: u32, now: i64) -> bool {
     true
 }
 
+/// A turn for a further worker of a database, which this session may ask for: one that is free, while no database waits
+/// for one.
+pub fn find_for_further(turns: u32, now: i64) -> Option<u32> {
+    let free = (0..turns).filter(|&turn| !Tag::turn(turn).is_taken());
+    let free: Vec<u32> = free.collect();
+    if free.is_empty() || !waiting(now).is_empty() {
+        return None;
+    }
+    for tag in STARTED.take().into_iter().flatten() {
+        tag.release(EXCLUSIVE);
+    }
+    let now = second(now);
+    free.into_iter().find(|&turn| {
+        let [_, of_turn] = start_tags(0, turn, now);
+        let known = |ago: u32| start_tags(0, turn, now.wrapping_sub(ago))[1].is_taken();
+        if (1..=START_LASTS).any(known) || !of_turn.try_take(EXCLUSIVE) {
+            return false;
+        }
+        STARTED.set([None, Some(of_turn)]);
+        true
+    })
+}
+
 /// May the worker that has this turn ask for one of the database, to be the next? Nobody else asks for
 /// one in this turn then, also in the moment between the two.
 pub fn may_start_next(database: u32, turn: u32, now: i64) -> bool {
@@ -250,7 +273,11 @@ pub fn waiting(now: i64) -> Vec<u32> {
                     let age = now.wrapping_sub(tag.locktag_field2);
                     waiting.push((age, tag.locktag_field1));
                 }
-                class::WORKER if lock.holdMask & (1 << EXCLUSIVE) != 0 => {
+                // The first one: others have another number, or another key.
+                class::WORKER
+                    if lock.holdMask & (1 << EXCLUSIVE) != 0
+                        && (tag.locktag_field2, tag.locktag_field3) == (KEY, 0) =>
+                {
                     served.push(tag.locktag_field1);
                 }
                 class::START if now.wrapping_sub(tag.locktag_field3) <= 1 => {

@@ -5,6 +5,7 @@
 //! callback of the server's. So whatever ends the process, what it has taken is answered or put back.
 
 use crate::bounds::types;
+use crate::figures::local::{self, Figure};
 use crate::hits::failure::Failure;
 use crate::hits::memory::{self, Spot};
 use crate::pg::error::{log, quoted};
@@ -327,6 +328,7 @@ impl Batches {
                 count(item);
             }
         })?;
+        count_batch();
         crashpoint!("committer.committed");
         if flush {
             self.flushes.note(start.elapsed());
@@ -370,6 +372,7 @@ impl Batches {
                 .queue
                 .answer(entries, item.ticket, Answer::Refused, b"");
             drop(guard);
+            count_refused();
             let (name, why) = (quoted(&item.first.name), &failure.message);
             return log(format!(
                 "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
@@ -385,6 +388,7 @@ impl Batches {
             .answer(entries, item.ticket, answer, &failure.encode());
         let room = place.queue.room_for_others();
         drop(guard);
+        count_refused();
         waiter.into_iter().for_each(memory::wake);
         if room {
             self.spot.tell_of_room();
@@ -402,6 +406,25 @@ fn lane_is_locked() -> Failure {
             "Try again when the transaction that creates or changes a counter type, say, has ended."
                 .to_owned(),
     }
+}
+
+/// In numbers, the running transaction has committed.
+fn count_batch() {
+    let (counted, all) = CURRENT.with_borrow(|current| {
+        let counted = |verdict: &Verdict| matches!(verdict, Verdict::Counted);
+        let counted = current.iter().filter(|(_, verdict)| counted(verdict));
+        (counted.count() as u64, current.len() as u64)
+    });
+    local::count(Figure::HitBatches, 1);
+    local::count(Figure::HitsBatched, counted);
+    local::count(Figure::HitsRefused, all - counted);
+    local::hand_over();
+}
+
+/// Who has handed it over hears that it is not counted.
+fn count_refused() {
+    local::count(Figure::HitsRefused, 1);
+    local::hand_over();
 }
 
 /// The running transaction has committed: says so to those who wait. Those to be woken are handed to `wake`.

@@ -10,6 +10,7 @@
 //! two batches, so that what nobody waits for is not lost when a server shuts down: no batch waits longer
 //! than its `lock_timeout`.
 
+use crate::figures::local;
 use crate::hits::memory::{self, Assignment, Guard, Spot};
 use crate::pg::compat;
 use crate::pg::error::log;
@@ -19,6 +20,7 @@ use crate::process::batch::{self, Batches};
 use crate::process::directory;
 use crate::process::session;
 use crate::settings;
+use crate::write::pressure;
 use counterx_core::hits::{Look, Place, Start};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{pg_guard, pg_sys};
@@ -159,6 +161,8 @@ pub extern "C-unwind" fn counterx_committer_main(arg: pg_sys::Datum) {
         // One that is refused must not hold up the others.
         (c"counterx.escrow_wait", c"0"),
     ]);
+    pressure::exempt();
+    local::hand_conflicts_on();
     batch::register_callback();
     failpoint!("committer.ready");
     let expected = {

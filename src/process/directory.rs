@@ -10,13 +10,13 @@
 
 use crate::pg::lock;
 use crate::pg::ports;
-use counterx_core::turns;
+use counterx_core::turns::{self, Seat};
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init, pg_sys};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Three quarters of so many databases can have a worker, or want one, at a time. The others' next
+/// Three quarters of so many workers can be there, or be wanted, at a time. The others' next
 /// commits ask again. It takes a few hundred kilobytes.
 const PLACES: usize = 4096;
 
@@ -48,11 +48,11 @@ pub fn set_launcher(latch: *mut pg_sys::Latch) {
 }
 
 /// What the launcher is to do where so many may work at a time: see [`turns::Directory::plan`].
-pub fn plan(turns: usize, held_up: impl Fn(u32) -> Option<i64>) -> turns::Plan {
+pub fn plan(turns: usize, held_up: impl Fn(Seat) -> Option<i64>) -> turns::Plan {
     (DIRECTORY.exclusive().databases).plan(ports::now(), turns, held_up)
 }
 
-/// The postmaster has refused these. Returns how many databases have their turn.
+/// The postmaster has refused these. Returns how many turns are taken.
 pub fn refused(starts: impl Iterator<Item = turns::Start>) -> usize {
     let mut directory = DIRECTORY.exclusive();
     for start in starts {
@@ -84,28 +84,38 @@ pub fn request_always(database: pg_sys::Oid) {
     wake(latch);
 }
 
-/// The worker of this database has begun its work, or goes on with it. `visit`: it only looks in.
-pub fn set_working(database: pg_sys::Oid, visit: bool) {
+/// A worker has more to do than it can. If there is a turn that no database needs, a further one comes.
+pub fn request_further(seat: Seat) {
     let latch = {
         let mut directory = DIRECTORY.exclusive();
-        (directory.databases).working(database.to_u32(), visit, ports::now());
+        directory.databases.request(seat, ports::now());
+        directory.launcher_latch
+    };
+    wake(latch);
+}
+
+/// This worker has begun its work, or goes on with it. `visit`: it only looks in.
+pub fn set_working(seat: Seat, visit: bool) {
+    let latch = {
+        let mut directory = DIRECTORY.exclusive();
+        (directory.databases).working(seat, visit, ports::now());
         directory.launcher_latch
     };
     // From now on it can be asked to make room.
     wake(latch);
 }
 
-/// The worker of this database has ended its work. Cannot fail: it is called when a process exits.
-pub fn set_stopped(database: pg_sys::Oid) {
-    DIRECTORY.exclusive().databases.stopped(database.to_u32());
+/// This worker has ended its work. Cannot fail: it is called when a process exits.
+pub fn set_stopped(seat: Seat) {
+    DIRECTORY.exclusive().databases.stopped(seat);
 }
 
-/// The worker of this database could not begin. Cannot fail: it is called when a process exits.
-pub fn set_failed(database: pg_sys::Oid) {
-    (DIRECTORY.exclusive().databases).failed(database.to_u32(), ports::now());
+/// This worker could not begin. Cannot fail: it is called when a process exits.
+pub fn set_failed(seat: Seat) {
+    (DIRECTORY.exclusive().databases).failed(seat, ports::now());
 }
 
-/// The worker of this database ends without having looked whether there is work left. Cannot fail:
+/// The first worker of this database ends without having looked whether there is work left. Cannot fail:
 /// it is called when a process exits.
 pub fn request_again(database: pg_sys::Oid) {
     (DIRECTORY.exclusive().databases).request_again(database.to_u32(), ports::now());
@@ -117,14 +127,14 @@ pub fn visit_after(database: pg_sys::Oid, pause: Duration) {
     (DIRECTORY.exclusive().databases).visit_at(database.to_u32(), at, ports::now());
 }
 
-/// The worker of this database has work, or has none.
-pub fn set_busy(database: pg_sys::Oid, busy: bool) {
-    (DIRECTORY.exclusive().databases).set_busy(database.to_u32(), busy);
+/// This worker has work, or has none.
+pub fn set_busy(seat: Seat, busy: bool) {
+    (DIRECTORY.exclusive().databases).set_busy(seat, busy);
 }
 
-/// Is the worker of this database to make room? How many databases wait?
-pub fn asked(database: pg_sys::Oid) -> (bool, u32) {
-    DIRECTORY.share().databases.asked(database.to_u32())
+/// Is this worker to make room? How many databases wait?
+pub fn asked(seat: Seat) -> (bool, u32) {
+    DIRECTORY.share().databases.asked(seat)
 }
 
 /// There may be a turn to give away. Cannot fail: it is called when a process exits.

@@ -1,14 +1,17 @@
-//! Being on duty: the mark of the database's worker, and its entry in the directory.
+//! Being on duty: a worker's mark, and its entry in the directory.
 
 use crate::pg::lock::WorkerMark;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::process::session;
+use crate::settings;
+use counterx_core::folders::Present;
+use counterx_core::turns::Seat;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
 
-/// What the database's entry in the launcher's directory is to this process.
+/// What the worker's entry in the launcher's directory is to this process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Entry {
     /// It waits for this process to report for duty.
@@ -23,39 +26,62 @@ thread_local! {
     static ENTRY: Cell<Entry> = const { Cell::new(Entry::Starting) };
 }
 
-/// With a launcher: what becomes of the database's entry, whatever ends the process.
+/// With a launcher: what becomes of the worker's entry, whatever ends the process.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: core::ffi::c_int, arg: pg_sys::Datum) {
-    let database = pg_sys::Oid::from(arg.value() as u32);
+    let seat = Seat {
+        database: arg.value() as u32,
+        number: (arg.value() >> 32) as u8,
+    };
     match ENTRY.get() {
-        Entry::Starting => directory::set_failed(database),
+        Entry::Starting => directory::set_failed(seat),
         // Ended by force. Whoever has counted since then has relied on this worker.
-        Entry::Working => directory::request_again(database),
+        Entry::Working if seat.is_first() => directory::request_again(seat.database.into()),
+        // Nobody has: the others have its lanes, and ask for another one if they cannot keep up.
+        Entry::Working => directory::set_stopped(seat),
         Entry::NotOurs => {}
     }
     directory::look();
 }
 
 /// The worker reports for duty, or goes on with it.
-pub fn set_working(database: pg_sys::Oid, visit: bool) {
+pub fn set_working(seat: Seat, visit: bool) {
     if directory::is_loaded() {
-        directory::set_working(database, visit);
+        directory::set_working(seat, visit);
         ENTRY.set(Entry::Working);
     }
 }
 
 /// Those who just look at the mark, and a predecessor that is about to end, hold it for a moment.
-pub fn take_mark() -> bool {
+pub fn take_mark(seat: Seat) -> bool {
+    let mark = WorkerMark::of(seat.number);
     // Without a launcher: whoever has it will look for rows when it gives it up.
-    let taken = if directory::is_loaded() || !WorkerMark::is_set() {
-        session::patiently(WorkerMark::try_set)
+    let taken = if directory::is_loaded() || !mark.is_set() {
+        session::patiently(|| mark.try_set())
     } else {
         false
     };
-    if !taken {
+    // A further worker's entry is its own, and it has not come.
+    if !taken && seat.is_first() {
         ENTRY.set(Entry::NotOurs);
     }
     taken
+}
+
+/// Which workers of the database are there, beside this one.
+pub fn present(own: u8) -> Present {
+    let mut present = Present::alone(own);
+    let most = settings::workers_per_database();
+    // The only one need not look: those that the setting has room for no more are about to go.
+    if most == 1 && own == 0 {
+        return present;
+    }
+    for number in (0..most as u8).filter(|&number| number != own) {
+        if WorkerMark::of(number).is_set() {
+            present = present.with(number);
+        }
+    }
+    present
 }
 
 /// The worker before is about to end. In the queue for its lock, so that no session finds the turn
@@ -69,18 +95,19 @@ pub fn wait_for_turn(turn: u32) -> bool {
 
 /// With a launcher: whatever ends the process, the directory will say so. To be called before anything
 /// can fail.
-pub fn report_exit(database: pg_sys::Oid) {
+pub fn report_exit(seat: Seat) {
     if directory::is_loaded() {
+        let argument = usize::from(seat.number) << 32 | seat.database as usize;
         // SAFETY: once in a process.
-        unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(database)) };
+        unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(argument)) };
     }
 }
 
-/// The worker is off duty. Whoever commits from now on asks for another one.
-pub fn give_up(database: pg_sys::Oid) {
+/// The worker is off duty. Whoever commits from now on asks for another first one.
+pub fn give_up(seat: Seat) {
     if directory::is_loaded() {
-        directory::set_stopped(database);
+        directory::set_stopped(seat);
         ENTRY.set(Entry::NotOurs);
     }
-    WorkerMark::clear();
+    WorkerMark::of(seat.number).clear();
 }

@@ -18,6 +18,7 @@ use crate::track::check;
 use crate::track::fill::{self, NotNow};
 use crate::track::tables::{self, Catalogs, Track};
 use crate::track::watch;
+use crate::write::pressure;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -37,6 +38,7 @@ pub extern "C-unwind" fn counterx_filler_main(arg: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
     session::own_settings(&[(c"lock_timeout", c"0")]);
+    pressure::exempt();
     if !FillerMark::try_set() {
         return;
     }

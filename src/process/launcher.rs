@@ -8,6 +8,7 @@ use crate::process::directory;
 use crate::process::session;
 use crate::process::start;
 use crate::settings;
+use counterx_core::turns::Seat;
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -58,10 +59,12 @@ pub extern "C-unwind" fn counterx_launcher_main(_arg: pg_sys::Datum) {
 /// What the launcher remembers. Times are microseconds of the server's clock.
 #[derive(Default)]
 struct Launcher {
-    last_starts: HashMap<u32, i64>,
+    last_starts: HashMap<Seat, i64>,
     shortage: Option<Shortage>,
     /// When the log said that there are no slots.
     said_at: Option<i64>,
+    /// The same of those for further workers.
+    said_of_further_at: Option<i64>,
 }
 
 /// The postmaster had no slot for more workers than these.
@@ -82,7 +85,7 @@ impl Launcher {
             // So that those who have a slot make room for those who wait.
             turns = turns.min(shortage.workers);
         }
-        let held_up = |database| self.last_starts.get(&database).map(|at| at + PAUSE_US);
+        let held_up = |seat| self.last_starts.get(&seat).map(|at| at + PAUSE_US);
         let plan = directory::plan(turns, held_up);
         let mut next = plan.next.unwrap_or(i64::MAX);
         if plan.waiting > 0 {
@@ -92,11 +95,16 @@ impl Launcher {
         let mut refused = None;
         for start in starts.by_ref() {
             // The entry says so already, so that the worker's own report comes later.
-            if !start::start(start.database.into(), start::Purpose::of(start.visit)) {
+            if start::start(start.seat.database.into(), start::Purpose::of(&start)) {
+                self.last_starts.insert(start.seat, now);
+            } else if start.seat.is_first() {
                 refused = Some(start);
                 break;
+            } else {
+                // Nobody makes room for it. It is tried less and less often.
+                directory::set_failed(start.seat);
+                self.say_that_none_can_help(now);
             }
-            self.last_starts.insert(start.database, now);
         }
         if let Some(refused) = refused {
             let workers = directory::refused(std::iter::once(refused).chain(starts));
@@ -119,5 +127,15 @@ impl Launcher {
         }
         let pause = u64::try_from(next.saturating_sub(now)).unwrap_or(0);
         Duration::from_micros(pause).min(LOOK_EVERY)
+    }
+
+    fn say_that_none_can_help(&mut self, now: i64) {
+        let said = self.said_of_further_at;
+        if said.is_none_or(|at| now - at > SAY_AGAIN_AFTER_US) {
+            log(
+                "counterx: no free background worker slot for a further worker of a database, will try again",
+            );
+        }
+        self.said_of_further_at = Some(now);
     }
 }

@@ -8,6 +8,7 @@ use crate::pg::ports;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::settings;
+use counterx_core::turns::{Seat, Start};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -44,7 +45,7 @@ pub fn request() {
         return;
     }
     LOOKED_AT.set(now);
-    if WorkerMark::is_set() {
+    if WorkerMark::FIRST.is_set() {
         turns::stop_waiting();
     } else if lock::database_allows_connections() {
         // Whatever comes of it, the next commits try again, and reads are right meanwhile.
@@ -52,7 +53,7 @@ pub fn request() {
             turns::Chance::Turn(turn) => {
                 turns::stop_waiting();
                 // Who has asked before may have been gone just now, as his worker was there.
-                if !WorkerMark::is_set() && start(database, Purpose::Turn(turn)) {
+                if !WorkerMark::FIRST.is_set() && start(database, Purpose::Turn(turn)) {
                     stay_until_it_is_there();
                 }
             }
@@ -86,7 +87,8 @@ unsafe extern "C-unwind" fn wait_before_exit(code: core::ffi::c_int, _arg: pg_sy
     const PAUSE: Duration = Duration::from_millis(10);
     // The session was not ended by force.
     if code == 0 {
-        while (0..LONGEST_US).contains(&(ports::now() - STARTED_AT.get())) && !WorkerMark::is_set()
+        while (0..LONGEST_US).contains(&(ports::now() - STARTED_AT.get()))
+            && !WorkerMark::FIRST.is_set()
         {
             std::thread::sleep(PAUSE);
         }
@@ -104,12 +106,38 @@ pub enum Purpose {
     Turn(u32),
     /// The same, as the next after a worker that is about to end.
     Next(u32),
+    /// To fold beside others of its database.
+    Further(Further),
 }
+
+/// A worker beside others of its database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Further {
+    /// From 1.
+    pub number: u8,
+    /// Without a launcher: its turn.
+    pub turn: Option<u32>,
+}
+
+/// What the argument of a further worker has its number from.
+const NUMBER_AT: u32 = 16;
 
 impl Purpose {
     /// What the launcher starts one for.
-    pub fn of(visit: bool) -> Self {
-        if visit { Self::Visit } else { Self::Fold }
+    pub fn of(start: &Start) -> Self {
+        match (start.seat.number, start.visit) {
+            (0, true) => Self::Visit,
+            (0, false) => Self::Fold,
+            (number, _) => Self::Further(Further { number, turn: None }),
+        }
+    }
+
+    /// The worker's number in its database.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Further(further) => further.number,
+            Self::Fold | Self::Visit | Self::Turn(_) | Self::Next(_) => 0,
+        }
     }
 
     fn encode(self) -> u32 {
@@ -118,17 +146,43 @@ impl Purpose {
             Self::Visit => 1,
             Self::Turn(turn) => 2 + 2 * turn,
             Self::Next(turn) => 3 + 2 * turn,
+            Self::Further(Further { number, turn }) => {
+                u32::from(number) << NUMBER_AT | turn.map_or(0, |turn| turn + 1)
+            }
         }
     }
 
     /// What a worker's argument says.
     pub fn decode(number: u32) -> Self {
+        let further = number >> NUMBER_AT;
+        if further != 0 {
+            let turn = number & ((1 << NUMBER_AT) - 1);
+            return Self::Further(Further {
+                number: further as u8,
+                turn: turn.checked_sub(1),
+            });
+        }
         match number {
             0 => Self::Fold,
             1 => Self::Visit,
             other if other.is_multiple_of(2) => Self::Turn(other / 2 - 1),
             other => Self::Next((other - 3) / 2),
         }
+    }
+}
+
+/// A worker of this database cannot keep up: asks for a further one, of this number. It comes if there is a turn that
+/// no database needs. In no transaction.
+pub fn request_further(database: pg_sys::Oid, number: u8) {
+    if directory::is_loaded() {
+        directory::request_further(Seat {
+            database: database.to_u32(),
+            number,
+        });
+    } else if let Some(turn) = turns::find_for_further(settings::max_workers(), ports::now()) {
+        // Whatever comes of it, who wants one asks again.
+        let turn = Some(turn);
+        start(database, Purpose::Further(Further { number, turn }));
     }
 }
 

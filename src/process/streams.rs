@@ -6,13 +6,20 @@
 //! notifications is the whole server's: where a listener holds it up, nothing is added to it. Whoever waits for hints
 //! looks now and then all the same.
 //!
-//! Who folds by hand gives none. So the worker looks whether lanes were folded by others, and tells all then that are
+//! Who folds by hand gives none. So a worker looks whether its lanes were folded by others, and tells all then that are
 //! behind.
+//!
+//! # Note about several workers
+//! The worker that has a lane tells of the folds of this lane, whoever has folded it, and keeps what streams have there
+//! in order: nobody else needs its lease as often. Of a lane that it gets it tells all that are behind there, as the
+//! worker before may have ended with something to tell. Alerts are told by the first worker, as firing is counted in
+//! all lanes together.
 
 use crate::fold::stream as fold;
 use crate::fold::stream_upkeep;
 use crate::pg::clock;
 use crate::pg::error::{debug, log};
+use crate::pg::lock::Stillness;
 use crate::pg::scan::TableScan;
 use crate::pg::snapshot::{self, LatestSnapshot};
 use crate::process::session;
@@ -25,6 +32,7 @@ use crate::store::tables;
 use counterx_core::lane::LANES;
 use counterx_core::schedule::LaneClock;
 use counterx_core::streams::Position;
+use counterx_core::turns::Seat;
 use pgrx::Spi;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -53,8 +61,11 @@ const LATELY: i64 = 60 * 1_000_000;
 /// What a worker remembers.
 #[derive(Default)]
 pub struct Streams {
-    /// How many folds each lane has had, as far as it is known for whom. None: the worker is new.
-    folds: Option<[i64; LANES]>,
+    /// It is not the first worker of its database.
+    is_further: bool,
+    /// How many folds each lane has had, as far as it is known for whom. None: the lane is new to the worker, or
+    /// another one's.
+    folds: [Option<i64>; LANES],
     /// How often each alert has fired.
     fired: HashMap<i64, i64>,
     /// What is to be told.
@@ -73,19 +84,28 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Does what is due. Outside of any transaction.
-    pub fn see_to(&mut self, now: Duration) {
+    /// Of the worker that has this seat.
+    pub fn of(seat: Seat) -> Self {
+        Self {
+            is_further: !seat.is_first(),
+            ..Self::default()
+        }
+    }
+
+    /// Does what is due, for the lanes that the worker `has`. Outside of any transaction.
+    pub fn see_to(&mut self, now: Duration, has: impl Fn(usize) -> bool) {
         let hints = fold::take_hints();
         let has_folded = !hints.folds.is_empty();
         self.wanted
             .extend(hints.streams.iter().map(|name| name.to_vec()));
-        if let Some(known) = &mut self.folds {
-            for (lane, number) in hints.folds {
-                // Others may have folded in between.
-                if known[lane] + 1 == number {
-                    known[lane] = number;
-                }
+        for (lane, number) in hints.folds {
+            // Others may have folded in between.
+            if self.folds[lane] == Some(number - 1) {
+                self.folds[lane] = Some(number);
             }
+        }
+        for lane in (0..LANES).filter(|&lane| !has(lane)) {
+            self.folds[lane] = None;
         }
         let pause = match (&self.failure, self.unused) {
             (Some(_), _) => LOOK_AFTER_FAILURE,
@@ -95,7 +115,7 @@ impl Streams {
         let at_once = has_folded && self.failure.is_none();
         if at_once || self.looked.is_zero() || now >= self.looked + pause {
             self.looked = now;
-            let looked = session::transaction(c"looking at streams", || self.look());
+            let looked = session::transaction(c"looking at streams", || self.look(&has));
             let failure = looked.err();
             if let Some(message) = &failure
                 && self.failure != failure
@@ -112,7 +132,7 @@ impl Streams {
         self.tell(now);
         if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
             self.has_kept = true;
-            self.keep(now);
+            self.keep(now, &has);
         }
     }
 
@@ -132,22 +152,22 @@ impl Streams {
         })
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, has: &impl Fn(usize) -> bool) {
         let Ok(shared) = catalog::try_shared() else {
             return;
         };
         self.unused = false;
         if !stream::may_be_any(&shared) {
-            self.folds = None;
+            self.folds = [None; LANES];
             self.wanted.clear();
-            self.unused = (0..LANES).all(stream_upkeep::is_clean);
+            self.unused = ((0..LANES).filter(|&lane| has(lane))).all(stream_upkeep::is_clean);
             return;
         }
-        let mut folds = [0; LANES];
-        for (lane, folds) in folds.iter_mut().enumerate() {
-            *folds = state::lane_state(&shared, lane, snapshot::self_snapshot()).folds;
-        }
-        if self.folds.replace(folds) != Some(folds) {
+        let folds: [Option<i64>; LANES] = std::array::from_fn(|lane| {
+            let state = || state::lane_state(&shared, lane, snapshot::self_snapshot());
+            has(lane).then(|| state().folds)
+        });
+        if std::mem::replace(&mut self.folds, folds) != folds {
             let latest = LatestSnapshot::take();
             // SAFETY: the snapshot is active.
             let (streams, cursors) = unsafe {
@@ -158,7 +178,8 @@ impl Streams {
             let behind: HashSet<&[u8]> = (cursors.iter())
                 .filter(|cursor| {
                     cursor.is_live(cells[cursor.lane])
-                        && cursor.position < Position::end_of(folds[cursor.lane])
+                        && folds[cursor.lane]
+                            .is_some_and(|folds| cursor.position < Position::end_of(folds))
                 })
                 .map(|cursor| &*cursor.stream)
                 .collect();
@@ -166,7 +187,9 @@ impl Streams {
                 (streams.iter()).filter(|stream| stream.notify && behind.contains(&*stream.name));
             self.wanted.extend(told.map(|stream| stream.name.to_vec()));
         }
-        self.look_at_alerts();
+        if !self.is_further {
+            self.look_at_alerts();
+        }
     }
 
     fn look_at_alerts(&mut self) {
@@ -237,8 +260,12 @@ impl Streams {
         }
     }
 
-    fn keep(&mut self, now: Duration) {
-        for lane in 0..LANES {
+    fn keep(&mut self, now: Duration, has: &impl Fn(usize) -> bool) {
+        // What the first worker does then takes a moment, and needs the leases of all lanes.
+        if self.is_further && Stillness::is_asked() {
+            return;
+        }
+        for lane in (0..LANES).filter(|&lane| has(lane)) {
             let kept = session::transaction(c"keeping streams in order", || {
                 stream_upkeep::keep(lane);
             });

@@ -21,44 +21,41 @@
 //! A worker has had its turn when it has folded each lane once. While others wait, it does so at once
 //! instead of once in an interval; and then it stays for as long as is fair.
 
-use crate::bounds::holds;
 use crate::bounds::types;
-use crate::bounds::windows::Leaps;
-use crate::fold::compaction::{self, LaneMemory, Tick};
-use crate::fold::expiry;
+use crate::figures::local;
 use crate::fold::rotation;
 use crate::fold::sealing::{self, Sealing};
-use crate::fold::sweep::{self, Sweep};
+use crate::fold::sweep;
 use crate::fold::way;
-use crate::pg::clock;
 use crate::pg::compat;
 use crate::pg::error::log;
-use crate::pg::lock;
+use crate::pg::lock::{self, Stillness};
 use crate::pg::ports;
 use crate::pg::snapshot::LatestSnapshot;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::process::duty;
+use crate::process::lanes::Lanes;
 use crate::process::mend;
 use crate::process::session;
-use crate::process::start::{self, Purpose};
+use crate::process::start::{self, Further, Purpose};
 use crate::process::streams::Streams;
+use crate::process::tracks::Tracks;
+use crate::process::upkeep::Upkeep;
+use crate::process::uptime::Uptime;
 use crate::settings;
 use crate::store::catalog::{self, LaneRels, Unusable};
-use crate::store::expired::Batch;
 use crate::store::pending;
-use crate::store::shape::Refusal;
 use crate::track::tables::{self, Catalogs};
-use crate::track::watch;
-use crate::write::token;
-use crate::write::windows;
-use counterx_core::history::Steadiness;
+use crate::write::pressure;
+use counterx_core::folders::Present;
 use counterx_core::lane::LANES;
-use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
-use counterx_core::turns::Turn;
+use counterx_core::schedule::{LaneClock, POLL, SHORTEST};
+use counterx_core::turns::{Seat, Turn};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::time::{Duration, Instant};
+use std::ffi::CStr;
+use std::time::Duration;
 
 /// The worker's main function; the argument is the database's OID, and what it is started for.
 #[pg_guard]
@@ -69,9 +66,13 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     session::ignore_cancels();
     let database = pg_sys::Oid::from(arg.value() as u32);
     let purpose = Purpose::decode((arg.value() >> 32) as u32);
+    let seat = Seat {
+        database: database.to_u32(),
+        number: purpose.number(),
+    };
     // SAFETY: once, at the start of a background worker.
     unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
-    duty::report_exit(database);
+    duty::report_exit(seat);
     // SAFETY: once, as the bootstrap superuser.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
@@ -82,14 +83,26 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
         (c"synchronous_commit", c"off"),
         (c"lock_timeout", c"0"),
     ]);
+    // What it removes may fire triggers that count: it would wait for its own fold.
+    pressure::exempt();
+    if !seat.is_first() {
+        // What counterx.workers knows it by.
+        let name = format!("counterx further worker {}\0", seat.number);
+        if let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) {
+            session::set(c"application_name", name);
+        }
+    }
     // Before it waits for anything: from now on it notices that they were changed.
     let known = session::transaction(c"reading settings", || session::database_settings(database));
-    if !duty::take_mark() {
+    if !duty::take_mark(seat) {
         return;
     }
     let has_turn = match purpose {
-        Purpose::Fold | Purpose::Visit => true,
-        Purpose::Turn(turn) => session::patiently(|| turns::try_take_turn(turn)),
+        Purpose::Fold | Purpose::Visit | Purpose::Further(Further { turn: None, .. }) => true,
+        Purpose::Turn(turn)
+        | Purpose::Further(Further {
+            turn: Some(turn), ..
+        }) => session::patiently(|| turns::try_take_turn(turn)),
         Purpose::Next(turn) => duty::wait_for_turn(turn),
     };
     if !has_turn {
@@ -97,21 +110,30 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
     }
     failpoint!("worker.ready");
     way::enter_worker();
-    let mut worker = Worker::new(database, purpose, known.unwrap_or_default());
+    let mut worker = Worker::new(seat, purpose, known.unwrap_or_default());
     if purpose == Purpose::Visit {
-        duty::set_working(database, true);
+        duty::set_working(seat, true);
         worker.look_in();
     } else {
-        duty::set_working(database, false);
+        duty::set_working(seat, false);
         worker.run();
     }
 }
 
 struct Worker {
     database: pg_sys::Oid,
+    seat: Seat,
+    /// Which workers of the database are there.
+    present: Present,
+    /// When others may be made to hold still again.
+    stillness_at: Duration,
     purpose: Purpose,
-    started: Instant,
-    turn: Turn,
+    up: Uptime,
+    lanes: Lanes,
+    upkeep: Upkeep,
+    tracks: Tracks,
+    /// What it does for streams.
+    streams: Streams,
     /// Its turn is over but for one more fold of each lane.
     last_round: bool,
     /// Others want a turn.
@@ -120,82 +142,17 @@ struct Worker {
     others_at: Duration,
     /// What the launcher knows.
     busy: bool,
-    last_work: Duration,
-    clocks: [LaneClock; LANES],
-    /// Of epochs that were published and are to be folded when their writers have ended.
-    settlings: [Settling; LANES],
-    /// Of truncations: one that fails must not hold up folding.
-    reclaims: [LaneClock; LANES],
-    /// When to count next what is pending.
-    counts: [Duration; LANES],
-    memories: [LaneMemory; LANES],
-    /// Why all lanes are left alone, as the log has it.
-    refused: Option<String>,
     /// Those that its session began with.
     database_settings: Option<i64>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
-    /// When the worker looks for tracks to be filled.
-    looks_for_tracks: LaneClock,
-    /// When those that it has found are tried again.
-    tracks: LaneClock,
-    /// When some groups of the others were compared.
-    checked: Option<Duration>,
-    /// Which were not exact when it looked last.
-    unfinished: Option<i64>,
-    /// When what is not wanted of history is looked for, and whether that is to go on.
-    expiry: LaneClock,
-    sweep: Option<Sweep>,
-    /// It has looked for that at least once.
-    looked_for_expired: bool,
-    /// Whether the clock that history goes by can be trusted.
-    steadiness: Steadiness,
-    /// It has leapt.
-    leaps: bool,
-    tokens: LaneClock,
-    /// It has looked for expired tokens at least once.
-    looked_for_tokens: bool,
-    tokens_removed: token::Progress,
-    /// When windows are looked for that are not kept any more.
-    windows: LaneClock,
-    looked_for_windows: bool,
-    windows_removed: windows::Progress,
-    /// When it was forgotten last how far that has come: late deltas bring totals back.
-    windows_since: Duration,
-    /// There are some that could not be removed yet.
-    windows_left: bool,
-    /// It is said that they are not removed, as the clock has leapt.
-    windows_leap: bool,
-    /// What it does for streams.
-    streams: Streams,
 }
-
-/// How often a worker looks for expired tokens, at least.
-const TOKENS_EVERY: Duration = Duration::from_secs(10);
-
-/// So many expired tokens are removed in one transaction: some milliseconds. Between two of them
-/// lanes have their turn.
-const TOKEN_BATCH: usize = 1000;
 
 /// How often a worker looks whether the settings of its database were changed.
 const GLANCE_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a worker looks for tracks that are not exact.
-const TRACKS_EVERY: Duration = Duration::from_millis(500);
-/// How often some groups of tracked tables are compared with their rows, where that is asked for.
-const CHECKS_EVERY: Duration = Duration::from_secs(60);
-
-/// How often a worker looks for windows that are not kept any more, at least.
-const WINDOWS_EVERY: Duration = Duration::from_secs(10);
-
-/// So often it begins with them from the start.
-const FORGET_WINDOWS_AFTER: Duration = Duration::from_secs(3600);
-
 /// A worker looks in after this time where there is more to be deleted of a history.
 const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(5);
-
-/// How often a worker looks for history that has expired.
-const EXPIRY_EVERY: Duration = Duration::from_secs(10);
 
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
@@ -254,49 +211,25 @@ enum Outlook {
 }
 
 impl Worker {
-    fn new(database: pg_sys::Oid, purpose: Purpose, database_settings: Option<i64>) -> Self {
+    fn new(seat: Seat, purpose: Purpose, database_settings: Option<i64>) -> Self {
         Self {
-            database,
+            database: seat.database.into(),
+            seat,
+            present: Present::alone(seat.number),
+            stillness_at: Duration::ZERO,
             purpose,
-            started: Instant::now(),
-            turn: Turn::default(),
+            up: Uptime::start(),
+            lanes: Lanes::of(seat.number),
+            upkeep: Upkeep::default(),
+            tracks: Tracks::default(),
+            streams: Streams::of(seat),
             last_round: false,
             others: Others::default(),
             others_at: Duration::ZERO,
             busy: true,
-            last_work: Duration::ZERO,
-            clocks: Default::default(),
-            settlings: Default::default(),
-            reclaims: Default::default(),
-            counts: Default::default(),
-            memories: Default::default(),
-            refused: None,
             database_settings,
             glances: LaneClock::default(),
-            looks_for_tracks: LaneClock::default(),
-            tracks: LaneClock::default(),
-            checked: None,
-            unfinished: None,
-            expiry: LaneClock::default(),
-            sweep: None,
-            looked_for_expired: false,
-            steadiness: Steadiness::default(),
-            leaps: false,
-            tokens: LaneClock::default(),
-            looked_for_tokens: false,
-            tokens_removed: token::Progress::default(),
-            windows: LaneClock::default(),
-            looked_for_windows: false,
-            windows_removed: windows::Progress::default(),
-            windows_since: Duration::ZERO,
-            windows_left: false,
-            windows_leap: false,
-            streams: Streams::default(),
         }
-    }
-
-    fn now(&self) -> Duration {
-        self.started.elapsed()
     }
 
     fn run(&mut self) {
@@ -304,69 +237,69 @@ impl Worker {
             if lock::database_is_wanted() {
                 return self.give_up();
             }
+            self.share_lanes();
             let crowded = match session::transaction(c"looking for pending deltas", || self.look())
             {
                 Ok(Outlook::Crowded(crowded)) => crowded,
                 Ok(Outlook::NewSettings) => return self.start_anew(),
                 Ok(Outlook::Unusable) => return self.give_up(),
                 Err(message) => {
-                    self.glances.failed(self.now());
+                    self.glances.failed(self.up.now());
                     log(format!(
                         "counterx: the worker cannot look for pending deltas: {message}"
                     ));
-                    session::wait(self.glances.until_due(self.now(), GLANCE_EVERY));
+                    if !self.seat.is_first() {
+                        return self.give_up();
+                    }
+                    session::wait(self.glances.until_due(self.up.now(), GLANCE_EVERY));
                     continue;
                 }
             };
             self.look_for_others();
-            mend::triggers_now_and_then();
-            if settings::compaction() {
-                self.see_to_tracks();
+            if self.seat.is_first() {
+                mend::triggers_now_and_then();
+                if settings::compaction() {
+                    self.tracks.see_to(&mut self.up, self.database);
+                }
+            } else if self.is_dispensable() {
+                return self.give_up();
             }
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
-                    let clock = &self.clocks[lane];
-                    let early = crowded || self.is_hurried(lane);
-                    let settled = self.settlings[lane].until_due(self.now());
-                    if clock.due(self.now(), settings::compaction_interval())
-                        || (early && clock.may_be_early())
-                        || settled == Some(Duration::ZERO)
-                    {
-                        self.tick(lane);
+                    let waited_for = self.others.waiting > 0;
+                    if self.lanes.is_due(&self.up, lane, crowded, waited_for) {
+                        self.fold(lane);
                     }
                     if way::has_made_way() {
                         return self.give_up();
                     }
                     pgrx::check_for_interrupts!();
                 }
-                // At the start of a turn, too: it may be shorter than the pause.
-                let pause = TOKENS_EVERY.min(settings::token_ttl());
-                if !self.looked_for_tokens || self.tokens.due(self.now(), pause) {
-                    self.looked_for_tokens = true;
-                    self.remove_tokens();
+                self.look_for_help();
+                self.streams
+                    .see_to(self.up.now(), |lane| self.lanes.has(lane));
+            }
+            if self.seat.is_first() {
+                if settings::compaction() {
+                    self.keep_up();
                 }
-                self.expire_history();
-                self.remove_windows();
-                self.streams.see_to(self.now());
+                if self.makes_room() {
+                    return;
+                }
+                let is_idle = self.up.since_work() > settings::worker_idle_timeout();
+                if is_idle && !self.streams.has_hints() && self.may_end() {
+                    return;
+                }
             }
-            if self.makes_room() {
-                return;
-            }
-            let is_idle = self.now() - self.last_work > settings::worker_idle_timeout();
-            if is_idle && !self.streams.has_hints() && self.may_end() {
-                return;
-            }
-            let until_due = self
-                .clocks
-                .iter()
-                .map(|clock| clock.until_due(self.now(), settings::compaction_interval()))
-                .min()
-                .unwrap_or(POLL);
             if settings::compaction() {
-                let hurried = (0..LANES).any(|lane| self.is_hurried(lane));
-                let pause = until_due.min(if hurried { HURRY } else { POLL });
-                let told = self.streams.until_due(self.now());
-                session::wait(pause.min(self.until_look()).min(told.max(SHORTEST)));
+                let hurried =
+                    self.others.waiting > 0 && (0..LANES).any(|lane| self.lanes.is_hurried(lane));
+                let pause = self
+                    .lanes
+                    .until_due(&self.up)
+                    .min(if hurried { HURRY } else { POLL });
+                let told = self.streams.until_due(self.up.now()).max(SHORTEST);
+                session::wait(pause.min(self.lanes.until_look(&self.up)).min(told));
             } else {
                 // SAFETY: outside of any transaction; what counterx.workers shows.
                 unsafe {
@@ -380,23 +313,85 @@ impl Worker {
         }
     }
 
-    /// Time until some lane is to be looked at before it is due.
-    fn until_look(&self) -> Duration {
-        let now = self.now();
-        let settled = (self.settlings.iter()).filter_map(|settling| settling.until_due(now));
-        let counted = (self.counts.iter()).map(|count| count.saturating_sub(now));
-        settled.chain(counted).min().unwrap_or(POLL).max(SHORTEST)
+    /// Takes and gives up lanes, so that each of the workers that are there has its share.
+    fn share_lanes(&mut self) {
+        self.present = duty::present(self.seat.number);
+        self.lanes.share(self.present);
+        // As long as there is work for others, there is.
+        if self.present.count() > 1 && self.seat.is_first() {
+            self.up.note_work();
+        }
     }
 
-    /// While others wait, this turn's first fold of each lane comes at once.
-    fn is_hurried(&self, lane: usize) -> bool {
-        self.others.waiting > 0 && self.turn.misses(lane) && self.clocks[lane].may_be_early()
+    fn fold(&mut self, lane: usize) {
+        if !self.seat.is_first() && Stillness::is_asked() {
+            return;
+        }
+        self.lanes.tick(&mut self.up, lane);
+        // That may have taken long, and who has come since waits for lanes.
+        if settings::workers_per_database() > 1 {
+            self.share_lanes();
+            self.look_for_help();
+        }
+    }
+
+    /// Where one more worker may come, and would help, asks for it.
+    fn look_for_help(&mut self) {
+        let now = self.up.now();
+        self.lanes.load.look(now);
+        let most = settings::workers_per_database();
+        if let Some(number) = self.present.next(most)
+            && self.others.waiting == 0
+            && self.lanes.load.wants_help(now)
+        {
+            start::request_further(self.database, number);
+        }
+    }
+
+    /// May, or must, this further worker go? The others have its lanes then.
+    fn is_dispensable(&self) -> bool {
+        let has_turn = match self.purpose {
+            // Without a launcher all further workers go who see that somebody waits.
+            Purpose::Further(Further {
+                turn: Some(turn), ..
+            }) => turn < settings::max_workers(),
+            _ => true,
+        };
+        usize::from(self.seat.number) >= settings::workers_per_database()
+            || self.others.asked
+            || !has_turn
+            || !settings::compaction()
+            || self.lanes.load.is_idle(self.up.now())
+    }
+
+    /// Removes what has expired. Some of it goes only while nobody folds: if others of this database do all the time,
+    /// they hold still for a moment.
+    fn keep_up(&mut self) {
+        const LONGEST: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_secs(10);
+        self.upkeep.remove_tokens(&self.up);
+        self.upkeep.expire_history(&self.up);
+        self.upkeep.remove_windows(&mut self.up);
+        let started = self.up.now();
+        if self.present.count() == 1 || !self.upkeep.is_kept_out() || started < self.stillness_at {
+            return;
+        }
+        let Some(_still) = Stillness::try_ask() else {
+            return;
+        };
+        while self.upkeep.try_again(&mut self.up)
+            && self.up.now() - started < LONGEST
+            && !lock::database_is_wanted()
+        {
+            session::wait(SHORTEST);
+        }
+        self.stillness_at = self.up.now() + PAUSE;
     }
 
     /// Had the worker nothing to do of late?
     fn is_idle(&self) -> bool {
         let quiet = settings::compaction_interval() * 2 + OTHERS_EVERY;
-        self.now() - self.last_work > quiet || !settings::compaction()
+        self.up.since_work() > quiet || !settings::compaction()
     }
 
     fn look_for_others(&mut self) {
@@ -404,13 +399,13 @@ impl Worker {
         if directory::is_loaded() {
             if self.busy == idle {
                 self.busy = !idle;
-                directory::set_busy(self.database, self.busy);
+                directory::set_busy(self.seat, self.busy);
             }
-            let (asked, waiting) = directory::asked(self.database);
+            let (asked, waiting) = directory::asked(self.seat);
             self.others = Others { waiting, asked };
             return;
         }
-        let now = self.now();
+        let now = self.up.now();
         if now < self.others_at {
             return;
         }
@@ -437,7 +432,7 @@ impl Worker {
         let Others { waiting, asked } = self.others;
         let over = || {
             let turns = settings::max_workers();
-            !settings::compaction() || self.turn.is_over(self.now(), waiting, turns)
+            !settings::compaction() || self.lanes.turn.is_over(self.up.now(), waiting, turns)
         };
         if let Purpose::Turn(turn) | Purpose::Next(turn) = self.purpose {
             // After the setting was lowered there are too many.
@@ -472,7 +467,7 @@ impl Worker {
             }
             if left.is_work() {
                 self.last_round = true;
-                self.turn = Turn::default();
+                self.lanes.turn = Turn::default();
                 return false;
             }
         }
@@ -496,18 +491,22 @@ impl Worker {
     }
 
     /// A new session has to be started to get new settings.
-    fn start_anew(&self) {
+    fn start_anew(&mut self) {
         self.give_up();
         self.start_successor();
     }
 
     fn start_successor(&self) {
+        // Who needs another further one asks for it.
+        if !self.seat.is_first() {
+            return;
+        }
         if directory::is_loaded() {
             directory::request_always(self.database);
         } else {
             let turn = match self.purpose {
                 Purpose::Turn(turn) | Purpose::Next(turn) => turn,
-                Purpose::Fold | Purpose::Visit => 0,
+                Purpose::Fold | Purpose::Visit | Purpose::Further(_) => 0,
             };
             start::start(self.database, Purpose::Next(turn));
         }
@@ -520,17 +519,21 @@ impl Worker {
             (0..LANES).all(|lane| catalog::try_lane(lane).is_ok())
         });
         if usable == Ok(true) && settings::compaction() {
+            self.share_lanes();
             for lane in 0..LANES {
                 if lock::database_is_wanted() {
                     return self.give_up();
                 }
-                self.reclaim(lane);
+                if self.lanes.has(lane) {
+                    self.lanes.reclaim(&self.up, lane);
+                }
                 pgrx::check_for_interrupts!();
             }
-            self.look_for_tracks();
+            self.tracks.look(&mut self.up, self.database);
             self.seal_idle_lanes();
-            self.sweep_history();
-            self.remove_rest_of_windows();
+            self.upkeep.sweep_history(&self.up);
+            self.upkeep
+                .remove_rest_of_windows(&mut self.up, self.database);
         }
         self.give_up();
         let left = self.left();
@@ -541,14 +544,17 @@ impl Worker {
     fn seal_idle_lanes(&mut self) {
         /// Somebody may write early, and go on for hours.
         const PATIENCE: Duration = Duration::from_secs(10);
-        let started = self.now();
+        let started = self.up.now();
         loop {
             let mut goes_on = false;
             for lane in 0..LANES {
                 if lock::database_is_wanted() {
                     return;
                 }
-                let trusted = self.is_clock_trusted();
+                if !self.lanes.has(lane) {
+                    continue;
+                }
+                let trusted = self.up.is_clock_trusted();
                 let found = session::transaction(c"looking for what is to be sealed", || {
                     let sealing = sealing::of(lane, trusted);
                     // Nobody else looks for rows here.
@@ -564,13 +570,13 @@ impl Worker {
                         ));
                     }
                     Ok((Sealing::Due, true)) => {
-                        self.tick(lane);
-                        goes_on |= self.now() - started < PATIENCE;
+                        self.lanes.tick(&mut self.up, lane);
+                        goes_on |= self.up.now() - started < PATIENCE;
                     }
                     Ok((Sealing::Leaps, true)) => {
-                        self.note_leap(true);
+                        self.lanes.note_leap(true);
                         // Not at the cost of others, whose deltas wait.
-                        let (asked, waiting) = directory::asked(self.database);
+                        let (asked, waiting) = directory::asked(self.seat);
                         goes_on |= !asked && waiting == 0;
                     }
                 }
@@ -579,7 +585,7 @@ impl Worker {
             if !goes_on || !settings::compaction() {
                 return;
             }
-            session::wait(if self.leaps { POLL } else { HURRY });
+            session::wait(if self.lanes.leaps() { POLL } else { HURRY });
         }
     }
 
@@ -614,7 +620,7 @@ impl Worker {
             }
             left.seals_in = sealing::next_end();
             left.sweeps = sweep::is_wanted();
-            left.inactive |= self.windows_left;
+            left.inactive |= self.upkeep.has_windows_left();
             if types::are_any_tracked() {
                 let _latest = LatestSnapshot::take();
                 left.unfinished = tables::unfinished(&Catalogs::enter()).is_some();
@@ -650,382 +656,20 @@ impl Worker {
                 return Outlook::Unusable;
             }
         };
-        if self.glances.due(self.now(), GLANCE_EVERY) {
+        if self.glances.due(self.up.now(), GLANCE_EVERY) {
             if self.has_new_settings() {
                 return Outlook::NewSettings;
             }
-            self.glances.succeeded(self.now());
+            // Where all room is taken, it is made outside of users' transactions.
+            let _ = local::sums();
+            self.glances.succeeded(self.up.now());
         }
-        let threshold = settings::compaction_threshold();
-        let mut crowded = [false; LANES];
-        let now = self.now();
-        for (lane, rels) in lanes.iter().enumerate() {
-            if now < self.counts[lane] {
-                continue;
-            }
-            if self.settlings[lane].is_on() {
-                // It is about to be folded, or cannot be.
-                self.counts[lane] = now + POLL;
-                continue;
-            }
-            let limit = self.memories[lane].early_at(threshold);
-            let count = pending::count_pending_entries(lane, rels, limit);
-            crowded[lane] = count >= limit;
-            let since = self.clocks[lane].since(now);
-            let pause = match count {
-                0 => POLL,
-                _ => schedule::until_next_count(count, limit, since).max(SHORTEST),
-            };
-            self.counts[lane] = now + pause;
-        }
-        Outlook::Crowded(crowded)
+        Outlook::Crowded(self.lanes.crowded(&self.up, &lanes))
     }
 
-    fn tick(&mut self, lane: usize) {
-        let trusted = self.is_clock_trusted();
-        let memory = &mut self.memories[lane];
-        let result: Result<Result<_, Refusal>, _> = session::transaction(c"folding", || {
-            let tick = compaction::tick(lane, catalog::lane(lane), memory, trusted)?;
-            Ok((tick, sealing::of(lane, trusted) == Sealing::Leaps))
-        });
-        let now = self.now();
-        match result {
-            Ok(Ok((tick, leaps))) => {
-                self.note_leap(leaps);
-                let settling = &mut self.settlings[lane];
-                match tick {
-                    Tick::Published => settling.published(now),
-                    Tick::Waiting => settling.waits(now),
-                    Tick::Folded | Tick::Idle | Tick::Busy => *settling = Settling::default(),
-                }
-                match tick {
-                    Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),
-                    Tick::Published | Tick::Waiting | Tick::Busy => self.clocks[lane].waited(now),
-                }
-                if matches!(tick, Tick::Folded) {
-                    self.memories[lane].after_commit();
-                    self.refused = None;
-                    // What has come since is to be counted now: it was not while the writers were waited for.
-                    self.counts[lane] = now;
-                }
-                let goes_on = matches!(tick, Tick::Published | Tick::Waiting);
-                if !goes_on {
-                    self.turn.lane_is_done(lane);
-                }
-                if goes_on || matches!(tick, Tick::Folded) {
-                    self.last_work = now;
-                }
-                if matches!(tick, Tick::Published) {
-                    // Back in a moment.
-                    return;
-                }
-            }
-            Ok(Err(refusal)) => {
-                self.settlings[lane] = Settling::default();
-                self.clocks[lane].failed(now);
-                self.turn.lane_is_done(lane);
-                let message = refusal.message();
-                if self.refused.as_ref() != Some(&message) {
-                    log(format!(
-                        "counterx: all lanes are left alone: {message}; {}",
-                        refusal.hint()
-                    ));
-                }
-                Self::note(lane, &message);
-                self.refused = Some(message);
-                return;
-            }
-            // No failure, and the worker is about to end.
-            Err(_) if way::has_made_way() => return,
-            Err(message) => {
-                self.settlings[lane] = Settling::default();
-                self.clocks[lane].failed(now);
-                self.turn.lane_is_done(lane);
-                let left_out = self.memories[lane].after_failure();
-                if left_out.history {
-                    log(format!(
-                        "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
-                    ));
-                }
-                if left_out.streams {
-                    log(format!(
-                        "counterx: changes of lane {lane} cannot be written for streams; the next fold leaves them out, and streams are lost then"
-                    ));
-                }
-                return Self::note_failure(lane, "folding", &message);
-            }
-        }
-        failpoint!("fold.committed");
-        self.reclaim(lane);
-        failpoint!("truncate.committed");
-    }
-
-    /// Has the clock gone steadily for as long as this process looks at it, and long enough?
-    fn is_clock_trusted(&mut self) -> bool {
-        let steady = i64::try_from(self.now().as_micros()).unwrap_or(i64::MAX);
-        self.steadiness.look(clock::now(), steady)
-    }
-
-    /// Lanes are not sealed, as the clock has leapt. Says so once.
-    fn note_leap(&mut self, leaps: bool) {
-        if leaps && !self.leaps {
-            log(
-                "counterx: history is not sealed: the clock is more than an hour past the time through which it was sealed last; it will be when the clock has gone steadily for ten minutes, or by counter_seal()",
-            );
-        }
-        self.leaps = leaps;
-    }
-
-    fn reclaim(&mut self, lane: usize) {
-        let clock = &self.reclaims[lane];
-        if !clock.may_be_early() && !clock.due(self.now(), settings::compaction_interval()) {
-            return;
-        }
-        let memory = &mut self.memories[lane];
-        let result = session::transaction(c"truncating", || {
-            compaction::reclaim(lane, catalog::lane(lane), memory)
-        });
-        let now = self.now();
-        match result {
-            Ok(_) => self.reclaims[lane].succeeded(now),
-            Err(message) => {
-                self.reclaims[lane].failed(now);
-                self.memories[lane].forget_drained();
-                Self::note_failure(lane, "emptying a log of", &message);
-            }
-        }
-    }
-
-    /// Other lanes go on; what has failed is tried again after a pause that grows.
-    fn note_failure(lane: usize, doing: &str, message: &str) {
-        log(format!("counterx: {doing} lane {lane} failed: {message}"));
-        failpoint!("worker.failed");
-        Self::note(lane, message);
-    }
-
-    fn note(lane: usize, message: &str) {
-        let noted = session::transaction(c"noting an error", || {
-            compaction::note_error(lane, catalog::lane(lane), message);
-            failpoint!("worker.error_noted");
-        });
-        if let Err(why) = noted {
-            log(format!(
-                "counterx: the error could not be noted in counterx.state: {why}"
-            ));
-        }
-    }
-
-    fn remove_tokens(&mut self) {
-        let progress = &mut self.tokens_removed;
-        let removed =
-            session::transaction(
-                c"removing what has expired",
-                || match token::remove_expired(TOKEN_BATCH, progress) {
-                    Batch::Done => holds::remove_expired(TOKEN_BATCH),
-                    other => other,
-                },
-            );
-        let now = self.now();
-        match removed {
-            // It stays due.
-            Ok(Batch::More) => {}
-            Ok(Batch::Done | Batch::Busy) => self.tokens.succeeded(now),
-            Err(message) => {
-                self.tokens.failed(now);
-                self.tokens_removed = token::Progress::default();
-                log(format!(
-                    "counterx: removing expired tokens and holds failed: {message}"
-                ));
-            }
-        }
-    }
-
-    /// Removes what is stored for windows that are not kept any more, some of it at a time.
-    fn remove_windows(&mut self) {
-        let now = self.now();
-        if self.looked_for_windows && !self.windows.due(now, WINDOWS_EVERY) {
-            return;
-        }
-        self.looked_for_windows = true;
-        if now - self.windows_since > FORGET_WINDOWS_AFTER {
-            self.windows_since = now;
-            self.windows_removed = windows::Progress::default();
-        }
-        let trusted = self.is_clock_trusted();
-        let progress = &mut self.windows_removed;
-        let removed = session::transaction(c"removing windows that have ended", || {
-            windows::remove_ended(trusted, progress)
-        });
-        let leaps = matches!(removed, Ok(Err(Leaps)));
-        if leaps && !self.windows_leap {
-            log(
-                "counterx: ended windows of counters are not removed: the clock is more than an hour past the time at which they were looked for last; they will be when it has gone steadily for ten minutes",
-            );
-        }
-        self.windows_leap = leaps;
-        // What leaps is looked at another time.
-        match removed.map(|removed| removed.unwrap_or(Batch::Busy)) {
-            // It stays due.
-            Ok(Batch::More) => {
-                self.windows_left = true;
-                self.last_work = now;
-            }
-            Ok(Batch::Busy) => {
-                self.windows_left = true;
-                self.windows.succeeded(now);
-            }
-            Ok(Batch::Done) => {
-                self.windows_left = false;
-                self.windows.succeeded(now);
-            }
-            Err(message) => {
-                self.windows.failed(now);
-                self.windows_removed = windows::Progress::default();
-                log(format!(
-                    "counterx: removing windows that have ended failed: {message}"
-                ));
-            }
-        }
-    }
-
-    /// Goes on with that, for some time; or until it is known that the clock is right, unless somebody else waits.
-    fn remove_rest_of_windows(&mut self) {
-        self.remove_windows();
-        while self.windows_left && !lock::database_is_wanted() && settings::compaction() {
-            let (asked, waiting) = directory::asked(self.database);
-            if asked || waiting > 0 {
-                return;
-            }
-            session::wait(POLL);
-            self.remove_windows();
-            pgrx::check_for_interrupts!();
-        }
-    }
-
-    /// Goes on with what is to be deleted, for some time.
-    fn sweep_history(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let started = self.now();
-        self.expire_history();
-        while self.sweep.is_some()
-            && self.now() - started < PATIENCE
-            && !lock::database_is_wanted()
-            && settings::compaction()
-        {
-            session::wait(HURRY);
-            self.expire_history();
-        }
-    }
-
-    fn expire_history(&mut self) {
-        let now = self.now();
-        let pause = match self.sweep {
-            Some(_) => settings::compaction_interval(),
-            None => EXPIRY_EVERY,
-        };
-        // At the start of a turn or a visit, too: it may be shorter than the pause.
-        if self.looked_for_expired && !self.expiry.due(now, pause) {
-            return;
-        }
-        self.looked_for_expired = true;
-        let mut sweep = self.sweep.take();
-        let done = (|| {
-            if sweep.is_none() {
-                let expired = session::transaction(c"expiring history", || {
-                    sealing::next_end().is_some() && expiry::note_expired()
-                })?;
-                session::transaction(c"emptying history", expiry::empty_tables)?;
-                sweep = Some(Sweep::new(expired));
-            }
-            let sweep = sweep.get_or_insert_default();
-            session::transaction(c"deleting history", || sweep::step(sweep))
-        })();
-        match done {
-            Ok(Batch::Done) => self.expiry.succeeded(now),
-            // Busy: somebody folds.
-            Ok(Batch::More | Batch::Busy) => {
-                self.sweep = sweep;
-                self.expiry.succeeded(now);
-            }
-            Err(message) => {
-                self.expiry.failed(now);
-                log(format!("counterx: expiring history failed: {message}"));
-            }
-        }
-    }
-
-    fn see_to_tracks(&mut self) {
-        let now = self.now();
-        if self.looks_for_tracks.due(now, TRACKS_EVERY) {
-            self.looks_for_tracks.succeeded(now);
-            self.look_for_tracks();
-        }
-    }
-
-    /// Has tracks filled that are not exact, by a process of its own, and some groups of the others checked. What
-    /// could not be filled is tried again after a pause that grows.
-    fn look_for_tracks(&mut self) {
-        let now = self.now();
-        let found = session::transaction(c"looking for tracks", || {
-            if !types::are_any_tracked() {
-                return (false, None);
-            }
-            let _latest = LatestSnapshot::take();
-            let catalogs = Catalogs::enter();
-            watch::see_to(&catalogs);
-            (true, tables::unfinished(&catalogs))
-        });
-        let (are_any, unfinished) = found.unwrap_or_else(|message| {
-            log(format!(
-                "counterx: the worker cannot look for tracks: {message}"
-            ));
-            (false, self.unfinished)
-        });
-        let is_new = unfinished != self.unfinished;
-        self.unfinished = unfinished;
-        let fills = unfinished.is_some() && (is_new || self.tracks.due(now, TRACKS_EVERY));
-        if is_new || unfinished.is_none() {
-            self.tracks.succeeded(now);
-        }
-        if fills {
-            self.tracks.failed(now);
-            if is_new {
-                self.last_work = now;
-            }
-        }
-        let checks = are_any
-            && settings::track_checks() > 0
-            && self.checked.is_none_or(|at| now - at >= CHECKS_EVERY);
-        if checks {
-            self.checked = Some(now);
-        }
-        if (fills || checks) && !start::start_filler(self.database, checks) {
-            log(
-                "counterx: no process could be started to count rows of tracked tables: max_worker_processes are all in use",
-            );
-            if fills {
-                self.note_that_there_is_no_slot();
-            }
-        }
-    }
-
-    fn note_that_there_is_no_slot(&self) {
-        let noted = session::transaction(c"noting that nobody can count", || {
-            let _latest = LatestSnapshot::take();
-            tables::note_unfinished(
-                &Catalogs::enter(),
-                "no process could be started to count: max_worker_processes are all in use",
-            );
-        });
-        if let Err(message) = noted {
-            log(format!(
-                "counterx: cannot note that nobody can count: {message}"
-            ));
-        }
-    }
-
-    fn give_up(&self) {
-        duty::give_up(self.database);
+    fn give_up(&mut self) {
+        self.lanes.give_up_all();
+        duty::give_up(self.seat);
     }
 
     /// See the module's note. False when there is work after all.
@@ -1040,12 +684,12 @@ impl Worker {
         // Nobody would come again without a launcher; and who waits for the clock to be trusted has to stay.
         let seals = settings::compaction()
             && (left.leaps || (left.seals_in.is_some() && !directory::is_loaded()));
-        if !(left.is_work() || seals) || !duty::take_mark() {
+        if !(left.is_work() || seals) || !duty::take_mark(self.seat) {
             self.visit_later(left);
             return true;
         }
-        duty::set_working(self.database, false);
-        self.last_work = self.now();
+        duty::set_working(self.seat, false);
+        self.up.note_work();
         false
     }
 }

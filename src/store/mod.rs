@@ -5,6 +5,7 @@
 //! opened before anything else.
 
 pub mod as_owner;
+pub mod backlog;
 pub mod catalog;
 pub mod columns;
 pub mod expired;

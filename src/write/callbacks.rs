@@ -11,12 +11,14 @@
 use crate::bounds::levels;
 use crate::bounds::reservations;
 use crate::bounds::types;
+use crate::figures::local;
 use crate::fold::compaction;
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::transaction::notes;
 use crate::transaction::pending::{self, FLUSHED_EARLY_AT, PHASE, Phase};
 use crate::transaction::restored;
+use crate::write::pressure;
 use crate::write::writing;
 use counterx_core::escrow::End;
 use counterx_core::pending::TOP_LEVEL;
@@ -87,9 +89,11 @@ fn after_end(end: End) {
     types::after_end();
     notes::after_end();
     restored::after_end();
-    compaction::after_end(matches!(end, End::Committed));
+    compaction::after_end(end == End::Committed);
     writing::after_end();
+    pressure::after_end();
     pending::after_end();
+    local::after_end(end == End::Committed);
 }
 
 #[pg_guard]
@@ -142,6 +146,7 @@ unsafe extern "C-unwind" fn on_subxact_event(
             notes::release_subxact(level);
             restored::release_subxact(level);
             compaction::release_subxact(level);
+            local::release_subxact(level);
             if FLUSHED_EARLY_AT.get() >= level {
                 FLUSHED_EARLY_AT.set(level - 1);
             }
@@ -151,6 +156,7 @@ unsafe extern "C-unwind" fn on_subxact_event(
             notes::abort_subxact(ports::xact_nest_level());
             restored::abort_subxact(ports::xact_nest_level());
             compaction::abort_subxact(ports::xact_nest_level());
+            local::abort_subxact(ports::xact_nest_level());
             // What was written is gone with it, and so are the gates' locks.
             if FLUSHED_EARLY_AT.get() >= ports::xact_nest_level() {
                 FLUSHED_EARLY_AT.set(0);

@@ -5,6 +5,7 @@ use crate::bounds::limits::{Limits, Shortage};
 use crate::bounds::types;
 use crate::bounds::windowed::Windowed;
 use crate::bounds::windows::Place;
+use crate::figures::local::{Figure, count};
 use crate::pg::error::{raise, report};
 use crate::pg::ports;
 use crate::pg::room;
@@ -149,6 +150,7 @@ pub fn adjust_unchecked(name: &[u8], delta: i64) {
 }
 
 fn put(kind: Kind, name: &[u8], delta: i64) {
+    count_increment(kind);
     let hash = NameHash::of(name);
     change(name, |level| {
         let add = || {
@@ -165,6 +167,13 @@ fn put(kind: Kind, name: &[u8], delta: i64) {
             added => added,
         }
     });
+}
+
+#[inline]
+fn count_increment(kind: Kind) {
+    if kind == Kind::Increment {
+        count(Figure::Increments, 1);
+    }
 }
 
 /// Clocks differ a little between a server and the one that was promoted for it.
@@ -281,6 +290,7 @@ pub fn purge(name: &[u8]) {
 /// # Errors
 /// As of [`add`], but for the bounds.
 pub fn add_rows(kind: Kind, hash: NameHash, name: &[u8], delta: i64, rows: i64) {
+    count_increment(kind);
     change(name, |level| {
         pending::change((Source::Rows, kind), |map| {
             map.add_rows(level, hash, name, delta, rows)

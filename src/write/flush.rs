@@ -4,6 +4,7 @@
 //! not ours; rows go straight to the heap and the index, without executor and without waiting.
 
 use crate::bounds::unchanged;
+use crate::figures::local::{Figure, count, count_failure};
 use crate::pg::clock;
 use crate::pg::insert::Inserter;
 use crate::pg::memory::{MemoryScope, MemorySwitch};
@@ -42,6 +43,7 @@ pub fn to_logs(changes: Vec<Change>) {
         }
         failpoint!("flush.lane_written");
     }
+    count(Figure::RowsFlushed, changes.len() as u64);
     unchanged::check_unchanged(&changes);
     anchor.check_writes(&changes);
     // SAFETY: the rows shall be visible to later commands of this transaction.
@@ -72,6 +74,7 @@ pub fn to_late(changes: Vec<Change>) {
         // SAFETY: the columns of `late`, see sql/tables.sql.
         unsafe { late.insert(values) };
     }
+    count(Figure::RowsFlushed, changes.len() as u64);
     unchanged::check_unchanged(&changes);
     anchor.check_writes(&changes);
 }
@@ -222,10 +225,13 @@ impl SerializableAnchor {
     /// After the rows were inserted: a reader that locks a counter only now will visit its row.
     fn check_writes(&self, changes: &[Change]) {
         let Some(anchor) = &self.0 else { return };
-        for change in changes {
-            let page = change.row.hash.anchor_page();
-            // SAFETY: the anchor is open.
-            unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
-        }
+        // The server's error, so nobody else hears of it.
+        count_failure(Figure::SerializationConflicts, || {
+            for change in changes {
+                let page = change.row.hash.anchor_page();
+                // SAFETY: the anchor is open.
+                unsafe { ports::check_for_serializable_conflict_in(anchor.as_ptr(), page) };
+            }
+        });
     }
 }

@@ -7,6 +7,7 @@
 pub mod callbacks;
 pub mod change;
 pub mod flush;
+pub mod pressure;
 pub mod token;
 pub mod windows;
 pub mod writing;

@@ -15,6 +15,7 @@
 //!   transaction is told to retry then, since no order of the two would explain what it sees.
 //! - Rows are removed by whoever holds ShareUpdateExclusiveLock on the table, and by nobody else.
 
+use crate::figures::local::{Figure, count, count_if_committed};
 use crate::pg::error::{quoted, raise, report};
 use crate::pg::firing;
 use crate::pg::insert::Inserter;
@@ -82,11 +83,13 @@ pub fn claim(token: &[u8], wanted: Use, act: impl FnOnce() -> Option<i64>) -> Cl
                 insert(token, wanted, value);
                 failpoint!("token.kept");
                 lock.release();
+                count(Figure::TokensUsed, 1);
                 return Claim::Taken(value);
             }
             Found::Used(used) => {
                 lock.release();
                 used.check(token, wanted);
+                count(Figure::TokensReplayed, 1);
                 return Claim::Replay(used.value);
             }
             Found::Busy(xid) => xid,
@@ -290,6 +293,7 @@ pub fn remove_expired(limit: usize, progress: &mut Progress) -> Batch {
             }
         }
     }
+    count_if_committed(Figure::TokensExpired, expired.len() as u64);
     progress.0 = Some(Reached {
         at: under_way.unwrap_or(reached),
         began: known.map_or(now, |known| known.began),

@@ -1,10 +1,12 @@
 //! When what a transaction has pending is written, and that a worker hears of it.
 
 use crate::bounds::types;
+use crate::figures::local::{Figure, count};
 use crate::pg::ports;
 use crate::pg::room;
 use crate::transaction::pending::{self, FLUSHED_EARLY_AT, ONLY_DROPS, PHASE, Phase};
 use crate::write::flush;
+use crate::write::pressure;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
@@ -38,6 +40,7 @@ pub fn flush(level: u32) {
     if pending::is_empty() {
         return;
     }
+    pressure::judge(request_worker);
     pending::write(|changes| match PHASE.get() {
         Phase::Preparing => flush::to_late(changes),
         Phase::Running | Phase::Committing => flush::to_logs(changes),
@@ -76,7 +79,13 @@ pub fn write_drops() {
 pub fn flush_early(level: u32) {
     ONLY_DROPS.set(false);
     if PHASE.get() == Phase::Running {
+        if !pending::is_empty() {
+            pressure::judge(request_worker);
+        }
         types::announce_early_writing();
+        if !pending::is_empty() {
+            count(Figure::EarlyFlushes, 1);
+        }
         let known = FLUSHED_EARLY_AT.get();
         FLUSHED_EARLY_AT.set(if known == 0 { level } else { known.min(level) });
     }

@@ -238,6 +238,11 @@ impl Queue {
         self.queued == 0
     }
 
+    /// How much is to be taken: one for each counter of a hit.
+    pub fn len(&self) -> usize {
+        self.queued as usize
+    }
+
     /// A quarter is kept for those who wait: what nobody waits for may be there for long, when it cannot be
     /// counted now.
     fn has_room(&self, parts: u32, silent: bool) -> bool {

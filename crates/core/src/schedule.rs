@@ -30,6 +30,24 @@ impl Folded {
     }
 }
 
+/// The same where so many pending deltas are too many for writers: they should not get to that, if a fold can help it.
+pub fn before_pressure(early_at: u64, max_pending: u64) -> u64 {
+    match max_pending {
+        0 => early_at,
+        most => early_at.min(most / 2).max(1),
+    }
+}
+
+/// How long who waits for a fold waits between two looks: longer each time, as there may be hundreds of them beside
+/// the fold, and not all at the same moment.
+pub fn until_next_look(look: u32, random: u64) -> Duration {
+    const FIRST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_millis(100);
+    let pause = FIRST.saturating_mul(1 << (look / 4).min(8)).min(LONGEST);
+    // Between half of it and all of it.
+    pause / 2 + (pause / 2).mul_f64((random % 1024) as f64 / 1024.0)
+}
+
 /// How long not to count what is pending in a lane: half of what it takes from `count` to `limit` at the
 /// rate since its last tick. To count takes time for each that is there.
 pub fn until_next_count(count: u64, limit: u64, since: Duration) -> Duration {
@@ -153,6 +171,23 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn lanes_are_folded_before_writers_would_have_to_wait() {
+        assert_eq!(before_pressure(1_000, 0), 1_000);
+        assert_eq!(before_pressure(1_000, 100), 50);
+        assert_eq!(before_pressure(10, 100), 10);
+        assert_eq!(before_pressure(1_000, 1), 1);
+    }
+
+    #[test]
+    fn who_waits_for_a_fold_looks_less_and_less_often_and_not_all_at_once() {
+        let (early, late) = (until_next_look(0, 1023), until_next_look(1_000, 1023));
+        assert!(early <= Duration::from_millis(10) && late > Duration::from_millis(90));
+        assert!((0..2_000).all(|look| until_next_look(look, 7) <= Duration::from_millis(100)));
+        assert!((0..2_000).all(|look| until_next_look(look, 0) >= Duration::from_millis(5)));
+        assert_ne!(until_next_look(20, 0), until_next_look(20, 1023));
+    }
 
     #[test]
     fn looks_for_writers_to_end_less_and_less_often() {

@@ -1,10 +1,11 @@
 //! Workers take turns: who has one, who waits for one, who goes next, and when one makes room.
 //!
 //! [`Directory`] is what the launcher and all sessions share: the databases that have a worker or want
-//! one. [`Turn`] is what a worker knows of its own turn. Databases are OIDs, so none is 0; times in the
+//! one, and what further workers they have. [`Turn`] is what a worker knows of its own turn. Databases are OIDs, so none is 0; times in the
 //! directory are microseconds of the server's clock.
 
 use crate::lane::LANES;
+use std::cmp::Reverse;
 use std::time::Duration;
 
 /// A database that waits is to be served after about so long. Turns get shorter the more databases
@@ -23,7 +24,34 @@ const LAST_BACKOFF_US: i64 = 60_000_000;
 /// A worker that has not reported for duty by then never will.
 const START_TIMEOUT_US: i64 = 30_000_000;
 
-/// What a database's entry says.
+/// The place of a worker: its database, and its number there. A database's first worker is number 0. Further ones come
+/// only where nobody else needs their turn, and go first: see [`Directory::plan`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seat {
+    /// Its OID.
+    pub database: u32,
+    /// 0 for the first one.
+    pub number: u8,
+}
+
+impl Seat {
+    /// Is it that of the first one?
+    pub fn is_first(self) -> bool {
+        self.number == 0
+    }
+}
+
+/// A database's first worker.
+impl From<u32> for Seat {
+    fn from(database: u32) -> Self {
+        Self {
+            database,
+            number: 0,
+        }
+    }
+}
+
+/// What a worker's entry says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// It wants a worker.
@@ -40,11 +68,11 @@ pub enum State {
     Failed(i64),
 }
 
-/// What is known of a database.
+/// What is known of a worker, or of one that is wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Entry {
-    /// 0 where there is none.
-    database: u32,
+    /// That of database 0 where there is none.
+    seat: Seat,
     state: State,
     /// Since when it waits, or its start lasts, or its worker works.
     since: i64,
@@ -77,11 +105,11 @@ impl Entry {
     }
 }
 
-/// A database whose worker is to be started.
+/// A worker that is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// Its OID.
-    pub database: u32,
+    /// Where.
+    pub seat: Seat,
     /// The worker just looks in: see [`State::Later`].
     pub visit: bool,
     /// Since when it has waited.
@@ -91,16 +119,16 @@ pub struct Start {
 /// What the launcher is to do.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// These have their turn now. Their entries say so already.
+    /// These have their turn now. Their entries say so already. Further workers come last.
     pub start: Vec<Start>,
-    /// So many wait on.
+    /// So many databases wait on.
     pub waiting: usize,
     /// When something may have to be done, if nothing happens before; None: not before something
     /// happens. A time of the server's clock.
     pub next: Option<i64>,
 }
 
-/// The databases that have a worker, or want one: a hash table of fixed size with `N` places, of which
+/// The workers that are there, or are wanted: a hash table of fixed size with `N` places, of which
 /// a quarter stays free, so that each look-up visits a few places.
 #[derive(Clone, Copy, Debug)]
 pub struct Directory<const N: usize> {
@@ -123,29 +151,30 @@ impl<const N: usize> Default for Directory<N> {
 impl<const N: usize> Directory<N> {
     const CAPACITY: usize = N - N / 4;
 
-    fn home(database: u32) -> usize {
+    fn home(seat: Seat) -> usize {
         // Fibonacci hashing: OIDs come in rows.
-        ((u64::from(database.wrapping_mul(0x9e37_79b9)) * N as u64) >> 32) as usize
+        let hash = seat.database.wrapping_mul(0x9e37_79b9);
+        ((u64::from(hash) * N as u64) >> 32) as usize
     }
 
-    fn place(&self, database: u32) -> Result<usize, usize> {
-        let mut at = Self::home(database);
+    fn place(&self, seat: Seat) -> Result<usize, usize> {
+        let mut at = Self::home(seat);
         loop {
-            match self.entries[at].database {
-                0 => return Err(at),
-                other if other == database => return Ok(at),
+            match self.entries[at].seat {
+                Seat { database: 0, .. } => return Err(at),
+                other if other == seat => return Ok(at),
                 _ => at = (at + 1) % N,
             }
         }
     }
 
-    /// The entry of a database.
-    pub fn find(&self, database: u32) -> Option<&Entry> {
-        Some(&self.entries[self.place(database).ok()?])
+    /// The entry of a worker.
+    pub fn find(&self, seat: impl Into<Seat>) -> Option<&Entry> {
+        Some(&self.entries[self.place(seat.into()).ok()?])
     }
 
-    fn find_mut(&mut self, database: u32) -> Option<&mut Entry> {
-        let at = self.place(database).ok()?;
+    fn find_mut(&mut self, seat: Seat) -> Option<&mut Entry> {
+        let at = self.place(seat).ok()?;
         Some(&mut self.entries[at])
     }
 
@@ -154,18 +183,18 @@ impl<const N: usize> Directory<N> {
         self.used >= Self::CAPACITY
     }
 
-    /// The database's entry, made where there was none. None: there is no room.
-    fn enter(&mut self, database: u32) -> Option<&mut Entry> {
-        if database == 0 {
+    /// The worker's entry, made where there was none. None: there is no room.
+    fn enter(&mut self, seat: Seat) -> Option<&mut Entry> {
+        if seat.database == 0 {
             return None;
         }
-        let at = match self.place(database) {
+        let at = match self.place(seat) {
             Ok(at) => at,
             Err(_) if self.is_full() => return None,
             Err(at) => {
                 self.used += 1;
                 self.entries[at] = Entry {
-                    database,
+                    seat,
                     ..Entry::default()
                 };
                 at
@@ -174,8 +203,8 @@ impl<const N: usize> Directory<N> {
         Some(&mut self.entries[at])
     }
 
-    fn remove(&mut self, database: u32) {
-        let Ok(mut hole) = self.place(database) else {
+    fn remove(&mut self, seat: Seat) {
+        let Ok(mut hole) = self.place(seat) else {
             return;
         };
         self.used -= 1;
@@ -186,10 +215,10 @@ impl<const N: usize> Directory<N> {
             loop {
                 at = (at + 1) % N;
                 let entry = self.entries[at];
-                if entry.database == 0 {
+                if entry.seat.database == 0 {
                     return;
                 }
-                let home = Self::home(entry.database);
+                let home = Self::home(entry.seat);
                 // How far it is from its home; and how far the hole is from here.
                 if (at + N - home) % N >= (at + N - hole) % N {
                     break;
@@ -214,9 +243,9 @@ impl<const N: usize> Directory<N> {
     }
 
     /// A commit of this database has left something to fold. False when there is no room to note it:
-    /// the next commit has to ask again.
-    pub fn request(&mut self, database: u32, now: i64) -> bool {
-        let Some(entry) = self.enter(database) else {
+    /// the next commit has to ask again. Or a worker has more to do than it can: a further one is to come.
+    pub fn request(&mut self, seat: impl Into<Seat>, now: i64) -> bool {
+        let Some(entry) = self.enter(seat.into()) else {
             return false;
         };
         let is_new = entry.since == 0;
@@ -238,10 +267,11 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The worker is there, or goes on.
-    pub fn working(&mut self, database: u32, visit: bool, now: i64) {
-        if let Some(entry) = self.enter(database) {
+    pub fn working(&mut self, seat: impl Into<Seat>, visit: bool, now: i64) {
+        let seat = seat.into();
+        if let Some(entry) = self.enter(seat) {
             *entry = Entry {
-                database,
+                seat,
                 state: State::Working,
                 since: now,
                 busy: true,
@@ -253,24 +283,25 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The worker has ended its work, and looks whether there is more after this.
-    pub fn stopped(&mut self, database: u32) {
-        let wanted = self.find(database).map_or(0, |entry| entry.wanted);
-        self.remove(database);
+    pub fn stopped(&mut self, seat: impl Into<Seat>) {
+        let seat = seat.into();
+        let wanted = self.find(seat).map_or(0, |entry| entry.wanted);
+        self.remove(seat);
         if wanted != 0 {
-            self.request(database, wanted);
+            self.request(seat, wanted);
         }
     }
 
     /// The worker has ended. Whoever has counted since it came has relied on it.
     pub fn request_again(&mut self, database: u32, now: i64) {
-        self.remove(database);
+        self.remove(database.into());
         self.request(database, now);
     }
 
     /// A worker is to look in at that time, if nobody asks for one before.
     pub fn visit_at(&mut self, database: u32, at: i64, now: i64) {
         if self.find(database).is_none()
-            && let Some(entry) = self.enter(database)
+            && let Some(entry) = self.enter(database.into())
         {
             entry.state = State::Later(at);
             entry.since = now;
@@ -278,8 +309,8 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The start of a worker has failed.
-    pub fn failed(&mut self, database: u32, now: i64) {
-        if let Some(entry) = self.find_mut(database)
+    pub fn failed(&mut self, seat: impl Into<Seat>, now: i64) {
+        if let Some(entry) = self.find_mut(seat.into())
             && entry.state == State::Starting
         {
             entry.fail(now);
@@ -288,7 +319,7 @@ impl<const N: usize> Directory<N> {
 
     /// The postmaster has refused: the database waits on, and keeps its place in the queue.
     pub fn refused(&mut self, start: Start) {
-        if let Some(entry) = self.find_mut(start.database)
+        if let Some(entry) = self.find_mut(start.seat)
             && entry.state == State::Starting
         {
             entry.state = State::Waiting;
@@ -297,32 +328,39 @@ impl<const N: usize> Directory<N> {
     }
 
     /// The worker has work, or has none.
-    pub fn set_busy(&mut self, database: u32, busy: bool) {
-        if let Some(entry) = self.find_mut(database) {
+    pub fn set_busy(&mut self, seat: impl Into<Seat>, busy: bool) {
+        if let Some(entry) = self.find_mut(seat.into()) {
             entry.busy = busy;
         }
     }
 
-    /// Is this database's worker to make room? How many databases wait?
-    pub fn asked(&self, database: u32) -> (bool, u32) {
-        let asked = self.find(database).is_some_and(Entry::is_asked);
+    /// Is this worker to make room? How many databases wait?
+    pub fn asked(&self, seat: impl Into<Seat>) -> (bool, u32) {
+        let asked = self.find(seat).is_some_and(Entry::is_asked);
         (asked, self.waiting)
     }
 
-    /// Who goes next where so many may have a worker at a time, and who is to make room.
+    /// Who goes next where so many may work at a time, and who is to make room.
     ///
     /// The database that has waited longest comes first. As many workers are asked to make room as
-    /// databases wait for whom there is none: idle ones first, then those that work longest. `held_up`
-    /// tells which database must not be started yet, and until when.
-    pub fn plan(&mut self, now: i64, turns: usize, held_up: impl Fn(u32) -> Option<i64>) -> Plan {
+    /// databases wait for whom there is none: further workers of a database first, those with the highest
+    /// numbers before the others, so that who has most gives first; then idle ones, then those that work
+    /// longest. Further workers get what turns nobody waits for, and nobody makes room for them: those for
+    /// whom there is no turn are forgotten, as who wants them asks again. `held_up` tells who must not be
+    /// started yet, and until when.
+    pub fn plan(&mut self, now: i64, turns: usize, held_up: impl Fn(Seat) -> Option<i64>) -> Plan {
         let mut plan = Plan::default();
         let mut note = |at: i64| plan.next = Some(plan.next.map_or(at, |next: i64| next.min(at)));
         let mut taken = 0;
         let mut waiting = Vec::new();
+        let mut held_back = 0;
+        let mut further = Vec::new();
         let mut working = Vec::new();
         let mut gone = Vec::new();
         let is_full = self.is_full();
-        for entry in self.entries.iter_mut().filter(|entry| entry.database != 0) {
+        let entries = self.entries.iter_mut();
+        for entry in entries.filter(|entry| entry.seat.database != 0) {
+            let seat = entry.seat;
             if let State::Later(at) = entry.state
                 && at <= now
             {
@@ -331,9 +369,16 @@ impl<const N: usize> Directory<N> {
                 entry.visit = true;
             }
             match entry.state {
-                State::Waiting => match held_up(entry.database) {
-                    Some(until) => note(until),
-                    None => waiting.push((entry.since, entry.database)),
+                State::Waiting => match held_up(seat) {
+                    Some(_) if !seat.is_first() => gone.push(seat),
+                    None if !seat.is_first() => {
+                        further.push((seat.number, entry.since, seat.database));
+                    }
+                    Some(until) => {
+                        held_back += 1;
+                        note(until);
+                    }
+                    None => waiting.push((entry.since, seat.database)),
                 },
                 State::Starting if now - entry.since > START_TIMEOUT_US => entry.fail(now),
                 State::Starting => {
@@ -342,39 +387,54 @@ impl<const N: usize> Directory<N> {
                 }
                 State::Working => {
                     taken += 1;
-                    working.push((entry.busy, entry.since, entry.database));
+                    let gives_first = Reverse(seat.number);
+                    working.push((gives_first, entry.busy, entry.since, seat.database));
                 }
                 // These are the ones that may be forgotten: their next commits ask again.
-                State::Later(_) if is_full => gone.push(entry.database),
+                State::Later(_) if is_full => gone.push(seat),
                 State::Later(at) => note(at),
                 State::Failed(until) if is_full || now > until + LAST_BACKOFF_US => {
-                    gone.push(entry.database);
+                    gone.push(seat);
                 }
                 State::Failed(until) => note(until + LAST_BACKOFF_US + 1),
             }
         }
-        for database in gone {
-            self.remove(database);
-        }
         waiting.sort_unstable();
-        let free = turns.saturating_sub(taken).min(waiting.len());
-        for (since, database) in waiting.drain(..free) {
-            if let Some(entry) = self.find_mut(database) {
+        let free = turns.saturating_sub(taken);
+        let served = free.min(waiting.len());
+        let mut starts: Vec<(Seat, i64)> = waiting
+            .drain(..served)
+            .map(|(since, database)| (database.into(), since))
+            .collect();
+        // One that is held up for a moment is not to find its turn taken.
+        let left = free.saturating_sub(served + held_back).min(further.len());
+        further.sort_unstable();
+        let further = further
+            .into_iter()
+            .map(|(number, since, database)| (Seat { database, number }, since));
+        for (place, (seat, since)) in further.enumerate() {
+            if place < left {
+                starts.push((seat, since));
+            } else {
+                gone.push(seat);
+            }
+        }
+        for seat in gone {
+            self.remove(seat);
+        }
+        for (seat, since) in starts {
+            if let Some(entry) = self.find_mut(seat) {
                 entry.state = State::Starting;
                 let visit = entry.visit;
                 entry.since = now;
-                plan.start.push(Start {
-                    database,
-                    visit,
-                    since,
-                });
+                plan.start.push(Start { seat, visit, since });
             }
         }
         // After the setting was lowered there are too many.
         let too_many = taken.saturating_sub(turns);
         working.sort_unstable();
-        for (at, (_, _, database)) in working.into_iter().enumerate() {
-            if let Some(entry) = self.find_mut(database) {
+        for (at, (Reverse(number), _, _, database)) in working.into_iter().enumerate() {
+            if let Some(entry) = self.find_mut(Seat { database, number }) {
                 entry.asked = at < waiting.len() + too_many;
             }
         }
@@ -383,10 +443,10 @@ impl<const N: usize> Directory<N> {
         plan
     }
 
-    /// How many databases have their turn.
+    /// How many turns are taken.
     pub fn turns_taken(&self) -> usize {
         let taken = |entry: &&Entry| {
-            entry.database != 0 && matches!(entry.state, State::Starting | State::Working)
+            entry.seat.database != 0 && matches!(entry.state, State::Starting | State::Working)
         };
         self.entries.iter().filter(taken).count()
     }

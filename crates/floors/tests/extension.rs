@@ -3,7 +3,7 @@
 use counterx_floors::{Floor, check, read};
 use std::path::Path;
 
-const FLOORS: [(&str, u8); 20] = [
+const FLOORS: [(&str, u8); 21] = [
     ("lib", 8),
     // Tests inside the server.
     ("tests", 8),
@@ -23,6 +23,7 @@ const FLOORS: [(&str, u8); 20] = [
     ("settings", 3),
     ("store", 2),
     ("transaction", 2),
+    ("figures", 2),
     ("failpoint", 2),
     ("pg", 1),
 ];

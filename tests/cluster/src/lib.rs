@@ -16,6 +16,7 @@
 //!   something;
 //! - [`settle`] waits until all is folded, [`footprint`] measures what that has come to;
 //! - [`blocks`] and [`run_blocks`] take SQL out of the documents, and run it;
+//! - [`Figures`] are what an exporter says of a database, [`lapse`] what they come to, [`firing`] which alerts that raises;
 //! - [`Refusal`] is what a reader on a standby may meet instead of its answer.
 
 mod amcheck;
@@ -31,6 +32,7 @@ mod kill;
 mod load;
 mod logs;
 mod mixed;
+mod monitoring;
 mod pages;
 mod replica;
 mod server;
@@ -68,6 +70,9 @@ pub use load::{
 };
 pub use logs::{bad_lines, nothing_crashed, nothing_crashed_by_itself};
 pub use mixed::{Mixed, MixedEnd, mixed_under_watch, prepare_mixed};
+pub use monitoring::{
+    BETWEEN, Figures, Program, firing, get, lapse, monitoring, promtool, scrape_database,
+};
 pub use pages::{Block, blocks, checkout, page, run_blocks};
 pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
 pub use server::{DEADLINE, folding_hard, shared};

@@ -1,4 +1,4 @@
-//! Every SQL block of README.md, docs/ and examples/ runs, and prints what the document says it prints; and
+//! Every SQL block of README.md, docs/, contrib/ and examples/ runs, and prints what the document says it prints; and
 //! every link from one of these files to another leads somewhere.
 //!
 //! A file's blocks run one after the other in a database of their own: see `pages.rs` for their form.
@@ -21,6 +21,7 @@ fn documents() -> Result<Vec<PathBuf>> {
         "SECURITY.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "contrib/monitoring/README.md",
         "examples/live/README.md",
     ]
     .map(|name| root.join(name))

@@ -38,6 +38,6 @@ pub use builder::ClusterBuilder;
 pub use cluster::{Cluster, StopMode};
 pub use commands::run;
 pub use left_running::LeftRunning;
-pub use paths::{pg_bin_dir, run_dir};
+pub use paths::{free_port, pg_bin_dir, run_dir};
 pub use polling::poll_until;
 pub use process::{kill9, kill9_chosen, pause, resume};

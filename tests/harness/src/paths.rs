@@ -97,7 +97,10 @@ pub(crate) fn make_numbered_dir(
 }
 
 /// A TCP port that nobody listens on, below those that outgoing connections are given.
-pub(crate) fn free_port() -> Result<u16> {
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u32 = 10_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);

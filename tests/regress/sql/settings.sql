@@ -22,7 +22,10 @@ ALTER SYSTEM SET counterx.compaction_interval = '2h';
 ALTER SYSTEM SET counterx.compaction_threshold = 0;
 ALTER SYSTEM SET counterx.log_max_size = '63kB';
 ALTER SYSTEM SET counterx.worker_idle_timeout = '500ms';
+SET counterx.max_pending = -1;
+SET counterx.max_pending_wait = '2h';
 \set VERBOSITY default
+SET counterx.max_pending_action = 'panic';
 
 -- Those of the worker are for the configuration file, which is read again without a restart.
 SET counterx.compaction_interval = '2s';
@@ -44,6 +47,13 @@ SET counterx.compaction = on;
 CREATE ROLE regress_counterx_settings;
 SET ROLE regress_counterx_settings;
 SET counterx.compaction = off;
+\echo :LAST_ERROR_SQLSTATE
+-- What writers are told to do, only superusers change.
+SET counterx.max_pending = 0;
+\echo :LAST_ERROR_SQLSTATE
+SET counterx.max_pending_action = 'warn';
+\echo :LAST_ERROR_SQLSTATE
+SET counterx.max_pending_wait = 0;
 \echo :LAST_ERROR_SQLSTATE
 -- The memory of one's own transactions is everybody's own.
 SET counterx.pending_work_mem = '1MB';

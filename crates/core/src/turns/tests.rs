@@ -6,12 +6,12 @@ use std::collections::{BTreeSet, HashMap};
 
 const SECOND: i64 = 1_000_000;
 
-fn nobody(_: u32) -> Option<i64> {
+fn nobody(_: Seat) -> Option<i64> {
     None
 }
 
 fn databases(plan: &Plan) -> Vec<u32> {
-    plan.start.iter().map(|start| start.database).collect()
+    plan.start.iter().map(|start| start.seat.database).collect()
 }
 
 #[test]
@@ -255,6 +255,116 @@ fn a_lane_that_cannot_be_folded_does_not_keep_the_turn() {
     assert!(turn.is_over(PATIENCE, u32::MAX, 1));
 }
 
+fn further(database: u32, number: u8) -> Seat {
+    Seat { database, number }
+}
+
+fn seats(plan: &Plan) -> Vec<Seat> {
+    plan.start.iter().map(|start| start.seat).collect()
+}
+
+#[test]
+fn further_workers_get_what_nobody_waits_for() {
+    let mut directory = Directory::<16>::default();
+    directory.request(1, 1);
+    directory.plan(1, 3, nobody);
+    directory.working(1, false, 1);
+    // No sooner than those who want a first one, however long they have waited.
+    directory.request(further(1, 2), 2);
+    directory.request(further(1, 1), 3);
+    directory.request(2, 9);
+    assert_eq!(
+        seats(&directory.plan(10, 3, nobody)),
+        [2.into(), further(1, 1)]
+    );
+    // The other is forgotten, and nobody makes room for it.
+    assert!(directory.find(further(1, 2)).is_none());
+    directory.working(2, false, 11);
+    directory.working(further(1, 1), false, 11);
+    directory.request(further(2, 1), 12);
+    let plan = directory.plan(12, 3, nobody);
+    assert_eq!((plan.start.len(), plan.waiting), (0, 0));
+    assert_eq!(directory.turns_taken(), 3);
+    for seat in [1.into(), 2.into(), further(1, 1)] {
+        assert_eq!(directory.asked(seat), (false, 0));
+    }
+    // One that is held up finds its turn free.
+    directory.stopped(2);
+    directory.request(3, 13);
+    directory.request(further(1, 2), 13);
+    let held_up = |seat: Seat| (seat.database == 3).then_some(20);
+    assert_eq!(seats(&directory.plan(13, 3, held_up)), []);
+    assert_eq!(databases(&directory.plan(20, 3, nobody)), [3]);
+    directory.request(further(1, 2), 21);
+    assert_eq!(seats(&directory.plan(22, 4, nobody)), [further(1, 2)]);
+}
+
+#[test]
+fn further_workers_make_room_first_and_those_first_of_who_has_most() {
+    let mut directory = Directory::<16>::default();
+    let all = [
+        1.into(),
+        2.into(),
+        further(1, 1),
+        further(1, 2),
+        further(2, 1),
+    ];
+    for (at, seat) in all.into_iter().enumerate() {
+        directory.working(seat, false, at as i64);
+    }
+    directory.set_busy(1, false);
+    let asked = |directory: &Directory<16>| all.map(|seat: Seat| directory.asked(seat).0);
+    directory.plan(10, 5, nobody);
+    assert_eq!(asked(&directory), [false; 5]);
+    directory.request(3, 11);
+    directory.plan(12, 5, nobody);
+    assert_eq!(asked(&directory), [false, false, false, true, false]);
+    directory.request(4, 13);
+    directory.request(5, 13);
+    directory.plan(14, 5, nobody);
+    assert_eq!(asked(&directory), [false, false, true, true, true]);
+    directory.request(6, 15);
+    directory.plan(16, 5, nobody);
+    assert_eq!(asked(&directory), [true, false, true, true, true]);
+    // So do they when the setting was lowered.
+    for database in 3..=6 {
+        directory.stopped(database);
+    }
+    directory.plan(17, 3, nobody);
+    assert_eq!(asked(&directory), [false, false, true, true, false]);
+}
+
+#[test]
+fn a_further_worker_that_cannot_start_is_tried_less_and_less_often() {
+    let mut directory = Directory::<16>::default();
+    let seat = further(1, 1);
+    let mut now = SECOND;
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        directory.request(seat, now);
+        assert_eq!(seats(&directory.plan(now, 1, nobody)), [seat]);
+        directory.failed(seat, now);
+        let failed_at = now;
+        loop {
+            directory.request(seat, now);
+            if seats(&directory.plan(now, 1, nobody)) == [seat] {
+                directory.refused(Start {
+                    seat,
+                    visit: false,
+                    since: now,
+                });
+                break;
+            }
+            now += SECOND / 2;
+        }
+        pauses.push((now - failed_at) / SECOND);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8]);
+    // Nothing of it counts for the database's first one.
+    assert!(directory.lacks_worker(1, || now));
+    assert!(directory.find(1).is_none());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Request(u32),
@@ -323,8 +433,8 @@ proptest! {
                         now: i64| {
             let plan = directory.plan(now, turns, nobody);
             for start in plan.start.iter().filter(|start| !start.visit) {
-                let waited = waits.remove(&start.database).is_some();
-                prop_assert!(waited, "{} was not waiting", start.database);
+                let waited = waits.remove(&start.seat.database).is_some();
+                prop_assert!(waited, "{} was not waiting", start.seat.database);
                 let overtaken = |(database, &since): (&u32, &i64)| {
                     since < start.since && !has_turn.contains(database)
                 };
@@ -389,5 +499,67 @@ proptest! {
             }
         }
         prop_assert!(waits.is_empty(), "{:?} still wait", waits);
+    }
+
+    /// With further workers: never more than turns; who waits for a first one has all further ones make room
+    /// before any first one does, and gets a turn though no first one ever goes.
+    #[test]
+    fn further_workers_keep_nobody_waiting(
+        turns in 1..6_usize,
+        steps in prop::collection::vec((0..6_u8, 1..6_u32, 0..4_u8), 1..200),
+    ) {
+        let mut directory = Directory::<32>::default();
+        let mut has_turn: BTreeSet<Seat> = BTreeSet::new();
+        let plan = |directory: &mut Directory<32>, has_turn: &mut BTreeSet<Seat>, now: i64| {
+            let plan = directory.plan(now, turns, nobody);
+            for seat in seats(&plan) {
+                prop_assert!(seat.is_first() || plan.waiting == 0);
+                prop_assert!(has_turn.insert(seat));
+            }
+            prop_assert!(has_turn.len() <= turns);
+            prop_assert_eq!(directory.turns_taken(), has_turn.len());
+            let is_working = |seat: &Seat| directory.find(*seat).unwrap().state() == State::Working;
+            let working = || has_turn.iter().copied().filter(|seat| is_working(seat));
+            let asked = working().filter(|&seat| directory.asked(seat).0);
+            prop_assert_eq!(asked.clone().count(), plan.waiting.min(working().count()));
+            if asked.clone().any(Seat::is_first) {
+                prop_assert!(working().all(|seat| seat.is_first() || directory.asked(seat).0));
+            }
+            Ok(())
+        };
+        let mut now = 0;
+        for (what, database, number) in steps {
+            now += 1;
+            let seat = Seat { database, number };
+            match what {
+                0 | 1 => {
+                    directory.request(seat, now);
+                }
+                2 if has_turn.contains(&seat) => directory.working(seat, false, now),
+                3 if has_turn.remove(&seat) => directory.stopped(seat),
+                _ => plan(&mut directory, &mut has_turn, now)?,
+            }
+        }
+        // There is a turn for each first one.
+        let firsts = (1..6).filter(|&database| directory.find(database).is_some()).count();
+        prop_assume!(firsts <= turns);
+        for _ in 0..10 {
+            now += 1;
+            for &seat in &has_turn {
+                directory.working(seat, false, now);
+            }
+            plan(&mut directory, &mut has_turn, now)?;
+            for seat in has_turn.clone() {
+                if directory.asked(seat).0 {
+                    prop_assert!(!seat.is_first());
+                    directory.stopped(seat);
+                    has_turn.remove(&seat);
+                }
+            }
+        }
+        for database in 1..6 {
+            let waits = directory.find(database).map(Entry::state) == Some(State::Waiting);
+            prop_assert!(!waits, "{} waits", database);
+        }
     }
 }

@@ -329,12 +329,12 @@ fn internals(
 /// Who may monitor sees how folding goes, and nothing else.
 fn monitors(owner: &mut Client, watcher: &mut Client, report: &mut PartReport) -> Result<()> {
     watcher.batch_execute(
-        "SELECT * FROM counterx.lanes; SELECT * FROM counterx.workers; SELECT * FROM counterx.locks; SELECT * FROM counterx.lane_status()",
+        "SELECT * FROM counterx.lanes; SELECT * FROM counterx.workers; SELECT * FROM counterx.locks; SELECT * FROM counterx.upkeep; SELECT * FROM counterx.stat; SELECT * FROM counterx.lane_status(); SELECT * FROM counterx.escrow_status()",
     )?;
     let rows = owner.query(
         "SELECT oid::regclass::text FROM pg_class
           WHERE relnamespace = 'counterx'::regnamespace AND relkind IN ('r', 'S', 'v', 'f')
-            AND relname NOT IN ('lanes', 'workers', 'locks')",
+            AND relname NOT IN ('lanes', 'workers', 'locks', 'upkeep', 'stat')",
         &[],
     )?;
     for row in rows {
