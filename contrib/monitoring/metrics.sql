@@ -29,7 +29,7 @@
 --| gauge oldest_hold_expired_seconds how long ago the oldest hold has expired; 0: none has
 --| gauge longest_hold_seconds time until the last of the holds expires; 0: there is none
 SELECT current_database() AS datname,
-       (s.stats_reset IS NOT NULL)::int AS preloaded,
+       v.preloaded::int AS preloaded,
        s.workers,
        (d.off OR w.paused OR c.off)::int AS folding_paused,
        COALESCE(s.pending, 0) AS pending_deltas,
@@ -62,6 +62,7 @@ CROSS JOIN (
 ) d
 -- An exporter's session has what ALTER DATABASE said when it began: that one is looked up above.
 CROSS JOIN (SELECT bool_or(setting = 'off' AND source <> 'database') AS off FROM pg_settings WHERE name = 'counterx.compaction') c
+CROSS JOIN counterx.version() v
 CROSS JOIN counterx.upkeep u;
 
 --| group counterx_stat
@@ -242,3 +243,15 @@ WHERE state IS NOT NULL;
 SELECT current_database() AS datname, library, COALESCE(objects, '') AS objects,
        (library IS NOT DISTINCT FROM objects)::int AS complete
 FROM counterx.version();
+
+--| group counterx_installed
+--| label datname database
+--| label objects version of the extension's SQL objects in the database
+--| label files version of the extension's files
+--| gauge updated they are of one version: 1, or 0
+-- Asks the catalogs alone: objects of another version may lack what the other queries call.
+SELECT current_database() AS datname, e.extversion AS objects, COALESCE(a.default_version, '') AS files,
+       (e.extversion IS NOT DISTINCT FROM a.default_version)::int AS updated
+FROM pg_extension e
+LEFT JOIN pg_available_extensions() a ON a.name = e.extname
+WHERE e.extname = 'counterx';

@@ -415,6 +415,17 @@ fn update_that_is_incomplete_is_noticed() -> Result<()> {
     lasting(cluster(), "incomplete", 60, &fires)
 }
 
+/// Objects of 0.1.0 lack what most queries call.
+#[test]
+fn update_that_was_forgotten_is_noticed() -> Result<()> {
+    let cluster = cluster();
+    cluster.psql("postgres", "CREATE DATABASE forgotten")?;
+    let mut client = cluster.connect_db("forgotten")?;
+    client.batch_execute("CREATE EXTENSION counterx VERSION '0.1.0'")?;
+    let fires = ["UpdateIncomplete", "FiguresMissing"];
+    lasting(cluster, "forgotten", 60, &fires)
+}
+
 #[test]
 fn folding_that_is_paused_is_noticed() -> Result<()> {
     let mut client = database(cluster(), "paused")?;
