@@ -58,6 +58,11 @@ impl LaneMemory {
         self.folded.early_at(threshold)
     }
 
+    /// Have the writers of what was published ended, so that the lane can be folded? Does not wait.
+    pub fn is_settled(&mut self) -> bool {
+        (self.published.as_mut()).is_some_and(Published::is_settled)
+    }
+
     /// A fold has failed. Returns what could not be written, once more, so that the next one leaves it out.
     pub fn after_failure(&mut self) -> LeftOut {
         let history = u32::from(beginnings::take_failure());

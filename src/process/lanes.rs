@@ -11,7 +11,7 @@ use crate::settings;
 use crate::store::catalog::{self, LaneRels};
 use crate::store::pending;
 use crate::store::shape::Refusal;
-use counterx_core::folders::{self, Load, Present, Step};
+use counterx_core::folders::{self, Begun, Debts, Load, Present, Step};
 use counterx_core::lane::LANES;
 use counterx_core::schedule::{self, LaneClock, POLL, SHORTEST, Settling};
 use counterx_core::turns::Turn;
@@ -24,6 +24,8 @@ pub struct Lanes {
     number: u8,
     /// Those that it has: nobody else publishes or folds them unasked.
     owned: [bool; LANES],
+    /// Which of them it does not hand on in the midst.
+    debts: Debts,
     /// How busy they keep it.
     pub load: Load,
     /// What of its turn is done.
@@ -47,19 +49,45 @@ impl Lanes {
     pub fn of(number: u8) -> Self {
         Self {
             number,
+            debts: Debts::of(number),
             ..Self::default()
         }
     }
 
     /// Takes what is to be this worker's, as far as it is free, and gives up what is not, where these are there.
-    pub fn share(&mut self, present: Present) {
+    pub fn share(&mut self, up: &Uptime, present: Present) {
         for lane in 0..LANES {
+            let owns = self.owned[lane];
             let is_its = present.owner_of(lane) == Some(self.number);
-            match folders::step(self.owned[lane], is_its, self.settlings[lane].is_on()) {
+            let begun = match owns && !is_its {
+                true => self.begun(up, lane),
+                // Makes no difference.
+                false => Begun::Not,
+            };
+            match folders::step(owns, is_its, begun, self.debts.has(lane)) {
                 Step::Take => self.owned[lane] = LaneLock::try_take(lane),
-                Step::GiveUp => self.give_up(lane),
+                Step::GiveUp => {
+                    self.debts.gave_up(lane, begun);
+                    self.give_up(lane);
+                }
                 Step::Keep | Step::Leave => {}
             }
+        }
+    }
+
+    /// How far is the worker with this lane, which it has?
+    fn begun(&mut self, up: &Uptime, lane: usize) -> Begun {
+        let memory = &mut self.memories[lane];
+        match self.settlings[lane].until_due(up.now()) {
+            None => Begun::Not,
+            // It looks as often as it would where nobody else were to have it.
+            Some(Duration::ZERO)
+                if session::transaction(c"looking for writers", || memory.is_settled())
+                    == Ok(true) =>
+            {
+                Begun::Settled
+            }
+            Some(_) => Begun::Awaited,
         }
     }
 
@@ -186,6 +214,9 @@ impl Lanes {
                     Tick::Published => settling.published(now),
                     Tick::Waiting => settling.waits(now),
                     Tick::Folded | Tick::Idle | Tick::Busy => *settling = Settling::default(),
+                }
+                if matches!(tick, Tick::Folded | Tick::Idle) {
+                    self.debts.folded(lane);
                 }
                 match tick {
                     Tick::Folded | Tick::Idle => self.clocks[lane].succeeded(now),

@@ -316,7 +316,7 @@ impl Worker {
     /// Takes and gives up lanes, so that each of the workers that are there has its share.
     fn share_lanes(&mut self) {
         self.present = duty::present(self.seat.number);
-        self.lanes.share(self.present);
+        self.lanes.share(&self.up, self.present);
         // As long as there is work for others, there is.
         if self.present.count() > 1 && self.seat.is_first() {
             self.up.note_work();
@@ -345,6 +345,9 @@ impl Worker {
             && self.lanes.load.wants_help(now)
         {
             start::request_further(self.database, number);
+            // It comes while this one is at its next fold, and finds its share free. If it does not come, this one takes
+            // that back with its next look.
+            self.lanes.share(&self.up, self.present.with(number));
         }
     }
 

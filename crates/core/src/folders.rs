@@ -66,16 +66,60 @@ pub enum Step {
     Leave,
 }
 
-/// `owns`: the worker has the lane; `is_its`: it is to have it. `has_published`: it waits for the writers of an epoch
-/// that it has published. Nobody could fold the lane sooner, and who begins anew waits for more of them: however often
-/// workers come and go, what was begun is folded first.
-pub fn step(owns: bool, is_its: bool, has_published: bool) -> Step {
-    match (owns, is_its) {
-        (false, true) => Step::Take,
-        (true, true) => Step::Keep,
-        (true, false) if has_published => Step::Keep,
-        (true, false) => Step::GiveUp,
-        (false, false) => Step::Leave,
+/// How far the owner of a lane is with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// No epoch is published that is not folded.
+    Not,
+    /// One is, and its writers have not ended.
+    Awaited,
+    /// They have. It could be folded, but its owner is busy with others.
+    Settled,
+}
+
+/// `owns`: the worker has the lane; `is_its`: it is to have it.
+///
+/// Who gets a lane in the midst publishes anew. While writers are awaited nobody could fold it sooner, and who begins
+/// anew waits for more of them, so it stays where it is. When they have ended, all that it takes is somebody who has the
+/// time, and it is handed on, unless it was before and its owner `owes` a fold of it since: see [`Debts`]. So however
+/// often workers come and go, what was begun is folded.
+pub fn step(owns: bool, is_its: bool, begun: Begun, owes: bool) -> Step {
+    match (owns, is_its, begun) {
+        (false, true, _) => Step::Take,
+        (false, false, _) => Step::Leave,
+        (true, true, _) | (true, false, Begun::Awaited) => Step::Keep,
+        (true, false, Begun::Settled) if owes => Step::Keep,
+        (true, false, Begun::Not | Begun::Settled) => Step::GiveUp,
+    }
+}
+
+/// Of which lanes a worker owes a fold: it does not hand them on in the midst before. The first worker owes one of each
+/// that it has handed on. Further ones come and go, so they owe one of each from the start: what a lane that is handed
+/// on has to wait for more, it waits for once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Debts(u8);
+
+impl Debts {
+    /// Of a worker of this number that has just come.
+    pub fn of(number: u8) -> Self {
+        Self(if number == 0 { 0 } else { u8::MAX })
+    }
+
+    /// Does it owe a fold of this lane?
+    pub fn has(self, lane: usize) -> bool {
+        self.0 & 1 << lane != 0
+    }
+
+    /// It gives the lane up.
+    pub fn gave_up(&mut self, lane: usize, begun: Begun) {
+        if begun != Begun::Not {
+            self.0 |= 1 << lane;
+        }
+    }
+
+    /// It has folded the lane, or has found nothing to fold.
+    pub fn folded(&mut self, lane: usize) {
+        self.0 &= !(1 << lane);
     }
 }
 
@@ -107,6 +151,8 @@ pub struct Load {
     lanes: [Duration; LANES],
     /// For so long it was behind.
     behind: Duration,
+    /// Not with one lane alone.
+    is_shareable: bool,
     /// Since when it is idle.
     idle_since: Option<Duration>,
     /// It does not ask for help before.
@@ -130,9 +176,10 @@ impl Load {
         let busy = std::mem::take(&mut self.busy);
         let of_late: Duration = self.lanes.iter().sum();
         let most = self.lanes.iter().max().copied().unwrap_or_default();
-        // What there is to do in one lane nobody can share.
-        let is_behind = busy > window / 4 * 3 && most <= of_late / 4 * 3;
-        self.behind = match is_behind {
+        // What there is to do in one lane nobody can share. (A first fold that takes longer than that is of one lane,
+        // whatever comes after it.)
+        self.is_shareable = most <= of_late / 4 * 3;
+        self.behind = match busy > window / 4 * 3 {
             true => self.behind + window,
             false => Duration::ZERO,
         };
@@ -149,7 +196,7 @@ impl Load {
 
     /// Does it need help? Whoever is told so asks for it.
     pub fn wants_help(&mut self, now: Duration) -> bool {
-        if self.behind < BEHIND || now < self.asks_at {
+        if self.behind < BEHIND || !self.is_shareable || now < self.asks_at {
             return false;
         }
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);

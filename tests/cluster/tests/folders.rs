@@ -178,6 +178,39 @@ fn further_workers_come_and_go_without_preload() -> Result<()> {
     come_and_go("foldersnopreload", false)
 }
 
+/// One that comes to a large backlog folds its share of it, though the first one has begun all lanes before.
+#[test]
+fn who_comes_to_a_backlog_folds_its_share() -> Result<()> {
+    const COUNTERS: usize = 800;
+    let mut cluster = server("foldersbacklog")
+        .conf("counterx.workers_per_database", "2")
+        .conf("counterx.compaction", "off")
+        .start()?;
+    let mut client = create_database(&cluster, "backlog")?;
+    client.batch_execute(&format!(
+        "SELECT bump_many(array_agg('name ' || n), array_agg(n)) FROM generate_series(1, {COUNTERS}) n"
+    ))?;
+    cluster.reload(&[("counterx.compaction", "on")])?;
+    // A hundred counters of each lane take two seconds: whoever is at it is seen.
+    let mut seen = BTreeSet::new();
+    poll_until("the backlog to be folded", 2 * DEADLINE, || {
+        let sql = "SELECT l.lane, w.number FROM counterx.lanes l JOIN counterx.workers w ON w.pid = l.folder_pid
+                    WHERE l.pending_deltas > 0";
+        for row in client.query(sql, &[])? {
+            if let Some(number) = row.get::<_, Option<i32>>(1) {
+                seen.insert((row.get::<_, i32>(0), number));
+            }
+        }
+        let sql = "SELECT sum(pending_deltas) = 0 FROM counterx.lanes";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    let by_further = seen.iter().filter(|(_, number)| *number == 1).count();
+    ensure!(by_further >= 2, "lanes and who folded them: {seen:?}");
+    cluster.reload(&[(SLOW.0, "")])?;
+    check(&mut client)?;
+    Ok(())
+}
+
 /// The consumer of a stream, and what it was told of each counter: its value, and what all deltas come to.
 struct Follower {
     client: Client,
