@@ -2,7 +2,6 @@
 //! restored; and who does not follow holds nobody up.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use counterx_cluster_tests::{
     check, committing, compact, consume_beside, create_database, drain, folding_hard, is_busy,
     is_gone, kill_and_recover, look_at_stream, look_at_stream_twice, names_in_lanes,
     nothing_crashed, nothing_crashed_by_itself, parse_position, patiently, pause_folding, refused,
-    resolve_orphans, settle, shared, streamed_schema, under_watch,
+    resolve_orphans, settle, shared, streamed_schema, under_watch, wait_for_commits_to_wait,
 };
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::error::SqlState;
@@ -1261,29 +1260,18 @@ fn folds_go_on_beside_a_notification_that_waits_for_a_standby() -> Result<()> {
     let mut listener = cluster.connect_db("absent")?;
     listener.batch_execute("LISTEN counterx")?;
     cluster.reload(&[("synchronous_standby_names", "nobody")])?;
-    poll_until("the setting", DEADLINE, || {
-        Ok(one::<String>(&mut other, "SHOW synchronous_standby_names")? == "nobody")
-    })?;
+    wait_for_commits_to_wait(&cluster)?;
     let pid: i32 = one(&mut other, "SELECT pg_backend_pid()")?;
-    // Nobody waits before the checkpointer has heard of the setting as well.
-    let is_waited_for = Arc::new(AtomicBool::new(false));
-    let enough = Arc::clone(&is_waited_for);
-    let waiting = std::thread::spawn(move || -> Result<()> {
-        while !enough.load(Ordering::Relaxed) {
-            other.batch_execute("BEGIN; INSERT INTO other VALUES (1); NOTIFY others; COMMIT")?;
-        }
-        Ok(())
+    let waiting = std::thread::spawn(move || {
+        other.batch_execute("BEGIN; INSERT INTO other VALUES (1); NOTIFY others; COMMIT")
     });
-    let mut waits = || -> Result<bool> {
+    poll_until("somebody to wait for the standby", DEADLINE, || {
         let sql = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
-        let waits: Option<bool> = control.query_one(sql, &[&pid])?.get(0);
-        Ok(waits == Some(true))
-    };
-    poll_until("somebody to wait for the standby", DEADLINE, &mut waits)?;
-    is_waited_for.store(true, Ordering::Relaxed);
+        Ok(control.query_one(sql, &[&pid])?.get::<_, Option<bool>>(0) == Some(true))
+    })?;
     client.batch_execute("SET synchronous_commit = off")?;
     folds_go_on(&mut client)?;
-    ensure!(waits()?, "nobody waits any more");
+    ensure!(!waiting.is_finished(), "nobody waits any more");
     client.batch_execute("SET synchronous_commit = off; SELECT mirror_next('all', 1000, NULL)")?;
     cluster.reload(&[("synchronous_standby_names", "")])?;
     waiting.join().expect("does not panic")?;

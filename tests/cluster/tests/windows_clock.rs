@@ -778,9 +778,8 @@ fn worker_that_fails_or_crashes_half_way_removes_the_rest() -> Result<()> {
         let clock = ahead(&mut stage, window + 2)?;
         let mut client = stage.cluster.connect()?;
         client.batch_execute(&format!("ALTER SYSTEM SET counterx.clock_ahead = {clock}"))?;
-        match client.batch_execute("SELECT pg_reload_conf()") {
-            Err(error) => ensure!(action == "crash" && is_lost(&error.into())),
-            Ok(()) => {}
+        if let Err(error) = client.batch_execute("SELECT pg_reload_conf()") {
+            ensure!(action == "crash" && is_lost(&error.into()));
         }
         poll_until("the worker to come there", DEADLINE, || Ok(!file.exists()))?;
         let mut connection = Recovering::new(&stage.cluster.config(DB));
