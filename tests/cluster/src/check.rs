@@ -178,6 +178,15 @@ impl Recovering {
         self.client.as_mut().context("just connected")
     }
 
+    /// Has the connection ended that there was? One that was made anew would not tell of it.
+    pub fn has_ended(&mut self) -> bool {
+        let Some(client) = &mut self.client else {
+            return true;
+        };
+        // It may have been told so together with the answer to an earlier question.
+        client.is_closed() || client.batch_execute("SELECT 1").is_err()
+    }
+
     /// The connection itself, if there is one.
     pub fn into_client(self) -> Option<Client> {
         self.client

@@ -1,7 +1,7 @@
 //! How far the folding of a database has come, waiting for it, and who does it.
 
 use anyhow::{Context, Result, ensure};
-use counterx_harness::poll_until;
+use counterx_harness::{poll_to_end, poll_until};
 use postgres::{Client, GenericClient};
 
 use crate::check::check;
@@ -72,15 +72,16 @@ pub fn footprint(client: &mut impl GenericClient) -> Result<Footprint> {
     })
 }
 
-/// Waits until the database's worker has folded all there is.
+/// Waits until the database's worker has folded all there is, as long as there is less and less of it: how long a
+/// large backlog takes is the machine's.
 ///
 /// # Errors
 /// When it does not.
 pub fn settle(client: &mut Client) -> Result<()> {
-    let sql = "SELECT (SELECT coalesce(sum(pending_deltas), 0) FROM counterx.lanes) = 0
-                  AND NOT EXISTS (SELECT FROM counterx.late)";
-    let folded = poll_until("everything to be folded", DEADLINE, || {
-        Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
+    let sql = "SELECT (SELECT coalesce(sum(pending_deltas), 0) FROM counterx.lanes)::bigint
+                    + (SELECT count(*) FROM counterx.late)";
+    let folded = poll_to_end("everything to be folded", DEADLINE, || {
+        Ok(client.query_one(sql, &[])?.get::<_, i64>(0).unsigned_abs())
     });
     if folded.is_ok() {
         return folded;
@@ -177,7 +178,7 @@ pub fn pause_folding(client: &mut Client, db: &str) -> Result<()> {
 /// Those of the server, and that the worker goes on.
 pub fn wait_for_pause(client: &mut impl GenericClient) -> Result<()> {
     poll_until("the worker to pause", DEADLINE, || {
-        let sql = "SELECT state IN ('paused', 'stopped') FROM counterx.workers";
+        let sql = "SELECT bool_and(state IN ('paused', 'stopped')) FROM counterx.workers";
         Ok(client.query_one(sql, &[])?.get(0))
     })
 }
@@ -192,13 +193,15 @@ pub fn count_workers(client: &mut impl GenericClient, db: Option<&str>) -> Resul
     Ok(client.query_one(sql, &[&db])?.get(0))
 }
 
-/// Waits until a worker runs in the database and returns its pid.
+/// Waits until a worker runs in the database and returns its pid. One that is about to leave and its successor may
+/// both be there for a moment: then it is the successor's.
 ///
 /// # Errors
 /// When none does.
 pub fn wait_for_worker(client: &mut impl GenericClient, db: &str) -> Result<i32> {
     let sql = "SELECT pid FROM pg_stat_activity
-                WHERE backend_type = 'counterx worker' AND datname = $1";
+                WHERE backend_type = 'counterx worker' AND datname = $1
+                ORDER BY backend_start DESC LIMIT 1";
     let mut pid = None;
     poll_until("a worker", DEADLINE, || {
         pid = client.query_opt(sql, &[&db])?.map(|row| row.get(0));

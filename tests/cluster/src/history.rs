@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use counterx_harness::poll_until;
 use postgres::error::SqlState;
 use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 use rand::rngs::StdRng;
@@ -19,6 +20,7 @@ use crate::changes::{changes_schema, changes_under_watch};
 use crate::check::{Recovering, check, is_lost, sqlstate, watch_by};
 use crate::control::Control;
 use crate::load::{End, Load, one_by_one, together, under_watch};
+use crate::server::DEADLINE;
 
 /// A microsecond's resolution is more than any clock step of a test needs.
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,13 +54,18 @@ pub fn set_clock(client: &mut impl GenericClient, time: &str) -> Result<()> {
     Ok(client.batch_execute(&format!("SET counterx.clock_ahead = {ahead}"))?)
 }
 
-/// Sets the clock of a whole server, so many seconds ahead. Each process meets it when it has a moment.
+/// Sets the clock of a whole server, so many seconds ahead. This session goes by it then; each other process meets it
+/// when it has a moment.
 ///
 /// # Errors
 /// Those of the server.
 pub fn set_server_clock(client: &mut Client, ahead: i64) -> Result<()> {
     client.batch_execute(&format!("ALTER SYSTEM SET counterx.clock_ahead = {ahead}"))?;
-    Ok(client.batch_execute("SELECT pg_reload_conf()")?)
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    let sql = "SELECT current_setting('counterx.clock_ahead')::bigint = $1";
+    poll_until("the clock", DEADLINE, || {
+        Ok(client.query_one(sql, &[&ahead])?.get(0))
+    })
 }
 
 /// Histories of the types that the loads count, of all units and in several zones.

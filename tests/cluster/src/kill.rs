@@ -40,15 +40,13 @@ pub fn kill_and_recover(
     connection: &mut Recovering,
     choose: impl Fn(&mut Recovering) -> Result<i32>,
 ) -> Result<()> {
+    connection.client()?;
     kill9_chosen(|| choose(connection))?;
     // The postmaster disconnects everybody and recovers.
     poll_until("the server to notice", DEADLINE, || {
-        let gone = connection.client()?.batch_execute("SELECT 1").is_err();
-        if gone {
-            connection.forget();
-        }
-        Ok(gone)
+        Ok(connection.has_ended())
     })?;
+    connection.forget();
     connection.client()?;
     Ok(())
 }

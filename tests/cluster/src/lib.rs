@@ -74,7 +74,7 @@ pub use monitoring::{
     BETWEEN, Figures, Program, firing, get, lapse, monitoring, promtool, scrape_database,
 };
 pub use pages::{Block, blocks, checkout, page, run_blocks};
-pub use replica::{Refusal, catch_up, same_at_last, undisturbed};
+pub use replica::{Refusal, catch_up, same_at_last, undisturbed, wait_for_commits_to_wait};
 pub use server::{DEADLINE, folding_hard, shared};
 pub use streamed::{
     Consumed, Consumer, Outside, consume_beside, drain, is_busy, is_gone, look_at_stream,

@@ -132,7 +132,8 @@ pub fn get(port: u16, path: &str) -> Result<String> {
 pub struct Figures {
     /// The series, as Prometheus writes them.
     pub series: BTreeMap<String, f64>,
-    at: Option<Instant>,
+    /// They are of some moment from the one to the other.
+    asked: Option<(Instant, Instant)>,
 }
 
 impl Figures {
@@ -149,7 +150,7 @@ impl Figures {
         }
         Ok(Self {
             series,
-            at: Some(Instant::now()),
+            asked: None,
         })
     }
 
@@ -213,24 +214,43 @@ impl Program {
     /// # Errors
     /// It does not answer as it should.
     pub fn scrape(&self) -> Result<Figures> {
-        Figures::parse(&self.get("/metrics")?)
+        let asked = Instant::now();
+        let mut figures = Figures::parse(&self.get("/metrics")?)?;
+        figures.asked = Some((asked, Instant::now()));
+        Ok(figures)
     }
 }
 
 /// What the series come to from the second scrape on, a sample a minute for so many minutes, when all goes on as it did
 /// between the two: in the notation of promtool.
 ///
+/// A scrape takes its time, and how long it was between the two moments that the figures are of is known nearly. What
+/// are seconds, and become more or less by as many as that may be, are ages: they go with the time exactly.
+///
 /// # Errors
 /// The scrapes are one.
 pub fn lapse(first: &Figures, second: &Figures, minutes: u32) -> Result<BTreeMap<String, String>> {
-    let elapsed = match (first.at, second.at) {
-        (Some(first), Some(second)) if second > first => (second - first).as_secs_f64(),
+    /// How exact they are.
+    const SLACK: f64 = 0.05;
+    let (least, elapsed, most) = match (first.asked, second.asked) {
+        (Some(first), Some(second)) if second.0 > first.1 => (
+            (second.0 - first.1).as_secs_f64(),
+            (second.1 - first.1).as_secs_f64(),
+            (second.1 - first.0).as_secs_f64(),
+        ),
         _ => bail!("the second scrape is not after the first"),
     };
     let mut all = BTreeMap::new();
     for (name, value) in &second.series {
         let before = first.series.get(name).unwrap_or(value);
-        let step = (value - before) / elapsed * 60.0;
+        let change = value - before;
+        let is_seconds =
+            (name.split('{').next()).is_some_and(|metric| metric.ends_with("_seconds"));
+        let step = if is_seconds && (least - SLACK..=most + SLACK).contains(&change.abs()) {
+            60.0_f64.copysign(change)
+        } else {
+            change / elapsed * 60.0
+        };
         let (sign, step) = if step < 0.0 {
             ('-', -step)
         } else {

@@ -1,6 +1,8 @@
 //! Questions about standbys, and what their readers may meet.
 
-use anyhow::{Context, Result, ensure};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow, ensure};
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 use postgres::error::SqlState;
@@ -22,6 +24,38 @@ pub fn catch_up(primary: &Cluster, standby: &mut Client) -> Result<()> {
     poll_until("the standby to catch up", DEADLINE, || {
         let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
         Ok(standby.query_one(sql, &[&end])?.get(0))
+    })
+}
+
+/// Waits until commits wait for `synchronous_standby_names`, none of which is there. Who commits may have heard of the
+/// setting before the checkpointer has, and nobody waits until then.
+///
+/// # Errors
+/// Those of the server, and that they do not.
+pub fn wait_for_commits_to_wait(cluster: &Cluster) -> Result<()> {
+    let mut committer = cluster.connect()?;
+    let pid: i32 = committer.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let mut watcher = cluster.connect()?;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let committing = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Ordering::Relaxed) {
+                committer.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')")?;
+            }
+            Ok(())
+        });
+        let waits = poll_until("commits to wait for a standby", DEADLINE, || {
+            let sql = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
+            let waits: Option<bool> = watcher.query_one(sql, &[&pid])?.get(0);
+            Ok(waits == Some(true))
+        });
+        is_over.store(true, Ordering::Relaxed);
+        // The transaction is over all the same.
+        watcher.execute("SELECT pg_cancel_backend($1)", &[&pid])?;
+        committing
+            .join()
+            .map_err(|_| anyhow!("a client panicked"))??;
+        waits
     })
 }
 

@@ -539,7 +539,8 @@ impl Outside {
                     rng.random_range(1..30)
                 };
                 let rows = self.peek(client, max_rows)?;
-                if rng.random_bool(0.6) {
+                // What came first comes once more.
+                if self.known > 0 && rng.random_bool(0.6) {
                     self.acknowledge(client)?;
                 }
                 Ok(rows)

@@ -159,14 +159,15 @@ pub fn track(client: &mut Client, table: &str, type_name: &str, how: &str) -> Re
         client,
         &format!("SELECT counter_track('{table}', '{type_name}', {how})"),
     )?;
-    patiently(
-        client,
-        &format!("SELECT FROM counter_recount('{table}', '{type_name}')"),
-    )?;
-    let sql = "SELECT count(*) FROM counter_tracks WHERE type = $1 AND state = 'exact'";
-    let exact: i64 = client.query_one(sql, &[&type_name])?.get(0);
-    ensure!(exact == 1, "{type_name} is not exact");
-    Ok(())
+    poll_until(&format!("{type_name} to be exact"), DEADLINE, || {
+        // Where the process that counts rows is just noting something of the track, this one does not wait to do so.
+        patiently(
+            client,
+            &format!("SELECT FROM counter_recount('{table}', '{type_name}')"),
+        )?;
+        let sql = "SELECT count(*) = 1 FROM counter_tracks WHERE type = $1 AND state = 'exact'";
+        Ok(client.query_one(sql, &[&type_name])?.get(0))
+    })
 }
 
 /// Runs a statement until nobody is in its way.

@@ -117,11 +117,20 @@ fn prepared_changes_are_where_their_fold_puts_them() -> Result<()> {
     )?;
     let mut client = cluster().connect_db("prepared_reads")?;
     client.batch_execute("SELECT counter_history('p', events => '7 days'), counter_seal()")?;
+    // Of a minute that has just begun, so that it does not end meanwhile.
+    let ahead: i32 = client
+        .query_one(
+            "SELECT (7265 - extract(epoch FROM clock_timestamp()) % 60)::int",
+            &[],
+        )?
+        .get(0);
     each(
         &mut client,
-        "BEGIN; SELECT counter_incr('p:x', 5), counter_set('p:y', 3); PREPARE TRANSACTION 'early';
-         SET counterx.clock_ahead = 7200; SELECT counter_seal();
-         SELECT counter_incr('p:x', 1); COMMIT PREPARED 'early'",
+        &format!(
+            "BEGIN; SELECT counter_incr('p:x', 5), counter_set('p:y', 3); PREPARE TRANSACTION 'early';
+             SET counterx.clock_ahead = {ahead}; SELECT counter_seal();
+             SELECT counter_incr('p:x', 1); COMMIT PREPARED 'early'"
+        ),
     )?;
     let said = |client: &mut Client| -> Result<(String, String, String)> {
         let row = client.query_one(
@@ -163,7 +172,7 @@ fn answers(client: &mut Client) -> Result<Vec<String>> {
                   UNION SELECT min(start) - interval '10 days' FROM b) t
          -- What is asked for later is the same then: no bucket ends between the two.
          WHERE t.start <= (SELECT max(start) FROM b WHERE unit = 'minute')
-         UNION ALL SELECT concat_ws(' ', name, 'changed', delta) FROM counter_top_changed(100, 'd:', '20 days')
+         UNION ALL SELECT concat_ws(' ', name, 'changed', delta) FROM counter_top_changed(100, 'd:', '21 days')
          UNION ALL SELECT concat_ws(' ', h.type, h.unit, h.keep, h.time_zone) FROM counter_histories h
          UNION ALL SELECT concat_ws(' ', name, value) FROM counters
          ORDER BY 1",

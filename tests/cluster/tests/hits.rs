@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
     Book, DEADLINE, Recovering, Told, Way, bad_lines, create_bare_database, hit_while,
-    kill_and_recover, victim, wait_for_hits,
+    kill_and_recover, victim, wait_for_commits_to_wait, wait_for_hits,
 };
 use counterx_harness::{Cluster, ClusterBuilder, StopMode, poll_until};
 use postgres::Client;
@@ -854,6 +854,7 @@ fn standby_that_hangs_holds_up_those_alone_who_want_it() -> Result<()> {
     let mut other = create_bare_database(&cluster, "hits")?;
     other.batch_execute("SELECT counter_hit('a')")?;
     cluster.reload(&[("synchronous_standby_names", "nobody")])?;
+    wait_for_commits_to_wait(&cluster)?;
     let mut waiting = cluster.connect_db("hits")?;
     let pid: i32 = waiting.query_one("SELECT pg_backend_pid()", &[])?.get(0);
     let hit = thread::spawn(move || {

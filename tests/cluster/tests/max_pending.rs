@@ -42,6 +42,16 @@ fn hold_up<'a>(client: &'a mut Client) -> Result<postgres::Transaction<'a>> {
     Ok(transaction)
 }
 
+/// No lane is folded as long as the transaction is open; it writes nothing.
+fn lock_gates(transaction: &mut postgres::Transaction) -> Result<()> {
+    for lane in 0..8 {
+        transaction.batch_execute(&format!(
+            "LOCK TABLE counterx.gate_{lane} IN SHARE UPDATE EXCLUSIVE MODE"
+        ))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn writers_wait_for_folds_and_no_lane_grows_beyond() -> Result<()> {
     const MOST: i64 = 20;
@@ -62,6 +72,10 @@ fn writers_wait_for_folds_and_no_lane_grows_beyond() -> Result<()> {
         transactions: 100,
         ..Load::default()
     };
+    // However quick the worker is, somebody has to wait: nothing is folded before.
+    let (mut other, mut watcher) = (config.connect(NoTls)?, config.connect(NoTls)?);
+    let mut held_up = other.transaction()?;
+    lock_gates(&mut held_up)?;
     // Each that was let through may write all of its names to one lane.
     let bound = MOST + load.clients.cast_signed() * NAMES;
     together(
@@ -89,7 +103,14 @@ fn writers_wait_for_folds_and_no_lane_grows_beyond() -> Result<()> {
             }
             Ok(looks)
         },
-        |_| Ok(()),
+        |_| {
+            poll_until("somebody to wait for a fold", DEADLINE, || {
+                let sql = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = 'waits' AND backend_type = 'client backend'
+                              AND wait_event IN ('Extension', 'CounterxFold')";
+                Ok(watcher.query_one(sql, &[])?.get(0))
+            })?;
+            Ok(held_up.rollback()?)
+        },
     )?;
     let row = client.query_one(
         "SELECT back_pressure_waits, back_pressure_wait_time, counter_value('n:1') FROM counterx.stat",
@@ -284,7 +305,7 @@ fn warnings_do_not_flood_the_log() -> Result<()> {
     let log = cluster().log_since(since);
     let lines = log
         .lines()
-        .filter(|line| line.contains("WARNING") && line.contains("too many deltas"))
+        .filter(|line| line.contains("warned WARNING") && line.contains("too many deltas"))
         .count();
     ensure!(lines == 1, "{lines} lines");
     Ok(())
@@ -345,11 +366,7 @@ fn apply_in(db: &str, action: &str) -> Result<i64> {
     let mut other = cluster().connect_db(db)?;
     // No transaction that writes: it would keep slots from being made.
     let mut held_up = other.transaction()?;
-    for lane in 0..8 {
-        held_up.batch_execute(&format!(
-            "LOCK TABLE counterx.gate_{lane} IN SHARE UPDATE EXCLUSIVE MODE"
-        ))?;
-    }
+    lock_gates(&mut held_up)?;
     set(
         &mut here,
         db,

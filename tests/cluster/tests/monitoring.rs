@@ -315,7 +315,7 @@ fn prometheus_takes_both_exporters_and_draws_the_dashboard() -> Result<()> {
     let config = cluster.directory().join("prometheus.yaml");
     fs::write(
         &config,
-        format!("global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n{scrapes}"),
+        format!("global: {{scrape_interval: 5s, evaluation_interval: 1s}}\n{scrapes}"),
     )?;
     let data = cluster.directory().join("prometheus");
     promtool(&["check", "config", &config.display().to_string()])?;
@@ -375,7 +375,7 @@ fn prometheus_takes_both_exporters_and_draws_the_dashboard() -> Result<()> {
         }
         let asked = query
             .replace("$datname", "shop")
-            .replace("$__rate_interval", "10s");
+            .replace("$__rate_interval", "30s");
         ensure!(
             !asked.contains('$'),
             "a variable that is not known: {query}"

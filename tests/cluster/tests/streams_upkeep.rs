@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, create_bare_database, folding_hard, pause_folding, refused, shared,
+    DEADLINE, create_bare_database, folding_hard, patiently, pause_folding, refused, shared,
 };
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
@@ -307,7 +307,9 @@ fn folds_go_on_where_neither_history_nor_changes_can_be_written() -> Result<()> 
         ],
     )?;
     start(&mut client, "all", "''")?;
-    client.batch_execute(
+    // The worker sees to the same tables, in another order.
+    patiently(
+        &mut client,
         "DO $$ DECLARE t record; BEGIN
              FOR t IN SELECT c.oid::regclass AS name, relname ~ '^change' AS is_change FROM pg_class c
                        WHERE relnamespace = 'counterx'::regnamespace AND relkind = 'r'

@@ -1,7 +1,7 @@
 //! Folding by hand beside a synchronous standby that hangs: nobody waits to count or to read.
 
 use anyhow::{Context, Result, ensure};
-use counterx_cluster_tests::create_database;
+use counterx_cluster_tests::{create_database, wait_for_commits_to_wait};
 use counterx_harness::{Cluster, poll_until};
 use postgres::Client;
 use std::thread;
@@ -53,6 +53,7 @@ fn nobody_waits_for_compact_whose_commit_waits_for_a_standby() -> Result<()> {
     have_logs_to_be_emptied(&mut folder)?;
     let mut other = cluster.connect_db("counted")?;
     cluster.reload(&[("synchronous_standby_names", "nobody")])?;
+    wait_for_commits_to_wait(&cluster)?;
     let folder_pid = pid(&mut folder)?;
     let folding = thread::spawn(move || folder.batch_execute("SELECT counterx.compact()"));
     wait_for_standby_wait(&mut other, folder_pid)?;
@@ -81,6 +82,7 @@ fn steps_empty_logs_without_waiting_for_a_standby() -> Result<()> {
     let mut other = cluster.connect_db("counted")?;
     let before = log_bytes(&mut other)?;
     cluster.reload(&[("synchronous_standby_names", "nobody")])?;
+    wait_for_commits_to_wait(&cluster)?;
     let folder_pid = pid(&mut folder)?;
     let folding = thread::spawn(move || {
         let done = folder.batch_execute("CALL counterx.compact_in_steps()");

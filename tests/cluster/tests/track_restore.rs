@@ -90,8 +90,10 @@ fn is_as_before(client: &mut Client) -> Result<()> {
     // The worker sees to it where the restore has switched triggers off.
     poll_until("DDL to be watched", DEADLINE, || {
         client.batch_execute("INSERT INTO note SELECT max(id) + 1, 'w' FROM note")?;
+        // And notes what each track stands on, which a dump does not say.
         let sql =
-            "SELECT evtenabled = 'A' FROM pg_event_trigger WHERE evtname = 'counterx_tracked_ddl'";
+            "SELECT evtenabled = 'A' AND (SELECT bool_and(looked IS NOT NULL) FROM counterx.track)
+                     FROM pg_event_trigger WHERE evtname = 'counterx_tracked_ddl'";
         Ok(client.query_one(sql, &[])?.get(0))
     })?;
     client.batch_execute("ALTER TABLE note DISABLE TRIGGER counterx_notes_insert")?;

@@ -769,12 +769,18 @@ fn worker_that_fails_or_crashes_half_way_removes_the_rest() -> Result<()> {
             .cluster
             .data_dir()
             .join(format!("counterx.failpoint.{armed}"));
-        let clock = ahead(&mut stage, window + 2)?;
-        stage.cluster.reload(&[
-            ("counterx.failpoint", &*format!("{armed} once")),
-            ("counterx.clock_ahead", &*clock),
-        ])?;
+        let failpoint = format!("{armed} once");
+        stage
+            .cluster
+            .reload(&[("counterx.failpoint", &*failpoint)])?;
         std::fs::write(&file, "")?;
+        // The worker comes there once, as soon as the clock is ahead; and may take this session with it.
+        let clock = ahead(&mut stage, window + 2)?;
+        let mut client = stage.cluster.connect()?;
+        client.batch_execute(&format!("ALTER SYSTEM SET counterx.clock_ahead = {clock}"))?;
+        if let Err(error) = client.batch_execute("SELECT pg_reload_conf()") {
+            ensure!(action == "crash" && is_lost(&error.into()));
+        }
         poll_until("the worker to come there", DEADLINE, || Ok(!file.exists()))?;
         let mut connection = Recovering::new(&stage.cluster.config(DB));
         let mut expected = None;

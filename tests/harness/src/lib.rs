@@ -39,5 +39,5 @@ pub use cluster::{Cluster, StopMode};
 pub use commands::run;
 pub use left_running::LeftRunning;
 pub use paths::{free_port, pg_bin_dir, run_dir};
-pub use polling::poll_until;
+pub use polling::{poll_to_end, poll_until};
 pub use process::{kill9, kill9_chosen, pause, resume};

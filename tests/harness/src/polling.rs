@@ -29,3 +29,32 @@ pub fn poll_until(
         thread::sleep(POLL_PAUSE);
     }
 }
+
+/// Asks how much is `left` until there is nothing, with a short pause in between. How long that takes is the machine's:
+/// `deadline` is for as long as it does not become less.
+///
+/// # Errors
+/// `left` failed, or nothing has become less for so long: the error then says that it waited for `what`.
+pub fn poll_to_end(
+    what: &str,
+    deadline: Duration,
+    mut left: impl FnMut() -> Result<u64>,
+) -> Result<()> {
+    let mut least = u64::MAX;
+    let mut end = Instant::now() + deadline;
+    loop {
+        let now = left().with_context(|| format!("while waiting for {what}"))?;
+        if now == 0 {
+            return Ok(());
+        }
+        if now < least {
+            least = now;
+            end = Instant::now() + deadline;
+        }
+        ensure!(
+            Instant::now() < end,
+            "waited {deadline:?} for {what}: {now} are left"
+        );
+        thread::sleep(POLL_PAUSE);
+    }
+}
