@@ -1,5 +1,7 @@
 //! The figures of `counterx.stat` add up, whatever happens to those who count.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, Outcome, Recovering, catch_up, check, create_bare_database, create_database,
@@ -147,6 +149,50 @@ fn hits_add_up() -> Result<()> {
         ensure!(batched <= hits && refused <= hits && batches <= 2 * hits);
         Ok(batched == hits && refused == hits && batches > 0 && waiting == 0)
     })
+}
+
+/// What cannot be counted is tried again and again, and counts once.
+#[test]
+fn what_the_committer_tries_again_counts_once() -> Result<()> {
+    const HITS: i64 = 20;
+    let mut client = create_bare_database(cluster(), "again")?;
+    let mut other = cluster().connect_db("again")?;
+    client.batch_execute("SELECT counter_hit('h')")?;
+    client.batch_execute("SELECT counterx.stat_reset()")?;
+    // Whoever creates a type has all gates locked.
+    let mut held_up = other.transaction()?;
+    held_up.batch_execute("SELECT counter_type_create('stock', min => 0)")?;
+    for _ in 0..HITS {
+        client.batch_execute("SELECT counter_hit('h', wait => false)")?;
+    }
+    // A transaction of its own each time.
+    let mut tries = HashSet::new();
+    poll_until("the committer to try again", DEADLINE, || {
+        let sql = "SELECT xact_start::text FROM pg_stat_activity
+                    WHERE backend_type = 'counterx committer' AND datname = 'again' AND wait_event_type = 'Lock'";
+        for row in client.query(sql, &[])? {
+            tries.insert(row.get::<_, String>(0));
+        }
+        Ok(tries.len() > 3)
+    })?;
+    held_up.commit()?;
+    poll_until("the hits to be counted", DEADLINE, || {
+        Ok(figure(&mut client, "hits_batched")? == Some(HITS))
+    })?;
+    let increments = figure(&mut client, "increments")?;
+    ensure!(increments == Some(HITS), "{increments:?}");
+    // Of one counter and of several, and what the same batch may have counted beside it.
+    let failed = client.batch_execute("SELECT counter_hit_many('{\"h\": 1, \"stock:1\": -1}')");
+    refused(failed, &SqlState::CHECK_VIOLATION)?;
+    let failed = client.batch_execute("SELECT counter_hit('stock:1', -1)");
+    refused(failed, &SqlState::CHECK_VIOLATION)?;
+    let row = client.query_one(
+        "SELECT refused, hits_refused, increments FROM counterx.stat",
+        &[],
+    )?;
+    let figures: [i64; 3] = [0, 1, 2].map(|at| row.get(at));
+    ensure!(figures == [2, 2, HITS], "{figures:?}");
+    Ok(())
 }
 
 #[test]
