@@ -348,6 +348,50 @@ fn a_look_takes_few_pages_of_a_backlog() -> Result<()> {
     Ok(())
 }
 
+/// The leaves of an index have ten times as many rows of a counter that many transactions change as of such that are
+/// changed once.
+#[test]
+fn pending_is_near_where_some_are_hot() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "hot")?;
+    pause_folding(&mut client, "hot")?;
+    let mut client = cluster().connect_db("hot")?;
+    client.batch_execute("SET synchronous_commit = off")?;
+    let hot = |client: &mut Client, name: &str, times: u32| {
+        client.batch_execute(&format!(
+            "DO $$ BEGIN FOR n IN 1 .. {times} LOOP PERFORM counter_incr('{name}'); COMMIT; END LOOP; END $$"
+        ))
+    };
+    let once = |client: &mut Client, prefix: &str, names: u32| {
+        client.batch_execute(&format!(
+            "SELECT count(counter_incr('{prefix}' || lpad(n::text, 9, '0'))) FROM generate_series(1, {names}) n"
+        ))
+    };
+    let compare = |client: &mut Client, what: &str| -> Result<()> {
+        let is = figure(client, "pending")?.unwrap_or_default();
+        let sql = "SELECT sum(pending_deltas)::bigint FROM counterx.lanes";
+        let should: i64 = client.query_one(sql, &[])?.get(0);
+        ensure!(
+            (is - should).abs() < should / 5,
+            "{what}: {is} of {should} are pending"
+        );
+        Ok(())
+    };
+    hot(&mut client, "a", 10_000)?;
+    compare(&mut client, "hot")?;
+    once(&mut client, "m", 80_000)?;
+    compare(&mut client, "hot before others")?;
+    client.batch_execute("SELECT counterx.compact()")?;
+    once(&mut client, "b", 8_000)?;
+    hot(&mut client, "z", 30_000)?;
+    compare(&mut client, "hot after others")?;
+    // A page of downlinks is full after some two hundred leaves.
+    once(&mut client, "m", 240_000)?;
+    compare(
+        &mut client,
+        "hot between others, on pages of several levels",
+    )
+}
+
 #[test]
 fn standby_shows_what_it_has() -> Result<()> {
     let primary = Cluster::builder().name("statprimary").start()?;
