@@ -11,7 +11,7 @@
 use crate::figures::local::{Figure, count, count_time};
 use crate::pg::compat::WaitEvent;
 use crate::pg::error::{log, raise, report, warn_client};
-use crate::pg::lock::{self, FoldWanted, LaneLock, WorkerMark};
+use crate::pg::lock::{self, FoldWanted, FoldingPaused, LaneLock, WorkerMark};
 use crate::pg::ports;
 use crate::pg::relation::LockMode;
 use crate::settings::{self, PendingAction};
@@ -197,19 +197,17 @@ fn wait(
     ask_for_worker: impl Fn(),
     first: impl Fn() -> Option<Crowded>,
 ) -> Result<(), (Crowded, Duration)> {
-    if !settings::compaction() {
-        // A worker may be there, and do nothing.
-        return Err((found, Duration::ZERO));
-    }
     let since = Instant::now();
     let mut found = found;
     let (mut seen, mut asked) = (Duration::ZERO, Duration::ZERO);
-    count(Figure::BackPressureWaits, 1);
     for look in 0.. {
         let waited = since.elapsed();
         // The one that was there may have ended, and what it has left is somebody else's.
         if look == 0 || waited - asked >= ASK_EVERY {
             asked = waited;
+            if is_paused() {
+                return Err((found, waited));
+            }
             // The first worker takes each lane that is free. Where it is not there, a further one may have this lane.
             let is_first_there = WorkerMark::FIRST.is_set();
             if is_first_there || LaneLock::is_taken(found.lane) {
@@ -223,6 +221,9 @@ fn wait(
             return Err((found, waited));
         }
         let pause = schedule::until_next_look(look, ports::random());
+        if look == 0 {
+            count(Figure::BackPressureWaits, 1);
+        }
         let start = Instant::now();
         let wanted = FoldWanted::tell(found.lane);
         ports::wait(pause.min(longest - waited), FOLD.number());
@@ -234,6 +235,11 @@ fn wait(
         }
     }
     Ok(())
+}
+
+/// Is folding paused? By the worker's settings, if there is one: those that this session began with may be older.
+fn is_paused() -> bool {
+    !settings::compaction() || FoldingPaused::is_set()
 }
 
 /// Has this process said to the log of late that a lane is crowded?
@@ -282,10 +288,10 @@ impl Crowded {
                 waited.as_millis()
             );
         }
-        let hint = if settings::compaction() {
-            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
-        } else {
+        let hint = if is_paused() {
             "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact()."
+        } else {
+            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
         };
         report(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

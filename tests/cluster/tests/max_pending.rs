@@ -238,6 +238,43 @@ fn nobody_waits_where_folding_is_paused() -> Result<()> {
     Ok(())
 }
 
+/// Sessions that were there before do not hear of a setting of the database, and those of a pool may be there for days.
+#[test]
+fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
+    let mut client = create_database(cluster(), "pausedlate")?;
+    let mut admin = cluster().connect_db("pausedlate")?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+    )?;
+    pause_folding(&mut admin, "pausedlate")?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    // A worker may have to come first, to say so.
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let waited = milliseconds_waited(tried)?;
+    ensure!(waited < 60_000, "{waited} ms");
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let error = tried.err().context("the transaction was let through")?;
+    let hint = error.as_db_error().and_then(|error| error.hint());
+    ensure!(
+        hint.is_some_and(|hint| hint.contains("compaction = off")),
+        "{error:?}"
+    );
+    // From then on folds are near.
+    admin.batch_execute("ALTER DATABASE pausedlate RESET counterx.compaction")?;
+    poll_until("a write to be let through", DEADLINE, || {
+        match client.batch_execute("SELECT bump('x', 1)") {
+            Ok(()) => Ok(true),
+            tried => {
+                refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
+                Ok(false)
+            }
+        }
+    })?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
 /// A fold is near when somebody waits for it, whatever the worker's own settings say: those of the session are
 /// not known to it.
 #[test]

@@ -79,7 +79,10 @@ SELECT counter_value('a');
 -- Waiting where nobody folds ends at once, nearly.
 SET counterx.max_pending = 1;
 SET counterx.max_pending_wait = 0;
+-- (The hint tells whether there is a worker by now that has paused.)
+\set VERBOSITY terse
 SELECT counter_incr('a');
+\set VERBOSITY default
 \echo :LAST_ERROR_SQLSTATE
 SET counterx.compaction = off;
 SET counterx.max_pending_wait = '5s';
