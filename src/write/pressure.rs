@@ -89,8 +89,8 @@ struct Crowded {
 }
 
 fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
-    let mut lanes = [false; LANES];
-    pending::for_each_change(|change| lanes[change.row.hash.lane()] = true);
+    let lanes = [const { Cell::new(false) }; LANES];
+    pending::for_each_change(|change| lanes[change.row.hash.lane()].set(true));
     let crowded = |lane: usize| {
         if has_room_for_long(lane, most) {
             return None;
@@ -110,7 +110,16 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
             most,
         })
     };
-    let first = || (0..LANES).filter(|&lane| lanes[lane]).find_map(crowded);
+    // Each lane is to have room once. Who writes to many would wait for ever for all of them to have it at one moment,
+    // beside those who write to one.
+    let first = || {
+        let mut left = (0..LANES).filter(|&lane| lanes[lane].get());
+        left.find_map(|lane| {
+            let found = crowded(lane);
+            lanes[lane].set(found.is_some());
+            found
+        })
+    };
     let Some(found) = first() else { return };
     // Commits ask for workers, and one that is refused may be the only one that comes: after a restart, say, nobody
     // else would have the backlog folded.
@@ -187,7 +196,7 @@ fn keeps_from_folding(lane: usize) -> bool {
             .any(|table| is_locked(table, &AGAINST_WRITERS))
 }
 
-/// Waits until no lane is crowded.
+/// Waits until each lane has had room.
 ///
 /// # Errors
 /// One that is, still, and how long that was waited for.
