@@ -50,6 +50,8 @@ static FOLD: WaitEvent = WaitEvent::new(c"CounterxFold");
 thread_local! {
     /// The running transaction was judged.
     static JUDGED: Cell<bool> = const { Cell::new(false) };
+    /// It has waited so long before it was refused. It may have caught that error, and come again.
+    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// This process does the extension's own work: nobody could do it instead.
     static EXEMPT: Cell<bool> = const { Cell::new(false) };
     static SAID_AT: Cell<Option<i64>> = const { Cell::new(None) };
@@ -65,6 +67,7 @@ pub fn exempt() {
 /// The transaction has ended. Neither allocates nor fails.
 pub fn after_end() {
     JUDGED.set(false);
+    WAITED.set(Duration::ZERO);
 }
 
 /// The running transaction is about to write, and has not locked a gate for that yet. `ask_for_worker`: whoever
@@ -206,11 +209,13 @@ fn wait(
     ask_for_worker: impl Fn(),
     first: impl Fn() -> Option<Crowded>,
 ) -> Result<(), (Crowded, Duration)> {
+    let before = WAITED.get();
     let since = Instant::now();
     let mut found = found;
-    let (mut seen, mut asked) = (Duration::ZERO, Duration::ZERO);
+    let (mut seen, mut asked) = (before, before);
     for look in 0.. {
-        let waited = since.elapsed();
+        let waited = before + since.elapsed();
+        WAITED.set(waited);
         // The one that was there may have ended, and what it has left is somebody else's.
         if look == 0 || waited - asked >= ASK_EVERY {
             asked = waited;
@@ -230,7 +235,7 @@ fn wait(
             return Err((found, waited));
         }
         let pause = schedule::until_next_look(look, ports::random());
-        if look == 0 {
+        if look == 0 && before.is_zero() {
             count(Figure::BackPressureWaits, 1);
         }
         let start = Instant::now();

@@ -299,6 +299,37 @@ fn lanes_need_not_have_room_at_one_moment() -> Result<()> {
     Ok(())
 }
 
+/// One that would write early is refused in the midst, and may catch that.
+#[test]
+fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
+    let mut client = create_database(cluster(), "caught")?;
+    let mut other = cluster().connect_db("caught")?;
+    let held_up = hold_up(&mut other)?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1s';
+         SET counterx.pending_work_mem = '64kB'; SELECT counterx.stat_reset()",
+    )?;
+    client.batch_execute("BEGIN; SELECT bump('early:1', 1)")?;
+    client.batch_execute(
+        "DO $$ BEGIN
+            PERFORM bump('early:' || i, 1) FROM generate_series(1, 5000) i;
+            RAISE 'it was let through';
+         EXCEPTION WHEN configuration_limit_exceeded THEN NULL;
+         END $$",
+    )?;
+    let waited = milliseconds_waited(client.batch_execute("COMMIT"))?;
+    ensure!(waited >= 1000, "{waited} ms");
+    // The next one waits again.
+    let again = milliseconds_waited(client.batch_execute("SELECT bump('early:1', 1)"))?;
+    ensure!(again >= 1000, "{again} ms");
+    let waits: i64 = client
+        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
+        .get(0);
+    ensure!(waits == 2, "{waits} waits");
+    held_up.rollback()?;
+    Ok(())
+}
+
 /// Sessions that were there before do not hear of a setting of the database, and those of a pool may be there for days.
 #[test]
 fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
