@@ -18,6 +18,7 @@ use crate::settings::{self, PendingAction};
 use crate::store::backlog;
 use crate::store::catalog;
 use crate::transaction::pending;
+use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use counterx_core::schedule;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -181,7 +182,8 @@ fn keeps_from_folding(lane: usize) -> bool {
         pg_sys::ExclusiveLock,
         pg_sys::AccessExclusiveLock,
     ];
-    /// What a writer's lock on a table conflicts with. Who makes an index on totals has one.
+    /// What a writer's lock on a table conflicts with. Who makes an index on totals has one, and who rebuilds those of
+    /// logs, which a fold reads.
     const AGAINST_WRITERS: [u32; 4] = [
         pg_sys::ShareLock,
         pg_sys::ShareRowExclusiveLock,
@@ -193,9 +195,11 @@ fn keeps_from_folding(lane: usize) -> bool {
         modes.any(|mode| lock::is_locked(relation, mode))
     };
     let shared = catalog::shared();
-    is_locked(catalog::lane(lane).gate, &CONFLICTING)
+    let rels = catalog::lane(lane);
+    is_locked(rels.gate, &CONFLICTING)
         || [shared.total, shared.state, shared.late]
             .into_iter()
+            .chain(Side::BOTH.map(|side| rels.log(side)))
             .any(|table| is_locked(table, &AGAINST_WRITERS))
 }
 

@@ -75,6 +75,11 @@ SELECT counterx.create_value_index();
 SELECT counter_incr('a');
 COMMIT;
 SELECT counterx.drop_value_index();
+BEGIN;
+LOCK TABLE counterx.log_0_a, counterx.log_1_a, counterx.log_2_a, counterx.log_3_a, counterx.log_4_a, counterx.log_5_a, counterx.log_6_a,
+    counterx.log_7_a;
+SELECT counter_incr('a');
+COMMIT;
 SELECT counter_value('a');
 -- Waiting where nobody folds ends at once, nearly.
 SET counterx.max_pending = 1;
