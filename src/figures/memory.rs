@@ -60,12 +60,14 @@ pub enum Figure {
     SerializationConflicts,
     /// Transactions that have waited for a fold.
     BackPressureWaits,
-    /// How long, in microseconds. The last one: see [`FIGURES`].
+    /// How long, in microseconds.
     BackPressureWaitTime,
+    /// Transactions that were refused, as too much waits to be folded. The last one: see [`FIGURES`].
+    BackPressureRefused,
 }
 
 /// So many figures there are.
-pub const FIGURES: usize = Figure::BackPressureWaitTime as usize + 1;
+pub const FIGURES: usize = Figure::BackPressureRefused as usize + 1;
 
 // A bit of a u32 says of each whether it has changed.
 const _: () = assert!(FIGURES <= u32::BITS as usize);

@@ -135,7 +135,7 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         PendingAction::Warn => found.warn(),
         // An apply worker would begin the transaction anew until it is let through, or disable the subscription.
         PendingAction::Error if applies => say_that_it_goes_on(&found),
-        PendingAction::Error => raise(found.report(None)),
+        PendingAction::Error => found.refuse(None),
         // Were each of its transactions held up, what it is to apply would pile up where it comes from.
         PendingAction::Wait if applies => {
             if !has_said()
@@ -147,7 +147,7 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         }
         PendingAction::Wait => {
             if let Err((found, waited)) = wait(found, longest, ask_for_worker, first) {
-                raise(found.report(Some(waited)));
+                found.refuse(Some(waited));
             }
         }
     }
@@ -283,6 +283,11 @@ impl Crowded {
             "too many deltas of counters wait to be folded in lane {}",
             self.lane
         )
+    }
+
+    fn refuse(&self, waited: Option<Duration>) -> ! {
+        count(Figure::BackPressureRefused, 1);
+        raise(self.report(waited))
     }
 
     /// Whoever counts hears it each time, and the server's log now and then: a busy server has thousands of these in a

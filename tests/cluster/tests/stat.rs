@@ -303,7 +303,7 @@ fn without_preload_there_is_what_there_is_now() -> Result<()> {
         "SELECT num_nonnulls(stats_reset, increments, rows_flushed, early_flushes, hit_batches, hits_batched,
                 hits_waiting, hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits,
                 escrow_wait_time, tokens_used, tokens_replayed, tokens_expired, holds_expired,
-                serialization_conflicts, back_pressure_waits, back_pressure_wait_time),
+                serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused),
                 pending, oldest_pending <= clock_timestamp(), log_bytes > 0, workers >= 0
            FROM counterx.stat",
         &[],

@@ -98,4 +98,4 @@ SELECT counterx.compact();
 SET counterx.max_pending = 1;
 SELECT counter_incr('a');
 SELECT counter_value('a');
-SELECT back_pressure_waits, back_pressure_wait_time FROM counterx.stat;
+SELECT back_pressure_waits, back_pressure_wait_time, back_pressure_refused FROM counterx.stat;

@@ -6,7 +6,7 @@ FROM pg_attribute a WHERE a.attrelid = 'counterx.stat'::regclass AND a.attnum > 
 -- In a database that has counted nothing.
 SELECT stats_reset <= now() + '1 minute' AS since, increments, rows_flushed, early_flushes, hit_batches, hits_batched, hits_waiting,
     hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits, escrow_wait_time FROM counterx.stat;
-SELECT tokens_used, tokens_replayed, tokens_expired, holds_expired, serialization_conflicts, back_pressure_waits, back_pressure_wait_time,
+SELECT tokens_used, tokens_replayed, tokens_expired, holds_expired, serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused,
     pending, oldest_pending, workers, last_error, last_error_at FROM counterx.stat;
 SELECT log_bytes > 0 AS log, total_bytes > 0 AS total, token_bytes > 0 AS token, hold_bytes > 0 AS hold, history_bytes > 0 AS history, stream_bytes > 0 AS stream FROM counterx.stat;
 
