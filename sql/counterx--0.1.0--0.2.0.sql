@@ -783,7 +783,7 @@ COMMENT ON COLUMN counterx.locks.blocked_by IS 'process ids of the sessions that
 COMMENT ON COLUMN counterx.locks.waiting_since IS 'since when it waits';
 
 CREATE FUNCTION counterx.stat_figures()
-    RETURNS TABLE (stats_reset timestamptz, increments bigint, rows_flushed bigint, early_flushes bigint, hit_batches bigint, hits_batched bigint, hits_waiting bigint, hits_refused bigint, folds bigint, deltas_folded bigint, fold_time double precision, truncations bigint, refused bigint, escrow_waits bigint, escrow_wait_time double precision, tokens_used bigint, tokens_replayed bigint, tokens_expired bigint, holds_expired bigint, serialization_conflicts bigint, back_pressure_waits bigint, back_pressure_wait_time double precision, pending bigint, oldest_pending timestamptz)
+    RETURNS TABLE (stats_reset timestamptz, increments bigint, rows_flushed bigint, early_flushes bigint, hit_batches bigint, hits_batched bigint, hits_waiting bigint, hits_refused bigint, folds bigint, deltas_folded bigint, fold_time double precision, truncations bigint, refused bigint, escrow_waits bigint, escrow_wait_time double precision, tokens_used bigint, tokens_replayed bigint, tokens_expired bigint, holds_expired bigint, serialization_conflicts bigint, back_pressure_waits bigint, back_pressure_wait_time double precision, back_pressure_refused bigint, pending bigint, oldest_pending timestamptz)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1
     AS 'MODULE_PATHNAME', 'counterx_stat_figures';
 CREATE FUNCTION counterx.stat_reset() RETURNS boolean
@@ -813,6 +813,7 @@ SELECT f.stats_reset,
        f.serialization_conflicts,
        f.back_pressure_waits,
        f.back_pressure_wait_time,
+       f.back_pressure_refused,
        f.pending,
        f.oldest_pending,
        b.log_bytes,
@@ -878,6 +879,7 @@ COMMENT ON COLUMN counterx.stat.holds_expired IS 'holds that were removed, a day
 COMMENT ON COLUMN counterx.stat.serialization_conflicts IS 'errors 40001 of counterx';
 COMMENT ON COLUMN counterx.stat.back_pressure_waits IS 'transactions that have waited for a fold, as of counterx.max_pending';
 COMMENT ON COLUMN counterx.stat.back_pressure_wait_time IS 'how long, in milliseconds';
+COMMENT ON COLUMN counterx.stat.back_pressure_refused IS 'transactions that were refused, as of counterx.max_pending: with error 53400';
 COMMENT ON COLUMN counterx.stat.pending IS 'deltas in the logs that are not folded, nearly';
 COMMENT ON COLUMN counterx.stat.oldest_pending IS 'when the oldest of them was written, nearly; null: there is none';
 COMMENT ON COLUMN counterx.stat.log_bytes IS 'size of the logs with their indexes';

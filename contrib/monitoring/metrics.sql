@@ -88,6 +88,7 @@ CROSS JOIN counterx.upkeep u;
 --| counter serialization_conflicts_total serialization failures that counting has raised
 --| counter back_pressure_waits_total waits for a fold, as a lane had more than counterx.max_pending
 --| counter back_pressure_wait_seconds_total time that they took
+--| counter back_pressure_refused_total transactions that were refused for that reason
 SELECT current_database() AS datname,
        increments AS increments_total,
        rows_flushed AS rows_flushed_total,
@@ -109,7 +110,8 @@ SELECT current_database() AS datname,
        holds_expired AS holds_expired_total,
        serialization_conflicts AS serialization_conflicts_total,
        back_pressure_waits AS back_pressure_waits_total,
-       back_pressure_wait_time / 1000 AS back_pressure_wait_seconds_total
+       back_pressure_wait_time / 1000 AS back_pressure_wait_seconds_total,
+       back_pressure_refused AS back_pressure_refused_total
 -- What is behind the view: its sizes are asked for above.
 FROM counterx.stat_figures()
 WHERE stats_reset IS NOT NULL;

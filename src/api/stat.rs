@@ -57,6 +57,7 @@ pub extern "C-unwind" fn counterx_stat_figures(fcinfo: pg_sys::FunctionCallInfo)
             number(SerializationConflicts),
             number(BackPressureWaits),
             time(BackPressureWaitTime),
+            number(BackPressureRefused),
             pending.map(|pending| pending.cast_signed().into()),
             oldest.flatten().map(Into::into),
         ]

@@ -1,134 +1,38 @@
 //! What the running transaction has come to.
 
-use crate::figures::memory::{self, Sums};
+pub use crate::figures::memory::Figure;
+use crate::figures::memory::{self, FIGURES, Sums};
 use crate::pg::ports;
-use std::cell::Cell;
+use counterx_core::provisional::Provisional;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Figure {
-    /// Increments that were asked for.
-    Increments,
-    /// Rows written to logs.
-    RowsFlushed,
-    /// Transactions' writes before their end.
-    EarlyFlushes,
-    /// Transactions of the committer.
-    HitBatches,
-    /// Hits that these have counted.
-    HitsBatched,
-    /// Hits that were not counted.
-    HitsRefused,
-    /// Folds of a lane.
-    Folds,
-    /// Deltas that they have moved.
-    DeltasFolded,
-    /// How long they took, in microseconds.
-    FoldTime,
-    /// Logs that were emptied.
-    Truncations,
-    /// Requests that a bound forbade.
-    Refused,
-    /// Requests that have waited for what others may give back.
-    EscrowWaits,
-    /// How long, in microseconds.
-    EscrowWaitTime,
-    /// Tokens that were new.
-    TokensUsed,
-    /// Tokens that were used before.
-    TokensReplayed,
-    /// Tokens that were removed.
-    TokensExpired,
-    /// Holds that were removed when they had expired long ago.
-    HoldsExpired,
-    /// Errors 40001.
-    SerializationConflicts,
-    /// Transactions that have waited for a fold.
-    BackPressureWaits,
-    /// How long, in microseconds.
-    BackPressureWaitTime,
-}
-
-use Figure::*;
-
-impl Figure {
-    /// In the order of their numbers.
-    const ALL: [Self; memory::FIGURES] = [
-        Increments,
-        RowsFlushed,
-        EarlyFlushes,
-        HitBatches,
-        HitsBatched,
-        HitsRefused,
-        Folds,
-        DeltasFolded,
-        FoldTime,
-        Truncations,
-        Refused,
-        EscrowWaits,
-        EscrowWaitTime,
-        TokensUsed,
-        TokensReplayed,
-        TokensExpired,
-        HoldsExpired,
-        SerializationConflicts,
-        BackPressureWaits,
-        BackPressureWaitTime,
-    ];
-
-    /// Does it count only when it is committed?
-    const fn is_of_commits(self) -> bool {
-        matches!(
-            self,
-            Folds | DeltasFolded | FoldTime | Truncations | TokensExpired | HoldsExpired
-        )
-    }
-
-    const fn bit(self) -> u32 {
-        1 << self as usize
-    }
-}
-
-/// The bits of what counts only when it is committed.
-const OF_COMMITS: u32 = {
-    let mut bits = 0;
-    let mut at = 0;
-    while at < memory::FIGURES {
-        assert!(Figure::ALL[at] as usize == at);
-        if Figure::ALL[at].is_of_commits() {
-            bits |= Figure::ALL[at].bit();
-        }
-        at += 1;
-    }
-    bits
-};
-
 struct Local {
-    counts: [Cell<u64>; memory::FIGURES],
+    counts: [Cell<u64>; FIGURES],
     /// Which of them may not be zero.
     changed: Cell<u32>,
-    /// The outermost (sub)transaction that has counted what only counts when it is committed. (One for all: where a
-    /// transaction folds by hand and once more in a savepoint that it gives up, the second fold counts as well.)
-    level: Cell<u32>,
+    /// What counts only when it is committed.
+    provisional: RefCell<Provisional<FIGURES>>,
     /// Those of this database.
     sums: Cell<Option<Sums>>,
     /// When somebody has looked last whether there is room for them, and there was none.
     looked_at: Cell<Option<i64>>,
     /// When it has looked last which databases are gone.
     made_room_at: Cell<Option<i64>>,
+    /// What this process counts, it counts for others: see [`work_for_others`].
+    works_for_others: Cell<bool>,
 }
 
 thread_local! {
     static LOCAL: Local = const {
         Local {
-            counts: [const { Cell::new(0) }; memory::FIGURES],
+            counts: [const { Cell::new(0) }; FIGURES],
             changed: Cell::new(0),
-            level: Cell::new(0),
+            provisional: RefCell::new(Provisional::new()),
             sums: Cell::new(None),
             looked_at: Cell::new(None),
             made_room_at: Cell::new(None),
+            works_for_others: Cell::new(false),
         }
     };
 }
@@ -139,17 +43,44 @@ const LOOK_AGAIN_AFTER: i64 = 10_000_000;
 impl Local {
     #[inline]
     fn count(&self, figure: Figure, n: u64) {
-        let count = &self.counts[figure as usize];
-        count.set(count.get().wrapping_add(n));
-        self.changed.set(self.changed.get() | figure.bit());
+        if self.works_for_others.get() {
+            self.count_if_committed(figure, n);
+        } else {
+            self.keep(figure as usize, n);
+        }
     }
 
-    /// Forgets these.
-    fn forget(&self, bits: u32) {
-        let mut left = self.changed.get() & bits;
-        self.changed.set(self.changed.get() & !bits);
+    /// It counts whatever happens.
+    #[inline]
+    fn keep(&self, figure: usize, n: u64) {
+        let count = &self.counts[figure];
+        count.set(count.get().wrapping_add(n));
+        self.changed.set(self.changed.get() | 1 << figure);
+    }
+
+    fn count_if_committed(&self, figure: Figure, n: u64) {
+        let level = ports::xact_nest_level();
+        let mut provisional = self.provisional.borrow_mut();
+        provisional.add(level, figure as usize, n);
+    }
+
+    /// Does so with what counts only when it is committed. Neither allocates nor fails.
+    fn change(&self, change: impl FnOnce(&mut Provisional<FIGURES>)) {
+        // Never borrowed by others: nothing is called meanwhile.
+        if let Ok(mut provisional) = self.provisional.try_borrow_mut()
+            && !provisional.is_empty()
+        {
+            change(&mut provisional);
+        }
+    }
+
+    /// Takes what is kept, and leaves nothing.
+    #[inline]
+    fn take(&self, mut add: impl FnMut(usize, u64)) {
+        let mut left = self.changed.replace(0);
         while left != 0 {
-            self.counts[left.trailing_zeros() as usize].set(0);
+            let at = left.trailing_zeros() as usize;
+            add(at, self.counts[at].replace(0));
             left &= left - 1;
         }
     }
@@ -158,19 +89,7 @@ impl Local {
     #[inline]
     fn hand_over(&self) {
         if let Some(sums) = self.sums.get().or_else(|| self.find()) {
-            self.add(sums, u32::MAX);
-        }
-    }
-
-    /// Adds these.
-    #[inline]
-    fn add(&self, sums: Sums, bits: u32) {
-        let mut left = self.changed.get() & bits;
-        self.changed.set(self.changed.get() & !bits);
-        while left != 0 {
-            let at = left.trailing_zeros() as usize;
-            sums.add(at, self.counts[at].replace(0));
-            left &= left - 1;
+            self.take(|figure, n| sums.add(figure, n));
         }
     }
 
@@ -179,7 +98,7 @@ impl Local {
     #[cold]
     fn find(&self) -> Option<Sums> {
         if !memory::is_there() {
-            self.forget(u32::MAX);
+            self.take(|_, _| {});
             return None;
         }
         if is_due(&self.looked_at) {
@@ -197,7 +116,7 @@ impl Local {
         }
         self.sums.set(memory::make_room());
         if let Some(sums) = self.sums.get() {
-            self.add(sums, !OF_COMMITS);
+            self.take(|figure, n| sums.add(figure, n));
         }
     }
 }
@@ -231,32 +150,22 @@ pub fn elapsed(microseconds: i64) -> u64 {
 
 /// The same of what counts only when it is committed.
 pub fn count_if_committed(figure: Figure, n: u64) {
-    debug_assert!(figure.is_of_commits());
-    LOCAL.with(|local| {
-        let level = ports::xact_nest_level();
-        let known = local.level.get();
-        local
-            .level
-            .set(if known == 0 { level } else { known.min(level) });
-        local.count(figure, n);
-    });
+    LOCAL.with(|local| local.count_if_committed(figure, n));
 }
 
-thread_local! {
-    /// What this process raises is raised again by those that it works for.
-    static HANDS_CONFLICTS_ON: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Errors 40001 of this process are handed to others, who raise and count them.
-pub fn hand_conflicts_on() {
-    HANDS_CONFLICTS_ON.set(true);
+/// What this process counts, it counts for others. What it cannot commit it tries again, or they hear of it: so nothing
+/// counts before it is committed, and errors 40001 are theirs, who raise them again.
+pub fn work_for_others() {
+    LOCAL.with(|local| local.works_for_others.set(true));
 }
 
 /// An error 40001 is raised.
 pub fn count_conflict() {
-    if !HANDS_CONFLICTS_ON.get() {
-        count(Figure::SerializationConflicts, 1);
-    }
+    LOCAL.with(|local| {
+        if !local.works_for_others.get() {
+            local.count(Figure::SerializationConflicts, 1);
+        }
+    });
 }
 
 /// Counts one while `body` runs, and takes it back afterwards: what stays is how often it has ended by an error.
@@ -270,13 +179,12 @@ pub fn count_failure(figure: Figure, body: impl FnOnce()) {
 #[inline]
 pub fn after_end(committed: bool) {
     LOCAL.with(|local| {
-        if local.changed.get() == 0 {
-            return;
+        local.change(|provisional| {
+            provisional.end(committed, |figure, n| local.keep(figure, n));
+        });
+        if local.changed.get() != 0 {
+            local.hand_over();
         }
-        if local.level.replace(0) != 0 && !committed {
-            local.forget(OF_COMMITS);
-        }
-        local.hand_over();
     });
 }
 
@@ -287,21 +195,12 @@ pub fn hand_over() {
 
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
-    LOCAL.with(|local| {
-        if local.level.get() >= level {
-            local.level.set(level - 1);
-        }
-    });
+    LOCAL.with(|local| local.change(|provisional| provisional.release(level)));
 }
 
 /// The subtransaction at this level was rolled back. Neither allocates nor fails.
 pub fn abort_subxact(level: u32) {
-    LOCAL.with(|local| {
-        if local.level.get() >= level {
-            local.level.set(0);
-            local.forget(OF_COMMITS);
-        }
-    });
+    LOCAL.with(|local| local.change(|provisional| provisional.abort(level)));
 }
 
 /// The sums of this database. None: there is no shared memory, or no room in it.

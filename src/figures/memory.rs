@@ -18,8 +18,59 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Figure {
+    /// Increments that were asked for.
+    Increments,
+    /// Rows written to logs.
+    RowsFlushed,
+    /// Transactions' writes before their end.
+    EarlyFlushes,
+    /// Transactions of the committer.
+    HitBatches,
+    /// Hits that these have counted.
+    HitsBatched,
+    /// Hits that were not counted.
+    HitsRefused,
+    /// Folds of a lane.
+    Folds,
+    /// Deltas that they have moved.
+    DeltasFolded,
+    /// How long they took, in microseconds.
+    FoldTime,
+    /// Logs that were emptied.
+    Truncations,
+    /// Requests that a bound forbade.
+    Refused,
+    /// Requests that have waited for what others may give back.
+    EscrowWaits,
+    /// How long, in microseconds.
+    EscrowWaitTime,
+    /// Tokens that were new.
+    TokensUsed,
+    /// Tokens that were used before.
+    TokensReplayed,
+    /// Tokens that were removed.
+    TokensExpired,
+    /// Holds that were removed when they had expired long ago.
+    HoldsExpired,
+    /// Errors 40001.
+    SerializationConflicts,
+    /// Transactions that have waited for a fold.
+    BackPressureWaits,
+    /// How long, in microseconds.
+    BackPressureWaitTime,
+    /// Transactions that were refused, as too much waits to be folded. The last one: see [`FIGURES`].
+    BackPressureRefused,
+}
+
 /// So many figures there are.
-pub const FIGURES: usize = 20;
+pub const FIGURES: usize = Figure::BackPressureRefused as usize + 1;
+
+// A bit of a u32 says of each whether it has changed.
+const _: () = assert!(FIGURES <= u32::BITS as usize);
 
 const NAME: &CStr = c"counterx figures";
 

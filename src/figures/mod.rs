@@ -15,8 +15,9 @@
 //!
 //! What was asked for and what was done counts whatever becomes of the transaction, as in the server's own
 //! statistics: an increment that is rolled back was an increment, as an inserted row is one in
-//! `pg_stat_user_tables.n_tup_ins`. What a rollback undoes ([`local::Figure::is_of_commits`]) counts when it is
-//! committed: folds, and what they have folded and removed.
+//! `pg_stat_user_tables.n_tup_ins`. What a rollback undoes ([`local::count_if_committed`])
+//! counts when it is committed: folds, and what they have folded and removed; and all that the committer counts, which
+//! tries again what it could not commit ([`local::work_for_others`]).
 
 pub mod local;
 pub mod memory;

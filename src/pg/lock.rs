@@ -80,6 +80,8 @@ enum UserLock {
     Filler,
     /// Somebody waits for a fold of this lane.
     Fold(u8),
+    /// The worker does not fold.
+    Pause,
     /// A counter's name.
     Name(NameHash),
     /// A token.
@@ -107,6 +109,7 @@ impl UserLock {
             Self::Stillness => (key_of(b"cnts", 0), 0),
             Self::Filler => (key_of(b"cntf", 0), 0),
             Self::Fold(lane) => (key_of(b"cntp", lane), 0),
+            Self::Pause => (key_of(b"cnto", 0), 0),
             Self::Name(hash) => (hash.get(), 1),
             Self::Token(hash) => (hash.get(), 2),
             Self::Bound(hash) => (hash.get(), 3),
@@ -357,6 +360,28 @@ impl FoldWanted {
             pg_sys::LockRelease(&tag, EXCLUSIVE, false);
         }
         false
+    }
+}
+
+/// The mark that the first worker of a database is there and does not fold, as its settings say. Those of other sessions
+/// may say something else, as they are older.
+pub struct FoldingPaused;
+
+impl FoldingPaused {
+    /// The worker sets it, and keeps it over its transactions. False: somebody looks for it at this very moment, or the
+    /// worker before has it still.
+    pub fn try_set() -> bool {
+        UserLock::Pause.try_acquire_for_session()
+    }
+
+    /// By the worker that has it.
+    pub fn clear() {
+        UserLock::Pause.release_of_session();
+    }
+
+    /// Is it set?
+    pub fn is_set() -> bool {
+        UserLock::Pause.is_taken()
     }
 }
 

@@ -372,7 +372,7 @@ impl Batches {
                 .queue
                 .answer(entries, item.ticket, Answer::Refused, b"");
             drop(guard);
-            count_refused();
+            count_refused(&failure);
             let (name, why) = (quoted(&item.first.name), &failure.message);
             return log(format!(
                 "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
@@ -388,7 +388,7 @@ impl Batches {
             .answer(entries, item.ticket, answer, &failure.encode());
         let room = place.queue.room_for_others();
         drop(guard);
-        count_refused();
+        count_refused(&failure);
         waiter.into_iter().for_each(memory::wake);
         if room {
             self.spot.tell_of_room();
@@ -421,9 +421,12 @@ fn count_batch() {
     local::hand_over();
 }
 
-/// Who has handed it over hears that it is not counted.
-fn count_refused() {
+/// Who has handed it over hears that it is not counted. What the transaction had counted is forgotten with it.
+fn count_refused(failure: &Failure) {
     local::count(Figure::HitsRefused, 1);
+    if failure.code == PgSqlErrorCode::ERRCODE_CHECK_VIOLATION {
+        local::count(Figure::Refused, 1);
+    }
     local::hand_over();
 }
 

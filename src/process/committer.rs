@@ -162,7 +162,7 @@ pub extern "C-unwind" fn counterx_committer_main(arg: pg_sys::Datum) {
         (c"counterx.escrow_wait", c"0"),
     ]);
     pressure::exempt();
-    local::hand_conflicts_on();
+    local::work_for_others();
     batch::register_callback();
     failpoint!("committer.ready");
     let expected = {

@@ -1,6 +1,6 @@
 //! Being on duty: a worker's mark, and its entry in the directory.
 
-use crate::pg::lock::WorkerMark;
+use crate::pg::lock::{FoldingPaused, WorkerMark};
 use crate::pg::turns;
 use crate::process::directory;
 use crate::process::session;
@@ -24,6 +24,8 @@ enum Entry {
 
 thread_local! {
     static ENTRY: Cell<Entry> = const { Cell::new(Entry::Starting) };
+    /// The first worker has told that it does not fold.
+    static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// With a launcher: what becomes of the worker's entry, whatever ends the process.
@@ -100,6 +102,18 @@ pub fn report_exit(seat: Seat) {
         let argument = usize::from(seat.number) << 32 | seat.database as usize;
         // SAFETY: once in a process.
         unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(argument)) };
+    }
+}
+
+/// The first worker folds, or does not: who waits for a fold would wait in vain.
+pub fn tell_paused(paused: bool) {
+    match (PAUSED.get(), paused) {
+        (false, true) => PAUSED.set(FoldingPaused::try_set()),
+        (true, false) => {
+            FoldingPaused::clear();
+            PAUSED.set(false);
+        }
+        _ => {}
     }
 }
 

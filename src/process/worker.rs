@@ -257,6 +257,7 @@ impl Worker {
             };
             self.look_for_others();
             if self.seat.is_first() {
+                duty::tell_paused(!settings::compaction());
                 mend::triggers_now_and_then();
                 if settings::compaction() {
                     self.tracks.see_to(&mut self.up, self.database);

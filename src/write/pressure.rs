@@ -11,13 +11,14 @@
 use crate::figures::local::{Figure, count, count_time};
 use crate::pg::compat::WaitEvent;
 use crate::pg::error::{log, raise, report, warn_client};
-use crate::pg::lock::{self, FoldWanted, LaneLock, WorkerMark};
+use crate::pg::lock::{self, FoldWanted, FoldingPaused, LaneLock, WorkerMark};
 use crate::pg::ports;
 use crate::pg::relation::LockMode;
 use crate::settings::{self, PendingAction};
 use crate::store::backlog;
 use crate::store::catalog;
 use crate::transaction::pending;
+use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use counterx_core::schedule;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -50,6 +51,8 @@ static FOLD: WaitEvent = WaitEvent::new(c"CounterxFold");
 thread_local! {
     /// The running transaction was judged.
     static JUDGED: Cell<bool> = const { Cell::new(false) };
+    /// It has waited so long before it was refused. It may have caught that error, and come again.
+    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// This process does the extension's own work: nobody could do it instead.
     static EXEMPT: Cell<bool> = const { Cell::new(false) };
     static SAID_AT: Cell<Option<i64>> = const { Cell::new(None) };
@@ -65,6 +68,7 @@ pub fn exempt() {
 /// The transaction has ended. Neither allocates nor fails.
 pub fn after_end() {
     JUDGED.set(false);
+    WAITED.set(Duration::ZERO);
 }
 
 /// The running transaction is about to write, and has not locked a gate for that yet. `ask_for_worker`: whoever
@@ -89,8 +93,8 @@ struct Crowded {
 }
 
 fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
-    let mut lanes = [false; LANES];
-    pending::for_each_change(|change| lanes[change.row.hash.lane()] = true);
+    let lanes = [const { Cell::new(false) }; LANES];
+    pending::for_each_change(|change| lanes[change.row.hash.lane()].set(true));
     let crowded = |lane: usize| {
         if has_room_for_long(lane, most) {
             return None;
@@ -110,7 +114,16 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
             most,
         })
     };
-    let first = || (0..LANES).filter(|&lane| lanes[lane]).find_map(crowded);
+    // Each lane is to have room once. Who writes to many would wait for ever for all of them to have it at one moment,
+    // beside those who write to one.
+    let first = || {
+        let mut left = (0..LANES).filter(|&lane| lanes[lane].get());
+        left.find_map(|lane| {
+            let found = crowded(lane);
+            lanes[lane].set(found.is_some());
+            found
+        })
+    };
     let Some(found) = first() else { return };
     // Commits ask for workers, and one that is refused may be the only one that comes: after a restart, say, nobody
     // else would have the backlog folded.
@@ -122,7 +135,7 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         PendingAction::Warn => found.warn(),
         // An apply worker would begin the transaction anew until it is let through, or disable the subscription.
         PendingAction::Error if applies => say_that_it_goes_on(&found),
-        PendingAction::Error => raise(found.report(None)),
+        PendingAction::Error => found.refuse(None),
         // Were each of its transactions held up, what it is to apply would pile up where it comes from.
         PendingAction::Wait if applies => {
             if !has_said()
@@ -134,7 +147,7 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         }
         PendingAction::Wait => {
             if let Err((found, waited)) = wait(found, longest, ask_for_worker, first) {
-                raise(found.report(Some(waited)));
+                found.refuse(Some(waited));
             }
         }
     }
@@ -169,7 +182,8 @@ fn keeps_from_folding(lane: usize) -> bool {
         pg_sys::ExclusiveLock,
         pg_sys::AccessExclusiveLock,
     ];
-    /// What a writer's lock on a table conflicts with. Who makes an index on totals has one.
+    /// What a writer's lock on a table conflicts with. Who makes an index on totals has one, and who rebuilds those of
+    /// logs, which a fold reads.
     const AGAINST_WRITERS: [u32; 4] = [
         pg_sys::ShareLock,
         pg_sys::ShareRowExclusiveLock,
@@ -181,13 +195,15 @@ fn keeps_from_folding(lane: usize) -> bool {
         modes.any(|mode| lock::is_locked(relation, mode))
     };
     let shared = catalog::shared();
-    is_locked(catalog::lane(lane).gate, &CONFLICTING)
+    let rels = catalog::lane(lane);
+    is_locked(rels.gate, &CONFLICTING)
         || [shared.total, shared.state, shared.late]
             .into_iter()
+            .chain(Side::BOTH.map(|side| rels.log(side)))
             .any(|table| is_locked(table, &AGAINST_WRITERS))
 }
 
-/// Waits until no lane is crowded.
+/// Waits until each lane has had room.
 ///
 /// # Errors
 /// One that is, still, and how long that was waited for.
@@ -197,19 +213,19 @@ fn wait(
     ask_for_worker: impl Fn(),
     first: impl Fn() -> Option<Crowded>,
 ) -> Result<(), (Crowded, Duration)> {
-    if !settings::compaction() {
-        // A worker may be there, and do nothing.
-        return Err((found, Duration::ZERO));
-    }
+    let before = WAITED.get();
     let since = Instant::now();
     let mut found = found;
-    let (mut seen, mut asked) = (Duration::ZERO, Duration::ZERO);
-    count(Figure::BackPressureWaits, 1);
+    let (mut seen, mut asked) = (before, before);
     for look in 0.. {
-        let waited = since.elapsed();
+        let waited = before + since.elapsed();
+        WAITED.set(waited);
         // The one that was there may have ended, and what it has left is somebody else's.
         if look == 0 || waited - asked >= ASK_EVERY {
             asked = waited;
+            if is_paused() {
+                return Err((found, waited));
+            }
             // The first worker takes each lane that is free. Where it is not there, a further one may have this lane.
             let is_first_there = WorkerMark::FIRST.is_set();
             if is_first_there || LaneLock::is_taken(found.lane) {
@@ -223,6 +239,9 @@ fn wait(
             return Err((found, waited));
         }
         let pause = schedule::until_next_look(look, ports::random());
+        if look == 0 && before.is_zero() {
+            count(Figure::BackPressureWaits, 1);
+        }
         let start = Instant::now();
         let wanted = FoldWanted::tell(found.lane);
         ports::wait(pause.min(longest - waited), FOLD.number());
@@ -234,6 +253,11 @@ fn wait(
         }
     }
     Ok(())
+}
+
+/// Is folding paused? By the worker's settings, if there is one: those that this session began with may be older.
+fn is_paused() -> bool {
+    !settings::compaction() || FoldingPaused::is_set()
 }
 
 /// Has this process said to the log of late that a lane is crowded?
@@ -261,6 +285,11 @@ impl Crowded {
         )
     }
 
+    fn refuse(&self, waited: Option<Duration>) -> ! {
+        count(Figure::BackPressureRefused, 1);
+        raise(self.report(waited))
+    }
+
     /// Whoever counts hears it each time, and the server's log now and then: a busy server has thousands of these in a
     /// second.
     fn warn(&self) {
@@ -282,10 +311,10 @@ impl Crowded {
                 waited.as_millis()
             );
         }
-        let hint = if settings::compaction() {
-            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
-        } else {
+        let hint = if is_paused() {
             "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact()."
+        } else {
+            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
         };
         report(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

@@ -3,7 +3,7 @@
 //! bounded one is spoken for ([`escrow`]) and what one transaction asks of it ([`path`]), how names spread over lanes ([`lane`]) and make
 //! ranges ([`names`]), how they are made of parts ([`parts`]), which counters come first ([`rank`]), what a gate's value means ([`gate`]),
 //! which epochs a reader visits ([`probe`]), how several workers share the lanes ([`folders`]), when a fold is due ([`schedule`]), what an installation lacks
-//! ([`installation`]), what is told of changes ([`streams`]) and when an alert fires ([`alerts`]), what was counted when ([`history`]), what begins anew with each window ([`windows`]), and what to do where there is no memory for any of it ([`room`]).
+//! ([`installation`]), what is told of changes ([`streams`]) and when an alert fires ([`alerts`]), what was counted when ([`history`]), what begins anew with each window ([`windows`]), what was counted in vain if it is rolled back ([`provisional`]), and what to do where there is no memory for any of it ([`room`]).
 //!
 //! Everything here is plain data and arithmetic, so that its tests run in milliseconds.
 
@@ -21,6 +21,7 @@ pub mod parts;
 pub mod path;
 pub mod pending;
 pub mod probe;
+pub mod provisional;
 pub mod rank;
 pub mod room;
 pub mod schedule;

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, Outcome, Recovering, check, create_database, folding_hard, kill_and_recover,
-    pause_folding, refused, settle, shared, together,
+    names_in_lanes, pause_folding, refused, settle, shared, together,
 };
 use counterx_harness::{Cluster, StopMode, poll_until};
 use postgres::error::SqlState;
@@ -256,6 +256,135 @@ fn nobody_waits_where_folding_is_paused() -> Result<()> {
     )?;
     let waited = milliseconds_waited(client.batch_execute("SELECT bump('x', 1)"))?;
     ensure!(waited == 0, "{waited} ms");
+    Ok(())
+}
+
+/// Who writes to two lanes is let through when each has had room, whatever others have filled since.
+#[test]
+fn lanes_need_not_have_room_at_one_moment() -> Result<()> {
+    let mut client = create_database(cluster(), "lanes")?;
+    let names = names_in_lanes(&mut client)?;
+    let mut others = [
+        cluster().connect_db("lanes")?,
+        cluster().connect_db("lanes")?,
+    ];
+    // Keeps workers off a lane, and nobody from counting.
+    fn hold(client: &mut Client, lane: usize) -> Result<()> {
+        client.batch_execute(&format!(
+            "BEGIN; LOCK TABLE counterx.gate_{lane} IN SHARE UPDATE EXCLUSIVE MODE"
+        ))?;
+        Ok(())
+    }
+    settle(&mut client)?;
+    let [first, second] = &mut others;
+    hold(first, 0)?;
+    hold(second, 1)?;
+    let mut filler = cluster().connect_db("lanes")?;
+    let fill = |client: &mut Client, lane: usize| {
+        client.execute("SELECT counter_incr($1)", &[&names[lane]])
+    };
+    fill(&mut filler, 0)?;
+    fill(&mut filler, 1)?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+    )?;
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let mut watcher = cluster().connect_db("lanes")?;
+    // By the mark that it has set.
+    let mut wait_for_waiting_in = |lane: u32| {
+        poll_until("a session to wait for a lane", DEADLINE, || {
+            let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'userlock' AND pid = $1
+                        AND objsubid = 0 AND mode = 'ShareLock' AND objid = $2 AND classid = x'636e7470'::int)";
+            Ok(watcher.query_one(sql, &[&pid, &lane])?.get(0))
+        })
+    };
+    thread::scope(|scope| -> Result<()> {
+        let waiting = scope.spawn(|| {
+            client.execute(
+                "SELECT counter_incr($1), counter_incr($2)",
+                &[&names[0], &names[1]],
+            )
+        });
+        wait_for_waiting_in(0)?;
+        first.batch_execute("COMMIT")?;
+        wait_for_waiting_in(1)?;
+        // It is full again, and stays so.
+        hold(first, 0)?;
+        fill(&mut filler, 0)?;
+        second.batch_execute("COMMIT")?;
+        waiting.join().expect("a client panicked")?;
+        Ok(())
+    })?;
+    first.batch_execute("COMMIT")?;
+    settle(&mut client)?;
+    Ok(())
+}
+
+/// One that would write early is refused in the midst, and may catch that.
+#[test]
+fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
+    let mut client = create_database(cluster(), "caught")?;
+    let mut other = cluster().connect_db("caught")?;
+    let held_up = hold_up(&mut other)?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1s';
+         SET counterx.pending_work_mem = '64kB'; SELECT counterx.stat_reset()",
+    )?;
+    client.batch_execute("BEGIN; SELECT bump('early:1', 1)")?;
+    client.batch_execute(
+        "DO $$ BEGIN
+            PERFORM bump('early:' || i, 1) FROM generate_series(1, 5000) i;
+            RAISE 'it was let through';
+         EXCEPTION WHEN configuration_limit_exceeded THEN NULL;
+         END $$",
+    )?;
+    let waited = milliseconds_waited(client.batch_execute("COMMIT"))?;
+    ensure!(waited >= 1000, "{waited} ms");
+    // The next one waits again.
+    let again = milliseconds_waited(client.batch_execute("SELECT bump('early:1', 1)"))?;
+    ensure!(again >= 1000, "{again} ms");
+    let waits: i64 = client
+        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
+        .get(0);
+    ensure!(waits == 2, "{waits} waits");
+    held_up.rollback()?;
+    Ok(())
+}
+
+/// Sessions that were there before do not hear of a setting of the database, and those of a pool may be there for days.
+#[test]
+fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
+    let mut client = create_database(cluster(), "pausedlate")?;
+    let mut admin = cluster().connect_db("pausedlate")?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+    )?;
+    pause_folding(&mut admin, "pausedlate")?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    // A worker may have to come first, to say so.
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let waited = milliseconds_waited(tried)?;
+    ensure!(waited < 60_000, "{waited} ms");
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let error = tried.err().context("the transaction was let through")?;
+    let hint = error.as_db_error().and_then(|error| error.hint());
+    ensure!(
+        hint.is_some_and(|hint| hint.contains("compaction = off")),
+        "{error:?}"
+    );
+    // From then on folds are near.
+    admin.batch_execute("ALTER DATABASE pausedlate RESET counterx.compaction")?;
+    poll_until("a write to be let through", DEADLINE, || {
+        match client.batch_execute("SELECT bump('x', 1)") {
+            Ok(()) => Ok(true),
+            tried => {
+                refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
+                Ok(false)
+            }
+        }
+    })?;
+    settle(&mut client)?;
+    check(&mut client)?;
     Ok(())
 }
 

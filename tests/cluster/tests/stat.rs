@@ -1,5 +1,7 @@
 //! The figures of `counterx.stat` add up, whatever happens to those who count.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, ensure};
 use counterx_cluster_tests::{
     DEADLINE, Load, Outcome, Recovering, catch_up, check, create_bare_database, create_database,
@@ -149,6 +151,50 @@ fn hits_add_up() -> Result<()> {
     })
 }
 
+/// What cannot be counted is tried again and again, and counts once.
+#[test]
+fn what_the_committer_tries_again_counts_once() -> Result<()> {
+    const HITS: i64 = 20;
+    let mut client = create_bare_database(cluster(), "again")?;
+    let mut other = cluster().connect_db("again")?;
+    client.batch_execute("SELECT counter_hit('h')")?;
+    client.batch_execute("SELECT counterx.stat_reset()")?;
+    // Whoever creates a type has all gates locked.
+    let mut held_up = other.transaction()?;
+    held_up.batch_execute("SELECT counter_type_create('stock', min => 0)")?;
+    for _ in 0..HITS {
+        client.batch_execute("SELECT counter_hit('h', wait => false)")?;
+    }
+    // A transaction of its own each time.
+    let mut tries = HashSet::new();
+    poll_until("the committer to try again", DEADLINE, || {
+        let sql = "SELECT xact_start::text FROM pg_stat_activity
+                    WHERE backend_type = 'counterx committer' AND datname = 'again' AND wait_event_type = 'Lock'";
+        for row in client.query(sql, &[])? {
+            tries.insert(row.get::<_, String>(0));
+        }
+        Ok(tries.len() > 3)
+    })?;
+    held_up.commit()?;
+    poll_until("the hits to be counted", DEADLINE, || {
+        Ok(figure(&mut client, "hits_batched")? == Some(HITS))
+    })?;
+    let increments = figure(&mut client, "increments")?;
+    ensure!(increments == Some(HITS), "{increments:?}");
+    // Of one counter and of several, and what the same batch may have counted beside it.
+    let failed = client.batch_execute("SELECT counter_hit_many('{\"h\": 1, \"stock:1\": -1}')");
+    refused(failed, &SqlState::CHECK_VIOLATION)?;
+    let failed = client.batch_execute("SELECT counter_hit('stock:1', -1)");
+    refused(failed, &SqlState::CHECK_VIOLATION)?;
+    let row = client.query_one(
+        "SELECT refused, hits_refused, increments FROM counterx.stat",
+        &[],
+    )?;
+    let figures: [i64; 3] = [0, 1, 2].map(|at| row.get(at));
+    ensure!(figures == [2, 2, HITS], "{figures:?}");
+    Ok(())
+}
+
 #[test]
 fn after_a_crash_figures_begin_anew() -> Result<()> {
     let cluster = folding_hard("statkill").start()?;
@@ -257,7 +303,7 @@ fn without_preload_there_is_what_there_is_now() -> Result<()> {
         "SELECT num_nonnulls(stats_reset, increments, rows_flushed, early_flushes, hit_batches, hits_batched,
                 hits_waiting, hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits,
                 escrow_wait_time, tokens_used, tokens_replayed, tokens_expired, holds_expired,
-                serialization_conflicts, back_pressure_waits, back_pressure_wait_time),
+                serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused),
                 pending, oldest_pending <= clock_timestamp(), log_bytes > 0, workers >= 0
            FROM counterx.stat",
         &[],
@@ -300,6 +346,50 @@ fn a_look_takes_few_pages_of_a_backlog() -> Result<()> {
     client.batch_execute("SELECT counterx.compact()")?;
     ensure!(figure(&mut client, "pending")? == Some(0));
     Ok(())
+}
+
+/// The leaves of an index have ten times as many rows of a counter that many transactions change as of such that are
+/// changed once.
+#[test]
+fn pending_is_near_where_some_are_hot() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "hot")?;
+    pause_folding(&mut client, "hot")?;
+    let mut client = cluster().connect_db("hot")?;
+    client.batch_execute("SET synchronous_commit = off")?;
+    let hot = |client: &mut Client, name: &str, times: u32| {
+        client.batch_execute(&format!(
+            "DO $$ BEGIN FOR n IN 1 .. {times} LOOP PERFORM counter_incr('{name}'); COMMIT; END LOOP; END $$"
+        ))
+    };
+    let once = |client: &mut Client, prefix: &str, names: u32| {
+        client.batch_execute(&format!(
+            "SELECT count(counter_incr('{prefix}' || lpad(n::text, 9, '0'))) FROM generate_series(1, {names}) n"
+        ))
+    };
+    let compare = |client: &mut Client, what: &str| -> Result<()> {
+        let is = figure(client, "pending")?.unwrap_or_default();
+        let sql = "SELECT sum(pending_deltas)::bigint FROM counterx.lanes";
+        let should: i64 = client.query_one(sql, &[])?.get(0);
+        ensure!(
+            (is - should).abs() < should / 5,
+            "{what}: {is} of {should} are pending"
+        );
+        Ok(())
+    };
+    hot(&mut client, "a", 10_000)?;
+    compare(&mut client, "hot")?;
+    once(&mut client, "m", 80_000)?;
+    compare(&mut client, "hot before others")?;
+    client.batch_execute("SELECT counterx.compact()")?;
+    once(&mut client, "b", 8_000)?;
+    hot(&mut client, "z", 30_000)?;
+    compare(&mut client, "hot after others")?;
+    // A page of downlinks is full after some two hundred leaves.
+    once(&mut client, "m", 240_000)?;
+    compare(
+        &mut client,
+        "hot between others, on pages of several levels",
+    )
 }
 
 #[test]

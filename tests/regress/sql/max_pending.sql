@@ -75,11 +75,19 @@ SELECT counterx.create_value_index();
 SELECT counter_incr('a');
 COMMIT;
 SELECT counterx.drop_value_index();
+BEGIN;
+LOCK TABLE counterx.log_0_a, counterx.log_1_a, counterx.log_2_a, counterx.log_3_a, counterx.log_4_a, counterx.log_5_a, counterx.log_6_a,
+    counterx.log_7_a;
+SELECT counter_incr('a');
+COMMIT;
 SELECT counter_value('a');
 -- Waiting where nobody folds ends at once, nearly.
 SET counterx.max_pending = 1;
 SET counterx.max_pending_wait = 0;
+-- (The hint tells whether there is a worker by now that has paused.)
+\set VERBOSITY terse
 SELECT counter_incr('a');
+\set VERBOSITY default
 \echo :LAST_ERROR_SQLSTATE
 SET counterx.compaction = off;
 SET counterx.max_pending_wait = '5s';
@@ -90,4 +98,4 @@ SELECT counterx.compact();
 SET counterx.max_pending = 1;
 SELECT counter_incr('a');
 SELECT counter_value('a');
-SELECT back_pressure_waits, back_pressure_wait_time FROM counterx.stat;
+SELECT back_pressure_waits, back_pressure_wait_time, back_pressure_refused FROM counterx.stat;

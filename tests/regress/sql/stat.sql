@@ -6,7 +6,7 @@ FROM pg_attribute a WHERE a.attrelid = 'counterx.stat'::regclass AND a.attnum > 
 -- In a database that has counted nothing.
 SELECT stats_reset <= now() + '1 minute' AS since, increments, rows_flushed, early_flushes, hit_batches, hits_batched, hits_waiting,
     hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits, escrow_wait_time FROM counterx.stat;
-SELECT tokens_used, tokens_replayed, tokens_expired, holds_expired, serialization_conflicts, back_pressure_waits, back_pressure_wait_time,
+SELECT tokens_used, tokens_replayed, tokens_expired, holds_expired, serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused,
     pending, oldest_pending, workers, last_error, last_error_at FROM counterx.stat;
 SELECT log_bytes > 0 AS log, total_bytes > 0 AS total, token_bytes > 0 AS token, hold_bytes > 0 AS hold, history_bytes > 0 AS history, stream_bytes > 0 AS stream FROM counterx.stat;
 
@@ -69,6 +69,9 @@ SELECT counter_incr_once('t', 'b');
 SELECT tokens_used, tokens_replayed FROM counterx.stat;
 SELECT counter_hit('h'), counter_hit_many('{"h": 1, "i": 2}'), counter_try_hit('stock:1', -1);
 SELECT counter_hit('stock:1', -1);
+-- One that fails is tried twice, and counts once.
+SELECT counter_hit_many('{"h": 1, "stock:1": -1}');
+SELECT increments, refused FROM counterx.stat;
 SELECT hit_batches > 0 AS batches, hits_batched, hits_refused, hits_waiting FROM counterx.stat;
 
 -- The reset is for this database's figures alone, and leaves what there is now.
@@ -99,3 +102,32 @@ SELECT count(*) > 0 AS some FROM counter_stream_bootstrap('s');
 SELECT counter_incr('streamed');
 SELECT counterx.compact();
 SELECT stream_bytes > :stream_bytes AS stream, history_bytes = :history_bytes AS history FROM counterx.stat;
+
+-- What a savepoint takes back is what was done in it, and no more.
+SELECT counter_incr('stock:2', 8);
+SELECT count(counter_hold('stock:2', 1, '1 hour')) FROM generate_series(1, 8);
+CREATE FUNCTION expire(holds integer) RETURNS boolean LANGUAGE sql AS $$
+    UPDATE counterx.hold SET expires_at = now() - interval '2 days'
+        WHERE id IN (SELECT h.id FROM counterx.hold h ORDER BY h.id LIMIT holds);
+    SELECT counterx.compact() >= 0;
+$$;
+BEGIN;
+SELECT expire(1);
+SAVEPOINT s;
+SELECT expire(2);
+ROLLBACK TO s;
+COMMIT;
+SELECT holds_expired FROM counterx.stat;
+BEGIN;
+SAVEPOINT s;
+SELECT expire(2);
+SAVEPOINT t;
+SELECT expire(4);
+RELEASE t;
+ROLLBACK TO s;
+SAVEPOINT t;
+SELECT expire(3);
+RELEASE t;
+RELEASE s;
+COMMIT;
+SELECT holds_expired FROM counterx.stat;
