@@ -177,7 +177,7 @@ CREATE FUNCTION counterx.sealed_until() RETURNS timestamptz
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100
     AS 'MODULE_PATHNAME', 'counterx_sealed_until';
 CREATE FUNCTION counterx.stat_figures()
-    RETURNS TABLE (stats_reset timestamptz, increments bigint, rows_flushed bigint, early_flushes bigint, hit_batches bigint, hits_batched bigint, hits_waiting bigint, hits_refused bigint, folds bigint, deltas_folded bigint, fold_time double precision, truncations bigint, refused bigint, escrow_waits bigint, escrow_wait_time double precision, tokens_used bigint, tokens_replayed bigint, tokens_expired bigint, holds_expired bigint, serialization_conflicts bigint, back_pressure_waits bigint, back_pressure_wait_time double precision, back_pressure_refused bigint, pending bigint, oldest_pending timestamptz)
+    RETURNS TABLE (stats_reset timestamptz, increments bigint, rows_flushed bigint, early_flushes bigint, hit_batches bigint, hits_batched bigint, hits_waiting bigint, hits_refused bigint, hits_failed bigint, folds bigint, deltas_folded bigint, fold_time double precision, truncations bigint, refused bigint, escrow_waits bigint, escrow_wait_time double precision, tokens_used bigint, tokens_replayed bigint, tokens_expired bigint, holds_expired bigint, serialization_conflicts bigint, back_pressure_waits bigint, back_pressure_wait_time double precision, back_pressure_refused bigint, pending bigint, oldest_pending timestamptz)
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 ROWS 1
     AS 'MODULE_PATHNAME', 'counterx_stat_figures';
 CREATE FUNCTION counterx.stat_reset() RETURNS boolean
@@ -236,6 +236,7 @@ SELECT f.stats_reset,
        f.hits_batched,
        f.hits_waiting,
        f.hits_refused,
+       f.hits_failed,
        f.folds,
        f.deltas_folded,
        f.fold_time,
@@ -301,7 +302,8 @@ COMMENT ON COLUMN counterx.stat.early_flushes IS 'how often a transaction has wr
 COMMENT ON COLUMN counterx.stat.hit_batches IS 'transactions of the committer';
 COMMENT ON COLUMN counterx.stat.hits_batched IS 'hits that these have counted';
 COMMENT ON COLUMN counterx.stat.hits_waiting IS 'hits that wait for the committer now';
-COMMENT ON COLUMN counterx.stat.hits_refused IS 'hits that were not counted: refused by a bound, failed, or not handed over for want of a committer or of room';
+COMMENT ON COLUMN counterx.stat.hits_refused IS 'hits that a bound forbade';
+COMMENT ON COLUMN counterx.stat.hits_failed IS 'hits that were not counted for another reason: for want of a committer or of room, or as the committer could not commit them';
 COMMENT ON COLUMN counterx.stat.folds IS 'folds of a lane';
 COMMENT ON COLUMN counterx.stat.deltas_folded IS 'deltas that they have moved into totals';
 COMMENT ON COLUMN counterx.stat.fold_time IS 'how long they took, in milliseconds';

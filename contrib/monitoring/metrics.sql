@@ -73,7 +73,8 @@ CROSS JOIN counterx.upkeep u;
 --| counter hit_batches_total transactions of the committer that counted hits
 --| counter hits_batched_total hits in them
 --| gauge hits_waiting hits that are handed over and not counted yet
---| counter hits_refused_total hits for which there was no committer, or no room
+--| counter hits_refused_total hits that a bound has refused
+--| counter hits_failed_total hits for which there was no committer, or no room, or that the committer could not commit
 --| counter folds_total folds
 --| counter deltas_folded_total deltas that they moved into totals
 --| counter fold_seconds_total time that they took
@@ -97,6 +98,7 @@ SELECT current_database() AS datname,
        hits_batched AS hits_batched_total,
        hits_waiting,
        hits_refused AS hits_refused_total,
+       hits_failed AS hits_failed_total,
        folds AS folds_total,
        deltas_folded AS deltas_folded_total,
        fold_time / 1000 AS fold_seconds_total,

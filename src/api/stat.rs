@@ -43,6 +43,7 @@ pub extern "C-unwind" fn counterx_stat_figures(fcinfo: pg_sys::FunctionCallInfo)
             number(HitsBatched),
             waiting,
             number(HitsRefused),
+            number(HitsFailed),
             number(Folds),
             number(DeltasFolded),
             time(FoldTime),

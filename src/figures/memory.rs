@@ -32,8 +32,10 @@ pub enum Figure {
     HitBatches,
     /// Hits that these have counted.
     HitsBatched,
-    /// Hits that were not counted.
+    /// Hits that a bound forbade.
     HitsRefused,
+    /// Hits that were not counted for another reason.
+    HitsFailed,
     /// Folds of a lane.
     Folds,
     /// Deltas that they have moved.

@@ -208,7 +208,7 @@ enum Obstacle {
 
 impl Obstacle {
     fn raise(self) -> ! {
-        count(Figure::HitsRefused, 1);
+        count(Figure::HitsFailed, 1);
         let (message, hint) = match self {
             Self::Places => (
                 "all committers are busy with other databases",

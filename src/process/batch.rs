@@ -372,7 +372,7 @@ impl Batches {
                 .queue
                 .answer(entries, item.ticket, Answer::Refused, b"");
             drop(guard);
-            count_refused(&failure);
+            count_failure(&failure);
             let (name, why) = (quoted(&item.first.name), &failure.message);
             return log(format!(
                 "counterx: a hit of counter {name} that nobody waited for is not counted: {why}"
@@ -388,7 +388,7 @@ impl Batches {
             .answer(entries, item.ticket, answer, &failure.encode());
         let room = place.queue.room_for_others();
         drop(guard);
-        count_refused(&failure);
+        count_failure(&failure);
         waiter.into_iter().for_each(memory::wake);
         if room {
             self.spot.tell_of_room();
@@ -417,15 +417,18 @@ fn count_batch() {
     });
     local::count(Figure::HitBatches, 1);
     local::count(Figure::HitsBatched, counted);
+    // What fails otherwise has the whole transaction fail.
     local::count(Figure::HitsRefused, all - counted);
     local::hand_over();
 }
 
 /// Who has handed it over hears that it is not counted. What the transaction had counted is forgotten with it.
-fn count_refused(failure: &Failure) {
-    local::count(Figure::HitsRefused, 1);
+fn count_failure(failure: &Failure) {
     if failure.code == PgSqlErrorCode::ERRCODE_CHECK_VIOLATION {
+        local::count(Figure::HitsRefused, 1);
         local::count(Figure::Refused, 1);
+    } else {
+        local::count(Figure::HitsFailed, 1);
     }
     local::hand_over();
 }

@@ -186,12 +186,18 @@ fn what_the_committer_tries_again_counts_once() -> Result<()> {
     refused(failed, &SqlState::CHECK_VIOLATION)?;
     let failed = client.batch_execute("SELECT counter_hit('stock:1', -1)");
     refused(failed, &SqlState::CHECK_VIOLATION)?;
+    // That a lane is locked is nobody's bound.
+    let mut held_up = other.transaction()?;
+    held_up.batch_execute("SELECT counter_type_create('more', min => 0)")?;
+    let failed = client.batch_execute("SELECT counter_hit('h')");
+    refused(failed, &SqlState::LOCK_NOT_AVAILABLE)?;
+    held_up.rollback()?;
     let row = client.query_one(
-        "SELECT refused, hits_refused, increments FROM counterx.stat",
+        "SELECT refused, hits_refused, increments, hits_failed FROM counterx.stat",
         &[],
     )?;
-    let figures: [i64; 3] = [0, 1, 2].map(|at| row.get(at));
-    ensure!(figures == [2, 2, HITS], "{figures:?}");
+    let figures: [i64; 4] = [0, 1, 2, 3].map(|at| row.get(at));
+    ensure!(figures == [2, 2, HITS, 1], "{figures:?}");
     Ok(())
 }
 
@@ -301,7 +307,7 @@ fn without_preload_there_is_what_there_is_now() -> Result<()> {
     client.batch_execute("SELECT bump('x', 1); SELECT bump('y', 1)")?;
     let row = client.query_one(
         "SELECT num_nonnulls(stats_reset, increments, rows_flushed, early_flushes, hit_batches, hits_batched,
-                hits_waiting, hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits,
+                hits_waiting, hits_refused, hits_failed, folds, deltas_folded, fold_time, truncations, refused, escrow_waits,
                 escrow_wait_time, tokens_used, tokens_replayed, tokens_expired, holds_expired,
                 serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused),
                 pending, oldest_pending <= clock_timestamp(), log_bytes > 0, workers >= 0

@@ -5,7 +5,7 @@ SELECT a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type
 FROM pg_attribute a WHERE a.attrelid = 'counterx.stat'::regclass AND a.attnum > 0 ORDER BY a.attnum;
 -- In a database that has counted nothing.
 SELECT stats_reset <= now() + '1 minute' AS since, increments, rows_flushed, early_flushes, hit_batches, hits_batched, hits_waiting,
-    hits_refused, folds, deltas_folded, fold_time, truncations, refused, escrow_waits, escrow_wait_time FROM counterx.stat;
+    hits_refused, hits_failed, folds, deltas_folded, fold_time, truncations, refused, escrow_waits, escrow_wait_time FROM counterx.stat;
 SELECT tokens_used, tokens_replayed, tokens_expired, holds_expired, serialization_conflicts, back_pressure_waits, back_pressure_wait_time, back_pressure_refused,
     pending, oldest_pending, workers, last_error, last_error_at FROM counterx.stat;
 SELECT log_bytes > 0 AS log, total_bytes > 0 AS total, token_bytes > 0 AS token, hold_bytes > 0 AS hold, history_bytes > 0 AS history, stream_bytes > 0 AS stream FROM counterx.stat;
@@ -72,7 +72,7 @@ SELECT counter_hit('stock:1', -1);
 -- One that fails is tried twice, and counts once.
 SELECT counter_hit_many('{"h": 1, "stock:1": -1}');
 SELECT increments, refused FROM counterx.stat;
-SELECT hit_batches > 0 AS batches, hits_batched, hits_refused, hits_waiting FROM counterx.stat;
+SELECT hit_batches > 0 AS batches, hits_batched, hits_refused, hits_failed, hits_waiting FROM counterx.stat;
 
 -- The reset is for this database's figures alone, and leaves what there is now.
 CREATE TABLE before AS SELECT stats_reset, pending, total_bytes FROM counterx.stat;
