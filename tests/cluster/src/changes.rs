@@ -461,7 +461,9 @@ impl<'a> ChangesTraffic<'a> {
         match self.rng.random_range(0..20) {
             0..3 => client.batch_execute("ROLLBACK")?,
             3..5 if self.load.two_phase && !flushed => {
-                let gid = format!("{}:{}:{}", self.prefix(), self.load.seed, self.serial);
+                // The whole server's names, and other databases have the same load.
+                let db: String = client.query_one("SELECT current_database()", &[])?.get(0);
+                let gid = format!("{}:{}:{}:{db}", self.prefix(), self.load.seed, self.serial);
                 client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'"))?;
                 let verb = if self.rng.random_bool(0.8) {
                     "COMMIT"
@@ -496,7 +498,8 @@ impl<'a> ChangesTraffic<'a> {
 
     /// Ends what this client has left prepared.
     fn resolve(&mut self, connection: &mut Recovering) -> Result<()> {
-        let sql = "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1";
+        let sql =
+            "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1 AND database = current_database()";
         let like = format!("{}:%", self.prefix());
         loop {
             let client = connection.client()?;

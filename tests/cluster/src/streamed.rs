@@ -208,7 +208,9 @@ impl Consumer {
         let mut serial = 0;
         while !stop.load(Ordering::Relaxed) && !control.is_aborted() {
             serial += 1;
-            let gid = format!("consumer-{}-{}-{serial}", self.stream, self.seed);
+            // The whole server's names, and other databases have the same consumers.
+            let db = config.get_dbname().unwrap_or_default();
+            let gid = format!("consumer-{}-{}-{serial}-{db}", self.stream, self.seed);
             let result =
                 (connection.client()).and_then(|client| self.transaction(client, &mut rng, &gid));
             match result {
@@ -338,7 +340,7 @@ impl Consumer {
         let like = format!("consumer-{}-{}-%", self.stream, self.seed);
         loop {
             let result = connection.client().and_then(|client| {
-                let sql = "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1";
+                let sql = "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1 AND database = current_database()";
                 for row in client.query(sql, &[&like])? {
                     let gid: String = row.get(0);
                     client.batch_execute(&format!("COMMIT PREPARED '{gid}'"))?;

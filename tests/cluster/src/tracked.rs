@@ -439,7 +439,9 @@ fn run_client(
                 resolve_prepared_where(client, &format!("gid = '{}'", traffic.gid))?;
                 has_lost_sight = false;
             }
-            traffic.gid = format!("tracked-{}-{number}-{transaction}", load.seed);
+            // The whole server's names, and other databases have the same load.
+            let db = config.get_dbname().unwrap_or_default();
+            traffic.gid = format!("tracked-{}-{number}-{transaction}-{db}", load.seed);
             traffic.transaction(client)
         });
         match result {
