@@ -28,6 +28,7 @@
 --| gauge token_ttl_seconds the setting counterx.token_ttl
 --| gauge oldest_hold_expired_seconds how long ago the oldest hold has expired; 0: none has
 --| gauge longest_hold_seconds time until the last of the holds expires; 0: there is none
+--| gauge asked_at_seconds when the server was asked, by its clock, in seconds since 1970
 SELECT current_database() AS datname,
        v.preloaded::int AS preloaded,
        s.workers,
@@ -42,7 +43,8 @@ SELECT current_database() AS datname,
        COALESCE(EXTRACT(epoch FROM clock_timestamp() - u.oldest_token), 0)::float8 AS oldest_token_seconds,
        EXTRACT(epoch FROM current_setting('counterx.token_ttl')::interval)::float8 AS token_ttl_seconds,
        COALESCE(GREATEST(EXTRACT(epoch FROM clock_timestamp() - u.first_hold_expires), 0), 0)::float8 AS oldest_hold_expired_seconds,
-       COALESCE(GREATEST(EXTRACT(epoch FROM u.last_hold_expires - clock_timestamp()), 0), 0)::float8 AS longest_hold_seconds
+       COALESCE(GREATEST(EXTRACT(epoch FROM u.last_hold_expires - clock_timestamp()), 0), 0)::float8 AS longest_hold_seconds,
+       EXTRACT(epoch FROM clock_timestamp())::float8 AS asked_at_seconds
 FROM counterx.stat s
 CROSS JOIN (SELECT bool_or(state = 'paused') AS paused FROM counterx.workers) w
 CROSS JOIN (

@@ -375,6 +375,7 @@ fn prometheus_takes_both_exporters_and_draws_the_dashboard() -> Result<()> {
         }
         let asked = query
             .replace("$datname", "shop")
+            .replace("$instance", ".+")
             .replace("$__rate_interval", "30s");
         ensure!(
             !asked.contains('$'),
@@ -387,8 +388,33 @@ fn prometheus_takes_both_exporters_and_draws_the_dashboard() -> Result<()> {
         })?;
     }
     // What one can choose from.
-    let sql = "SELECT jsonb_path_exists($1::text::jsonb, '$.templating.list[*] ? (@.query == \"label_values(counterx_workers, datname)\")')";
+    let sql = "SELECT jsonb_path_exists($1::text::jsonb, '$.templating.list[*] ? (@.query starts with \"label_values(counterx_workers\" && @.name == \"datname\")')";
     ensure!(client.query_one(sql, &[&dashboard])?.get::<_, bool>(0));
+
+    // sql_exporter shows old figures where it gets no new ones, and that can be seen.
+    let asked_at = |client: &mut Client| -> Result<String> {
+        let path = format!(
+            "/api/v1/query?query={}",
+            percent("counterx_asked_at_seconds{job=\"counterx_sql\"}")
+        );
+        let sql = "SELECT jsonb_path_query($1::text::jsonb, '$.data.result[*].value[1]') #>> '{}'";
+        let mut values = ask(client, &path, sql)?;
+        ensure!(values.len() == 1, "{values:?}");
+        values.pop().context("no value")
+    };
+    let first = asked_at(&mut client)?;
+    poll_until("the exporter to ask again", DEADLINE, || {
+        Ok(asked_at(&mut client)? != first)
+    })?;
+    client.batch_execute("DROP EXTENSION counterx CASCADE")?;
+    let mut last = asked_at(&mut client)?;
+    poll_until("the exporter to fail", DEADLINE, || {
+        let before = std::mem::replace(&mut last, asked_at(&mut client)?);
+        // As long as between two scrapes of Prometheus, and some more.
+        thread::sleep(Duration::from_secs(6));
+        Ok(before == last)
+    })?;
+    ensure!(last != first);
     Ok(())
 }
 
