@@ -172,18 +172,17 @@ impl Purpose {
 }
 
 /// A worker of this database cannot keep up: asks for a further one, of this number. It comes if there is a turn that
-/// no database needs. In no transaction.
-pub fn request_further(database: pg_sys::Oid, number: u8) {
+/// no database needs. False when it will not; whatever comes of it, who wants one asks again. In no transaction.
+pub fn request_further(database: pg_sys::Oid, number: u8) -> bool {
     if directory::is_loaded() {
         directory::request_further(Seat {
             database: database.to_u32(),
             number,
         });
-    } else if let Some(turn) = turns::find_for_further(settings::max_workers(), ports::now()) {
-        // Whatever comes of it, who wants one asks again.
-        let turn = Some(turn);
-        start(database, Purpose::Further(Further { number, turn }));
+        return true;
     }
+    let turn = turns::find_for_further(settings::max_workers(), ports::now());
+    turn.is_some() && start(database, Purpose::Further(Further { number, turn }))
 }
 
 /// Asks the postmaster for a worker. False when max_worker_processes are all in use.

@@ -270,6 +270,13 @@ impl Worker {
                     let waited_for = self.others.waiting > 0;
                     if self.lanes.is_due(&self.up, lane, crowded, waited_for) {
                         self.fold(lane);
+                        // A round of slow folds may take longer than a first worker waits before it makes room itself.
+                        if !self.seat.is_first() {
+                            self.look_for_others();
+                            if self.is_dispensable() {
+                                return self.give_up();
+                            }
+                        }
                     }
                     if way::has_made_way() {
                         return self.give_up();
@@ -345,10 +352,11 @@ impl Worker {
             && self.others.waiting == 0
             && self.lanes.load.wants_help(now)
         {
-            start::request_further(self.database, number);
             // It comes while this one is at its next fold, and finds its share free. If it does not come, this one takes
             // that back with its next look.
-            self.lanes.share(&self.up, self.present.with(number));
+            if start::request_further(self.database, number) {
+                self.lanes.share(&self.up, self.present.with(number));
+            }
         }
     }
 
