@@ -17,6 +17,7 @@ use crate::pg::relation::LockMode;
 use crate::settings::{self, PendingAction};
 use crate::store::backlog;
 use crate::store::catalog;
+use crate::store::state;
 use crate::transaction::pending;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
@@ -32,6 +33,10 @@ const WORKER_COMES_IN: Duration = Duration::from_secs(10);
 
 /// Who waits asks for a worker this often, and looks whether there is one.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// What has failed is tried again after a pause that grows to a minute. Nobody waits longer than this for a lane whose
+/// last fold has failed, and a session not again before one has been committed.
+const FAILING_WAITS: Duration = Duration::from_secs(2);
 
 /// An apply worker waits no longer than this: who sends to it hears nothing meanwhile.
 const APPLY_WAITS: Duration = Duration::from_secs(5);
@@ -56,6 +61,8 @@ thread_local! {
     /// This process does the extension's own work: nobody could do it instead.
     static EXEMPT: Cell<bool> = const { Cell::new(false) };
     static SAID_AT: Cell<Option<i64>> = const { Cell::new(None) };
+    /// How many folds a lane had had when this process waited in vain for one that fails.
+    static IN_VAIN: [Cell<i64>; LANES] = const { [const { Cell::new(-1) }; LANES] };
     /// When this process has found last that a lane has room for long, and how much was too much then.
     static ROOMY: [Cell<(i64, u64)>; LANES] = const { [const { Cell::new((i64::MIN, 0)) }; LANES] };
 }
@@ -218,7 +225,10 @@ fn wait(
     let mut found = found;
     let (mut seen, mut asked) = (before, before);
     for look in 0.. {
-        let waited = before + since.elapsed();
+        let waited = match look {
+            0 => before,
+            _ => before + since.elapsed(),
+        };
         WAITED.set(waited);
         // The one that was there may have ended, and what it has left is somebody else's.
         if look == 0 || waited - asked >= ASK_EVERY {
@@ -238,6 +248,9 @@ fn wait(
         if waited >= longest || waited - seen > WORKER_COMES_IN {
             return Err((found, waited));
         }
+        if asked == waited && fails_for_long(found.lane, waited - before) {
+            return Err((found, waited));
+        }
         let pause = schedule::until_next_look(look, ports::random());
         if look == 0 && before.is_zero() {
             count(Figure::BackPressureWaits, 1);
@@ -253,6 +266,19 @@ fn wait(
         }
     }
     Ok(())
+}
+
+/// Has somebody who has `waited` that long waited enough, as the folds of this lane fail?
+fn fails_for_long(lane: usize, waited: Duration) -> bool {
+    let Some(failing) = state::failing(lane) else {
+        return false;
+    };
+    IN_VAIN.with(|folds| {
+        if waited >= FAILING_WAITS {
+            folds[lane].set(failing.folds);
+        }
+        folds[lane].get() == failing.folds
+    })
 }
 
 /// Is folding paused? By the worker's settings, if there is one: those that this session began with may be older.
@@ -312,9 +338,14 @@ impl Crowded {
             );
         }
         let hint = if is_paused() {
-            "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact()."
+            "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact().".to_owned()
+        } else if let Some(failing) = state::failing(self.lane) {
+            format!(
+                "The last fold of this lane has failed: {}. Try again when the reason is gone; the server's log has each attempt, with its hint.",
+                failing.error
+            )
         } else {
-            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
+            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over.".to_owned()
         };
         report(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

@@ -330,6 +330,44 @@ fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// What fails is not waited for to the end, not by each transaction, and told.
+#[test]
+fn nobody_waits_long_for_folds_that_fail() -> Result<()> {
+    let mut client = create_database(cluster(), "failing")?;
+    client.batch_execute(
+        "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no folds today'; END $$;
+         CREATE TRIGGER fails BEFORE INSERT ON counterx.total FOR EACH ROW EXECUTE FUNCTION fails()",
+    )?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    poll_until("folds to fail", DEADLINE, || {
+        let sql = "SELECT last_error_at IS NOT NULL FROM counterx.stat";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+    )?;
+    let first = milliseconds_waited(client.batch_execute("SELECT bump('x', 1)"))?;
+    ensure!((2000..60_000).contains(&first), "{first} ms");
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let error = tried.err().context("the transaction was let through")?;
+    let hint = error.as_db_error().and_then(|error| error.hint());
+    let why: String = client
+        .query_one("SELECT last_error FROM counterx.stat", &[])?
+        .get(0);
+    ensure!(
+        hint.is_some_and(|hint| hint.contains(&why)),
+        "{why}: {error:?}"
+    );
+    let next = milliseconds_waited(Err(error))?;
+    ensure!(next == 0, "{next} ms");
+    client.batch_execute("DROP TRIGGER fails ON counterx.total")?;
+    settle(&mut client)?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
 /// Sessions that were there before do not hear of a setting of the database, and those of a pool may be there for days.
 #[test]
 fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
