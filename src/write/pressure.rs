@@ -146,14 +146,19 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         // Were each of its transactions held up, what it is to apply would pile up where it comes from.
         PendingAction::Wait if applies => {
             if !has_said()
-                && let Err((found, _)) =
-                    wait(found, longest.min(APPLY_WAITS), ask_for_worker, first)
+                && let Err((found, _)) = wait(
+                    found,
+                    longest.min(APPLY_WAITS),
+                    &lanes,
+                    ask_for_worker,
+                    first,
+                )
             {
                 say_that_it_goes_on(&found);
             }
         }
         PendingAction::Wait => {
-            if let Err((found, waited)) = wait(found, longest, ask_for_worker, first) {
+            if let Err((found, waited)) = wait(found, longest, &lanes, ask_for_worker, first) {
                 found.refuse(Some(waited));
             }
         }
@@ -210,13 +215,14 @@ fn keeps_from_folding(lane: usize) -> bool {
             .any(|table| is_locked(table, &AGAINST_WRITERS))
 }
 
-/// Waits until each lane has had room.
+/// Waits until each of the `lanes` has had room.
 ///
 /// # Errors
 /// One that is, still, and how long that was waited for.
 fn wait(
     found: Crowded,
     longest: Duration,
+    lanes: &[Cell<bool>; LANES],
     ask_for_worker: impl Fn(),
     first: impl Fn() -> Option<Crowded>,
 ) -> Result<(), (Crowded, Duration)> {
@@ -256,9 +262,11 @@ fn wait(
             count(Figure::BackPressureWaits, 1);
         }
         let start = Instant::now();
-        let wanted = FoldWanted::tell(found.lane);
+        // All that may be crowded: who waited for one after the other would be late.
+        let wanted: [_; LANES] =
+            std::array::from_fn(|lane| lanes[lane].get().then(|| FoldWanted::tell(lane)));
         ports::wait(pause.min(longest - waited), FOLD.number());
-        wanted.release();
+        wanted.into_iter().flatten().for_each(FoldWanted::release);
         count_time(Figure::BackPressureWaitTime, start.elapsed());
         match first() {
             Some(still) => found = still,
