@@ -37,7 +37,8 @@ use pgrx::Spi;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-/// A stream is told so often at most.
+/// A stream is told so often at most, by each worker: with several, which seldom fold at the same moment, its consumers
+/// look a few times more often, and are not late.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// Who could not be told is told after this time.

@@ -1,6 +1,6 @@
 //! The state of each lane: how far it is folded, and how its folds went.
 
-use crate::pg::error::in_server_encoding;
+use crate::pg::error::{in_server_encoding, unquoted};
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row};
@@ -9,6 +9,7 @@ use crate::pg::spot::Spot;
 use crate::pg::varlena::text_datum;
 use crate::store::catalog::{self, SharedRels};
 use crate::store::columns;
+use crate::store::gate;
 use crate::store::shape;
 use crate::store::tables;
 use counterx_core::gate::Origin;
@@ -318,6 +319,40 @@ pub fn status(lane: usize) -> Option<Status> {
                 .map(Into::into)
         },
         last_error_at: state.last_error_at,
+    })
+}
+
+/// That nothing was folded since a lane's last failure.
+pub struct Failing {
+    /// Folds before it.
+    pub folds: i64,
+    /// The error, as it is noted.
+    pub error: String,
+}
+
+/// Does a lane's folding fail, as far as it is committed? None: it was folded since, or has not failed.
+pub fn failing(lane: usize) -> Option<Failing> {
+    let _gate = gate::open(lane);
+    let table = tables::open(catalog::shared().state);
+    let unnoted = shape::check_foldable(&table).err();
+    let index = tables::index_of(&table, &columns::state::KEY);
+    // SAFETY: the snapshot is a static.
+    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
+    scan.seek(&[Key::int4_eq(1, lane as i32)]);
+    let row = scan.next(Direction::Backward);
+    let state = row.as_ref().map_or_else(State::first, State::read);
+    let error = match unnoted {
+        Some(refusal) => refusal.message(),
+        None if state.last_error_at? > state.last_fold_at.unwrap_or(i64::MIN) => {
+            // SAFETY: a text, copied while the scan stands on its row.
+            let error = unsafe { <&[u8]>::from_datum(state.last_error?, false) };
+            unquoted(error.unwrap_or_default())
+        }
+        None => return None,
+    };
+    Some(Failing {
+        folds: state.folds,
+        error,
     })
 }
 

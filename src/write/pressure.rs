@@ -17,6 +17,7 @@ use crate::pg::relation::LockMode;
 use crate::settings::{self, PendingAction};
 use crate::store::backlog;
 use crate::store::catalog;
+use crate::store::state;
 use crate::transaction::pending;
 use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
@@ -32,6 +33,10 @@ const WORKER_COMES_IN: Duration = Duration::from_secs(10);
 
 /// Who waits asks for a worker this often, and looks whether there is one.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// What has failed is tried again after a pause that grows to a minute. Nobody waits longer than this for a lane whose
+/// last fold has failed, and a session not again before one has been committed.
+const FAILING_WAITS: Duration = Duration::from_secs(2);
 
 /// An apply worker waits no longer than this: who sends to it hears nothing meanwhile.
 const APPLY_WAITS: Duration = Duration::from_secs(5);
@@ -56,6 +61,8 @@ thread_local! {
     /// This process does the extension's own work: nobody could do it instead.
     static EXEMPT: Cell<bool> = const { Cell::new(false) };
     static SAID_AT: Cell<Option<i64>> = const { Cell::new(None) };
+    /// How many folds a lane had had when this process waited in vain for one that fails.
+    static IN_VAIN: [Cell<i64>; LANES] = const { [const { Cell::new(-1) }; LANES] };
     /// When this process has found last that a lane has room for long, and how much was too much then.
     static ROOMY: [Cell<(i64, u64)>; LANES] = const { [const { Cell::new((i64::MIN, 0)) }; LANES] };
 }
@@ -139,14 +146,19 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         // Were each of its transactions held up, what it is to apply would pile up where it comes from.
         PendingAction::Wait if applies => {
             if !has_said()
-                && let Err((found, _)) =
-                    wait(found, longest.min(APPLY_WAITS), ask_for_worker, first)
+                && let Err((found, _)) = wait(
+                    found,
+                    longest.min(APPLY_WAITS),
+                    &lanes,
+                    ask_for_worker,
+                    first,
+                )
             {
                 say_that_it_goes_on(&found);
             }
         }
         PendingAction::Wait => {
-            if let Err((found, waited)) = wait(found, longest, ask_for_worker, first) {
+            if let Err((found, waited)) = wait(found, longest, &lanes, ask_for_worker, first) {
                 found.refuse(Some(waited));
             }
         }
@@ -203,13 +215,14 @@ fn keeps_from_folding(lane: usize) -> bool {
             .any(|table| is_locked(table, &AGAINST_WRITERS))
 }
 
-/// Waits until each lane has had room.
+/// Waits until each of the `lanes` has had room.
 ///
 /// # Errors
 /// One that is, still, and how long that was waited for.
 fn wait(
     found: Crowded,
     longest: Duration,
+    lanes: &[Cell<bool>; LANES],
     ask_for_worker: impl Fn(),
     first: impl Fn() -> Option<Crowded>,
 ) -> Result<(), (Crowded, Duration)> {
@@ -218,7 +231,10 @@ fn wait(
     let mut found = found;
     let (mut seen, mut asked) = (before, before);
     for look in 0.. {
-        let waited = before + since.elapsed();
+        let waited = match look {
+            0 => before,
+            _ => before + since.elapsed(),
+        };
         WAITED.set(waited);
         // The one that was there may have ended, and what it has left is somebody else's.
         if look == 0 || waited - asked >= ASK_EVERY {
@@ -238,14 +254,19 @@ fn wait(
         if waited >= longest || waited - seen > WORKER_COMES_IN {
             return Err((found, waited));
         }
+        if asked == waited && fails_for_long(found.lane, waited - before) {
+            return Err((found, waited));
+        }
         let pause = schedule::until_next_look(look, ports::random());
         if look == 0 && before.is_zero() {
             count(Figure::BackPressureWaits, 1);
         }
         let start = Instant::now();
-        let wanted = FoldWanted::tell(found.lane);
+        // All that may be crowded: who waited for one after the other would be late.
+        let wanted: [_; LANES] =
+            std::array::from_fn(|lane| lanes[lane].get().then(|| FoldWanted::tell(lane)));
         ports::wait(pause.min(longest - waited), FOLD.number());
-        wanted.release();
+        wanted.into_iter().flatten().for_each(FoldWanted::release);
         count_time(Figure::BackPressureWaitTime, start.elapsed());
         match first() {
             Some(still) => found = still,
@@ -253,6 +274,19 @@ fn wait(
         }
     }
     Ok(())
+}
+
+/// Has somebody who has `waited` that long waited enough, as the folds of this lane fail?
+fn fails_for_long(lane: usize, waited: Duration) -> bool {
+    let Some(failing) = state::failing(lane) else {
+        return false;
+    };
+    IN_VAIN.with(|folds| {
+        if waited >= FAILING_WAITS {
+            folds[lane].set(failing.folds);
+        }
+        folds[lane].get() == failing.folds
+    })
 }
 
 /// Is folding paused? By the worker's settings, if there is one: those that this session began with may be older.
@@ -312,9 +346,14 @@ impl Crowded {
             );
         }
         let hint = if is_paused() {
-            "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact()."
+            "Folding is paused by counterx.compaction = off. Switch it on, or call counterx.compact().".to_owned()
+        } else if let Some(failing) = state::failing(self.lane) {
+            format!(
+                "The last fold of this lane has failed: {}. Try again when the reason is gone; the server's log has each attempt, with its hint.",
+                failing.error
+            )
         } else {
-            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over."
+            "counterx.workers and counterx.lanes show what holds up folding: no worker runs, folding is paused or fails, or a transaction that has written early is open. Try again when that is over.".to_owned()
         };
         report(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

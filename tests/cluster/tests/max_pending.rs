@@ -1,7 +1,7 @@
 //! Back-pressure: with `counterx.max_pending`, no lane fills beyond it unnoticed, and nothing is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -290,12 +290,16 @@ fn lanes_need_not_have_room_at_one_moment() -> Result<()> {
     )?;
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
     let mut watcher = cluster().connect_db("lanes")?;
-    // By the mark that it has set.
-    let mut wait_for_waiting_in = |lane: u32| {
-        poll_until("a session to wait for a lane", DEADLINE, || {
-            let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'userlock' AND pid = $1
-                        AND objsubid = 0 AND mode = 'ShareLock' AND objid = $2 AND classid = x'636e7470'::int)";
-            Ok(watcher.query_one(sql, &[&pid, &lane])?.get(0))
+    // By the marks that it has set, which it sets again with each look.
+    let mut wait_for_marks = |lanes: &[u32]| {
+        let mut in_a_row = 0;
+        poll_until("a session to wait for lanes", DEADLINE, || {
+            let sql = "SELECT coalesce(array_agg(objid ORDER BY objid), '{}') = $2 FROM pg_locks
+                        WHERE locktype = 'userlock' AND pid = $1 AND objsubid = 0 AND mode = 'ShareLock'
+                          AND classid = x'636e7470'::int";
+            let are_set: bool = watcher.query_one(sql, &[&pid, &lanes])?.get(0);
+            in_a_row = if are_set { in_a_row + 1 } else { 0 };
+            Ok(in_a_row == 5)
         })
     };
     thread::scope(|scope| -> Result<()> {
@@ -305,9 +309,10 @@ fn lanes_need_not_have_room_at_one_moment() -> Result<()> {
                 &[&names[0], &names[1]],
             )
         });
-        wait_for_waiting_in(0)?;
+        // All at once, so that the worker need not be told one by one.
+        wait_for_marks(&[0, 1])?;
         first.batch_execute("COMMIT")?;
-        wait_for_waiting_in(1)?;
+        wait_for_marks(&[1])?;
         // It is full again, and stays so.
         hold(first, 0)?;
         fill(&mut filler, 0)?;
@@ -348,6 +353,126 @@ fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
         .get(0);
     ensure!(waits == 2, "{waits} waits");
     held_up.rollback()?;
+    Ok(())
+}
+
+/// What fails is not waited for to the end, not by each transaction, and told.
+#[test]
+fn nobody_waits_long_for_folds_that_fail() -> Result<()> {
+    let mut client = create_database(cluster(), "failing")?;
+    client.batch_execute(
+        "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no folds today'; END $$;
+         CREATE TRIGGER fails BEFORE INSERT ON counterx.total FOR EACH ROW EXECUTE FUNCTION fails()",
+    )?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    poll_until("folds to fail", DEADLINE, || {
+        let sql = "SELECT last_error_at IS NOT NULL FROM counterx.stat";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    client.batch_execute(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+    )?;
+    let first = milliseconds_waited(client.batch_execute("SELECT bump('x', 1)"))?;
+    ensure!((2000..60_000).contains(&first), "{first} ms");
+    let tried = client.batch_execute("SELECT bump('x', 1)");
+    let error = tried.err().context("the transaction was let through")?;
+    let hint = error.as_db_error().and_then(|error| error.hint());
+    let why: String = client
+        .query_one("SELECT last_error FROM counterx.stat", &[])?
+        .get(0);
+    ensure!(
+        hint.is_some_and(|hint| hint.contains(&why)),
+        "{why}: {error:?}"
+    );
+    let next = milliseconds_waited(Err(error))?;
+    ensure!(next == 0, "{next} ms");
+    client.batch_execute("DROP TRIGGER fails ON counterx.total")?;
+    settle(&mut client)?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
+/// The worker of a database that waits for its turn comes in time for who waits for it.
+#[test]
+fn who_waits_is_let_through_where_databases_take_turns() -> Result<()> {
+    let cluster = folding_hard("pressureturns")
+        .conf("counterx.max_workers", "1")
+        .start()?;
+    let mut client = create_database(&cluster, "third")?;
+    for name in ["first", "second"] {
+        create_database(&cluster, name)?;
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let busy: Vec<_> = ["first", "second"]
+            .into_iter()
+            .map(|name| {
+                let (cluster, stop) = (&cluster, &stop);
+                scope.spawn(move || -> Result<()> {
+                    let mut client = cluster.connect_db(name)?;
+                    while !stop.load(Ordering::Relaxed) {
+                        client.batch_execute("SELECT bump('x', 1)")?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let mut count = || -> Result<()> {
+            client.batch_execute(
+                "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
+            )?;
+            for _ in 0..4 {
+                client.batch_execute("SELECT bump('x', 1)")?;
+            }
+            Ok(())
+        };
+        let counted = count();
+        stop.store(true, Ordering::Relaxed);
+        for thread in busy {
+            thread.join().expect("a client panicked")?;
+        }
+        counted
+    })?;
+    let waits: i64 = client
+        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
+        .get(0);
+    ensure!(waits > 0, "nobody has waited");
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
+/// How many pages of the logs' indexes were visited, as far as sessions have told.
+fn index_pages(client: &mut Client) -> Result<i64> {
+    client.batch_execute("SELECT pg_stat_force_next_flush()")?;
+    let sql = "SELECT sum(idx_blks_read + idx_blks_hit)::bigint FROM pg_statio_all_indexes
+                WHERE schemaname = 'counterx' AND relname LIKE 'log\\_%'";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+/// What a log may have is known from its size mostly.
+#[test]
+fn small_logs_are_not_looked_into() -> Result<()> {
+    const COMMITS: i64 = 100;
+    let mut client = create_database(cluster(), "small")?;
+    pause_folding(&mut client, "small")?;
+    let mut client = cluster().connect_db("small")?;
+    let mut visited = |most: i64| -> Result<i64> {
+        client.batch_execute(&format!("SET counterx.max_pending = {most}"))?;
+        client.batch_execute("SELECT counter_incr('x')")?;
+        let before = index_pages(&mut client)?;
+        for _ in 0..COMMITS {
+            client.batch_execute("SELECT counter_incr('x')")?;
+        }
+        Ok(index_pages(&mut client)? - before)
+    };
+    let (without, with) = (visited(0)?, visited(9_999)?);
+    ensure!(
+        without > 0 && with < without + COMMITS,
+        "{without} pages without a limit, {with} with one"
+    );
     Ok(())
 }
 

@@ -398,6 +398,35 @@ fn pending_is_near_where_some_are_hot() -> Result<()> {
     )
 }
 
+/// Nor on how many relations others have.
+#[test]
+fn a_look_does_not_go_through_all_relations() -> Result<()> {
+    let mut client = create_bare_database(cluster(), "relations")?;
+    let look = "SELECT * FROM counterx.stat";
+    let mut visited = |client: &mut Client| {
+        // A session's first look, and one after new relations, reads catalogs as well.
+        client.query(look, &[])?;
+        client.query(look, &[])?;
+        pages(client, look)
+    };
+    let before = visited(&mut client)?;
+    for batch in 0..8 {
+        client.batch_execute(&format!(
+            "DO $$ BEGIN FOR n IN 1 .. 1000 LOOP EXECUTE format('CREATE TYPE t_{batch}_%s AS ()', n); END LOOP; END $$"
+        ))?;
+    }
+    client.batch_execute("ANALYZE pg_class, pg_depend, pg_extension")?;
+    let relations: i64 = client
+        .query_one("SELECT pg_relation_size('pg_class') / 8192", &[])?
+        .get(0);
+    let after = visited(&mut client)?;
+    ensure!(
+        after < before + relations / 4,
+        "{before} pages, {after} beside {relations} pages of relations"
+    );
+    Ok(())
+}
+
 #[test]
 fn standby_shows_what_it_has() -> Result<()> {
     let primary = Cluster::builder().name("statprimary").start()?;
