@@ -521,16 +521,17 @@ fn worst(name: &str, worst: impl Fn(&mut Cluster, &str) -> Result<()>) -> Result
         ..Consumer::of("all", seed)
     });
     let mut all = Vec::new();
-    under_watch(&config, &load, |control| {
+    let watched = under_watch(&config, &load, |control| {
         all = consume_beside(&config, control, &consumers, Some(&mut outside), || {
             control.at_each_third(|| worst(&mut cluster, db))?;
             control.wait_for_share(1.0)
         })?;
         Ok(())
     })?;
+    // Consumers may have been connecting just then: they do so often, and on a busy machine it takes long.
     ensure!(
-        all.iter().any(|consumed| consumed.lost > 0),
-        "nobody noticed: {all:?}"
+        watched.outcome.unknown > 0,
+        "nobody noticed: {watched:?} {all:?}"
     );
     let mut connection = Recovering::new(&config);
     let client = connection.client()?;
