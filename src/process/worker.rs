@@ -154,6 +154,9 @@ const GLANCE_EVERY: Duration = Duration::from_secs(1);
 /// A worker looks in after this time where there is more to be deleted of a history.
 const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// And after this time where it was in the way of somebody who needed the database alone.
+const VISIT_AFTER_MAKING_WAY: Duration = Duration::from_secs(5);
+
 /// Without a launcher, a worker looks for others that want its turn this often: one that is idle is
 /// the first to see them.
 const OTHERS_EVERY_IDLE: Duration = Duration::from_millis(250);
@@ -235,7 +238,7 @@ impl Worker {
     fn run(&mut self) {
         loop {
             if lock::database_is_wanted() {
-                return self.give_up();
+                return self.make_way();
             }
             self.share_lanes();
             let crowded = match session::transaction(c"looking for pending deltas", || self.look())
@@ -279,7 +282,7 @@ impl Worker {
                         }
                     }
                     if way::has_made_way() {
-                        return self.give_up();
+                        return self.make_way();
                     }
                     pgrx::check_for_interrupts!();
                 }
@@ -534,7 +537,7 @@ impl Worker {
             self.share_lanes();
             for lane in 0..LANES {
                 if lock::database_is_wanted() {
-                    return self.give_up();
+                    return self.make_way();
                 }
                 if self.lanes.has(lane) {
                     self.lanes.reclaim(&self.up, lane);
@@ -682,6 +685,19 @@ impl Worker {
     fn give_up(&mut self) {
         self.lanes.give_up_all();
         duty::give_up(self.seat);
+    }
+
+    /// Somebody needs the database alone. What is left to do here has to be done afterwards, and perhaps nobody commits
+    /// for long: the next worker starts at once, and waits for whoever has the database.
+    fn make_way(&mut self) {
+        self.give_up();
+        if !directory::is_loaded() || !self.seat.is_first() {
+            return;
+        }
+        match self.purpose {
+            Purpose::Visit => directory::visit_after(self.database, VISIT_AFTER_MAKING_WAY),
+            _ => directory::request_always(self.database),
+        }
     }
 
     /// See the module's note. False when there is work after all.

@@ -343,7 +343,19 @@ fn long_folds(name: &str, preload: bool) -> Result<()> {
     client.batch_execute("CREATE DATABASE copy TEMPLATE template")?;
     make_long_fold(&cluster, "unwanted")?;
     client.batch_execute("DROP DATABASE unwanted")?;
+    if preload {
+        // Nobody commits there any more, and there is something left to be folded.
+        for db in ["newname", "template"] {
+            poll_until("the worker to come back", DEADLINE, || {
+                Ok(count_workers(&mut client, Some(db))? > 0)
+            })?;
+        }
+    }
     cluster.reload(&[("counterx.failpoint", "")])?;
+    // Those that fold are slow until they are through.
+    client.batch_execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'counterx worker'",
+    )?;
     for db in ["newname", "template", "copy"] {
         let mut client = cluster.connect_db(db)?;
         check(&mut client)?;
