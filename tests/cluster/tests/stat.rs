@@ -409,7 +409,7 @@ fn pending_is_near_where_some_are_hot() -> Result<()> {
 fn a_look_does_not_go_through_all_relations() -> Result<()> {
     let mut client = create_bare_database(cluster(), "relations")?;
     let look = "SELECT * FROM counterx.stat";
-    let mut visited = |client: &mut Client| {
+    let visited = |client: &mut Client| {
         // A session's first look, and one after new relations, reads catalogs as well.
         client.query(look, &[])?;
         client.query(look, &[])?;
