@@ -1,5 +1,6 @@
 //! Several workers of one database: how fast a backlog of a million counters is folded by one, and by two.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +26,9 @@ const DEADLINE: Duration = Duration::from_secs(600);
 
 /// The load beside it is stopped sooner.
 const LOAD_SECONDS: u32 = 600;
+
+/// A worker that has nothing to fold looks at each lane once in a second.
+const ROUND: Duration = Duration::from_secs(3);
 
 const FOLDED: &str = "SELECT max(deltas_folded) FROM counterx.workers";
 
@@ -176,6 +180,12 @@ fn turn(
     }
     let until_all = until_all.context("not all of the workers have come")?;
     server.settle()?;
+    // The next turn begins as this one did: with one worker that has all lanes, and has folded each since it got it.
+    set(server, "counterx.workers_per_database", "1")?;
+    poll_until("further workers to go", DEADLINE, || {
+        server.one::<bool>("SELECT count(*) = 1 FROM counterx.workers")
+    })?;
+    thread::sleep(ROUND);
     Ok(Came {
         rate: folded as f64 / took,
         until_all,

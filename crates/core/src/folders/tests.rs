@@ -625,7 +625,7 @@ fn who_comes_gets_its_share_of_what_is_begun() {
     let mut debts = Debts::default();
     let present = Present::alone(0).with(1);
     let mut owned = [true; LANES];
-    for lane in 0..LANES {
+    for (lane, owns) in owned.iter_mut().enumerate() {
         let step = step(
             true,
             present.owner_of(lane) == Some(0),
@@ -633,7 +633,7 @@ fn who_comes_gets_its_share_of_what_is_begun() {
             debts.has(lane),
         );
         if step == Step::GiveUp {
-            owned[lane] = false;
+            *owns = false;
             debts.gave_up(lane, Begun::Settled);
         }
     }
