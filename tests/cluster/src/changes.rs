@@ -18,13 +18,13 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use postgres::error::SqlState;
-use postgres::{Client, Config, GenericClient, IsolationLevel};
+use postgres::{Client, Config, GenericClient, IsolationLevel, NoTls};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::check::{Recovering, check, is_lost, sqlstate, watch_by};
 use crate::control::Control;
-use crate::load::{End, Load, Outcome, Watched, one_by_one, resolve_prepared, together};
+use crate::load::{End, Load, Outcome, Watched, one_by_one, resolve_prepared_where, together};
 
 /// What the changes of a counter are called and written down with; beside
 /// [`oracle_schema`](crate::oracle_schema).
@@ -204,7 +204,9 @@ pub fn changes_under_watch(
         meanwhile,
     )?;
     if load.two_phase {
-        resolve_prepared(config)?;
+        // Its own: another load may run in this database.
+        let own = format!("gid LIKE 'changes-%:{}:%'", load.seed);
+        resolve_prepared_where(&mut config.connect(NoTls)?, &own)?;
     }
     Ok(watched)
 }

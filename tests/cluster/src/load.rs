@@ -151,7 +151,9 @@ pub fn under_watch(
         meanwhile,
     )?;
     if load.two_phase {
-        resolve_prepared(config)?;
+        // Its own: another load may run in this database.
+        let own = format!("gid LIKE '{}-%'", load.seed);
+        resolve_prepared_where(&mut config.connect(NoTls)?, &own)?;
     }
     Ok(watched)
 }

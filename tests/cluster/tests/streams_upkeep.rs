@@ -254,7 +254,11 @@ fn a_consumer_that_sits_in_a_transaction_harms_nobody_else() -> Result<()> {
         &LOST,
     )?;
     // Whoever has read what is removed then, goes on.
-    client.batch_execute("SELECT count(*) FROM counter_stream_bootstrap('sits')")?;
+    // Who is refused is told so before its locks go.
+    patiently(
+        &mut client,
+        "SELECT count(*) FROM counter_stream_bootstrap('sits')",
+    )?;
     let mut sum = 0;
     for _ in 0..3 {
         fill(&mut client)?;
