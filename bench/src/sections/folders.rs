@@ -20,6 +20,7 @@ const COUNTERS: u32 = 1_000_000;
 
 /// So many increments make the backlog in one transaction. Of few of them are two of one counter.
 const BATCH: u32 = 50_000;
+const BATCHES: u32 = 40;
 
 /// A worker folds each lane within so long.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -46,7 +47,8 @@ struct Came {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Measured> {
-    let batches: u32 = options.size(10, 40);
+    // The second worker is asked for when the first one was busy for two seconds.
+    let batches = BATCHES;
     let mut server = Server::start("folders", options)?;
     server.execute(&format!(
         "SELECT count(counter_incr('page:' || n)) FROM generate_series(1, {COUNTERS}) n"
