@@ -340,7 +340,7 @@ fn a_look_takes_few_pages_of_a_backlog() -> Result<()> {
     let mut visited = 0;
     poll_until("a look of few pages", DEADLINE, || {
         visited = pages(&mut client, look)?;
-        Ok(visited < 2000)
+        Ok(visited < 3000)
     })
     .with_context(|| format!("{visited} pages"))?;
     let all: i64 = client
