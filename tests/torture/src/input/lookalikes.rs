@@ -385,7 +385,9 @@ fn hardened(function: &Function, rng: &mut StdRng) -> String {
         .arguments
         .iter()
         .map(|argument| match argument.type_name.as_str() {
-            name @ ("text" | "text[]" | "jsonb" | "regclass") => format!("pg_catalog.{name}"),
+            name @ ("text" | "text[]" | "name" | "jsonb" | "regclass") => {
+                format!("pg_catalog.{name}")
+            }
             // Part of the grammar.
             name => name.to_owned(),
         });
