@@ -8,13 +8,12 @@
 use crate::pg::clock;
 use crate::pg::compat::WaitEvent;
 use crate::pg::ports;
-use crate::pg::shared::{Held, Waiter};
+use crate::pg::shared::{self, Area, Held, Piece, Size, Waiter};
 use crate::settings;
 use counterx_core::escrow::{Account, Amounts, End};
 use counterx_core::lane::{MAX_NAME_BYTES, NameHash};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 use std::cell::Cell;
-use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
@@ -163,8 +162,6 @@ pub fn take_slot(guard: &mut Guard, hash: NameHash, name: &[u8]) -> Option<usize
     Some(at)
 }
 
-const NAME: &CStr = c"counterx escrow";
-
 /// More partitions than this would not be noticed.
 const MAX_PARTITIONS: usize = 32;
 
@@ -263,46 +260,33 @@ struct Attached {
 
 thread_local! {
     static ATTACHED: Cell<Option<Attached>> = const { Cell::new(None) };
-    static BEFORE: Cell<(pg_sys::shmem_request_hook_type, pg_sys::shmem_startup_hook_type)> =
-        const { Cell::new((None, None)) };
 }
 
 /// Asks for the memory. Called from `_PG_init`, when the postmaster loads the library.
 pub fn register() {
-    // SAFETY: the postmaster, before it makes its shared memory; the hooks live for ever.
-    unsafe {
-        BEFORE.set((pg_sys::shmem_request_hook, pg_sys::shmem_startup_hook));
-        pg_sys::shmem_request_hook = Some(on_request);
-        pg_sys::shmem_startup_hook = Some(on_startup);
-    }
+    shared::ask_for(&AREA);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn on_request() {
-    let geometry = Geometry::new();
-    // SAFETY: the one moment at which this is allowed.
-    unsafe {
-        if let Some(before) = BEFORE.get().0 {
-            before();
-        }
-        pg_sys::RequestAddinShmemSpace(geometry.bytes());
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), geometry.partitions as i32);
-    }
-}
+static AREA: Area = Area {
+    name: c"counterx escrow",
+    size: || {
+        let geometry = Geometry::new();
+        Some(Size {
+            bytes: geometry.bytes(),
+            locks: geometry.partitions,
+        })
+    },
+    attach,
+};
 
-/// Runs when the postmaster has made its shared memory, also when it makes it anew after a crash.
-#[pg_guard]
-unsafe extern "C-unwind" fn on_startup() {
+/// # Safety
+/// See [`Area::attach`].
+unsafe fn attach(piece: Piece) {
     let geometry = Geometry::new();
-    // SAFETY: the memory is as large as the layout says; nobody else is there yet.
+    let base = piece.base;
+    // SAFETY: the caller's promise; the memory is as large as the layout says.
     unsafe {
-        if let Some(before) = BEFORE.get().1 {
-            before();
-        }
-        let mut found = false;
-        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), geometry.bytes(), &mut found);
-        let base = NonNull::new_unchecked(base.cast::<u8>());
-        if !found {
+        if piece.is_new {
             base.cast::<Header>().write(Header {
                 clock: AtomicI64::new(i64::MIN),
                 window_clock: AtomicI64::new(i64::MIN),
@@ -318,10 +302,9 @@ unsafe extern "C-unwind" fn on_startup() {
                 slot.write(Slot::FREE);
             }
         }
-        let locks = NonNull::new_unchecked(pg_sys::GetNamedLWLockTranche(NAME.as_ptr()));
         ATTACHED.set(Some(Attached {
             base,
-            locks,
+            locks: piece.locks,
             geometry,
         }));
     }

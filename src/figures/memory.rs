@@ -10,10 +10,9 @@
 
 use crate::pg::error::log;
 use crate::pg::ports;
-use crate::pg::shared::Held;
-use pgrx::{pg_guard, pg_sys};
+use crate::pg::shared::{self, Area, Held, Piece, Size};
+use pgrx::pg_sys;
 use std::cell::Cell;
-use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -74,8 +73,6 @@ pub const FIGURES: usize = Figure::BackPressureRefused as usize + 1;
 // A bit of a u32 says of each whether it has changed.
 const _: () = assert!(FIGURES <= u32::BITS as usize);
 
-const NAME: &CStr = c"counterx figures";
-
 /// More than this would not be noticed.
 const PARTS: usize = 8;
 
@@ -117,8 +114,6 @@ struct Attached {
 
 thread_local! {
     static ATTACHED: Cell<Option<Attached>> = const { Cell::new(None) };
-    static BEFORE: Cell<(pg_sys::shmem_request_hook_type, pg_sys::shmem_startup_hook_type)> =
-        const { Cell::new((None, None)) };
 }
 
 static ENTRIES: OnceLock<fn() -> usize> = OnceLock::new();
@@ -142,41 +137,29 @@ fn bytes(entries: usize) -> usize {
 pub fn register(entries: fn() -> usize) {
     // A second one would be the same.
     let _ = ENTRIES.set(entries);
-    // SAFETY: the postmaster, before it makes its shared memory; the hooks live for ever.
-    unsafe {
-        BEFORE.set((pg_sys::shmem_request_hook, pg_sys::shmem_startup_hook));
-        pg_sys::shmem_request_hook = Some(on_request);
-        pg_sys::shmem_startup_hook = Some(on_startup);
-    }
+    shared::ask_for(&AREA);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn on_request() {
-    // SAFETY: the one moment at which this is allowed.
-    unsafe {
-        if let Some(before) = BEFORE.get().0 {
-            before();
-        }
-        pg_sys::RequestAddinShmemSpace(bytes(entries()));
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
-    }
-}
+static AREA: Area = Area {
+    name: c"counterx figures",
+    size: || {
+        Some(Size {
+            bytes: bytes(entries()),
+            locks: 1,
+        })
+    },
+    attach,
+};
 
-/// Runs when the postmaster has made its shared memory, also when it makes it anew after a crash.
-#[pg_guard]
-unsafe extern "C-unwind" fn on_startup() {
+/// # Safety
+/// See [`Area::attach`].
+unsafe fn attach(piece: Piece) {
     let entries = entries();
-    // SAFETY: the memory is as large as the layout says; nobody else is there yet.
+    // SAFETY: the caller's promise; the memory is as large as the layout says.
     unsafe {
-        if let Some(before) = BEFORE.get().1 {
-            before();
-        }
-        let mut found = false;
-        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), bytes(entries), &mut found);
-        let base = base.cast::<u8>();
-        let base = NonNull::new_unchecked(base.add(base.align_offset(align_of::<Entry>())));
-        let lock = NonNull::new_unchecked(pg_sys::GetNamedLWLockTranche(NAME.as_ptr()));
-        if !found {
+        let base = piece.base;
+        let base = base.add(base.align_offset(align_of::<Entry>()));
+        if piece.is_new {
             // All numbers are zero, and so is what is false.
             std::ptr::write_bytes(
                 base.as_ptr(),
@@ -186,7 +169,7 @@ unsafe extern "C-unwind" fn on_startup() {
         }
         ATTACHED.set(Some(Attached {
             base,
-            lock,
+            lock: piece.locks,
             entries,
         }));
     }

@@ -5,17 +5,14 @@
 //! for each place.
 
 use crate::pg::compat::WaitEvent;
-use crate::pg::shared::{Held, Waiter};
+use crate::pg::shared::{self, Area, Held, Piece, Size, Waiter};
 use crate::settings;
 use counterx_core::hits::{Entry, Line, Place};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 use std::cell::Cell;
-use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-const NAME: &CStr = c"counterx hits";
 
 /// What a session waits for that cannot hand over its hit.
 static ROOM: WaitEvent = WaitEvent::new(c"CounterxHitRoom");
@@ -76,8 +73,6 @@ struct Attached {
 
 thread_local! {
     static ATTACHED: Cell<Option<Attached>> = const { Cell::new(None) };
-    static BEFORE: Cell<(pg_sys::shmem_request_hook_type, pg_sys::shmem_startup_hook_type)> =
-        const { Cell::new((None, None)) };
 }
 
 static WAKE_LAUNCHER: OnceLock<fn()> = OnceLock::new();
@@ -99,52 +94,33 @@ pub fn wake_launcher() {
 pub fn register(wake_launcher: fn()) {
     // A second one would be the same.
     let _ = WAKE_LAUNCHER.set(wake_launcher);
-    // SAFETY: the postmaster, before it makes its shared memory; the hooks live for ever.
-    unsafe {
-        BEFORE.set((pg_sys::shmem_request_hook, pg_sys::shmem_startup_hook));
-        pg_sys::shmem_request_hook = Some(on_request);
-        pg_sys::shmem_startup_hook = Some(on_startup);
-    }
+    shared::ask_for(&AREA);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn on_request() {
-    let geometry = Geometry::new();
-    // SAFETY: the one moment at which this is allowed.
-    unsafe {
-        if let Some(before) = BEFORE.get().0 {
-            before();
-        }
-        if geometry.places == 0 {
-            return;
-        }
-        pg_sys::RequestAddinShmemSpace(geometry.bytes());
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), geometry.places as i32 + 1);
-    }
-}
+static AREA: Area = Area {
+    name: c"counterx hits",
+    size: || {
+        let geometry = Geometry::new();
+        (geometry.places > 0).then(|| Size {
+            bytes: geometry.bytes(),
+            locks: geometry.places + 1,
+        })
+    },
+    attach,
+};
 
-/// Runs when the postmaster has made its shared memory, also when it makes it anew after a crash.
-#[pg_guard]
-unsafe extern "C-unwind" fn on_startup() {
+/// # Safety
+/// See [`Area::attach`].
+unsafe fn attach(piece: Piece) {
     let geometry = Geometry::new();
-    // SAFETY: the memory is as large as the layout says; nobody else is there yet.
+    let attached = Attached {
+        base: piece.base,
+        locks: piece.locks,
+        geometry,
+    };
+    // SAFETY: the caller's promise; the memory is as large as the layout says.
     unsafe {
-        if let Some(before) = BEFORE.get().1 {
-            before();
-        }
-        if geometry.places == 0 {
-            return;
-        }
-        let mut found = false;
-        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), geometry.bytes(), &mut found);
-        let base = NonNull::new_unchecked(base.cast::<u8>());
-        let locks = NonNull::new_unchecked(pg_sys::GetNamedLWLockTranche(NAME.as_ptr()));
-        let attached = Attached {
-            base,
-            locks,
-            geometry,
-        };
-        if !found {
+        if piece.is_new {
             pg_sys::ConditionVariableInit(&raw mut (*attached.header()).places);
             (&raw mut (*attached.header()).line).write(Line::EMPTY);
             for number in 0..geometry.places {
