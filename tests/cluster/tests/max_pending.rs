@@ -52,6 +52,36 @@ fn lock_gates(transaction: &mut postgres::Transaction) -> Result<()> {
     Ok(())
 }
 
+/// One pending delta is too many for this session, which waits so long.
+fn wait_up_to(client: &mut Client, longest: &str) -> Result<()> {
+    Ok(client.batch_execute(&format!(
+        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '{longest}'"
+    ))?)
+}
+
+/// Tries what is refused at first, until there is room.
+fn try_until_let_through(client: &mut Client, sql: &str) -> Result<()> {
+    poll_until("a write to be let through", DEADLINE, || {
+        match client.batch_execute(sql) {
+            Ok(()) => Ok(true),
+            tried => {
+                refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
+                Ok(false)
+            }
+        }
+    })
+}
+
+/// How many transactions have waited in its database.
+fn waits(client: &mut Client) -> Result<i64> {
+    let sql = "SELECT back_pressure_waits FROM counterx.stat";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+fn pid_of(client: &mut Client) -> Result<i32> {
+    Ok(client.query_one("SELECT pg_backend_pid()", &[])?.get(0))
+}
+
 #[test]
 fn writers_wait_for_folds_and_no_lane_grows_beyond() -> Result<()> {
     const MOST: i64 = 20;
@@ -129,9 +159,7 @@ fn wait_has_an_end_where_a_lane_cannot_be_folded() -> Result<()> {
     let mut client = create_database(cluster(), "stuck")?;
     let mut other = cluster().connect_db("stuck")?;
     let held_up = hold_up(&mut other)?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '200ms'",
-    )?;
+    wait_up_to(&mut client, "200ms")?;
     let waited = client.batch_execute("SELECT bump('x', 1)");
     refused(waited, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
     client.batch_execute("SET counterx.max_pending_action = error")?;
@@ -141,7 +169,7 @@ fn wait_has_an_end_where_a_lane_cannot_be_folded() -> Result<()> {
     client.batch_execute(
         "SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '60s'",
     )?;
-    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let pid = pid_of(&mut client)?;
     thread::scope(|scope| -> Result<()> {
         let waiting = scope.spawn(|| client.batch_execute("SELECT bump('x', 1)"));
         let mut watcher = cluster().connect_db("stuck")?;
@@ -175,9 +203,8 @@ fn waiting_session_can_be_cancelled_and_killed() -> Result<()> {
     let mut client = create_database(&cluster, "killed")?;
     let mut other = cluster.connect_db("killed")?;
     let held_up = hold_up(&mut other)?;
-    let settings = "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '2min'";
-    client.batch_execute(settings)?;
-    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    wait_up_to(&mut client, "2min")?;
+    let pid = pid_of(&mut client)?;
     let config = cluster.config("killed");
     let mut connection = Recovering::new(&config);
     thread::scope(|scope| -> Result<()> {
@@ -234,9 +261,7 @@ fn nobody_waits_longer_than_a_statement_may_take() -> Result<()> {
     let mut client = create_database(cluster(), "timeout")?;
     let mut other = cluster().connect_db("timeout")?;
     let held_up = hold_up(&mut other)?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
+    wait_up_to(&mut client, "1min")?;
     client.batch_execute("SET statement_timeout = '2s'")?;
     let waited = milliseconds_waited(client.batch_execute("SELECT bump('early:1', 1)"))?;
     ensure!((2_000..60_000).contains(&waited), "{waited} ms");
@@ -251,9 +276,7 @@ fn nobody_waits_where_folding_is_paused() -> Result<()> {
     pause_folding(&mut client, "paused")?;
     let mut client = cluster().connect_db("paused")?;
     client.batch_execute("SELECT bump('x', 1)")?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
+    wait_up_to(&mut client, "1min")?;
     let waited = milliseconds_waited(client.batch_execute("SELECT bump('x', 1)"))?;
     ensure!(waited == 0, "{waited} ms");
     Ok(())
@@ -285,10 +308,8 @@ fn lanes_need_not_have_room_at_one_moment() -> Result<()> {
     };
     fill(&mut filler, 0)?;
     fill(&mut filler, 1)?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
-    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    wait_up_to(&mut client, "1min")?;
+    let pid = pid_of(&mut client)?;
     let mut watcher = cluster().connect_db("lanes")?;
     // By the marks that it has set, which it sets again with each look.
     let mut wait_for_marks = |lanes: &[u32]| {
@@ -331,10 +352,8 @@ fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
     let mut client = create_database(cluster(), "caught")?;
     let mut other = cluster().connect_db("caught")?;
     let held_up = hold_up(&mut other)?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1s';
-         SET counterx.pending_work_mem = '64kB'; SELECT counterx.stat_reset()",
-    )?;
+    wait_up_to(&mut client, "1s")?;
+    client.batch_execute("SET counterx.pending_work_mem = '64kB'; SELECT counterx.stat_reset()")?;
     client.batch_execute("BEGIN; SELECT bump('early:1', 1)")?;
     client.batch_execute(
         "DO $$ BEGIN
@@ -348,9 +367,7 @@ fn transaction_waits_once_however_often_it_is_refused() -> Result<()> {
     // The next one waits again.
     let again = milliseconds_waited(client.batch_execute("SELECT bump('early:1', 1)"))?;
     ensure!(again >= 1000, "{again} ms");
-    let waits: i64 = client
-        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
-        .get(0);
+    let waits = waits(&mut client)?;
     ensure!(waits == 2, "{waits} waits");
     held_up.rollback()?;
     Ok(())
@@ -369,9 +386,7 @@ fn nobody_waits_long_for_folds_that_fail() -> Result<()> {
         let sql = "SELECT last_error_at IS NOT NULL FROM counterx.stat";
         Ok(client.query_one(sql, &[])?.get(0))
     })?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
+    wait_up_to(&mut client, "1min")?;
     let first = milliseconds_waited(client.batch_execute("SELECT bump('x', 1)"))?;
     ensure!((2000..60_000).contains(&first), "{first} ms");
     let tried = client.batch_execute("SELECT bump('x', 1)");
@@ -420,9 +435,7 @@ fn who_waits_is_let_through_where_databases_take_turns() -> Result<()> {
             })
             .collect();
         let mut count = || -> Result<()> {
-            client.batch_execute(
-                "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-            )?;
+            wait_up_to(&mut client, "1min")?;
             for _ in 0..4 {
                 client.batch_execute("SELECT bump('x', 1)")?;
             }
@@ -435,9 +448,7 @@ fn who_waits_is_let_through_where_databases_take_turns() -> Result<()> {
         }
         counted
     })?;
-    let waits: i64 = client
-        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
-        .get(0);
+    let waits = waits(&mut client)?;
     ensure!(waits > 0, "nobody has waited");
     settle(&mut client)?;
     check(&mut client)?;
@@ -481,9 +492,7 @@ fn small_logs_are_not_looked_into() -> Result<()> {
 fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
     let mut client = create_database(cluster(), "pausedlate")?;
     let mut admin = cluster().connect_db("pausedlate")?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
+    wait_up_to(&mut client, "1min")?;
     pause_folding(&mut admin, "pausedlate")?;
     client.batch_execute("SELECT bump('x', 1)")?;
     // A worker may have to come first, to say so.
@@ -499,15 +508,7 @@ fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
     );
     // From then on folds are near.
     admin.batch_execute("ALTER DATABASE pausedlate RESET counterx.compaction")?;
-    poll_until("a write to be let through", DEADLINE, || {
-        match client.batch_execute("SELECT bump('x', 1)") {
-            Ok(()) => Ok(true),
-            tried => {
-                refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
-                Ok(false)
-            }
-        }
-    })?;
+    try_until_let_through(&mut client, "SELECT bump('x', 1)")?;
     settle(&mut client)?;
     check(&mut client)?;
     Ok(())
@@ -529,9 +530,7 @@ fn who_waits_has_the_worker_fold_at_once() -> Result<()> {
     for _ in 0..50 {
         client.batch_execute("SELECT bump('x', 1)")?;
     }
-    let waits: i64 = client
-        .query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?
-        .get(0);
+    let waits = waits(&mut client)?;
     ensure!(waits > 0, "nobody has waited");
     check(&mut client)?;
     Ok(())
@@ -572,10 +571,8 @@ fn nobody_waits_for_a_worker_that_does_not_come() -> Result<()> {
         .conf("max_worker_processes", "1")
         .start()?;
     let mut client = create_database(&cluster, "alone")?;
-    client.batch_execute(
-        "SELECT bump('x', 1);
-         SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'",
-    )?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    wait_up_to(&mut client, "1min")?;
     let waited = client.batch_execute("SELECT bump('x', 1)");
     let waited = milliseconds_waited(waited)?;
     ensure!((10_000..60_000).contains(&waited), "{waited} ms");
@@ -663,7 +660,7 @@ fn apply_in(db: &str, action: &str) -> Result<i64> {
             .contains("a logical replication worker goes on all the same"),
         "it was not held up"
     );
-    let waits = here.query_one("SELECT back_pressure_waits FROM counterx.stat", &[])?;
+    let waits = waits(&mut here)?;
     // A session is refused.
     let mut session = cluster().connect_db(db)?;
     session.batch_execute("SET counterx.max_pending_wait = '10ms'")?;
@@ -671,7 +668,7 @@ fn apply_in(db: &str, action: &str) -> Result<i64> {
     refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
     held_up.rollback()?;
     here.batch_execute("DROP SUBSCRIPTION goods")?;
-    Ok(waits.get(0))
+    Ok(waits)
 }
 
 /// What an apply worker is refused it tries again for ever, and the subscription stands still.
@@ -745,15 +742,7 @@ fn refused_transactions_have_the_backlog_folded_after_a_restart() -> Result<()> 
     let mut client = cluster.connect_db("again")?;
     let first = client.batch_execute("SELECT bump('x', 10)");
     refused(first, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
-    poll_until("a write to be let through", DEADLINE, || {
-        match client.batch_execute("SELECT bump('x', 10)") {
-            Ok(()) => Ok(true),
-            tried => {
-                refused(tried, &SqlState::CONFIGURATION_LIMIT_EXCEEDED)?;
-                Ok(false)
-            }
-        }
-    })?;
+    try_until_let_through(&mut client, "SELECT bump('x', 10)")?;
     settle(&mut client)?;
     check(&mut client)?;
     Ok(())
@@ -766,7 +755,6 @@ fn waiters_of_all_levels_are_let_through() -> Result<()> {
         .conf("max_prepared_transactions", "4")
         .start()?;
     let mut client = create_database(&cluster, "levels")?;
-    let settings = "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min'";
     let mut other = cluster.connect_db("levels")?;
     let mut watcher = cluster.connect_db("levels")?;
     let levels = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
@@ -779,11 +767,11 @@ fn waiters_of_all_levels_are_let_through() -> Result<()> {
         for end in ends {
             settle(&mut watcher)?;
             let held_up = hold_up(&mut other)?;
-            client.batch_execute(settings)?;
+            wait_up_to(&mut client, "1min")?;
             client.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}"))?;
             client.batch_execute("SELECT counter_value('early:1')")?;
             client.batch_execute("SELECT bump('early:1', 1)")?;
-            let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            let pid = pid_of(&mut client)?;
             thread::scope(|scope| -> Result<()> {
                 // One by one: several statements in one message would be one transaction.
                 let waiting = scope.spawn(|| {
@@ -813,11 +801,9 @@ fn early_writer_waits_and_can_be_cancelled() -> Result<()> {
     let mut client = create_database(cluster(), "earlywait")?;
     let mut other = cluster().connect_db("earlywait")?;
     let held_up = hold_up(&mut other)?;
-    client.batch_execute(
-        "SET counterx.max_pending = 1; SET counterx.max_pending_action = wait; SET counterx.max_pending_wait = '1min';
-         SET counterx.pending_work_mem = '64kB'",
-    )?;
-    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    wait_up_to(&mut client, "1min")?;
+    client.batch_execute("SET counterx.pending_work_mem = '64kB'")?;
+    let pid = pid_of(&mut client)?;
     let mut watcher = cluster().connect_db("earlywait")?;
     thread::scope(|scope| -> Result<()> {
         let waiting = scope.spawn(|| {
