@@ -413,6 +413,26 @@ pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Opti
     found.into_iter().flatten().next()
 }
 
+/// A trigger of a track that no row fires, or only what is replicated. None: there is none like that.
+///
+/// A restore makes triggers first, and then has them fire always: one like this was switched off by somebody.
+pub fn switched_off(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Option<String> {
+    let query = format!(
+        "WITH RECURSIVE {TREE}
+         SELECT format('trigger %I on %s was disabled', g.tgname, g.tgrelid::regclass)
+         FROM tree t JOIN pg_trigger g ON g.tgrelid = t.oid
+         WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+           AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+               = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+           AND g.tgenabled IN ('D', 'R')
+         LIMIT 1"
+    );
+    let found = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
+        row.get::<String>(1)
+    });
+    found.into_iter().flatten().next()
+}
+
 /// Is the current user the table's owner, or a member of it?
 ///
 /// # Errors

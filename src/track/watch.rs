@@ -152,11 +152,19 @@ fn look_at_restored(catalogs: &Catalogs) {
         return;
     }
     for track in tables::tracks(catalogs, None, None) {
-        if let Some(table) = track.table.filter(|_| !track.is_known)
-            && tables::trouble(catalogs, table, &track.type_name).is_none()
-        {
-            note(catalogs, table, &track.type_name);
+        if let Some(table) = track.table.filter(|_| !track.is_known) {
+            look_at(catalogs, table, &track.type_name);
         }
+    }
+}
+
+/// A track that was restored is as good as it was, from when on all its triggers are there. They come one by one,
+/// after its rows. One that was switched off before has missed some.
+fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
+    if tables::trouble(catalogs, table, type_name).is_none() {
+        note(catalogs, table, type_name);
+    } else if let Some(why) = tables::switched_off(catalogs, table, type_name) {
+        set_stale(catalogs, type_name, &why, Some(table));
     }
 }
 
@@ -202,10 +210,7 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             &[type_name.into()],
         );
         let Some(before) = looked else {
-            // Restored. Its triggers come one by one, after its rows.
-            if tables::trouble(catalogs, table, type_name).is_none() {
-                note(catalogs, table, type_name);
-            }
+            look_at(catalogs, table, type_name);
             continue;
         };
         // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.

@@ -339,7 +339,7 @@ impl Crowded {
     fn report(&self, waited: Option<Duration>) -> ErrorReport {
         let (pending, most) = (self.pending, self.most);
         let mut detail = format!("There are some {pending}, and counterx.max_pending is {most}.");
-        if let Some(waited) = waited {
+        if let Some(waited) = waited.filter(|waited| waited.as_millis() > 0) {
             detail += &format!(
                 " The transaction has waited {} ms for a fold.",
                 waited.as_millis()

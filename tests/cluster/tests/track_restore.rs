@@ -157,3 +157,52 @@ fn data_alone_is_counted_once_in_the_end() -> Result<()> {
     )?;
     is_as_before(&mut client)
 }
+
+/// What was restored with triggers switched off and on was not looked at yet. A trigger that somebody disables
+/// before that, and enables, has missed rows.
+#[test]
+fn what_a_trigger_missed_before_the_first_look_is_noticed() -> Result<()> {
+    source("of_missed")?;
+    let file = dump("of_missed", &["-Fc"], "missed.dump")?;
+    let mut client = empty("missed")?;
+    pg_restore("missed", &["--exit-on-error", "--schema-only"], &file)?;
+    pg_restore(
+        "missed",
+        &["--exit-on-error", "--data-only", "--disable-triggers"],
+        &file,
+    )?;
+    poll_until("DDL to be watched", DEADLINE, || {
+        client.batch_execute("INSERT INTO note SELECT max(id) + 1, 'w' FROM note")?;
+        let sql =
+            "SELECT evtenabled = 'A' FROM pg_event_trigger WHERE evtname = 'counterx_tracked_ddl'";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    let looked: bool = client
+        .query_one(
+            "SELECT looked IS NOT NULL FROM counterx.track WHERE type = 'notes'",
+            &[],
+        )?
+        .get(0);
+    ensure!(!looked, "the track was looked at, and the test shows nothing");
+    client.batch_execute("ALTER TABLE note DISABLE TRIGGER counterx_notes_insert")?;
+    let (state, reason): (String, Option<String>) = {
+        let row = client.query_one(
+            "SELECT state, reason FROM counter_tracks WHERE type = 'notes'",
+            &[],
+        )?;
+        (row.get(0), row.get(1))
+    };
+    ensure!(
+        state == "stale"
+            && reason.as_deref() == Some("trigger counterx_notes_insert on note was disabled"),
+        "the track is {state}: {reason:?}"
+    );
+    client.batch_execute("INSERT INTO note SELECT max(id) + 1, 'missed' FROM note")?;
+    client.batch_execute(
+        "DO $$ DECLARE command text; BEGIN
+            FOR command IN SELECT format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', tgrelid::regclass, tgname)
+                FROM pg_trigger WHERE tgname LIKE 'counterx%' AND tgparentid = 0 LOOP EXECUTE command; END LOOP;
+         END $$",
+    )?;
+    is_as_before(&mut client)
+}
