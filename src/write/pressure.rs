@@ -41,8 +41,8 @@ const FAILING_WAITS: Duration = Duration::from_secs(2);
 /// An apply worker waits no longer than this: who sends to it hears nothing meanwhile.
 const APPLY_WAITS: Duration = Duration::from_secs(5);
 
-/// To look into a lane's logs takes half as many instructions again as to count. A lane that is less than half as full
-/// as may be is not looked at again for this time, in microseconds, if so much at least fits into the other half.
+/// To look into a lane's logs takes half as many instructions again as to count. A lane in which there is room for an
+/// eighth of what may be there, and for this many at least, is not looked at again for this time, in microseconds.
 const LOOK_AGAIN_AFTER: i64 = 100_000;
 const FITS_FOR_LONG: u64 = 5_000;
 
@@ -106,8 +106,11 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
         if has_room_for_long(lane, most) {
             return None;
         }
-        let lasts = most / 2 >= FITS_FOR_LONG;
-        let many = if lasts { most / 2 } else { most };
+        let lasts = most >= 2 * FITS_FOR_LONG;
+        let many = match lasts {
+            true => most - FITS_FOR_LONG.max(most / 8),
+            false => most,
+        };
         // An index that is missing keeps writers from writing anyway, and says why.
         let pending = backlog::pending_if(lane, many).unwrap_or_default();
         let pending = pending.unwrap_or_default();

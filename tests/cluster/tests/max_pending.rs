@@ -487,6 +487,33 @@ fn small_logs_are_not_looked_into() -> Result<()> {
     Ok(())
 }
 
+/// A lane that is three quarters full has room for longer than it takes to look once.
+#[test]
+fn lanes_with_room_are_not_looked_into_each_time() -> Result<()> {
+    const COMMITS: i64 = 200;
+    let mut client = create_database(cluster(), "room")?;
+    pause_folding(&mut client, "room")?;
+    let mut client = cluster().connect_db("room")?;
+    let count = |client: &mut Client, times: i64| {
+        client.batch_execute(&format!(
+            "DO $$ BEGIN FOR n IN 1 .. {times} LOOP PERFORM counter_incr('x'); COMMIT; END LOOP; END $$"
+        ))
+    };
+    client.batch_execute("SET synchronous_commit = off; SET counterx.max_pending_action = 'error'")?;
+    count(&mut client, 30_000)?;
+    client.batch_execute("SET counterx.max_pending = 40000")?;
+    let before = index_pages(&mut client)?;
+    count(&mut client, COMMITS)?;
+    let visited = index_pages(&mut client)? - before;
+    // A look visits a hundred or so, an increment some three. However slow the machine is, not each commit takes a
+    // tenth of a second.
+    ensure!(
+        visited > 0 && visited < 50 * COMMITS,
+        "{visited} pages for {COMMITS} commits"
+    );
+    Ok(())
+}
+
 /// Sessions that were there before do not hear of a setting of the database, and those of a pool may be there for days.
 #[test]
 fn nobody_waits_where_folding_was_paused_meanwhile() -> Result<()> {
