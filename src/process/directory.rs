@@ -121,6 +121,17 @@ pub fn request_again(database: pg_sys::Oid) {
     (DIRECTORY.exclusive().databases).request_again(database.to_u32(), ports::now());
 }
 
+/// The first worker of this database has left work behind, as somebody needs the database alone. Another one comes when
+/// that is over.
+pub fn owe(database: pg_sys::Oid) {
+    let latch = {
+        let mut directory = DIRECTORY.exclusive();
+        directory.databases.owe(database.to_u32(), ports::now());
+        directory.launcher_latch
+    };
+    wake(latch);
+}
+
 /// A worker is to look in after this time, if no commit wants one before.
 pub fn visit_after(database: pg_sys::Oid, pause: Duration) {
     let at = ports::now() + pause.as_micros() as i64;

@@ -688,7 +688,7 @@ impl Worker {
     }
 
     /// Somebody needs the database alone. What is left to do here has to be done afterwards, and perhaps nobody commits
-    /// for long: the next worker starts at once, and waits for whoever has the database.
+    /// for long: the next worker comes by itself.
     fn make_way(&mut self) {
         self.give_up();
         if !directory::is_loaded() || !self.seat.is_first() {
@@ -696,7 +696,7 @@ impl Worker {
         }
         match self.purpose {
             Purpose::Visit => directory::visit_after(self.database, VISIT_AFTER_MAKING_WAY),
-            _ => directory::request_always(self.database),
+            _ => directory::owe(self.database),
         }
     }
 

@@ -21,6 +21,9 @@ const FIRST_BACKOFF_US: i64 = 1_000_000;
 /// The longest.
 const LAST_BACKOFF_US: i64 = 60_000_000;
 
+/// A worker that is owed is tried once more when it could not be started so often in a row.
+const TRIES_OF_OWED: u8 = 2;
+
 /// A worker that has not reported for duty by then never will.
 const START_TIMEOUT_US: i64 = 30_000_000;
 
@@ -64,7 +67,7 @@ pub enum State {
     /// A worker is to look in after this time, if nobody asks for one before: there is nothing to
     /// fold, but a log that can be truncated only later.
     Later(i64),
-    /// No worker could be started. Not again before this time.
+    /// No worker could be started, or can be for a moment. Not again before this time.
     Failed(i64),
 }
 
@@ -86,6 +89,8 @@ pub struct Entry {
     visit: bool,
     /// Since when a commit wants another one than that; 0: none does.
     wanted: i64,
+    /// The worker comes whether or not somebody asks: see [`Directory::owe`].
+    owed: bool,
 }
 
 impl Entry {
@@ -298,6 +303,20 @@ impl<const N: usize> Directory<N> {
         self.request(database, now);
     }
 
+    /// The worker has left work behind, as somebody needs its database alone. Another one comes after a moment,
+    /// whether or not somebody asks for it; and once more where that one cannot begin: a database that was
+    /// renamed, or moved, while a process connects to it is refused to that process.
+    pub fn owe(&mut self, database: u32, now: i64) {
+        let is_new = self.find(database).is_none();
+        if let Some(entry) = self.enter(database.into()) {
+            entry.owed = true;
+            if is_new {
+                entry.state = State::Failed(now + FIRST_BACKOFF_US);
+                entry.since = now;
+            }
+        }
+    }
+
     /// A worker is to look in at that time, if nobody asks for one before.
     pub fn visit_at(&mut self, database: u32, at: i64, now: i64) {
         if self.find(database).is_none()
@@ -368,6 +387,13 @@ impl<const N: usize> Directory<N> {
                 entry.since = now;
                 entry.visit = true;
             }
+            if let State::Failed(until) = entry.state
+                && entry.owed
+                && until <= now
+            {
+                entry.state = State::Waiting;
+                entry.since = now;
+            }
             match entry.state {
                 State::Waiting => match held_up(seat) {
                     Some(_) if !seat.is_first() => gone.push(seat),
@@ -396,6 +422,7 @@ impl<const N: usize> Directory<N> {
                 State::Failed(until) if is_full || now > until + LAST_BACKOFF_US => {
                     gone.push(seat);
                 }
+                State::Failed(until) if entry.owed => note(until),
                 State::Failed(until) => note(until + LAST_BACKOFF_US + 1),
             }
         }
@@ -456,6 +483,7 @@ impl Entry {
     fn fail(&mut self, now: i64) {
         let pause = FIRST_BACKOFF_US << self.failures.min(16);
         self.failures = self.failures.saturating_add(1);
+        self.owed &= self.failures < TRIES_OF_OWED;
         self.state = State::Failed(now + pause.min(LAST_BACKOFF_US));
         self.since = now;
         // The commits that come then ask again.

@@ -120,6 +120,57 @@ fn starts_that_fail_are_tried_again_less_and_less_often() {
 }
 
 #[test]
+fn who_is_owed_a_worker_gets_one_unasked_and_once_more_where_it_fails() {
+    let mut directory = Directory::<16>::default();
+    directory.request(1, 1);
+    directory.plan(1, 1, nobody);
+    directory.working(1, false, 2);
+    directory.stopped(1);
+    directory.owe(1, 3);
+    // Not at once: a process that connects at that moment would be in the way, or refused.
+    let plan = directory.plan(4, 1, nobody);
+    assert_eq!(plan.start, []);
+    let next = plan.next.expect("it is to be started");
+    assert_eq!(next, 3 + SECOND);
+    assert_eq!(databases(&directory.plan(next, 1, nobody)), [1]);
+    directory.failed(1, next + 1);
+    let next = directory.plan(next + 2, 1, nobody).next.unwrap();
+    let plan = directory.plan(next, 1, nobody);
+    assert_eq!(databases(&plan), [1]);
+    assert!(!plan.start[0].visit);
+    // A database that was dropped is not tried for ever.
+    directory.failed(1, next + 1);
+    let mut now = next + 2;
+    while let Some(next) = directory.plan(now, 1, nobody).next {
+        now = next;
+        assert_eq!(directory.turns_taken(), 0);
+    }
+    assert!(directory.find(1).is_none());
+    // One that works owes nothing any more.
+    directory.owe(1, now);
+    directory.plan(now + SECOND, 1, nobody);
+    directory.working(1, false, now + SECOND);
+    directory.stopped(1);
+    assert!(directory.find(1).is_none());
+}
+
+#[test]
+fn who_is_owed_a_worker_does_not_keep_commits_from_asking() {
+    let mut directory = Directory::<16>::default();
+    directory.owe(1, 1);
+    assert!(directory.lacks_worker(1, || 1 + SECOND));
+    directory.request(1, 1 + SECOND);
+    assert_eq!(databases(&directory.plan(1 + SECOND, 1, nobody)), [1]);
+    // Somebody has asked before it was said that one is owed: it comes as soon as without.
+    directory.request(2, 5);
+    directory.owe(2, 6);
+    assert_eq!(databases(&directory.plan(7, 2, nobody)), [2]);
+    directory.failed(2, 8);
+    let plan = directory.plan(8 + SECOND, 2, nobody);
+    assert_eq!(databases(&plan), [2]);
+}
+
+#[test]
 fn a_start_that_nobody_hears_of_again_gives_its_turn_back() {
     let mut directory = Directory::<16>::default();
     directory.request(1, 1);
