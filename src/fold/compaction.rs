@@ -20,8 +20,8 @@ use counterx_core::schedule::Folded;
 use pgrx::pg_sys;
 use std::cell::Cell;
 
-/// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
-/// right: the next one publishes anew and waits.
+/// What a worker remembers of a lane between its ticks. It is lost with the worker, which is right: the next one
+/// publishes anew and waits.
 #[derive(Default)]
 pub struct LaneMemory {
     /// The lane's gate.
@@ -89,6 +89,16 @@ impl LaneMemory {
             history: self.failures_in_history >= MOST_FAILURES,
             streams: self.failures_in_streams >= MOST_FAILURES,
         }
+    }
+
+    /// Another worker has the lane from now on. What an inactive log waits for stays known, as it is not truncated before
+    /// one that knows it has waited for long enough: where a lane goes to and fro, nobody else would ever be that one.
+    pub fn give_up(&mut self) {
+        *self = Self {
+            gate: self.gate,
+            drained: self.drained.take(),
+            ..Self::default()
+        };
     }
 
     /// A truncation has failed. The published epoch is of a transaction that was committed before, so

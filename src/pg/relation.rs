@@ -127,6 +127,14 @@ impl Relation {
             .find(|index| index.is_btree_on(columns))
     }
 
+    /// The same of indexes that can be locked without waiting.
+    pub fn open_index_if_free(&self, columns: &[i16]) -> Option<Self> {
+        self.index_oids()
+            .into_iter()
+            .filter_map(Self::open_for_read_if_free)
+            .find(|index| index.is_btree_on(columns))
+    }
+
     /// Is it a table whose rows are stored by this server? A foreign table has none to be scanned.
     pub fn has_rows_here(&self) -> bool {
         // SAFETY: an open relation has its pg_class row.

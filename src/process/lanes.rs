@@ -100,14 +100,15 @@ impl Lanes {
         }
     }
 
-    /// Forgets what is known of the lane: when the worker gets it again, it looks at it at once.
+    /// Forgets what is known of the lane, but for what its inactive log waits for: when the worker gets it again, it looks
+    /// at it at once.
     fn give_up(&mut self, lane: usize) {
         self.owned[lane] = false;
         self.clocks[lane] = LaneClock::default();
         self.settlings[lane] = Settling::default();
         self.reclaims[lane] = LaneClock::default();
         self.counts[lane] = Duration::ZERO;
-        self.memories[lane] = LaneMemory::default();
+        self.memories[lane].give_up();
         LaneLock::release(lane);
     }
 
@@ -119,6 +120,12 @@ impl Lanes {
     /// Those that it has.
     fn owned(&self) -> impl Iterator<Item = usize> {
         (0..LANES).filter(|&lane| self.owned[lane])
+    }
+
+    /// What is pending cannot be counted. Lanes are folded by their intervals, and counted again after this pause.
+    pub fn count_later(&mut self, up: &Uptime, pause: Duration) {
+        let at = up.now() + pause;
+        self.counts = self.counts.map(|count| count.max(at));
     }
 
     /// Which lanes have more pending rows than the threshold? Not each is counted each time.
@@ -162,16 +169,18 @@ impl Lanes {
             return false;
         }
         let clock = &self.clocks[lane];
-        let early = crowded || (waited_for && self.is_hurried(lane));
+        let early = crowded || (waited_for && self.is_hurried(up, lane));
         let settled = self.settlings[lane].until_due(up.now());
         clock.due(up.now(), settings::compaction_interval())
-            || (early && clock.may_be_early())
+            || (early && clock.may_be_early(up.now(), settings::compaction_interval()))
             || settled == Some(Duration::ZERO)
     }
 
     /// While others wait, this turn's first fold of each lane comes at once.
-    pub fn is_hurried(&self, lane: usize) -> bool {
-        self.owned[lane] && self.turn.misses(lane) && self.clocks[lane].may_be_early()
+    pub fn is_hurried(&self, up: &Uptime, lane: usize) -> bool {
+        let may_be_early =
+            || self.clocks[lane].may_be_early(up.now(), settings::compaction_interval());
+        self.owned[lane] && self.turn.misses(lane) && may_be_early()
     }
 
     /// Time until some lane is due.
@@ -298,8 +307,9 @@ impl Lanes {
 
     /// Truncates the lane's inactive log, if nobody needs it any more.
     pub fn reclaim(&mut self, up: &Uptime, lane: usize) {
+        let interval = settings::compaction_interval();
         let clock = &self.reclaims[lane];
-        if !clock.may_be_early() && !clock.due(up.now(), settings::compaction_interval()) {
+        if !clock.may_be_early(up.now(), interval) && !clock.due(up.now(), interval) {
             return;
         }
         let memory = &mut self.memories[lane];

@@ -73,6 +73,11 @@ impl Upkeep {
         self.windows_left
     }
 
+    /// Do ended windows stay until the clock is known to be right?
+    pub fn has_windows_that_leap(&self) -> bool {
+        self.windows_leap
+    }
+
     /// Did somebody who folds keep it from removing windows or history?
     pub fn is_kept_out(&self) -> bool {
         self.windows_kept_out || self.sweep_kept_out
@@ -191,12 +196,13 @@ impl Upkeep {
     }
 
     /// Goes on with what is to be deleted, for some time.
-    pub fn sweep_history(&mut self, up: &Uptime) {
+    pub fn sweep_history(&mut self, up: &Uptime, database: pg_sys::Oid) {
         const PATIENCE: Duration = Duration::from_secs(30);
         let started = up.now();
         self.expire_history(up);
         while self.sweep.is_some()
             && up.now() - started < PATIENCE
+            && !directory::asked(database.to_u32().into()).0
             && !lock::database_is_wanted()
             && settings::compaction()
         {

@@ -146,6 +146,8 @@ struct Worker {
     database_settings: Option<i64>,
     /// When the worker looks at the settings of the database, and after an error at all.
     glances: LaneClock,
+    /// Looks have failed: the next one comes then.
+    blind_until: Duration,
 }
 
 /// How often a worker looks whether the settings of its database were changed.
@@ -232,6 +234,7 @@ impl Worker {
             busy: true,
             database_settings,
             glances: LaneClock::default(),
+            blind_until: Duration::ZERO,
         }
     }
 
@@ -241,8 +244,11 @@ impl Worker {
                 return self.make_way();
             }
             self.share_lanes();
-            let crowded = match session::transaction(c"looking for pending deltas", || self.look())
-            {
+            let found = match self.up.now() < self.blind_until {
+                true => Ok(Outlook::Crowded([false; LANES])),
+                false => session::transaction(c"looking for pending deltas", || self.look()),
+            };
+            let crowded = match found {
                 Ok(Outlook::Crowded(crowded)) => crowded,
                 Ok(Outlook::NewSettings) => return self.start_anew(),
                 Ok(Outlook::Unusable) => return self.give_up(),
@@ -251,11 +257,11 @@ impl Worker {
                     log(format!(
                         "counterx: the worker cannot look for pending deltas: {message}"
                     ));
-                    if !self.seat.is_first() {
-                        return self.give_up();
-                    }
-                    session::wait(self.glances.until_due(self.up.now(), GLANCE_EVERY));
-                    continue;
+                    let pause = self.glances.until_due(self.up.now(), GLANCE_EVERY);
+                    self.blind_until = self.up.now() + pause;
+                    self.lanes.count_later(&self.up, pause);
+                    // It may be one lane whose log cannot be read. A fold of it says so, and the others go on.
+                    [false; LANES]
                 }
             };
             self.look_for_others();
@@ -268,11 +274,12 @@ impl Worker {
             } else if self.is_dispensable() {
                 return self.give_up();
             }
+            let mut held_still = false;
             if settings::compaction() {
                 for (lane, &crowded) in crowded.iter().enumerate() {
                     let waited_for = self.others.waiting > 0;
                     if self.lanes.is_due(&self.up, lane, crowded, waited_for) {
-                        self.fold(lane);
+                        held_still |= !self.fold(lane);
                         // A round of slow folds may take longer than a first worker waits before it makes room itself.
                         if !self.seat.is_first() {
                             self.look_for_others();
@@ -303,14 +310,17 @@ impl Worker {
                 }
             }
             if settings::compaction() {
-                let hurried =
-                    self.others.waiting > 0 && (0..LANES).any(|lane| self.lanes.is_hurried(lane));
+                let hurried = self.others.waiting > 0
+                    && (0..LANES).any(|lane| self.lanes.is_hurried(&self.up, lane));
                 let pause = self
                     .lanes
                     .until_due(&self.up)
-                    .min(if hurried { HURRY } else { POLL });
+                    .min(if hurried { HURRY } else { POLL })
+                    .min(self.lanes.until_look(&self.up));
                 let told = self.streams.until_due(self.up.now()).max(SHORTEST);
-                session::wait(pause.min(self.lanes.until_look(&self.up)).min(told));
+                // What was not done is due all the time.
+                let least = if held_still { HURRY } else { Duration::ZERO };
+                session::wait(pause.min(told).max(least));
             } else {
                 // SAFETY: outside of any transaction; what counterx.workers shows.
                 unsafe {
@@ -334,9 +344,10 @@ impl Worker {
         }
     }
 
-    fn fold(&mut self, lane: usize) {
+    /// False: it does not, as the first worker has asked for stillness.
+    fn fold(&mut self, lane: usize) -> bool {
         if !self.seat.is_first() && Stillness::is_asked() {
-            return;
+            return false;
         }
         self.lanes.tick(&mut self.up, lane);
         // That may have taken long, and who has come since waits for lanes.
@@ -344,6 +355,7 @@ impl Worker {
             self.share_lanes();
             self.look_for_help();
         }
+        true
     }
 
     /// Where one more worker may come, and would help, asks for it.
@@ -546,7 +558,7 @@ impl Worker {
             }
             self.tracks.look(&mut self.up, self.database);
             self.seal_idle_lanes();
-            self.upkeep.sweep_history(&self.up);
+            self.upkeep.sweep_history(&self.up, self.database);
             self.upkeep
                 .remove_rest_of_windows(&mut self.up, self.database);
         }
@@ -586,7 +598,8 @@ impl Worker {
                     }
                     Ok((Sealing::Due, true)) => {
                         self.lanes.tick(&mut self.up, lane);
-                        goes_on |= self.up.now() - started < PATIENCE;
+                        let (asked, _) = directory::asked(self.seat);
+                        goes_on |= !asked && self.up.now() - started < PATIENCE;
                     }
                     Ok((Sealing::Leaps, true)) => {
                         self.lanes.note_leap(true);
@@ -671,15 +684,19 @@ impl Worker {
                 return Outlook::Unusable;
             }
         };
-        if self.glances.due(self.up.now(), GLANCE_EVERY) {
+        let glances = self.glances.due(self.up.now(), GLANCE_EVERY);
+        if glances {
             if self.has_new_settings() {
                 return Outlook::NewSettings;
             }
             // Where all room is taken, it is made outside of users' transactions.
             let _ = local::sums();
+        }
+        let crowded = self.lanes.crowded(&self.up, &lanes);
+        if glances {
             self.glances.succeeded(self.up.now());
         }
-        Outlook::Crowded(self.lanes.crowded(&self.up, &lanes))
+        Outlook::Crowded(crowded)
     }
 
     fn give_up(&mut self) {
@@ -711,7 +728,9 @@ impl Worker {
         }
         // Nobody would come again without a launcher; and who waits for the clock to be trusted has to stay.
         let seals = settings::compaction()
-            && (left.leaps || (left.seals_in.is_some() && !directory::is_loaded()));
+            && (left.leaps
+                || self.upkeep.has_windows_that_leap()
+                || (left.seals_in.is_some() && !directory::is_loaded()));
         if !(left.is_work() || seals) || !duty::take_mark(self.seat) {
             self.visit_later(left);
             return true;

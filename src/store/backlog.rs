@@ -15,12 +15,21 @@ use counterx_core::gate::Side;
 use counterx_core::lane::LANES;
 use pgrx::pg_sys;
 
-/// It cannot be known now: an index is missing, or replay has a log locked.
+/// It cannot be known now: an index is missing, or a log is locked.
 pub struct Unknown;
 
+/// Is a lock of somebody's waited for?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// Where there is one, it is [`Unknown`] what is pending.
+    No,
+    /// On a primary.
+    Yes,
+}
+
 /// One of a lane's logs.
-fn open_log(rels: &LaneRels, side: Side) -> Result<Relation, Unknown> {
-    if !ports::recovery_in_progress() {
+fn open_log(rels: &LaneRels, side: Side, waits: Waits) -> Result<Relation, Unknown> {
+    if waits == Waits::Yes && !ports::recovery_in_progress() {
         return Ok(tables::open_log_table(rels.log(side)));
     }
     let log = Relation::open_for_read_if_free(rels.log(side)).ok_or(Unknown)?;
@@ -32,13 +41,17 @@ fn open_log(rels: &LaneRels, side: Side) -> Result<Relation, Unknown> {
 fn open_log_with_rows(
     rels: &LaneRels,
     side: Side,
+    waits: Waits,
 ) -> Result<Option<(Relation, Relation)>, Unknown> {
-    let log = open_log(rels, side)?;
+    let log = open_log(rels, side, waits)?;
     if log.blocks() == 0 {
         return Ok(None);
     }
-    let index = log.open_index(&columns::log::KEY).ok_or(Unknown)?;
-    Ok(Some((log, index)))
+    let index = match waits {
+        Waits::Yes => log.open_index(&columns::log::KEY),
+        Waits::No => log.open_index_if_free(&columns::log::KEY),
+    };
+    Ok(Some((log, index.ok_or(Unknown)?)))
 }
 
 /// How many deltas of a lane's logs are not folded yet, nearly; whatever becomes of the transactions that have
@@ -47,19 +60,24 @@ fn open_log_with_rows(
 /// # Errors
 /// [`Unknown`].
 pub fn pending(lane: usize) -> Result<u64, Unknown> {
+    count(lane, Waits::Yes)
+}
+
+fn count(lane: usize, waits: Waits) -> Result<u64, Unknown> {
     let _gate = gate::open(lane);
     let rels = catalog::lane(lane);
     let folded = state::folded_epoch(lane);
     let mut pending = 0;
     for side in Side::BOTH {
-        if let Some((_log, index)) = open_log_with_rows(&rels, side)? {
+        if let Some((_log, index)) = open_log_with_rows(&rels, side, waits)? {
             pending += tree::entries_beyond(&index, folded);
         }
     }
     Ok(pending)
 }
 
-/// The same where it may be this many: as many rows fit into the pages of the logs. None: it is less.
+/// The same where it may be this many: as many rows fit into the pages of the logs. None: it is less. Nobody is waited
+/// for who has a log locked, such as the one that is not written to: the caller is about to commit.
 ///
 /// # Errors
 /// [`Unknown`].
@@ -70,11 +88,11 @@ pub fn pending_if(lane: usize, many: u64) -> Result<Option<u64>, Unknown> {
     let rels = catalog::lane(lane);
     let mut pages = 0;
     for side in Side::BOTH {
-        pages += u64::from(open_log(&rels, side)?.blocks());
+        pages += u64::from(open_log(&rels, side, Waits::No)?.blocks());
     }
     match pages * ROWS < many {
         true => Ok(None),
-        false => pending(lane).map(Some),
+        false => count(lane, Waits::No).map(Some),
     }
 }
 
@@ -98,7 +116,7 @@ pub fn oldest() -> Result<Option<i64>, Unknown> {
         let rels = catalog::lane(lane);
         let folded = state::folded_epoch(lane);
         for side in Side::BOTH {
-            if let Some((log, index)) = open_log_with_rows(&rels, side)? {
+            if let Some((log, index)) = open_log_with_rows(&rels, side, Waits::Yes)? {
                 let found = [
                     first_folded(&log, &index, folded),
                     first_written(&log, folded),

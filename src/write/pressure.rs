@@ -112,8 +112,8 @@ fn judge_lanes(most: u64, ask_for_worker: impl Fn()) {
             false => most,
         };
         // An index that is missing keeps writers from writing anyway, and says why.
-        let pending = backlog::pending_if(lane, many).unwrap_or_default();
-        let pending = pending.unwrap_or_default();
+        let found = backlog::pending_if(lane, many).ok()?;
+        let pending = found.unwrap_or_default();
         if lasts && pending < many {
             ROOMY.with(|roomy| roomy[lane].set((ports::now(), most)));
         }

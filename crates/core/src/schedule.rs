@@ -119,9 +119,12 @@ impl LaneClock {
         if self.failures == 0 || self.waiting {
             return interval;
         }
+        self.backoff(interval).min(MAX_BACKOFF.max(interval))
+    }
+
+    fn backoff(&self, interval: Duration) -> Duration {
         let base = interval.max(POLL);
-        let backoff = base.saturating_mul(1u32 << self.failures.min(16));
-        backoff.min(MAX_BACKOFF.max(interval))
+        base.saturating_mul(1u32 << self.failures.min(16))
     }
 
     /// Is the tick due by time alone?
@@ -129,9 +132,12 @@ impl LaneClock {
         now.saturating_sub(self.last_tick) >= self.pause(interval)
     }
 
-    /// May a tick be taken before its time, because of many pending rows? Not while backing off.
-    pub fn may_be_early(&self) -> bool {
-        self.failures == 0
+    /// May a tick be taken before its time, because of many pending rows, or of somebody who waits? Not while backing
+    /// off; but that takes no longer where the interval is a long one.
+    pub fn may_be_early(&self, now: Duration, interval: Duration) -> bool {
+        const LONG: Duration = Duration::from_secs(1);
+        let backoff = self.backoff(interval.min(LONG)).min(MAX_BACKOFF);
+        self.failures == 0 || (!self.waiting && self.since(now) >= backoff)
     }
 
     /// The time since the last tick.
@@ -226,15 +232,17 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..10 {
             clock.failed(now);
-            assert!(!clock.may_be_early());
-            pauses.push(clock.until_due(now, SECOND));
+            let pause = clock.until_due(now, SECOND);
+            assert!(!clock.may_be_early(now + pause - Duration::from_millis(1), SECOND));
+            assert!(clock.may_be_early(now + pause, SECOND));
+            pauses.push(pause);
             now += SECOND;
         }
         assert_eq!(pauses[0], SECOND * 2);
         assert_eq!(pauses[1], SECOND * 4);
         assert_eq!(*pauses.last().unwrap(), MAX_BACKOFF);
         clock.succeeded(now);
-        assert!(clock.may_be_early());
+        assert!(clock.may_be_early(now, SECOND));
         assert_eq!(clock.until_due(now, SECOND), SECOND);
     }
 
@@ -249,13 +257,13 @@ mod tests {
             now += *pauses.last().unwrap();
             clock.waited(now);
             assert_eq!(clock.until_due(now, SECOND), SECOND);
-            assert!(!clock.may_be_early());
+            assert!(!clock.may_be_early(now + MAX_BACKOFF, SECOND));
             now += SECOND;
         }
         assert_eq!(pauses, [2, 4, 8, 16].map(|n| SECOND * n));
         clock.waited(now);
         clock.succeeded(now);
-        assert!(clock.may_be_early());
+        assert!(clock.may_be_early(now, SECOND));
     }
 
     #[test]
@@ -299,6 +307,14 @@ mod tests {
         let mut clock = LaneClock::default();
         clock.failed(Duration::ZERO);
         assert!(clock.until_due(Duration::ZERO, hour) >= hour);
+        // But who waits, or a lane that is crowded, is not left alone for an hour by one that was cancelled.
+        assert!(!clock.may_be_early(SECOND, hour));
+        assert!(clock.may_be_early(SECOND * 2, hour));
+        for _ in 0..20 {
+            clock.failed(Duration::ZERO);
+        }
+        assert!(!clock.may_be_early(MAX_BACKOFF - SECOND, hour));
+        assert!(clock.may_be_early(MAX_BACKOFF, hour));
     }
 
     #[test]

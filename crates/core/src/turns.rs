@@ -353,10 +353,11 @@ impl<const N: usize> Directory<N> {
         }
     }
 
-    /// Is this worker to make room? How many databases wait?
+    /// Is this worker to make room? How many databases wait? A visit makes room for a worker of its own database, too:
+    /// it folds nothing, and may go on for long.
     pub fn asked(&self, seat: impl Into<Seat>) -> (bool, u32) {
-        let asked = self.find(seat).is_some_and(Entry::is_asked);
-        (asked, self.waiting)
+        let is_asked = |entry: &Entry| entry.is_asked() || (entry.visit && entry.wanted != 0);
+        (self.find(seat).is_some_and(is_asked), self.waiting)
     }
 
     /// Who goes next where so many may work at a time, and who is to make room.

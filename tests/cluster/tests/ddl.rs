@@ -7,7 +7,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use counterx_cluster_tests::{
-    DEADLINE, check, compact, create_database, folding_hard, refused, shared,
+    DEADLINE, check, compact, create_database, folding_hard, names_in_lanes, refused, settle,
+    shared,
 };
 use counterx_harness::{Cluster, poll_until, run};
 use postgres::error::SqlState;
@@ -788,6 +789,59 @@ fn worker_says_once_why_lanes_are_left_alone() -> Result<()> {
             Ok(client.query_one(sql, &[])?.get::<_, bool>(0))
         })?;
     }
+    Ok(())
+}
+
+/// One lane whose log cannot be read does not keep the worker from the others, nor from making room for other
+/// databases, nor anybody from dropping the database.
+#[test]
+fn worker_goes_on_where_one_lane_cannot_be_read() -> Result<()> {
+    let cluster = folding_hard("one-lane")
+        .conf("counterx.max_workers", "1")
+        .start()?;
+    let mut client = create_database(&cluster, "broken")?;
+    let names = names_in_lanes(&mut client)?;
+    let mut other = create_database(&cluster, "other")?;
+    client.execute("SELECT bump($1, 1)", &[&names[3]])?;
+    // Up to the first switch this one is written to.
+    let log = "log_3_a";
+    client.batch_execute(&format!("DROP INDEX counterx.{log}_epoch_name"))?;
+    let folds =
+        "SELECT coalesce(sum(folds), 0)::bigint FROM counterx.fold_status() WHERE lane <> 3";
+    let before: i64 = client.query_one(folds, &[])?.get(0);
+    // What is committed there keeps it busy, and the other one is to have its turn all the same.
+    poll_until("the other lanes to be folded", DEADLINE, || {
+        for (lane, name) in names.iter().enumerate() {
+            if lane != 3 {
+                client.execute("SELECT bump($1, 1)", &[name])?;
+            }
+        }
+        other.batch_execute("SELECT bump('x', 1)")?;
+        let sql = "SELECT last_error FROM counterx.workers";
+        let error: Option<String> = client.query_one(sql, &[])?.get(0);
+        let after: i64 = client.query_one(folds, &[])?.get(0);
+        Ok(after > before + 14 && error.is_some())
+    })?;
+    settle(&mut other)?;
+    client.batch_execute(&format!(
+        "CREATE INDEX {log}_epoch_name ON counterx.{log} (epoch, name)"
+    ))?;
+    poll_until("the lane to be folded", DEADLINE.saturating_mul(2), || {
+        client.execute("SELECT bump($1, 1)", &[&names[3]])?;
+        let sql = "SELECT folded_epoch > epoch - 5 FROM counterx.lanes WHERE lane = 3";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    check(&mut client)?;
+    client.execute("SELECT bump($1, 1)", &[&names[3]])?;
+    client.batch_execute(&format!("DROP INDEX counterx.{log}_epoch_name"))?;
+    drop(client);
+    let mut admin = cluster.connect()?;
+    poll_until("the database to be dropped", DEADLINE, || {
+        match admin.batch_execute("DROP DATABASE broken") {
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Ok(false),
+            done => Ok(done.map(|()| true)?),
+        }
+    })?;
     Ok(())
 }
 

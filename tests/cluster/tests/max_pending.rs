@@ -487,6 +487,35 @@ fn small_logs_are_not_looked_into() -> Result<()> {
     Ok(())
 }
 
+/// Whoever has the log locked that is not written to keeps no commit waiting: there is no end to that which a setting
+/// would say.
+#[test]
+fn locked_logs_are_not_waited_for() -> Result<()> {
+    let mut client = create_database(cluster(), "locked")?;
+    let names = names_in_lanes(&mut client)?;
+    settle(&mut client)?;
+    pause_folding(&mut client, "locked")?;
+    let mut client = cluster().connect_db("locked")?;
+    let mut other = cluster().connect_db("locked")?;
+    // The first one is written to, up to the first switch.
+    client.execute("SELECT counter_incr($1)", &[&names[0]])?;
+    let sql = "SELECT pg_relation_size('counterx.log_0_a') > 0 AND pg_relation_size('counterx.log_0_b') = 0";
+    ensure!(client.query_one(sql, &[])?.get::<_, bool>(0));
+    // A wait would end with another error.
+    client.batch_execute("SET counterx.max_pending_action = 'error'; SET lock_timeout = '10s'")?;
+    other.batch_execute("BEGIN; LOCK TABLE counterx.log_0_b IN ACCESS EXCLUSIVE MODE")?;
+    client.batch_execute("SET counterx.max_pending = 1")?;
+    client.execute("SELECT counter_incr($1)", &[&names[0]])?;
+    other.batch_execute("COMMIT")?;
+    let result = client.execute("SELECT counter_incr($1)", &[&names[0]]);
+    let code = result.err().and_then(|error| error.code().cloned());
+    ensure!(
+        code == Some(SqlState::CONFIGURATION_LIMIT_EXCEEDED),
+        "{code:?}"
+    );
+    Ok(())
+}
+
 /// A lane that is three quarters full has room for longer than it takes to look once.
 #[test]
 fn lanes_with_room_are_not_looked_into_each_time() -> Result<()> {
@@ -499,7 +528,8 @@ fn lanes_with_room_are_not_looked_into_each_time() -> Result<()> {
             "DO $$ BEGIN FOR n IN 1 .. {times} LOOP PERFORM counter_incr('x'); COMMIT; END LOOP; END $$"
         ))
     };
-    client.batch_execute("SET synchronous_commit = off; SET counterx.max_pending_action = 'error'")?;
+    client
+        .batch_execute("SET synchronous_commit = off; SET counterx.max_pending_action = 'error'")?;
     count(&mut client, 30_000)?;
     client.batch_execute("SET counterx.max_pending = 40000")?;
     let before = index_pages(&mut client)?;

@@ -183,7 +183,10 @@ fn what_a_trigger_missed_before_the_first_look_is_noticed() -> Result<()> {
             &[],
         )?
         .get(0);
-    ensure!(!looked, "the track was looked at, and the test shows nothing");
+    ensure!(
+        !looked,
+        "the track was looked at, and the test shows nothing"
+    );
     client.batch_execute("ALTER TABLE note DISABLE TRIGGER counterx_notes_insert")?;
     let (state, reason): (String, Option<String>) = {
         let row = client.query_one(

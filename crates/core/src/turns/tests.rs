@@ -120,6 +120,24 @@ fn starts_that_fail_are_tried_again_less_and_less_often() {
 }
 
 #[test]
+fn a_visit_makes_room_for_a_worker_of_its_own_database() {
+    let mut directory = Directory::<16>::default();
+    directory.visit_at(1, 5, 1);
+    assert!(directory.plan(6, 2, nobody).start[0].visit);
+    directory.working(1, true, 7);
+    assert_eq!(directory.asked(1), (false, 0));
+    assert!(directory.lacks_worker(1, || 8));
+    directory.request(1, 8);
+    assert_eq!(directory.asked(1), (true, 0));
+    directory.stopped(1);
+    let plan = directory.plan(9, 2, nobody);
+    assert_eq!(databases(&plan), [1]);
+    assert!(!plan.start[0].visit);
+    directory.working(1, false, 10);
+    assert_eq!(directory.asked(1), (false, 0));
+}
+
+#[test]
 fn who_is_owed_a_worker_gets_one_unasked_and_once_more_where_it_fails() {
     let mut directory = Directory::<16>::default();
     directory.request(1, 1);
@@ -496,7 +514,8 @@ proptest! {
             // A commit beside a visit waits for its end.
             let all_come = waits.keys().all(|database| has_turn.contains(database));
             prop_assert!(has_turn.len() == turns || all_come);
-            let asked = has_turn.iter().filter(|&&database| directory.asked(database).0).count();
+            let is_asked = |database| directory.find(database).is_some_and(Entry::is_asked);
+            let asked = has_turn.iter().filter(|&&database| is_asked(database)).count();
             prop_assert!(asked <= directory.waiting as usize);
             Ok(())
         };
