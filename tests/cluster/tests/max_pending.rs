@@ -248,11 +248,15 @@ fn milliseconds_waited(result: std::result::Result<(), postgres::Error>) -> Resu
         "{error:?}"
     );
     let detail = error.as_db_error().and_then(|error| error.detail());
-    let waited = detail.and_then(|detail| {
-        let (_, waited) = detail.split_once("has waited ")?;
-        waited.split_once(" ms")?.0.parse().ok()
-    });
-    waited.with_context(|| format!("no time in {detail:?}"))
+    let detail = detail.context("no detail")?;
+    match detail.split_once("has waited ") {
+        // Who was refused at once.
+        None => Ok(0),
+        Some((_, waited)) => {
+            let waited = waited.split_once(" ms").context("no unit")?.0;
+            Ok(waited.parse()?)
+        }
+    }
 }
 
 /// The server's own statement_timeout is over when a commit begins.

@@ -197,7 +197,8 @@ fn what_a_trigger_missed_before_the_first_look_is_noticed() -> Result<()> {
     };
     ensure!(
         state == "stale"
-            && reason.as_deref() == Some("trigger counterx_notes_insert on note was disabled"),
+            && reason.as_deref()
+                == Some("trigger counterx_notes_insert on public.note was disabled"),
         "the track is {state}: {reason:?}"
     );
     client.batch_execute("INSERT INTO note SELECT max(id) + 1, 'missed' FROM note")?;
