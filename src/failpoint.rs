@@ -54,6 +54,7 @@
 //! | `expiry.cut` | it is published that its rows are gone, and the TRUNCATE |
 //! | `worker.failed` | a worker's fold has failed, and that is noted |
 //! | `worker.error_noted` | that is noted, and committed |
+//! | `worker.queues` | a worker was started as the next one in a turn, and waits in the queue for it |
 //! | `worker.ready` | a worker has taken the mark, and looks around |
 //! | `worker.given_up` | a worker gives its mark back, and looks whether there is work left |
 //! | `hit.pushed` | a hit is handed over, and its caller waits |

@@ -1,6 +1,7 @@
 //! Being on duty: a worker's mark, and its entry in the directory.
 
-use crate::pg::lock::{FoldingPaused, WorkerMark};
+use crate::pg::lock::{self, FoldingPaused, WorkerMark};
+use crate::pg::ports;
 use crate::pg::turns;
 use crate::process::directory;
 use crate::process::session;
@@ -10,6 +11,7 @@ use counterx_core::turns::Seat;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 /// What the worker's entry in the launcher's directory is to this process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,11 +90,36 @@ pub fn present(own: u8) -> Present {
 
 /// The worker before is about to end. In the queue for its lock, so that no session finds the turn
 /// free in the moment between the two.
-pub fn wait_for_turn(turn: u32) -> bool {
-    session::set(c"lock_timeout", c"5s");
-    let taken = session::transaction(c"waiting for a turn", || turns::take_turn(turn));
+///
+/// One may have found it free in the moment before, and the worker that it has started knows of nobody who waits. So from
+/// then on this one is no more on duty than a session that waits for a turn, and lets others know in the same way. It
+/// has come for rows that nobody else may ask for.
+pub fn wait_for_turn(seat: Seat, turn: u32) -> bool {
+    const ONE_TRY: Duration = Duration::from_secs(1);
+    const TRIES: u32 = 60;
+    let take = || session::transaction(c"waiting for a turn", || turns::take_turn(turn)).is_ok();
+    failpoint!("worker.queues");
+    session::set(c"lock_timeout", c"1s");
+    let mut taken = take();
+    if !taken {
+        WorkerMark::of(seat.number).clear();
+        for _ in 0..TRIES {
+            if lock::database_is_wanted() {
+                break;
+            }
+            let started = Instant::now();
+            turns::wait(seat.database, ports::now());
+            taken = take();
+            // Another error than that it has waited in vain.
+            if taken || started.elapsed() < ONE_TRY / 2 {
+                break;
+            }
+        }
+        turns::stop_waiting();
+        taken = taken && take_mark(seat);
+    }
     session::set(c"lock_timeout", c"0");
-    taken.is_ok()
+    taken
 }
 
 /// With a launcher: whatever ends the process, the directory will say so. To be called before anything

@@ -103,7 +103,7 @@ pub extern "C-unwind" fn counterx_worker_main(arg: pg_sys::Datum) {
         | Purpose::Further(Further {
             turn: Some(turn), ..
         }) => session::patiently(|| turns::try_take_turn(turn)),
-        Purpose::Next(turn) => duty::wait_for_turn(turn),
+        Purpose::Next(turn) => duty::wait_for_turn(seat, turn),
     };
     if !has_turn {
         return;

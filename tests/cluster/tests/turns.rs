@@ -248,6 +248,49 @@ fn a_database_is_folded_whose_setting_changes_as_the_turn_ends_without_preload()
     setting_changes_as_the_turn_ends("changesnopreload", false)
 }
 
+/// Without a launcher: a session finds the turn free before the worker that was started for it is in the queue.
+#[test]
+fn who_comes_late_for_its_turn_is_heard_of() -> Result<()> {
+    // What a paused process waits for: see the engine's `failpoint.rs`.
+    const PAUSE_KEY: i64 = 0x636e_7478;
+    let mut cluster = small_server("latecomer")
+        .preload(false)
+        .conf("counterx.max_workers", "1")
+        .conf("counterx.compaction_interval", "20ms")
+        .conf("counterx.worker_idle_timeout", "1h")
+        .start()?;
+    let mut other = create_database(&cluster, "other")?;
+    let mut client = create_database(&cluster, "late")?;
+    client.batch_execute("ALTER DATABASE late SET counterx.compaction = off")?;
+    poll_until("the worker to pause", DEADLINE, || {
+        client.batch_execute("SELECT bump('x', 1)")?;
+        let sql = "SELECT state = 'paused' FROM counterx.workers";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })?;
+    let mut holder = cluster.connect_db("late")?;
+    holder.execute("SELECT pg_advisory_lock($1)", &[&PAUSE_KEY])?;
+    cluster.reload(&[("counterx.failpoint", "worker.queues=pause")])?;
+    // Another worker is started that knows the setting, and this one ends.
+    client.batch_execute("ALTER DATABASE late RESET counterx.compaction")?;
+    client.batch_execute("SELECT bump('x', 1)")?;
+    poll_until("another database to get the turn", DEADLINE, || {
+        other.batch_execute("SELECT bump('x', 1)")?;
+        Ok(count_workers(&mut other, Some("other"))? > 0)
+    })?;
+    settle(&mut other)?;
+    let sql = "SELECT sum(pending_deltas) > 0 FROM counterx.lanes";
+    ensure!(
+        client.query_one(sql, &[])?.get::<_, bool>(0),
+        "it was folded"
+    );
+    cluster.reload(&[("counterx.failpoint", "")])?;
+    holder.execute("SELECT pg_advisory_unlock($1)", &[&PAUSE_KEY])?;
+    // Nobody commits any more.
+    settle(&mut client)?;
+    check(&mut client)?;
+    Ok(())
+}
+
 #[test]
 fn a_server_without_free_slots_says_so_once() -> Result<()> {
     // The launcher takes one, logical replication's the other.

@@ -166,9 +166,14 @@ enum Who {
 }
 
 /// Points that a worker comes by when history expires, for which a clock has to go on by days: the cluster test
-/// `history` kills it there.
+/// `history` kills it there. And the one of workers without a launcher: `turns`.
 #[cfg(test)]
-const EXPIRY: [&str; 3] = ["expiry.found", "expiry.locked", "expiry.cut"];
+const ELSEWHERE: [&str; 4] = [
+    "expiry.found",
+    "expiry.locked",
+    "expiry.cut",
+    "worker.queues",
+];
 
 /// And the one as it ends.
 const ENDING: &str = "worker.given_up";
@@ -731,7 +736,7 @@ mod tests {
             .chain(super::super::hits::POINTS)
             .chain(super::super::tracks::points())
             .chain([ENDING])
-            .chain(EXPIRY)
+            .chain(ELSEWHERE)
             .map(str::to_owned)
             .collect();
         assert_eq!(there, tried);
