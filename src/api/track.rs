@@ -119,7 +119,7 @@ fn counter_track(
     tables::take_type(&catalogs, &type_name, adopt.unwrap_or(false));
     types::changed();
     let conditions = tables::conditions(&catalogs, &table, &definition);
-    // Nobody may have it open who makes a trigger on it; the lock stays.
+    // Nobody may have it open who alters it; the lock stays.
     let table = {
         let oid = table.oid();
         drop(table);

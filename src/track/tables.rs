@@ -3,9 +3,11 @@
 use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::expression::Condition;
 use crate::pg::ports;
 use crate::pg::query::{self, ResultRow};
 use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation};
+use crate::pg::row_trigger::{self, RowTrigger};
 use crate::store::as_owner::AsOwner;
 use crate::store::catalog;
 use crate::track::definition::{Definition, Event};
@@ -288,7 +290,11 @@ fn trigger_prefix(type_name: &str) -> String {
 }
 
 /// The conditions of a track's triggers, by event.
-pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition) -> [String; 3] {
+pub fn conditions(
+    catalogs: &Catalogs,
+    table: &Relation,
+    definition: &Definition,
+) -> [Condition; 3] {
     let key = catalogs.rows(
         "SELECT format('%I.counter_key', n.nspname)
            FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'counterx'",
@@ -303,7 +309,7 @@ pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition
     Event::ALL.map(|event| definition.condition(table, event, &key))
 }
 
-/// Makes the triggers of a track. Nobody in this session has the table open.
+/// Makes the triggers of a track.
 ///
 /// # Errors
 /// Those of CREATE TRIGGER.
@@ -311,28 +317,33 @@ pub fn make_triggers(
     catalogs: &Catalogs,
     table: pg_sys::Oid,
     type_name: &str,
-    conditions: &[String; 3],
+    conditions: &[Condition; 3],
     scale: Option<u32>,
 ) {
-    let name = full_name(catalogs, table);
     let prefix = trigger_prefix(type_name);
-    let scale = scale
-        .map(|scale| format!(", '{scale}'"))
-        .unwrap_or_default();
-    for (event, condition) in Event::ALL.into_iter().zip(conditions) {
-        let trigger = quote_identifier(format!("{prefix}_{}", event.keyword().to_lowercase()));
-        catalogs.run(
-            &format!(
-                "CREATE TRIGGER {trigger} AFTER {} ON {name} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION counterx.count_row({}{scale})",
-                event.keyword(),
-                quote_literal(type_name),
-            ),
-            &[],
-        );
-        catalogs.run(
-            &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
-            &[],
-        );
+    let scale = scale.map(|scale| scale.to_string());
+    let arguments: Vec<&str> = [Some(type_name), scale.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let function = row_function(catalogs);
+    {
+        // What is made on a partitioned table looks at its key, which may call somebody's functions.
+        let partitioned: Vec<Relation> = partitioned(catalogs, table)
+            .into_iter()
+            .filter_map(Relation::open_for_read)
+            .collect();
+        partitioned.iter().for_each(row_trigger::know_partitions);
+        for (event, condition) in Event::ALL.into_iter().zip(conditions) {
+            let trigger = RowTrigger {
+                name: &format!("{prefix}_{}", event.keyword()),
+                event: event.number(),
+                function,
+                arguments: &arguments,
+                condition,
+            };
+            trigger.make(table);
+        }
     }
     for leaf in leaves(catalogs, table) {
         make_truncate_trigger(catalogs, leaf, type_name);
