@@ -189,9 +189,19 @@ fn counter_untrack(
     let table = locked(table, ACCESS_EXCLUSIVE);
     let catalogs = Catalogs::enter();
     let tracks = tracks_of(&catalogs, &table, type_name);
-    drop(table);
+    // Nobody may have it open who alters it; the lock stays.
+    let table = {
+        let oid = table.oid();
+        drop(table);
+        oid
+    };
     for track in tracks {
-        tables::drop_triggers(&catalogs, &track.type_name);
+        for left in tables::drop_triggers(&catalogs, table, &track.type_name) {
+            notice!(
+                "triggers of type \"{}\" stay on {left}, which is in use; they count nothing there",
+                track.type_name
+            );
+        }
         failpoint!("untrack.triggers_dropped");
         if !keep.unwrap_or(false) {
             fill::forget(&track);

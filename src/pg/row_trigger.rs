@@ -12,6 +12,8 @@ use std::ffi::CString;
 pub struct RowTrigger<'a> {
     /// Its name.
     pub name: &'a str,
+    /// May there be one of that name, which goes?
+    pub replaces: bool,
     /// When it fires: one of the server's `TRIGGER_TYPE_*`.
     pub event: u32,
     /// What it calls.
@@ -51,6 +53,7 @@ impl RowTrigger<'_> {
         unsafe {
             let mut statement = pg_sys::CreateTrigStmt {
                 type_: pg_sys::NodeTag::T_CreateTrigStmt,
+                replace: self.replaces,
                 trigname: pg_sys::pstrdup(name.as_ptr()),
                 row: true,
                 timing: pg_sys::TRIGGER_TYPE_AFTER as i16,
