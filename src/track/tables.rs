@@ -705,17 +705,33 @@ pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
     }
 }
 
-/// A track is no more: its counters, if there are any, are anybody's.
-pub fn remove(catalogs: &Catalogs, type_name: &str) {
-    catalogs.run(
+/// A track is no more: its counters, if there are any, are anybody's. False: somebody else has ended it.
+pub fn remove(catalogs: &Catalogs, type_name: &str) -> bool {
+    let removed = catalogs.run(
         "DELETE FROM ONLY counterx.track WHERE type = $1",
         &[type_name.into()],
     );
+    if removed == 0 {
+        return false;
+    }
     catalogs.run(
         "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
         &[type_name.into()],
     );
     watch_ddl_if_needed(catalogs);
+    true
+}
+
+/// The table that a track without triggers has stood on, or, where it was restored and not looked at, the one of the
+/// name that is noted; None: there is no such table.
+pub fn table_of_before(catalogs: &Catalogs, type_name: &str) -> Option<pg_sys::Oid> {
+    let query = "
+        SELECT c.oid FROM ONLY counterx.track t
+        JOIN pg_class c ON c.oid = coalesce((t.looked ->> 'root')::oid,
+                                            to_regclass(format('%I.%I', t.table_schema, t.table_name)))
+        WHERE t.type = $1";
+    let found = catalogs.rows(query, &[type_name.into()], |row| row.get(1));
+    found.into_iter().flatten().next()
 }
 
 /// The same for partitions that have come since the track was looked at, made or attached, and have none yet.

@@ -1,4 +1,4 @@
--- What somebody's expressions call runs as the owner of the table, and as nobody else.
+-- What somebody's expressions call runs as the owner of the table, and as nobody else; who may end a track.
 CREATE EXTENSION counterx;
 \set VERBOSITY terse
 CREATE ROLE owner_of_tracked;
@@ -84,6 +84,62 @@ SET ROLE owner_of_tracked;
 SELECT * FROM counter_recount('t');
 SELECT counter_untrack('t');
 RESET ROLE;
+
+-- A track whose triggers are gone is the owner's as well, as long as there is the table.
+CREATE ROLE somebody_else;
+GRANT EXECUTE ON FUNCTION counter_track, counter_untrack TO somebody_else;
+SET ROLE owner_of_tracked;
+CREATE TABLE bare (k integer);
+INSERT INTO bare VALUES (1), (1), (2);
+SELECT counter_track('bare', 'bare', '{k}');
+SELECT count(*) FROM counter_recount('bare');
+SET ROLE somebody_else;
+SELECT counter_untrack(NULL, 'bare');
+SET ROLE owner_of_tracked;
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'owners.bare'::regclass LOOP
+        EXECUTE format('DROP TRIGGER %I ON owners.bare', name);
+    END LOOP;
+END $$;
+SELECT state, reason FROM counter_tracks WHERE type = 'bare';
+SET ROLE somebody_else;
+SELECT counter_untrack(NULL, 'bare');
+SELECT counter_untrack(NULL, 'bare', keep => true);
+-- Also where it was restored, and the triggers were not.
+RESET ROLE;
+UPDATE counterx.track SET looked = NULL WHERE type = 'bare';
+SET ROLE somebody_else;
+SELECT counter_untrack(NULL, 'bare');
+SELECT name, value FROM counters WHERE name LIKE 'bare:%' ORDER BY name;
+SET ROLE owner_of_tracked;
+BEGIN;
+SELECT counter_untrack(NULL, 'bare');
+SELECT name, value FROM counters WHERE name LIKE 'bare:%' ORDER BY name;
+SELECT counter_untrack(NULL, 'bare');
+ROLLBACK;
+-- Where it has got another name since it was restored, nothing tells that it is there; else that is no matter.
+ALTER TABLE bare RENAME TO bare_of_before;
+SET ROLE somebody_else;
+BEGIN;
+SELECT counter_untrack(NULL, 'bare');
+ROLLBACK;
+RESET ROLE;
+UPDATE counterx.track SET looked = jsonb_build_object('root', 'owners.bare_of_before'::regclass::oid) WHERE type = 'bare';
+SET ROLE somebody_else;
+SELECT counter_untrack(NULL, 'bare');
+RESET ROLE;
+ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE;
+DROP TABLE bare_of_before;
+ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS;
+SET ROLE somebody_else;
+SELECT counter_untrack(NULL, 'bare', keep => true);
+SELECT name, value FROM counters WHERE name LIKE 'bare:%' ORDER BY name;
+RESET ROLE;
+REVOKE EXECUTE ON FUNCTION counter_track, counter_untrack FROM somebody_else;
+DROP ROLE somebody_else;
 
 SET client_min_messages = warning;
 DROP SCHEMA owners CASCADE;
