@@ -119,7 +119,7 @@ fn counter_track(
     tables::take_type(&catalogs, &type_name, adopt.unwrap_or(false));
     types::changed();
     let conditions = tables::conditions(&catalogs, &table, &definition);
-    // Nobody may have it open who makes a trigger on it; the lock stays.
+    // Nobody may have it open who alters it; the lock stays.
     let table = {
         let oid = table.oid();
         drop(table);
@@ -189,19 +189,53 @@ fn counter_untrack(
     let table = locked(table, ACCESS_EXCLUSIVE);
     let catalogs = Catalogs::enter();
     let tracks = tracks_of(&catalogs, &table, type_name);
-    drop(table);
+    // Nobody may have it open who alters it; the lock stays.
+    let table = {
+        let oid = table.oid();
+        drop(table);
+        oid
+    };
     for track in tracks {
-        tables::drop_triggers(&catalogs, &track.type_name);
-        failpoint!("untrack.triggers_dropped");
-        if !keep.unwrap_or(false) {
-            fill::forget(&track);
+        for left in tables::drop_triggers(&catalogs, table, &track.type_name) {
+            notice!(
+                "triggers of type \"{}\" stay on {left}, which is in use; they count nothing there",
+                track.type_name
+            );
         }
-        failpoint!("untrack.forgotten");
-        tables::remove(&catalogs, &track.type_name);
-        failpoint!("untrack.removed");
+        failpoint!("untrack.triggers_dropped");
+        end(&catalogs, &track.type_name, keep.unwrap_or(false));
     }
     types::changed();
     true
+}
+
+/// Ends a track, whose triggers are gone. First of all its row goes: of two who do this at once, one waits for the
+/// other there, and only one takes back what the counters say.
+///
+/// # Errors
+/// Raises 42704 when somebody else has ended it.
+fn end(catalogs: &Catalogs, type_name: &str, keep: bool) {
+    if !tables::remove(catalogs, type_name) {
+        raise_no_track(type_name)
+    }
+    failpoint!("untrack.removed");
+    if !keep {
+        fill::forget(type_name);
+    }
+    failpoint!("untrack.forgotten");
+}
+
+fn raise_no_track(type_name: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!(
+                "no table is tracked by type {}",
+                quoted(type_name.as_bytes())
+            ),
+        )
+        .set_hint("SELECT * FROM counter_tracks shows the tracks."),
+    )
 }
 
 /// What [`counter_drift`] goes by: a transaction's snapshot, where that is bound to one. Else the latest, as that
@@ -214,39 +248,37 @@ fn snapshot_of_comparison() -> CurrentSnapshot {
     }
 }
 
-/// Ends a track whose table is not here: a restore may have left it out.
+/// Ends a track whose triggers are not here: its table was dropped, a restore may have left it out, or somebody has
+/// dropped them.
 ///
 /// # Errors
-/// Raises 42704 when there is no such track, 55000 when there is the table.
+/// Raises 42704 when there is no such track, 55000 when there are the triggers, 42501 when there is the table and it is
+/// somebody else's.
 fn untrack_without_table(type_name: Option<Text>, keep: bool) {
-    let type_name = text(Some(args::required("table or type", type_name)));
-    let catalogs = Catalogs::enter();
-    let tracks = tables::tracks(&catalogs, None, type_name.as_deref());
-    let Some(track) = tracks.first() else {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                format!(
-                    "no table is tracked by type {}",
-                    quoted(type_name.unwrap_or_default().as_bytes())
-                ),
-            )
-            .set_hint("SELECT * FROM counter_tracks shows the tracks."),
-        )
+    let type_name = text(Some(args::required("table or type", type_name))).unwrap_or_default();
+    let (tracked, before) = {
+        let catalogs = Catalogs::enter();
+        let tracks = tables::tracks(&catalogs, None, Some(&type_name));
+        let Some(track) = tracks.first() else {
+            raise_no_track(&type_name)
+        };
+        let before = tables::table_of_before(&catalogs, &type_name);
+        (track.table.is_some(), before)
     };
-    if track.table.is_some() {
+    if tracked {
         raise(
             report(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("the tracked table of type \"{}\" is here", track.type_name),
+                format!("the tracked table of type \"{type_name}\" is here"),
             )
             .set_hint("Name the table as well."),
         )
     }
-    if !keep {
-        fill::forget(track);
+    if let Some(before) = before.and_then(Relation::open_for_read) {
+        tables::check_is_owner(&before);
     }
-    tables::remove(&catalogs, &track.type_name);
+    let catalogs = Catalogs::enter();
+    end(&catalogs, &type_name, keep);
 }
 
 type Row = (NameOut, AnyNumeric, AnyNumeric, i64, i64);

@@ -1,16 +1,19 @@
 //! Expressions over the columns of a table: from the text that somebody writes to a checked one, and to the
-//! text that stands in the condition of a trigger.
+//! condition of a trigger.
+//!
+//! To parse a text is to run what it says: a literal goes through the input function of its type, and that of a
+//! domain in an array asks the domain's CHECK, which may be anybody's function. So the text is parsed once, by
+//! whoever has become the table's owner, and the condition is made of what came of it, never of texts again.
 
 use super::compat;
 use super::error::{raise, report};
 use super::relation::{ACCESS_SHARE, Relation};
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::ffi::{CStr, CString};
 
 /// A parsed and checked expression, in the memory context that was current then.
 pub struct Expression {
     node: *mut pg_sys::Node,
-    table: pg_sys::Oid,
     text: String,
 }
 
@@ -30,6 +33,15 @@ impl Of {
             Self::New => c"new",
         }
     }
+
+    /// The number of its range table entry in a trigger's condition.
+    fn number(self) -> core::ffi::c_int {
+        let number = match self {
+            Self::Old => pg_sys::PRS2_OLD_VARNO,
+            Self::New => pg_sys::PRS2_NEW_VARNO,
+        };
+        number as core::ffi::c_int
+    }
 }
 
 impl Expression {
@@ -43,7 +55,6 @@ impl Expression {
         let node = parse(table, text);
         let expression = Self {
             node,
-            table: table.oid(),
             text: text.to_owned(),
         };
         expression.check_columns(table);
@@ -89,14 +100,13 @@ impl Expression {
         }
     }
 
-    /// Its text over OLD or NEW, as the server writes it, with all names in full where the search path is
-    /// that of the system.
-    pub fn over(&self, of: Of) -> String {
-        // SAFETY: the table exists; the texts live in the current context.
+    /// A copy over OLD or NEW, as it stands in the condition of a trigger.
+    fn over(&self, of: Of) -> *mut pg_sys::Node {
+        // SAFETY: a transformed expression, whose one table has the number 1; the copy is ours.
         unsafe {
-            let context = pg_sys::deparse_context_for(of.alias().as_ptr(), self.table);
-            let text = pg_sys::deparse_expression(self.node, context, true, false);
-            CStr::from_ptr(text).to_string_lossy().into_owned()
+            let copy: *mut pg_sys::Node = pg_sys::copyObjectImpl(self.node.cast()).cast();
+            pg_sys::ChangeVarNodes(copy, 1, of.number(), 0);
+            copy
         }
     }
 
@@ -164,30 +174,103 @@ impl Expression {
     }
 }
 
-fn parse(table: &Relation, text: &str) -> *mut pg_sys::Node {
-    let invalid = || -> ! {
-        raise(
-            report(
-                PgSqlErrorCode::ERRCODE_SYNTAX_ERROR,
-                format!("not an expression: {text}"),
-            )
-            .set_hint("Write a column, or an expression over the columns of the table."),
-        )
-    };
-    // A comment at the end of the text ends with the line.
-    let Ok(query) = CString::new(format!("SELECT ({text}\n)")) else {
-        invalid()
-    };
-    // SAFETY: the parser's trees live in the current context; each node is looked at as what its tag says.
-    unsafe {
-        let statements =
-            pg_sys::raw_parser(query.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
-        let Some(select) = only(statements)
-            .map(|raw| (*raw.cast::<pg_sys::RawStmt>()).stmt)
-            .filter(|stmt| (**stmt).type_ == pg_sys::NodeTag::T_SelectStmt)
-        else {
-            invalid()
+/// Expressions that a condition is made of, each of which stands in its text as a parameter.
+#[derive(Default)]
+pub struct Parts(Vec<*mut pg_sys::Node>);
+
+impl Parts {
+    /// What stands for an expression over OLD or NEW in the text.
+    pub fn put(&mut self, expression: &Expression, of: Of) -> String {
+        self.0.push(expression.over(of));
+        format!("${}", self.0.len())
+    }
+}
+
+/// The condition of a trigger, in the memory context that was current when it was made.
+pub struct Condition {
+    /// The tree.
+    pub(super) node: *mut pg_sys::Node,
+    /// OLD and NEW.
+    pub(super) tables: *mut pg_sys::List,
+}
+
+impl Condition {
+    /// Parses a text of our own, and puts the parts where it has parameters. Nothing of a part is parsed again.
+    ///
+    /// # Errors
+    /// Raises what the parser raises.
+    pub fn new(table: &Relation, text: &str, mut parts: Parts) -> Self {
+        let Some((source, value)) = raw_expression(text) else {
+            invalid(text)
         };
+        // SAFETY: the trees live in the current context. The hook is called while the parts are there.
+        unsafe {
+            let state = pg_sys::make_parsestate(std::ptr::null_mut());
+            (*state).p_sourcetext = source;
+            for of in [Of::Old, Of::New] {
+                let item = pg_sys::addRangeTableEntryForRelation(
+                    state,
+                    table.as_ptr(),
+                    ACCESS_SHARE,
+                    pg_sys::makeAlias(of.alias().as_ptr(), std::ptr::null_mut()),
+                    false,
+                    false,
+                );
+                pg_sys::addNSItemToQuery(state, item, false, true, true);
+            }
+            (*state).p_paramref_hook = Some(part_of);
+            (*state).p_ref_hook_state = (&raw mut parts).cast();
+            let node =
+                pg_sys::transformExpr(state, value, pg_sys::ParseExprKind::EXPR_KIND_TRIGGER_WHEN);
+            pg_sys::assign_expr_collations(state, node);
+            let tables = (*state).p_rtable;
+            pg_sys::free_parsestate(state);
+            Self { node, tables }
+        }
+    }
+}
+
+/// What a parameter stands for.
+#[pg_guard]
+unsafe extern "C-unwind" fn part_of(
+    state: *mut pg_sys::ParseState,
+    parameter: *mut pg_sys::ParamRef,
+) -> *mut pg_sys::Node {
+    // SAFETY: called by the parser, with the state that has the parts.
+    unsafe {
+        let parts = &*(*state).p_ref_hook_state.cast::<Parts>();
+        let number = usize::try_from((*parameter).number).unwrap_or_default();
+        // The server says that there is no such parameter.
+        let part = number.checked_sub(1).and_then(|at| parts.0.get(at));
+        part.copied().unwrap_or(std::ptr::null_mut())
+    }
+}
+
+fn invalid(text: &str) -> ! {
+    raise(
+        report(
+            PgSqlErrorCode::ERRCODE_SYNTAX_ERROR,
+            format!("not an expression: {text}"),
+        )
+        .set_hint("Write a column, or an expression over the columns of the table."),
+    )
+}
+
+/// The grammar's tree of an expression, and the text that it points into. None: that is more than an expression.
+///
+/// # Errors
+/// Raises what the grammar raises.
+fn raw_expression(text: &str) -> Option<(*const core::ffi::c_char, *mut pg_sys::Node)> {
+    // A comment at the end of the text ends with the line.
+    let query = CString::new(format!("SELECT ({text}\n)")).ok()?;
+    // SAFETY: the parser's trees live in the current context, and so does the text; each node is looked at as what
+    // its tag says.
+    unsafe {
+        let query = pg_sys::pstrdup(query.as_ptr());
+        let statements = pg_sys::raw_parser(query, pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+        let select = only(statements)
+            .map(|raw| (*raw.cast::<pg_sys::RawStmt>()).stmt)
+            .filter(|stmt| (**stmt).type_ == pg_sys::NodeTag::T_SelectStmt)?;
         let select = &*select.cast::<pg_sys::SelectStmt>();
         let lists = [
             select.distinctClause,
@@ -206,14 +289,21 @@ fn parse(table: &Relation, text: &str) -> *mut pg_sys::Node {
             || !select.withClause.is_null()
             || select.op != pg_sys::SetOperation::SETOP_NONE;
         if others || lists.iter().any(|list| !list.is_null()) {
-            invalid()
+            return None;
         }
-        let Some(target) = only(select.targetList) else {
-            invalid()
-        };
-        let value = (*target.cast::<pg_sys::ResTarget>()).val;
+        let target = only(select.targetList)?;
+        Some((query, (*target.cast::<pg_sys::ResTarget>()).val))
+    }
+}
+
+fn parse(table: &Relation, text: &str) -> *mut pg_sys::Node {
+    let Some((source, value)) = raw_expression(text) else {
+        invalid(text)
+    };
+    // SAFETY: the parser's trees live in the current context.
+    unsafe {
         let state = pg_sys::make_parsestate(std::ptr::null_mut());
-        (*state).p_sourcetext = query.as_ptr();
+        (*state).p_sourcetext = source;
         let item = pg_sys::addRangeTableEntryForRelation(
             state,
             table.as_ptr(),

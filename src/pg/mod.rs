@@ -26,6 +26,7 @@ pub mod query;
 pub mod raw;
 pub mod relation;
 pub mod room;
+pub mod row_trigger;
 pub mod rows;
 pub mod scan;
 pub mod shared;

@@ -149,6 +149,14 @@ impl Relation {
         unsafe { pg_sys::AfterTriggerPendingOnRel(self.oid()) }
     }
 
+    /// Does this session use it beyond this value: an open cursor, a running statement, triggers that have yet to
+    /// fire? The server refuses to alter it then.
+    pub fn is_used_elsewhere(&self) -> bool {
+        // SAFETY: the relation is open.
+        let references = unsafe { (*self.as_ptr()).rd_refcnt };
+        references > 1 || self.has_pending_triggers()
+    }
+
     /// Whose it is.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.

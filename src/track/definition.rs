@@ -9,7 +9,7 @@
 
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
-use crate::pg::expression::{Expression, Of};
+use crate::pg::expression::{Condition, Expression, Of, Parts};
 use crate::pg::key_text::KeyType;
 use crate::pg::relation::Relation;
 use crate::track::row::Sum;
@@ -42,12 +42,21 @@ impl Event {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Insert, Self::Update, Self::Delete];
 
-    /// As SQL has it.
+    /// As names of triggers have it.
     pub fn keyword(self) -> &'static str {
         match self {
-            Self::Insert => "INSERT",
-            Self::Update => "UPDATE",
-            Self::Delete => "DELETE",
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// As the server has it.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Insert => pg_sys::TRIGGER_TYPE_INSERT,
+            Self::Update => pg_sys::TRIGGER_TYPE_UPDATE,
+            Self::Delete => pg_sys::TRIGGER_TYPE_DELETE,
         }
     }
 }
@@ -102,49 +111,53 @@ impl Definition {
     }
 
     /// The condition of a trigger. `key` is the function `counter_key`, with its schema.
-    pub fn condition(&self, table: &Relation, event: Event, key: &str) -> String {
-        let filter_and = |of: Of| {
-            let filter = self
-                .filter
-                .as_ref()
-                .map(|filter| format!("({}) AND ", filter.over(of)));
-            let definition = self.over(of, key);
-            format!(
-                "{}(true OR ({definition}) IS NULL)",
-                filter.unwrap_or_default()
-            )
-        };
-        match event {
-            Event::Insert => filter_and(Of::New),
-            Event::Delete => filter_and(Of::Old),
+    pub fn condition(&self, table: &Relation, event: Event, key: &str) -> Condition {
+        let mut parts = Parts::default();
+        let text = match event {
+            Event::Insert => self.filter_and(Of::New, key, &mut parts),
+            Event::Delete => self.filter_and(Of::Old, key, &mut parts),
             Event::Update => {
                 let differ = self.columns_differ(table);
                 let differ = differ
                     .map(|differ| format!("({differ}) AND "))
                     .unwrap_or_default();
-                let [old, new] = [Of::Old, Of::New].map(|of| self.over(of, key));
+                let [old, new] = [Of::Old, Of::New].map(|of| self.over(of, key, &mut parts));
                 format!(
                     "{differ}(({old}) COLLATE pg_catalog.\"C\" IS DISTINCT FROM ({new}) COLLATE pg_catalog.\"C\")"
                 )
             }
-        }
+        };
+        Condition::new(table, &text, parts)
     }
 
-    fn over(&self, of: Of, key: &str) -> String {
+    fn filter_and(&self, of: Of, key: &str, parts: &mut Parts) -> String {
+        let filter = self
+            .filter
+            .as_ref()
+            .map(|filter| format!("{} AND ", parts.put(filter, of)));
+        let definition = self.over(of, key, parts);
+        format!(
+            "{}(true OR ({definition}) IS NULL)",
+            filter.unwrap_or_default()
+        )
+    }
+
+    fn over(&self, of: Of, key: &str, parts: &mut Parts) -> String {
+        let filter = self.filter.as_ref().map(|filter| parts.put(filter, of));
         let weight = self
             .sum
             .as_ref()
-            .map_or("0".to_owned(), |(sum, _)| sum.over(of));
-        let parts: String = self
+            .map_or("0".to_owned(), |(sum, _)| parts.put(sum, of));
+        let arguments: String = self
             .parts
             .iter()
-            .map(|part| format!(", {}", part.over(of)))
+            .map(|part| format!(", {}", parts.put(part, of)))
             .collect();
-        let key = format!("{key}({weight}{parts})");
-        match &self.filter {
+        let key = format!("{key}({weight}{arguments})");
+        match filter {
             // The server parses it for each statement: what is not needed is not there.
             None => key,
-            Some(filter) => format!("CASE WHEN {} THEN {key} END", filter.over(of)),
+            Some(filter) => format!("CASE WHEN {filter} THEN {key} END"),
         }
     }
 

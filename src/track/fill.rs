@@ -227,9 +227,9 @@ fn add(kind: Kind, name: &[u8], tally: Tally) {
 
 /// Takes back all that the counters of a track say, for one that is about to be no more: its rows stay. Nobody
 /// else changes them: the table is locked.
-pub fn forget(track: &Track) {
+pub fn forget(type_name: &str) {
     let latest = LatestSnapshot::take();
-    let recorded = compare::recorded(track.type_name.as_bytes(), latest.as_ptr());
+    let recorded = compare::recorded(type_name.as_bytes(), latest.as_ptr());
     drop(latest);
     for (name, tally) in recorded {
         add(Kind::Adjustment, &name, Tally::default() - tally);

@@ -10,6 +10,7 @@ use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation};
 use crate::pg::subtransaction;
 use crate::track::tables::{self, Catalogs};
 use pgrx::{PgSqlErrorCode, pg_sys};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 
@@ -62,12 +63,21 @@ fn lock_all(table: pg_sys::Oid, mode: LockMode, until: Instant) -> bool {
     if !lock_one(table, mode, until) {
         return false;
     }
-    // Nobody makes partitions, attaches or detaches them now, except concurrently: such a one counts on.
-    let below = tables::below(&Catalogs::enter(), table);
-    for partition in below {
-        lock_one(partition, mode, until);
+    // Nobody makes partitions, attaches or detaches them now, except concurrently: such a one counts on. To a
+    // partition that was not locked yet, one may have been attached.
+    let mut locked = HashSet::new();
+    loop {
+        let below = tables::below(&Catalogs::enter(), table);
+        let before = locked.len();
+        for partition in below {
+            if locked.insert(partition) {
+                lock_one(partition, mode, until);
+            }
+        }
+        if locked.len() == before {
+            return true;
+        }
     }
-    true
 }
 
 fn lock_one(oid: pg_sys::Oid, mode: LockMode, until: Instant) -> bool {

@@ -3,9 +3,11 @@
 use crate::bounds::types;
 use crate::pg::compat;
 use crate::pg::error::{quoted, raise, report};
+use crate::pg::expression::Condition;
 use crate::pg::ports;
 use crate::pg::query::{self, ResultRow};
 use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation};
+use crate::pg::row_trigger::{self, RowTrigger};
 use crate::store::as_owner::AsOwner;
 use crate::store::catalog;
 use crate::track::definition::{Definition, Event};
@@ -288,7 +290,11 @@ fn trigger_prefix(type_name: &str) -> String {
 }
 
 /// The conditions of a track's triggers, by event.
-pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition) -> [String; 3] {
+pub fn conditions(
+    catalogs: &Catalogs,
+    table: &Relation,
+    definition: &Definition,
+) -> [Condition; 3] {
     let key = catalogs.rows(
         "SELECT format('%I.counter_key', n.nspname)
            FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'counterx'",
@@ -303,7 +309,7 @@ pub fn conditions(catalogs: &Catalogs, table: &Relation, definition: &Definition
     Event::ALL.map(|event| definition.condition(table, event, &key))
 }
 
-/// Makes the triggers of a track. Nobody in this session has the table open.
+/// Makes the triggers of a track.
 ///
 /// # Errors
 /// Those of CREATE TRIGGER.
@@ -311,64 +317,134 @@ pub fn make_triggers(
     catalogs: &Catalogs,
     table: pg_sys::Oid,
     type_name: &str,
-    conditions: &[String; 3],
+    conditions: &[Condition; 3],
     scale: Option<u32>,
 ) {
-    let name = full_name(catalogs, table);
     let prefix = trigger_prefix(type_name);
-    let scale = scale
-        .map(|scale| format!(", '{scale}'"))
-        .unwrap_or_default();
-    for (event, condition) in Event::ALL.into_iter().zip(conditions) {
-        let trigger = quote_identifier(format!("{prefix}_{}", event.keyword().to_lowercase()));
-        catalogs.run(
-            &format!(
-                "CREATE TRIGGER {trigger} AFTER {} ON {name} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION counterx.count_row({}{scale})",
-                event.keyword(),
-                quote_literal(type_name),
-            ),
-            &[],
-        );
-        catalogs.run(
-            &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
-            &[],
-        );
+    let scale = scale.map(|scale| scale.to_string());
+    let arguments: Vec<&str> = [Some(type_name), scale.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let function = row_function(catalogs);
+    let query = format!(
+        "SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid = $2 AND g.tgfoid = $3 AND g.tgparentid = 0 AND {OF_TYPE}"
+    );
+    let of_before = [type_name.into(), table.into(), function.into()];
+    let left = catalogs.rows(&query, &of_before, |row| row.get::<String>(1));
+    let left: Vec<String> = left.into_iter().flatten().collect();
+    {
+        // What is made on a partitioned table looks at its key, which may call somebody's functions.
+        let partitioned: Vec<Relation> = partitioned(catalogs, table)
+            .into_iter()
+            .filter_map(Relation::open_for_read)
+            .collect();
+        partitioned.iter().for_each(row_trigger::know_partitions);
+        for (event, condition) in Event::ALL.into_iter().zip(conditions) {
+            let name = format!("{prefix}_{}", event.keyword());
+            let trigger = RowTrigger {
+                name: &name,
+                replaces: left.contains(&name),
+                event: event.number(),
+                function,
+                arguments: &arguments,
+                condition,
+            };
+            trigger.make(table);
+        }
     }
     for leaf in leaves(catalogs, table) {
         make_truncate_trigger(catalogs, leaf, type_name);
     }
 }
 
-/// Triggers of TRUNCATE are not copied to partitions.
+/// Triggers of TRUNCATE are not copied to partitions. One may have been left by an earlier track: see
+/// [`drop_triggers`].
 pub fn make_truncate_trigger(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: &str) {
     let name = full_name(catalogs, leaf);
-    let trigger = quote_identifier(format!("{}_truncate", trigger_prefix(type_name)));
-    catalogs.run(
-        &format!(
-            "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION counterx.count_truncate({})",
-            quote_literal(type_name),
-        ),
-        &[],
+    let query = format!(
+        "SELECT quote_ident(g.tgname) FROM pg_trigger g
+          WHERE g.tgrelid = $2 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure AND {OF_TYPE} LIMIT 1"
     );
+    let left = catalogs.rows(&query, &[type_name.into(), leaf.into()], |row| {
+        row.get::<String>(1)
+    });
+    let trigger = left.into_iter().flatten().next().unwrap_or_else(|| {
+        let trigger = quote_identifier(format!("{}_truncate", trigger_prefix(type_name)));
+        catalogs.run(
+            &format!(
+                "CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION counterx.count_truncate({})",
+                quote_literal(type_name),
+            ),
+            &[],
+        );
+        trigger
+    });
     catalogs.run(
         &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"),
         &[],
     );
 }
 
-/// Drops the triggers of a track.
-pub fn drop_triggers(catalogs: &Catalogs, type_name: &str) {
-    let query = "
-        SELECT format('DROP TRIGGER %I ON %s', g.tgname, g.tgrelid::regclass)
-        FROM pg_trigger g
-        WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
-          AND g.tgparentid = 0
-          AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($1, 'SQL_ASCII')) + 1)
-              = convert_to($1, 'SQL_ASCII') || '\\x00'::bytea";
-    let commands = catalogs.rows(query, &[type_name.into()], |row| row.get::<String>(1));
-    for command in commands.into_iter().flatten() {
-        catalogs.run(&command, &[]);
+/// Triggers `g` of the type `$1`.
+const OF_TYPE: &str = "
+    substring(g.tgargs FROM 1 FOR octet_length(convert_to($1, 'SQL_ASCII')) + 1)
+        = convert_to($1, 'SQL_ASCII') || '\\x00'::bytea";
+
+/// Row triggers of ours, and those of TRUNCATE, that are of the type `$1` and no copies that go with another.
+fn own_triggers() -> String {
+    format!(
+        "g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
+         AND g.tgparentid = 0 AND {OF_TYPE}"
+    )
+}
+
+/// Drops the triggers of a track. Its table and the partitions are locked against everybody. Other tables may have
+/// them as well: what was a partition keeps that of TRUNCATE, and a copy of a table has all. There they count
+/// nothing, and nobody waits for whoever has such a table in use. Returns the names of those tables.
+pub fn drop_triggers(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Vec<String> {
+    let own = own_triggers();
+    let query = format!(
+        "WITH RECURSIVE tree(oid) AS (
+            SELECT $2::oid
+            UNION ALL
+            SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid
+            JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+        )
+        SELECT DISTINCT g.tgrelid, EXISTS (SELECT FROM tree t WHERE t.oid = g.tgrelid) FROM pg_trigger g WHERE {own} ORDER BY 1"
+    );
+    let arguments = [type_name.into(), table.into()];
+    let all = catalogs.rows(&query, &arguments, |row| {
+        row.get::<pg_sys::Oid>(1)
+            .map(|oid| (oid, row.get(2) == Some(true)))
+    });
+    let mut in_use = Vec::new();
+    for (oid, is_ours) in all.into_iter().flatten() {
+        if !is_ours && !locked_if_free(catalogs, oid) {
+            in_use.push(full_name(catalogs, oid));
+            continue;
+        }
+        let query = format!(
+            "SELECT format('DROP TRIGGER %I ON %s', g.tgname, g.tgrelid::regclass)
+               FROM pg_trigger g WHERE g.tgrelid = $2 AND {own}"
+        );
+        let commands = catalogs.rows(&query, &[type_name.into(), oid.into()], |row| {
+            row.get::<String>(1)
+        });
+        for command in commands.into_iter().flatten() {
+            catalogs.run(&command, &[]);
+        }
     }
+    in_use
+}
+
+/// Locks a table and its partitions against everybody, if nobody uses one of them.
+fn locked_if_free(catalogs: &Catalogs, table: pg_sys::Oid) -> bool {
+    let is_free = |oid| {
+        Relation::open_if_free(oid, ACCESS_EXCLUSIVE)
+            .is_some_and(|table| !table.is_used_elsewhere())
+    };
+    is_free(table) && below(catalogs, table).into_iter().all(is_free)
 }
 
 /// Are all triggers of a track there, on the table and on each of its partitions, and do they fire in every
@@ -629,17 +705,33 @@ pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
     }
 }
 
-/// A track is no more: its counters, if there are any, are anybody's.
-pub fn remove(catalogs: &Catalogs, type_name: &str) {
-    catalogs.run(
+/// A track is no more: its counters, if there are any, are anybody's. False: somebody else has ended it.
+pub fn remove(catalogs: &Catalogs, type_name: &str) -> bool {
+    let removed = catalogs.run(
         "DELETE FROM ONLY counterx.track WHERE type = $1",
         &[type_name.into()],
     );
+    if removed == 0 {
+        return false;
+    }
     catalogs.run(
         "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
         &[type_name.into()],
     );
     watch_ddl_if_needed(catalogs);
+    true
+}
+
+/// The table that a track without triggers has stood on, or, where it was restored and not looked at, the one of the
+/// name that is noted; None: there is no such table.
+pub fn table_of_before(catalogs: &Catalogs, type_name: &str) -> Option<pg_sys::Oid> {
+    let query = "
+        SELECT c.oid FROM ONLY counterx.track t
+        JOIN pg_class c ON c.oid = coalesce((t.looked ->> 'root')::oid,
+                                            to_regclass(format('%I.%I', t.table_schema, t.table_name)))
+        WHERE t.type = $1";
+    let found = catalogs.rows(query, &[type_name.into()], |row| row.get(1));
+    found.into_iter().flatten().next()
 }
 
 /// The same for partitions that have come since the track was looked at, made or attached, and have none yet.
