@@ -194,6 +194,89 @@ fn a_quiet_stream_is_not_lost_by_changes_of_others() -> Result<()> {
     Ok(())
 }
 
+/// That changes are gone is so at once, that somebody has passed them when it is committed. Who empties a table fails in
+/// between: a fold by hand, at its commit, and upkeep.
+#[test]
+fn a_quiet_stream_is_not_lost_where_emptying_fails() -> Result<()> {
+    let mut client = still(small(), "emptying_fails")?;
+    start(&mut client, "all", "mode => 'every'")?;
+    start(&mut client, "rare", "'rare:'")?;
+    for (place, fails) in [
+        ("a fold", "SELECT counterx.compact()"),
+        ("upkeep", "CALL counterx.compact_in_steps()"),
+    ] {
+        let mut failures = 0;
+        for round in 0..60 {
+            client.batch_execute(
+                "SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n",
+            )?;
+            let before = if fails.starts_with("CALL") {
+                client.batch_execute("SELECT counterx.compact()")?;
+                read(&mut client, "all")?
+            } else {
+                0
+            };
+            client.batch_execute("SET counterx.failpoint = 'stream.gone_noted=error'")?;
+            // One moves the quiet stream, and the next one empties what it has passed.
+            for _ in 0..2 {
+                if let Err(error) = client.batch_execute(fails) {
+                    ensure!(
+                        format!("{error:?}").contains("stream.gone_noted"),
+                        "{error:?}"
+                    );
+                    failures += 1;
+                }
+                for stream in ["all", "rare"] {
+                    let state = state_of(&mut client, stream)?;
+                    ensure!(
+                        state == "live",
+                        "{stream} is {state} after {place} in round {round}"
+                    );
+                }
+            }
+            client.batch_execute("RESET counterx.failpoint")?;
+            client.batch_execute("SELECT counterx.compact()")?;
+            let sum = before + read(&mut client, "all")?;
+            ensure!(sum == 400, "{sum} in round {round} of {place}");
+        }
+        ensure!(failures > 0, "{place} has emptied nothing");
+    }
+    ensure!(bytes(&mut client)? < 1024 * 1024);
+    Ok(())
+}
+
+/// What a transaction has read itself, and folded, it may take back: just where that fold finds the lane full.
+#[test]
+fn who_reads_and_folds_and_fails_to_commit_has_lost_nothing() -> Result<()> {
+    let mut client = still(small(), "takes_back")?;
+    start(&mut client, "all", "mode => 'every'")?;
+    for folds in 8..17 {
+        client.batch_execute("SELECT count(*) FROM counter_stream_bootstrap('all')")?;
+        read(&mut client, "all")?;
+        for _ in 0..folds {
+            fill(&mut client)?;
+        }
+        if state_of(&mut client, "all")? != "live" {
+            continue;
+        }
+        client.batch_execute("SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n")?;
+        client.batch_execute("SET counterx.failpoint = 'stream.gone_noted=error'")?;
+        client.batch_execute("BEGIN")?;
+        ensure!(read(&mut client, "all")? == 400 * folds);
+        client.batch_execute("SELECT counterx.compact()")?;
+        if let Err(error) = client.batch_execute("COMMIT") {
+            ensure!(
+                format!("{error:?}").contains("stream.gone_noted"),
+                "{error:?}"
+            );
+        }
+        client.batch_execute("RESET counterx.failpoint")?;
+        let state = state_of(&mut client, "all")?;
+        ensure!(state == "live", "{state} after {folds} folds");
+    }
+    Ok(())
+}
+
 /// Long before lanes are full, what all have read is removed, beside a stream that has nothing to read.
 #[test]
 fn a_quiet_stream_does_not_keep_changes_of_others() -> Result<()> {
