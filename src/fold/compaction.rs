@@ -19,6 +19,7 @@ use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
 use pgrx::pg_sys;
 use std::cell::Cell;
+use std::thread::LocalKey;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is
 /// right: the next one publishes anew and waits.
@@ -273,6 +274,7 @@ impl Due {
             streams: failures >= MOST_FAILURES_BY_HAND,
             ..LeftOut::default()
         };
+        note(&WRITTEN_AT);
         let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, left_out);
         HAS_FOLDED.set(true);
         if rotation::wants_switch(&rels, gate) {
@@ -299,6 +301,8 @@ thread_local! {
     static ANY_INACTIVE: Cell<bool> = const { Cell::new(false) };
     /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
+    /// That of the outermost one in which a fold has written, which is not committed; 0: none has.
+    static WRITTEN_AT: Cell<u32> = const { Cell::new(0) };
     /// The running transaction has folded some lane to the end.
     static HAS_FOLDED: Cell<bool> = const { Cell::new(false) };
     /// So many folds of this session by hand have failed in the midst of what streams are told, since it has committed
@@ -313,16 +317,26 @@ fn truncate_at_commit(inactive: Inactive) {
     ANY_INACTIVE.set(true);
 }
 
+/// Notes the running (sub)transaction, if none further out is known.
+fn note(outermost: &'static LocalKey<Cell<u32>>) {
+    let level = ports::xact_nest_level();
+    let known = outermost.get();
+    outermost.set(if known == 0 { level } else { known.min(level) });
+}
+
 /// The running (sub)transaction folds by hand.
 pub fn note_folding() {
-    let level = ports::xact_nest_level();
-    let known = FOLDED_AT.get();
-    FOLDED_AT.set(if known == 0 { level } else { known.min(level) });
+    note(&FOLDED_AT);
 }
 
 /// Has the running transaction folded by hand, and so keeps others from folding until it ends?
 pub fn has_folded() -> bool {
     FOLDED_AT.get() != 0
+}
+
+/// Does the running transaction see what a fold of its own has written? Others do not, and it may come to nothing.
+pub fn sees_own_fold() -> bool {
+    WRITTEN_AT.get() != 0
 }
 
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
@@ -356,16 +370,20 @@ pub fn before_commit() {
 
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
-    if FOLDED_AT.get() >= level {
-        FOLDED_AT.set(level - 1);
+    for outermost in [&FOLDED_AT, &WRITTEN_AT] {
+        if outermost.get() >= level {
+            outermost.set(level - 1);
+        }
     }
 }
 
 /// The subtransaction at this level was rolled back. That a log is drained stays true. Neither allocates
 /// nor fails.
 pub fn abort_subxact(level: u32) {
-    if FOLDED_AT.get() >= level {
-        FOLDED_AT.set(0);
+    for outermost in [&FOLDED_AT, &WRITTEN_AT] {
+        if outermost.get() >= level {
+            outermost.set(0);
+        }
     }
 }
 
@@ -378,6 +396,7 @@ pub fn after_end(is_committed: bool) {
         INACTIVE.set([None; LANES]);
     }
     FOLDED_AT.set(0);
+    WRITTEN_AT.set(0);
     stream_upkeep::after_end();
 }
 
