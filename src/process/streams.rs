@@ -21,7 +21,7 @@ use crate::pg::clock;
 use crate::pg::error::{debug, log};
 use crate::pg::lock::Stillness;
 use crate::pg::scan::TableScan;
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::LatestSnapshot;
 use crate::process::session;
 use crate::store::as_owner::Bytes;
 use crate::store::catalog;
@@ -165,7 +165,7 @@ impl Streams {
             return;
         }
         let folds: [Option<i64>; LANES] = std::array::from_fn(|lane| {
-            let state = || state::lane_state(&shared, lane, snapshot::self_snapshot());
+            let state = || state::newest(&shared, lane);
             has(lane).then(|| state().folds)
         });
         if std::mem::replace(&mut self.folds, folds) != folds {
