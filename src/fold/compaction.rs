@@ -37,7 +37,8 @@ pub struct LaneMemory {
 }
 
 /// After so many failures without a fold that is committed, one leaves out what fails: what fails by chance does not
-/// fail so often. Each kind is counted by itself, as what fails in turn would never be left out.
+/// fail so often. Each kind is counted by itself, as what fails in turn would never be left out. Alerts are left out
+/// after as many again without changes for streams: nobody is told of a firing that was not judged.
 const MOST_FAILURES: u32 = 3;
 
 /// The same of folds by hand, as sessions are short.
@@ -89,6 +90,7 @@ impl LaneMemory {
         LeftOut {
             history: self.failures_in_history >= MOST_FAILURES,
             streams: self.failures_in_streams >= MOST_FAILURES,
+            alerts: self.failures_in_streams >= 2 * MOST_FAILURES,
         }
     }
 
@@ -272,6 +274,7 @@ impl Due {
         FAILURES_IN_STREAMS.set(failures);
         let left_out = LeftOut {
             streams: failures >= MOST_FAILURES_BY_HAND,
+            alerts: failures >= 2 * MOST_FAILURES_BY_HAND,
             ..LeftOut::default()
         };
         note(&WRITTEN_AT);
