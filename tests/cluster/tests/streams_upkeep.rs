@@ -381,6 +381,29 @@ fn what_is_published_goes_on_where_nobody_reads_the_stream() -> Result<()> {
     Ok(())
 }
 
+/// One lane's changes cannot be seen to: those of the others are.
+#[test]
+fn upkeep_goes_on_where_that_of_a_lane_fails() -> Result<()> {
+    let mut client = create_bare_database(small(), "one_lane")?;
+    start(&mut client, "all", "''")?;
+    client.batch_execute("SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n")?;
+    poll_until("all to be folded", DEADLINE, || is_folded(&mut client))?;
+    // Before the worker has seen that nobody needs them.
+    client.batch_execute(
+        "BEGIN;
+         DROP INDEX counterx.change_0_a_fold_seq, counterx.change_0_b_fold_seq;
+         SELECT counter_stream_drop('all');
+         COMMIT",
+    )?;
+    let full = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+                 WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^change_[0-7]_[ab]$'
+                   AND pg_relation_size(oid) > 0";
+    poll_until("the other lanes to be emptied", DEADLINE, || {
+        let full: Option<String> = one(&mut client, full)?;
+        Ok(full.is_some_and(|full| full == "change_0_a"))
+    })
+}
+
 /// Two things fail for good, each of which would keep the other one from being left out.
 #[test]
 fn folds_go_on_where_neither_history_nor_changes_can_be_written() -> Result<()> {
