@@ -10,6 +10,7 @@
 //!
 //! # Invariants
 //! - Cursors never go back.
+//! - What is handed out without moving a cursor is committed.
 //! - Where a consumer stands is said by the incarnation as well: each bootstrap has another one, so nobody goes on from
 //!   a place of another start, another stream of the name, or another database. And by the era: a standby that
 //!   was promoted may not have all that a consumer has seen.
@@ -353,6 +354,7 @@ pub extern "C-unwind" fn counterx_stream_peek(fcinfo: pg_sys::FunctionCallInfo) 
     let _gate = gate::open(0);
     let current = snapshot::active_or_latest();
     let stream = consumable_at(name, current.as_ptr());
+    check_all_committed();
     // SAFETY: the snapshot is active.
     let all = unsafe { stream::cursors_of(&stream.name, current.as_ptr()) };
     let wanted = |cursor: &&Cursor| lanes.contains(&cursor.lane);
@@ -689,6 +691,28 @@ fn check_live(stream: &Stream, cursors: &[Cursor], lanes: &[usize]) {
     }
     if let Some(reason) = cursors.iter().find_map(why_lost) {
         raise_lost(stream, &String::from_utf8_lossy(&reason))
+    }
+}
+
+/// What is handed out to be kept outside is what is so. A fold that is rolled back comes again with the same number, and
+/// more in it: who has the position of the first one would not hear of that.
+///
+/// # Errors
+/// Raises 25001 where the running transaction has folded.
+fn check_all_committed() {
+    if compaction::sees_own_fold() {
+        raise(
+            report(
+                PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "counter_stream_peek() cannot show a fold of its own transaction",
+            )
+            .set_detail(
+                "Changes that are not committed are not to be acted on outside of the transaction.",
+            )
+            .set_hint(
+                "Commit the transaction that has folded first, or use counter_stream_next().",
+            ),
+        )
     }
 }
 

@@ -19,6 +19,7 @@ use counterx_core::lane::LANES;
 use counterx_core::schedule::Folded;
 use pgrx::pg_sys;
 use std::cell::Cell;
+use std::thread::LocalKey;
 
 /// What a worker remembers of a lane between its ticks. It is lost with the worker, which is right: the next one
 /// publishes anew and waits.
@@ -36,7 +37,8 @@ pub struct LaneMemory {
 }
 
 /// After so many failures without a fold that is committed, one leaves out what fails: what fails by chance does not
-/// fail so often. Each kind is counted by itself, as what fails in turn would never be left out.
+/// fail so often. Each kind is counted by itself, as what fails in turn would never be left out. Alerts are left out
+/// after as many again without changes for streams: nobody is told of a firing that was not judged.
 const MOST_FAILURES: u32 = 3;
 
 /// The same of folds by hand, as sessions are short.
@@ -88,6 +90,7 @@ impl LaneMemory {
         LeftOut {
             history: self.failures_in_history >= MOST_FAILURES,
             streams: self.failures_in_streams >= MOST_FAILURES,
+            alerts: self.failures_in_streams >= 2 * MOST_FAILURES,
         }
     }
 
@@ -281,8 +284,10 @@ impl Due {
         FAILURES_IN_STREAMS.set(failures);
         let left_out = LeftOut {
             streams: failures >= MOST_FAILURES_BY_HAND,
+            alerts: failures >= 2 * MOST_FAILURES_BY_HAND,
             ..LeftOut::default()
         };
+        note(&WRITTEN_AT);
         let folded = folding::fold(self.lane, &lease, published.epoch - 1, seal, left_out);
         HAS_FOLDED.set(true);
         if rotation::wants_switch(&rels, gate) {
@@ -309,6 +314,8 @@ thread_local! {
     static ANY_INACTIVE: Cell<bool> = const { Cell::new(false) };
     /// The level of the outermost (sub)transaction that has folded by hand; 0: none has.
     static FOLDED_AT: Cell<u32> = const { Cell::new(0) };
+    /// That of the outermost one in which a fold has written, which is not committed; 0: none has.
+    static WRITTEN_AT: Cell<u32> = const { Cell::new(0) };
     /// The running transaction has folded some lane to the end.
     static HAS_FOLDED: Cell<bool> = const { Cell::new(false) };
     /// So many folds of this session by hand have failed in the midst of what streams are told, since it has committed
@@ -323,16 +330,26 @@ fn truncate_at_commit(inactive: Inactive) {
     ANY_INACTIVE.set(true);
 }
 
+/// Notes the running (sub)transaction, if none further out is known.
+fn note(outermost: &'static LocalKey<Cell<u32>>) {
+    let level = ports::xact_nest_level();
+    let known = outermost.get();
+    outermost.set(if known == 0 { level } else { known.min(level) });
+}
+
 /// The running (sub)transaction folds by hand.
 pub fn note_folding() {
-    let level = ports::xact_nest_level();
-    let known = FOLDED_AT.get();
-    FOLDED_AT.set(if known == 0 { level } else { known.min(level) });
+    note(&FOLDED_AT);
 }
 
 /// Has the running transaction folded by hand, and so keeps others from folding until it ends?
 pub fn has_folded() -> bool {
     FOLDED_AT.get() != 0
+}
+
+/// Does the running transaction see what a fold of its own has written? Others do not, and it may come to nothing.
+pub fn sees_own_fold() -> bool {
+    WRITTEN_AT.get() != 0
 }
 
 /// The transaction is about to commit, and does nothing else any more: a log that is locked now is locked
@@ -366,16 +383,20 @@ pub fn before_commit() {
 
 /// The subtransaction at this level was released.
 pub fn release_subxact(level: u32) {
-    if FOLDED_AT.get() >= level {
-        FOLDED_AT.set(level - 1);
+    for outermost in [&FOLDED_AT, &WRITTEN_AT] {
+        if outermost.get() >= level {
+            outermost.set(level - 1);
+        }
     }
 }
 
 /// The subtransaction at this level was rolled back. That a log is drained stays true. Neither allocates
 /// nor fails.
 pub fn abort_subxact(level: u32) {
-    if FOLDED_AT.get() >= level {
-        FOLDED_AT.set(0);
+    for outermost in [&FOLDED_AT, &WRITTEN_AT] {
+        if outermost.get() >= level {
+            outermost.set(0);
+        }
     }
 }
 
@@ -388,6 +409,7 @@ pub fn after_end(is_committed: bool) {
         INACTIVE.set([None; LANES]);
     }
     FOLDED_AT.set(0);
+    WRITTEN_AT.set(0);
     stream_upkeep::after_end();
 }
 

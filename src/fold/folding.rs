@@ -77,8 +77,10 @@ pub fn check_tables() -> Result<(), Refusal> {
 pub struct LeftOut {
     /// History: see [`beginnings::begin_anew`].
     pub history: bool,
-    /// Changes for streams, and states of alerts: see [`stream::leave_out`].
+    /// Changes for streams: see [`stream::leave_out`].
     pub streams: bool,
+    /// And states of alerts, which need neither the streams nor their tables.
+    pub alerts: bool,
 }
 
 /// Folds all epochs through this one, whose writers have all ended.
@@ -102,11 +104,13 @@ pub fn fold(lane: usize, lease: &Lease, through: i64, seal: Seal, left_out: Left
         history::Writer::open(lane, &shared, &latest, (before.sealed, before.counted))
     };
     let number = before.folds + 1;
-    let stream = if left_out.streams {
+    if left_out.streams {
         stream::leave_out(lane, number);
-        None
-    } else {
-        stream::Writer::open(lane, &shared, &latest, number)
+    }
+    let stream = match left_out {
+        LeftOut { streams: false, .. } => stream::Writer::open(lane, &shared, &latest, number),
+        LeftOut { alerts: false, .. } => stream::Writer::of_alerts(lane, &shared, &latest, number),
+        _ => None,
     };
     let mut totals = Totals::open(&shared, before.origin.gen_of(through), history, stream);
     let epochs = (before.folded_epoch, through);

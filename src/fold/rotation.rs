@@ -8,7 +8,6 @@
 use crate::figures::local::{Figure, count_if_committed};
 use crate::pg::compat;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, Relation};
-use crate::pg::snapshot;
 use crate::settings;
 use crate::store::catalog::{self, LaneRels};
 use crate::store::gate::{self, Lease};
@@ -54,7 +53,7 @@ pub fn drained(lane: usize, rels: &LaneRels, gate: Gate) -> Option<Drained> {
     }
     let newest = newest_epoch(rels, side);
     let shared = catalog::shared();
-    let state = state::lane_state(&shared, lane, snapshot::self_snapshot());
+    let state = state::newest(&shared, lane);
     // Only a version that others can see by now says something about their snapshots.
     let xid = state.xmin.filter(|&xid| {
         // SAFETY: takes any xid.

@@ -60,7 +60,7 @@ fn of_any(lane: usize, is_trusted: bool, shared: &SharedRels) -> Sealing {
         return Sealing::NotDue;
     }
     let clock = clock::now();
-    let Some(known) = state::lane_state(shared, lane, snapshot).sealed else {
+    let Some(known) = state::newest(shared, lane).sealed else {
         return Sealing::Due;
     };
     // SAFETY: as above.

@@ -154,18 +154,35 @@ impl Writer {
             return None;
         }
         // SAFETY: the snapshot is active.
-        let (streams, alerts) = unsafe {
-            let snapshot = latest.as_ptr();
-            (
-                stream::streams(shared, snapshot),
-                stream::alerts(shared, snapshot),
-            )
-        };
+        let streams = unsafe { stream::streams(shared, latest.as_ptr()) };
         let live = if stream_upkeep::has_room(lane) {
             live(lane, streams, latest)
         } else {
             live_in_full_lane(lane, number, streams, latest)
         };
+        Self::with(live, lane, shared, latest, number)
+    }
+
+    /// The same where streams are left out: it needs none of their tables.
+    pub fn of_alerts(
+        lane: usize,
+        shared: &SharedRels,
+        latest: &LatestSnapshot,
+        number: i64,
+    ) -> Option<Self> {
+        let _at_it = AtIt::begin(&AT_IT);
+        Self::with(Vec::new(), lane, shared, latest, number)
+    }
+
+    fn with(
+        live: Vec<Live>,
+        lane: usize,
+        shared: &SharedRels,
+        latest: &LatestSnapshot,
+        number: i64,
+    ) -> Option<Self> {
+        // SAFETY: the snapshot is active.
+        let alerts = unsafe { stream::alerts(shared, latest.as_ptr()) };
         if live.is_empty() && alerts.is_empty() {
             return None;
         }

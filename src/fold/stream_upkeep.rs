@@ -3,6 +3,8 @@
 //! # Invariants
 //! - Nobody is waited for, neither consumers nor those who read changes: what is in use is left for the next time.
 //! - Through which fold changes are gone is written before they are.
+//! - That is so at once, whatever becomes of the transaction. So who has passed changes is asked by what is committed: what
+//!   this transaction has moved itself may be rolled back. Who is moved on has what he has passed emptied by a later one.
 
 use crate::fold::way;
 use crate::pg::clock;
@@ -10,7 +12,7 @@ use crate::pg::compat;
 use crate::pg::error::log;
 use crate::pg::relation::{ACCESS_EXCLUSIVE, ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::TableScan;
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::standby;
 use crate::settings;
 use crate::store::as_owner::{AsOwner, Bytes};
@@ -106,7 +108,9 @@ pub fn make_room(
         let is_behind = |cursor: &Cursor| cursor.position < Position::end_of(last);
         pass_over(lane, streams, live, last, latest);
         live.retain(|cursor| !(is_behind(cursor) && lose(cursor, Why::Size.reason())));
-        if live.iter().any(is_behind) {
+        // Who was moved or lost just now is not yet so, and the next fold finds him there: as long as there is some room.
+        let committed = committed_live(lane, &catalog::shared(), latest);
+        if live.iter().chain(&committed).any(is_behind) {
             if !is_full {
                 return true;
             }
@@ -190,7 +194,7 @@ pub fn before_commit() {
             continue;
         }
         let latest = LatestSnapshot::take();
-        let live = live(lane, &catalog::shared(), &latest);
+        let live = committed_live(lane, &catalog::shared(), &latest);
         let side = stream::cell(lane).side;
         if empty_if_passed(lane, side.other(), &live) {
             stream::set_side(lane, side.other());
@@ -203,12 +207,14 @@ pub fn after_end() {
     FULL.set(0);
 }
 
-/// The cursors in a lane that have missed nothing.
-fn live(lane: usize, shared: &SharedRels, latest: &LatestSnapshot) -> Vec<Cursor> {
-    // SAFETY: the snapshot is active.
+/// The cursors in a lane that have missed nothing, where they are without what the running transaction has done, for
+/// upkeep or as a consumer.
+fn committed_live(lane: usize, shared: &SharedRels, latest: &LatestSnapshot) -> Vec<Cursor> {
+    // SAFETY: the snapshot is active, and so longer than the copy.
     let mut cursors = unsafe {
-        let streams = stream::streams(shared, latest.as_ptr());
-        stream::cursors_in(lane, &streams, latest.as_ptr())
+        let mut committed = OwnRowsVisible::hidden(latest.as_ptr());
+        let streams = stream::streams(shared, committed.as_ptr());
+        stream::cursors_in(lane, &streams, committed.as_ptr())
     };
     let cell = stream::cell(lane);
     cursors.retain(|cursor| cursor.is_live(cell));
@@ -247,7 +253,7 @@ pub fn keep(lane: usize) {
         }
     }
     let latest = LatestSnapshot::take();
-    reclaim(lane, &live(lane, &shared, &latest));
+    reclaim(lane, &committed_live(lane, &shared, &latest));
     forget_alerts(lane, &shared, &latest);
 }
 
@@ -346,7 +352,7 @@ fn set(cursor: &Cursor, to: Position, lost_reason: Option<&'static str>) -> bool
 }
 
 /// Empties the table that is not written to, if nobody needs it any more; else has the lane change to it, if it is empty
-/// and that is worth it. `live`: cursors that have missed nothing.
+/// and that is worth it. `live`: cursors that have missed nothing, as far as that is committed.
 fn reclaim(lane: usize, live: &[Cursor]) {
     let side = stream::cell(lane).side;
     if tables::open(stream::changes_of(lane, side.other())).blocks() > 0 {
@@ -359,7 +365,7 @@ fn reclaim(lane: usize, live: &[Cursor]) {
     }
 }
 
-/// Empties a table if nobody needs it any more. False: it is left as it is.
+/// Empties a table if nobody needs it any more, as far as that is committed. False: it is left as it is.
 fn empty_if_passed(lane: usize, side: Side, live: &[Cursor]) -> bool {
     let last = Segment::open(lane, side).and_then(|segment| segment.last_fold());
     let is_passed = |last| (live.iter()).all(|cursor| cursor.position >= Position::end_of(last));

@@ -276,7 +276,11 @@ impl Lanes {
                         "counterx: history of lane {lane} cannot be written; the next fold leaves it out, and it begins anew then"
                     ));
                 }
-                if left_out.streams {
+                if left_out.alerts {
+                    log(format!(
+                        "counterx: alerts of lane {lane} cannot be judged; the next fold leaves them out"
+                    ));
+                } else if left_out.streams {
                     log(format!(
                         "counterx: changes of lane {lane} cannot be written for streams; the next fold leaves them out, and streams are lost then"
                     ));

@@ -21,7 +21,7 @@ use crate::pg::clock;
 use crate::pg::error::{debug, log};
 use crate::pg::lock::Stillness;
 use crate::pg::scan::TableScan;
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::LatestSnapshot;
 use crate::process::session;
 use crate::store::as_owner::Bytes;
 use crate::store::catalog;
@@ -165,10 +165,10 @@ impl Streams {
             return;
         }
         let folds: [Option<i64>; LANES] = std::array::from_fn(|lane| {
-            let state = || state::lane_state(&shared, lane, snapshot::self_snapshot());
+            let state = || state::newest(&shared, lane);
             has(lane).then(|| state().folds)
         });
-        if std::mem::replace(&mut self.folds, folds) != folds {
+        if self.folds != folds {
             let latest = LatestSnapshot::take();
             // SAFETY: the snapshot is active.
             let (streams, cursors) = unsafe {
@@ -187,6 +187,8 @@ impl Streams {
             let told =
                 (streams.iter()).filter(|stream| stream.notify && behind.contains(&*stream.name));
             self.wanted.extend(told.map(|stream| stream.name.to_vec()));
+            // Not before: all that may fail, and is then to be done again.
+            self.folds = folds;
         }
         if !self.is_further {
             self.look_at_alerts();
@@ -217,15 +219,15 @@ impl Streams {
             .filter(|(id, fired)| is_new(id, fired))
             .map(|(id, _)| *id)
             .collect();
-        self.fired = fired.into_iter().map(|(id, (sum, _))| (id, sum)).collect();
-        if new.is_empty() {
-            return;
+        if !new.is_empty() {
+            // SAFETY: the snapshot is active.
+            let alerts = unsafe { stream::alerts(&catalog::shared(), latest.as_ptr()) };
+            let told = (alerts.iter()).filter(|it| it.stream.is_none() && new.contains(&it.id));
+            self.wanted
+                .extend(told.map(|alert| [b"alert:", &*alert.name].concat()));
         }
-        // SAFETY: the snapshot is active.
-        let alerts = unsafe { stream::alerts(&catalog::shared(), latest.as_ptr()) };
-        let told = (alerts.iter()).filter(|it| it.stream.is_none() && new.contains(&it.id));
-        self.wanted
-            .extend(told.map(|alert| [b"alert:", &*alert.name].concat()));
+        // Likewise.
+        self.fired = fired.into_iter().map(|(id, (sum, _))| (id, sum)).collect();
     }
 
     fn tell(&mut self, now: Duration) {
@@ -266,18 +268,24 @@ impl Streams {
         if self.is_further && Stillness::is_asked() {
             return;
         }
+        let mut has_failed = false;
         for lane in (0..LANES).filter(|&lane| has(lane)) {
             let kept = session::transaction(c"keeping streams in order", || {
                 stream_upkeep::keep(lane);
             });
+            // The others can do nothing for it.
             if let Err(message) = kept {
-                self.keeps.failed(now);
-                return log(format!(
+                has_failed = true;
+                log(format!(
                     "counterx: keeping streams of lane {lane} in order failed: {message}"
                 ));
             }
         }
-        self.keeps.succeeded(now);
+        if has_failed {
+            self.keeps.failed(now);
+        } else {
+            self.keeps.succeeded(now);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use counterx_core::lane::NameHash;
 /// counts, so a worker that is about to go cannot overlook it.
 pub fn has_pending(lane: usize, rels: &LaneRels) -> bool {
     let shared = catalog::shared();
-    let folded = state::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    let folded = state::newest(&shared, lane).folded;
     Side::BOTH
         .into_iter()
         .any(|side| newest_epoch(rels, side) > folded)
@@ -66,7 +66,7 @@ pub fn newest_epoch_in(log: &Relation) -> i64 {
 /// written before the last change of logs may wait still.
 pub fn count_pending_entries(lane: usize, rels: &LaneRels, limit: u64) -> u64 {
     let shared = catalog::shared();
-    let folded = state::lane_state(&shared, lane, snapshot::self_snapshot()).folded;
+    let folded = state::newest(&shared, lane).folded;
     let mut count = 0;
     for side in Side::BOTH {
         let (log, index) = tables::open_log(rels, side);

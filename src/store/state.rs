@@ -4,7 +4,7 @@ use crate::pg::error::{in_server_encoding, unquoted};
 use crate::pg::ports;
 use crate::pg::relation::{ROW_EXCLUSIVE, Relation};
 use crate::pg::scan::{Direction, IndexScan, Key, Row};
-use crate::pg::snapshot::{self, LatestSnapshot};
+use crate::pg::snapshot::{self, LatestSnapshot, OwnRowsVisible};
 use crate::pg::spot::Spot;
 use crate::pg::varlena::text_datum;
 use crate::store::catalog::{self, SharedRels};
@@ -94,28 +94,57 @@ impl LaneStates {
         });
         scan.seek(&[Key::int4_eq(1, lane as i32)]);
         match scan.next_with_spot(Direction::Backward) {
-            Some((row, spot)) => {
-                let state = LaneState {
-                    folded: row.int8(columns::state::FOLDED_EPOCH),
-                    folds: row.int8(columns::state::FOLDS),
-                    sealed: sealed(&row),
-                    counted: counted(&row),
-                    xmin: Some(row.xmin()),
-                };
-                (state, spot)
-            }
-            None => {
-                let never = LaneState {
-                    folded: 0,
-                    folds: 0,
-                    sealed: None,
-                    counted: None,
-                    xmin: None,
-                };
-                (never, Spot::NONE)
-            }
+            Some((row, spot)) => (LaneState::read(&row), spot),
+            None => (LaneState::never(), Spot::NONE),
         }
     }
+}
+
+impl LaneState {
+    fn read(row: &Row) -> Self {
+        Self {
+            folded: row.int8(columns::state::FOLDED_EPOCH),
+            folds: row.int8(columns::state::FOLDS),
+            sealed: sealed(row),
+            counted: counted(row),
+            xmin: Some(row.xmin()),
+        }
+    }
+
+    fn never() -> Self {
+        Self {
+            folded: 0,
+            folds: 0,
+            sealed: None,
+            counted: None,
+            xmin: None,
+        }
+    }
+}
+
+/// Reads the row of a lane as far as it is committed or done by this transaction. None: it was never folded.
+///
+/// Who does not hold the lease may look at the new version before its fold has committed, and at the old one after
+/// that, and see neither. So where nothing is found it is looked again, by a snapshot that sees one of them.
+fn find<T>(lane: usize, table: &Relation, read: impl Fn(&Row) -> T) -> Option<T> {
+    let index = tables::index_of(table, &columns::state::KEY);
+    let look = |snapshot| {
+        // SAFETY: a static snapshot, or a copy of an active one, which outlives this call.
+        let mut scan = unsafe { IndexScan::new(table, &index, snapshot, 1) };
+        scan.seek(&[Key::int4_eq(1, lane as i32)]);
+        scan.next(Direction::Backward).map(|row| read(&row))
+    };
+    look(snapshot::self_snapshot()).or_else(|| {
+        let latest = LatestSnapshot::take();
+        // SAFETY: active, and so longer than the copy. Only the own rows of the holder of the lease are there.
+        let mut copy = unsafe { OwnRowsVisible::copy(latest.as_ptr()) }.quiet();
+        look(copy.as_ptr())
+    })
+}
+
+/// A lane's newest state, as far as it is committed or done by this transaction.
+pub fn newest(shared: &SharedRels, lane: usize) -> LaneState {
+    find(lane, &tables::open(shared.state), LaneState::read).unwrap_or_else(LaneState::never)
 }
 
 fn sealed(row: &Row) -> Option<i64> {
@@ -155,7 +184,7 @@ pub unsafe fn sealed_until(shared: &SharedRels, snapshot: pg_sys::Snapshot) -> O
 
 /// How far a lane is folded, as far as it is committed or done by this transaction.
 pub fn folded_epoch(lane: usize) -> i64 {
-    lane_state(&catalog::shared(), lane, snapshot::self_snapshot()).folded
+    newest(&catalog::shared(), lane).folded
 }
 
 /// A row of `state`.
@@ -182,20 +211,14 @@ pub struct State {
     pub counted: Option<i64>,
 }
 
-/// A lane's state as far as it is committed or done by this transaction: for who changes it, and holds the lease.
-/// Where it was never folded, the first one.
+/// A lane's whole state, likewise. Where it was never folded, the first one.
 pub fn current(lane: usize, shared: &SharedRels) -> State {
-    let table = tables::open(shared.state);
-    let index = tables::index_of(&table, &columns::state::KEY);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
-    scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    scan.next(Direction::Backward)
-        .map_or_else(State::first, |row| State {
-            // In the row, which goes with the scan.
-            last_error: None,
-            ..State::read(&row)
-        })
+    let read = |row: &Row| State {
+        // In the row, which goes with the scan.
+        last_error: None,
+        ..State::read(row)
+    };
+    find(lane, &tables::open(shared.state), read).unwrap_or_else(State::first)
 }
 
 /// Writes a lane's state, changed. The caller holds the lease.
@@ -335,25 +358,17 @@ pub fn failing(lane: usize) -> Option<Failing> {
     let _gate = gate::open(lane);
     let table = tables::open(catalog::shared().state);
     let unnoted = shape::check_foldable(&table).err();
-    let index = tables::index_of(&table, &columns::state::KEY);
-    // SAFETY: the snapshot is a static.
-    let mut scan = unsafe { IndexScan::new(&table, &index, snapshot::self_snapshot(), 1) };
-    scan.seek(&[Key::int4_eq(1, lane as i32)]);
-    let row = scan.next(Direction::Backward);
-    let state = row.as_ref().map_or_else(State::first, State::read);
-    let error = match unnoted {
-        Some(refusal) => refusal.message(),
-        None if state.last_error_at? > state.last_fold_at.unwrap_or(i64::MIN) => {
-            // SAFETY: a text, copied while the scan stands on its row.
-            let error = unsafe { <&[u8]>::from_datum(state.last_error?, false) };
-            unquoted(error.unwrap_or_default())
-        }
-        None => return None,
+    let noted = |row: &Row| {
+        let state = State::read(row);
+        // SAFETY: a text, copied while the scan stands on its row.
+        let error = (state.last_error)
+            .and_then(|text| unsafe { <&[u8]>::from_datum(text, false) })
+            .filter(|_| state.last_error_at > Some(state.last_fold_at.unwrap_or(i64::MIN)));
+        (state.folds, error.map(unquoted))
     };
-    Some(Failing {
-        folds: state.folds,
-        error,
-    })
+    let (folds, error) = find(lane, &table, noted).unwrap_or_default();
+    let error = unnoted.map(|refusal| refusal.message()).or(error)?;
+    Some(Failing { folds, error })
 }
 
 /// Notes a failed tick where `counterx.workers` shows it. The message is cut to what fits a row. The

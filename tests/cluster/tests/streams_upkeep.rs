@@ -194,6 +194,89 @@ fn a_quiet_stream_is_not_lost_by_changes_of_others() -> Result<()> {
     Ok(())
 }
 
+/// That changes are gone is so at once, that somebody has passed them when it is committed. Who empties a table fails in
+/// between: a fold by hand, at its commit, and upkeep.
+#[test]
+fn a_quiet_stream_is_not_lost_where_emptying_fails() -> Result<()> {
+    let mut client = still(small(), "emptying_fails")?;
+    start(&mut client, "all", "mode => 'every'")?;
+    start(&mut client, "rare", "'rare:'")?;
+    for (place, fails) in [
+        ("a fold", "SELECT counterx.compact()"),
+        ("upkeep", "CALL counterx.compact_in_steps()"),
+    ] {
+        let mut failures = 0;
+        for round in 0..60 {
+            client.batch_execute(
+                "SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n",
+            )?;
+            let before = if fails.starts_with("CALL") {
+                client.batch_execute("SELECT counterx.compact()")?;
+                read(&mut client, "all")?
+            } else {
+                0
+            };
+            client.batch_execute("SET counterx.failpoint = 'stream.gone_noted=error'")?;
+            // One moves the quiet stream, and the next one empties what it has passed.
+            for _ in 0..2 {
+                if let Err(error) = client.batch_execute(fails) {
+                    ensure!(
+                        format!("{error:?}").contains("stream.gone_noted"),
+                        "{error:?}"
+                    );
+                    failures += 1;
+                }
+                for stream in ["all", "rare"] {
+                    let state = state_of(&mut client, stream)?;
+                    ensure!(
+                        state == "live",
+                        "{stream} is {state} after {place} in round {round}"
+                    );
+                }
+            }
+            client.batch_execute("RESET counterx.failpoint")?;
+            client.batch_execute("SELECT counterx.compact()")?;
+            let sum = before + read(&mut client, "all")?;
+            ensure!(sum == 400, "{sum} in round {round} of {place}");
+        }
+        ensure!(failures > 0, "{place} has emptied nothing");
+    }
+    ensure!(bytes(&mut client)? < 1024 * 1024);
+    Ok(())
+}
+
+/// What a transaction has read itself, and folded, it may take back: just where that fold finds the lane full.
+#[test]
+fn who_reads_and_folds_and_fails_to_commit_has_lost_nothing() -> Result<()> {
+    let mut client = still(small(), "takes_back")?;
+    start(&mut client, "all", "mode => 'every'")?;
+    for folds in 8..17 {
+        client.batch_execute("SELECT count(*) FROM counter_stream_bootstrap('all')")?;
+        read(&mut client, "all")?;
+        for _ in 0..folds {
+            fill(&mut client)?;
+        }
+        if state_of(&mut client, "all")? != "live" {
+            continue;
+        }
+        client.batch_execute("SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n")?;
+        client.batch_execute("SET counterx.failpoint = 'stream.gone_noted=error'")?;
+        client.batch_execute("BEGIN")?;
+        ensure!(read(&mut client, "all")? == 400 * folds);
+        client.batch_execute("SELECT counterx.compact()")?;
+        if let Err(error) = client.batch_execute("COMMIT") {
+            ensure!(
+                format!("{error:?}").contains("stream.gone_noted"),
+                "{error:?}"
+            );
+        }
+        client.batch_execute("RESET counterx.failpoint")?;
+        let state = state_of(&mut client, "all")?;
+        ensure!(state == "live", "{state} after {folds} folds");
+    }
+    Ok(())
+}
+
 /// Long before lanes are full, what all have read is removed, beside a stream that has nothing to read.
 #[test]
 fn a_quiet_stream_does_not_keep_changes_of_others() -> Result<()> {
@@ -298,6 +381,29 @@ fn what_is_published_goes_on_where_nobody_reads_the_stream() -> Result<()> {
     Ok(())
 }
 
+/// One lane's changes cannot be seen to: those of the others are.
+#[test]
+fn upkeep_goes_on_where_that_of_a_lane_fails() -> Result<()> {
+    let mut client = create_bare_database(small(), "one_lane")?;
+    start(&mut client, "all", "''")?;
+    client.batch_execute("SELECT counter_incr('fill:' || n) FROM generate_series(1, 400) n")?;
+    poll_until("all to be folded", DEADLINE, || is_folded(&mut client))?;
+    // Before the worker has seen that nobody needs them.
+    client.batch_execute(
+        "BEGIN;
+         DROP INDEX counterx.change_0_a_fold_seq, counterx.change_0_b_fold_seq;
+         SELECT counter_stream_drop('all');
+         COMMIT",
+    )?;
+    let full = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+                 WHERE relnamespace = 'counterx'::regnamespace AND relname ~ '^change_[0-7]_[ab]$'
+                   AND pg_relation_size(oid) > 0";
+    poll_until("the other lanes to be emptied", DEADLINE, || {
+        let full: Option<String> = one(&mut client, full)?;
+        Ok(full.is_some_and(|full| full == "change_0_a"))
+    })
+}
+
 /// Two things fail for good, each of which would keep the other one from being left out.
 #[test]
 fn folds_go_on_where_neither_history_nor_changes_can_be_written() -> Result<()> {
@@ -327,9 +433,16 @@ fn folds_go_on_where_neither_history_nor_changes_can_be_written() -> Result<()> 
         is_folded(&mut client)
     })?;
     ensure!(one::<i64>(&mut client, "SELECT counter_value('v:7')")? == 2);
-    refused(
-        client.query("SELECT * FROM counter_stream_next('all')", &[]),
-        &LOST,
+    // The next folds may be about to say that it is lost, and have its place locked.
+    poll_until(
+        "a consumer to hear that it has missed something",
+        DEADLINE,
+        || {
+            let next = client.query("SELECT * FROM counter_stream_next('all')", &[]);
+            let code = next.err().and_then(|error| error.code().cloned());
+            ensure!(code.is_some(), "something is missing, and nobody says so");
+            Ok(code == Some(LOST))
+        },
     )?;
     Ok(())
 }
@@ -339,6 +452,7 @@ fn folds_go_on_where_neither_history_nor_changes_can_be_written() -> Result<()> 
 fn folds_by_hand_go_on_where_changes_cannot_be_written() -> Result<()> {
     let mut client = still(small(), "hand_fails")?;
     start(&mut client, "all", "''")?;
+    client.batch_execute("SELECT counter_alert_create('high', above => 0)")?;
     for lane in 0..8 {
         for side in ["a", "b"] {
             client.batch_execute(&format!(
@@ -357,6 +471,21 @@ fn folds_by_hand_go_on_where_changes_cannot_be_written() -> Result<()> {
     client.batch_execute("SELECT counterx.compact()")?;
     ensure!(is_folded(&mut client)?);
     ensure!(state_of(&mut client, "all")? == "lost");
+    // That it is told to nobody is no reason not to judge it.
+    let fired = "SELECT count(*) FROM counter_alerts_fired('high')";
+    ensure!(one::<i64>(&mut client, fired)? == 1);
+    // Unless that cannot be written either.
+    client.batch_execute("CREATE INDEX ON counterx.alert_state ((alert + 1))")?;
+    client.batch_execute("SELECT counter_incr('b')")?;
+    for _ in 0..4 {
+        refused(
+            client.batch_execute("SELECT counterx.compact()"),
+            &SqlState::FEATURE_NOT_SUPPORTED,
+        )?;
+    }
+    client.batch_execute("SELECT counterx.compact()")?;
+    ensure!(is_folded(&mut client)?);
+    ensure!(one::<i64>(&mut client, fired)? == 1);
     Ok(())
 }
 

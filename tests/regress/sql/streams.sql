@@ -82,6 +82,36 @@ CREATE TEMP TABLE place AS SELECT position FROM counter_stream_peek('all', 1);
 SELECT counter_stream_ack('all', (SELECT position FROM counter_stream_peek('all') OFFSET 1));
 SELECT counter_stream_ack('all', position) FROM place;
 SELECT count(*) FROM counter_stream_peek('all');
+-- Not what may still be rolled back.
+SELECT counter_incr('x');
+BEGIN;
+SELECT counterx.compact() > 0 AS folded;
+SAVEPOINT s;
+SELECT counter_stream_peek('all');
+ROLLBACK TO s;
+SELECT name, value, delta FROM counter_stream_next('all');
+ROLLBACK;
+SELECT count(*) FROM counter_stream_peek('all');
+BEGIN;
+SAVEPOINT s;
+SAVEPOINT t;
+SELECT counterx.compact() > 0 AS folded;
+RELEASE t;
+ROLLBACK TO s;
+SELECT count(*) FROM counter_stream_peek('all');
+SAVEPOINT t;
+SELECT counterx.compact() > 0 AS folded;
+RELEASE t;
+SELECT counter_stream_peek('all');
+COMMIT;
+SELECT counterx.compact() > 0 AS folded;
+BEGIN;
+-- Nothing was left to be folded; nor does a bootstrap fold.
+SELECT counterx.compact();
+SELECT count(*) > 0 AS some FROM counter_stream_bootstrap('dash');
+SELECT name, value, delta FROM counter_stream_peek('all');
+SELECT count(*) FROM counter_stream_next('all');
+COMMIT;
 -- Positions of others.
 SELECT counter_stream_ack('dash', position) FROM place;
 SELECT counter_stream_ack('all', 'nothing');

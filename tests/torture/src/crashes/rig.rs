@@ -26,11 +26,23 @@ const HISTORIES: &str = "
     SELECT counter_history('counter', events => 'infinity');
     SELECT counter_history('deed', '1 day', NULL, NULL);";
 
-/// A stream of all counters, and a consumer of it.
+/// A stream of all counters, and a consumer of it; and one in which nothing happens. Either may be lost for want of room,
+/// or as changes cannot be written. But what nobody had passed is not removed as if all had.
 const STREAM: &str = "
     SELECT counter_stream_create('deeds', mode => 'every');
+    SELECT counter_stream_create('quiet', 'nobody:');
+    SELECT count(*) FROM counter_stream_bootstrap('quiet');
     CREATE FUNCTION follow() RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        unread text := (SELECT stream FROM counter_streams
+                        WHERE reason = 'changes were removed before they were read' LIMIT 1);
     BEGIN
+        IF unread IS NOT NULL THEN
+            RAISE EXCEPTION 'stream % is lost for no reason', unread;
+        END IF;
+        IF (SELECT state FROM counter_streams WHERE stream = 'quiet') = 'lost' THEN
+            PERFORM counter_stream_bootstrap('quiet');
+        END IF;
         IF (SELECT state FROM counter_streams WHERE stream = 'deeds') = 'live' THEN
             PERFORM mirror_next('deeds', 1000000, NULL);
         ELSE
