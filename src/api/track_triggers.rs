@@ -14,7 +14,7 @@ use crate::store::catalog;
 use crate::store::ours;
 use crate::track::fill;
 use crate::track::row::Counting;
-use crate::track::tables::{self, Catalogs};
+use crate::track::tables::{self, Catalogs, Patience};
 use crate::track::watch;
 use counterx_core::parts::{NameBuilder, TypeName};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys, warning};
@@ -179,7 +179,7 @@ pub extern "C-unwind" fn counterx_tracked_ddl(fcinfo: pg_sys::FunctionCallInfo) 
             |row| row.get::<pg_sys::Oid>(1),
         );
         let created: Vec<pg_sys::Oid> = created.into_iter().flatten().collect();
-        watch::after_ddl(&catalogs, &created);
+        watch::after_ddl(&catalogs, &created, Patience::Waits);
     }
     pg_sys::Datum::null()
 }
