@@ -198,6 +198,9 @@ impl Filler {
             }
             failpoint!("filler.looked");
             pgrx::check_for_interrupts!();
+            if std::mem::take(&mut it.told) > 0 {
+                note(&it.track.type_name, "waiting_for", None);
+            }
             fill_one(&it.track);
             // Whether it is exact now, the next look tells.
             let now = self.started.elapsed();
@@ -268,20 +271,23 @@ fn exact_tracks() -> Vec<Track> {
     })
 }
 
+/// Notes how far a track is, unless somebody has its row locked.
+fn note(type_name: &str, what: &str, text: Option<&str>) {
+    let noted = session::transaction(c"noting how far a track is", || {
+        let _latest = LatestSnapshot::take();
+        tables::note(&Catalogs::enter(), type_name, what, text);
+    });
+    if let Err(message) = noted {
+        log(format!(
+            "counterx: cannot note how far a track is: {message}"
+        ));
+    }
+}
+
 fn fill_one(track: &Track) {
     let Some(table) = track.table else { return };
     let type_name = &track.type_name;
-    let noted = |what: &str, text: Option<String>| {
-        let result = session::transaction(c"noting how far a track is", || {
-            let _latest = LatestSnapshot::take();
-            tables::note(&Catalogs::enter(), type_name, what, text.as_deref());
-        });
-        if let Err(message) = result {
-            log(format!(
-                "counterx: cannot note how far a track is: {message}"
-            ));
-        }
-    };
+    let noted = |what: &str, text: Option<String>| note(type_name, what, text.as_deref());
     let result = session::transaction(c"counting the rows of a tracked table", || {
         let _latest = LatestSnapshot::take();
         let catalogs = Catalogs::enter();
