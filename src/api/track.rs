@@ -17,7 +17,7 @@ use crate::track::compare::{self, Difference};
 use crate::track::definition::Definition;
 use crate::track::fill::{self, Locked, NotNow};
 use crate::track::locking;
-use crate::track::tables::{self, Catalogs, Track};
+use crate::track::tables::{self, Catalogs, Patience, Track};
 use crate::track::watch;
 use crate::write::{change, writing};
 use counterx_core::names::NameRange;
@@ -371,7 +371,8 @@ fn counter_recount(
     {
         let catalogs = Catalogs::enter();
         for track in tracks_of(&catalogs, &table, type_name) {
-            match fill::fill(&catalogs, &track, table.oid()) {
+            fill::Others::of(&catalogs, &track, table.oid()).wait();
+            match fill::fill(&catalogs, &track, table.oid(), Patience::Waits) {
                 Ok(differences) => rows.extend(differences),
                 Err(NotNow::Locked) => raise_locked(&table),
                 Err(NotNow::Trouble(trouble)) => raise_trouble(&table, &trouble),

@@ -14,7 +14,7 @@ use crate::store::catalog;
 use crate::store::ours;
 use crate::track::fill;
 use crate::track::row::Counting;
-use crate::track::tables::{self, Catalogs};
+use crate::track::tables::{self, Catalogs, Counts, Patience};
 use crate::track::watch;
 use counterx_core::parts::{NameBuilder, TypeName};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys, warning};
@@ -33,7 +33,7 @@ version_1!(
 struct Known {
     counting: Counting,
     /// Is there such a track? A table that was restored into another database has the triggers alone.
-    is_tracked: bool,
+    counts: Counts,
     /// The subtransaction that has the table locked for what is counted.
     locked_in: pg_sys::SubTransactionId,
 }
@@ -45,8 +45,15 @@ fn keep_locked(known: &mut Known, table: pg_sys::Oid) {
     let here = ports::subtransaction();
     if known.locked_in != here {
         lock::keep_locked(table, ROW_EXCLUSIVE);
+        if known.counts == Counts::NotLookedAt {
+            counts_too_early(known.counting.type_name());
+        }
         known.locked_in = here;
     }
+}
+
+fn counts_too_early(type_name: &[u8]) {
+    watch::counts_too_early(&Catalogs::enter(), &String::from_utf8_lossy(type_name));
 }
 
 /// After each change of a row that may change what its group comes to.
@@ -60,18 +67,18 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
     unsafe {
         let known = kept_in_call::<Known>(fcinfo, |memory| {
             let counting = Counting::of_trigger(call.trigger(), memory);
-            let is_tracked = is_tracked(call.relation(), counting.type_name());
-            if !is_tracked {
+            let counts = counts_in(call.relation(), counting.type_name());
+            if counts == Counts::No {
                 warn_once(&call.table(), counting.type_name());
             }
             Known {
                 counting,
-                is_tracked,
+                counts,
                 // None: their numbers begin with 1.
                 locked_in: 0,
             }
         });
-        if known.is_tracked {
+        if known.counts != Counts::No {
             keep_locked(known, call.relation());
             let [old, new] = call.slots();
             if let Some(old) = old {
@@ -85,8 +92,11 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
     pg_sys::Datum::null()
 }
 
-fn is_tracked(table: pg_sys::Oid, type_name: &[u8]) -> bool {
-    types::is_tracked(type_name) && tables::counts_in(table, &String::from_utf8_lossy(type_name))
+fn counts_in(table: pg_sys::Oid, type_name: &[u8]) -> Counts {
+    match types::is_tracked(type_name) {
+        true => tables::counts_in(table, &String::from_utf8_lossy(type_name)),
+        false => Counts::No,
+    }
 }
 
 /// Once in a session: a table that was copied or restored alone may be a busy one.
@@ -111,9 +121,13 @@ pub extern "C-unwind" fn counterx_count_truncate(
 ) -> pg_sys::Datum {
     let call = Call::new(fcinfo, "count_truncate");
     if let Some(FirstArgument(type_name)) = call.first_argument()
-        && is_tracked(call.relation(), type_name.as_bytes())
+        && let counts = counts_in(call.relation(), type_name.as_bytes())
+        && counts != Counts::No
         && let Some(table) = Relation::open_for_read(call.relation())
     {
+        if counts == Counts::NotLookedAt {
+            counts_too_early(type_name.as_bytes());
+        }
         let catalogs = Catalogs::enter();
         fill::subtract_rows(&catalogs, &table, &type_name);
     }
@@ -179,7 +193,7 @@ pub extern "C-unwind" fn counterx_tracked_ddl(fcinfo: pg_sys::FunctionCallInfo) 
             |row| row.get::<pg_sys::Oid>(1),
         );
         let created: Vec<pg_sys::Oid> = created.into_iter().flatten().collect();
-        watch::after_ddl(&catalogs, &created);
+        watch::after_ddl(&catalogs, &created, Patience::Waits);
     }
     pg_sys::Datum::null()
 }

@@ -23,6 +23,14 @@ pub unsafe fn file_numbers(relation: pg_sys::Relation) -> FileNumbers {
     }
 }
 
+/// A backend, and the number of a transaction in it; 17 calls a backend by the number of its process.
+pub fn parts_of_virtual_xact(xact: &pg_sys::VirtualTransactionId) -> (i32, u32) {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    return (xact.backendId, xact.localTransactionId);
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    return (xact.procNumber, xact.localTransactionId);
+}
+
 /// `index_beginscan()`: 18 counts searches in a structure of the executor's.
 ///
 /// # Safety

@@ -24,6 +24,11 @@ impl VirtualXact {
         // SAFETY: takes any id.
         unsafe { pg_sys::VirtualXactLock(self.0, true) };
     }
+
+    /// The backend, and the number of the transaction in it.
+    pub fn parts(&self) -> (i32, u32) {
+        compat::parts_of_virtual_xact(&self.0)
+    }
 }
 
 fn relation_tag(oid: pg_sys::Oid) -> pg_sys::LOCKTAG {
@@ -165,6 +170,14 @@ impl UserLock {
         let _owner = XactOwned::enter();
         self.acquire(locked);
     }
+
+    /// The same without waiting. False when somebody has it.
+    fn try_acquire_until_commit(self) -> bool {
+        let _owner = XactOwned::enter();
+        // SAFETY: takes any tag, without waiting.
+        let result = unsafe { pg_sys::LockAcquire(&self.tag(), EXCLUSIVE, false, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
 }
 
 /// The lock of those who change a counter by what its value is.
@@ -174,6 +187,11 @@ impl NameLock {
     /// Waits for it, and keeps it to the end of the (sub)transaction.
     pub fn take(name: &[u8]) {
         UserLock::Name(NameHash::of(name)).acquire_until_commit(Locked::Counter(name));
+    }
+
+    /// The same without waiting. False when somebody has it.
+    pub fn try_take(name: &[u8]) -> bool {
+        UserLock::Name(NameHash::of(name)).try_acquire_until_commit()
     }
 }
 
@@ -392,6 +410,11 @@ impl FillerMark {
     /// For the rest of the session. False when somebody has it.
     pub fn try_set() -> bool {
         UserLock::Filler.try_acquire_for_session()
+    }
+
+    /// Does somebody have it? In a transaction.
+    pub fn is_set() -> bool {
+        UserLock::Filler.is_taken()
     }
 }
 

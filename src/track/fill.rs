@@ -1,7 +1,7 @@
 //! Making a track exact: adding what its counters miss. See `compare.rs` for why that is enough.
 
 use crate::pg::error::{raise, report};
-use crate::pg::lock::{NameLock, conflicting_xacts};
+use crate::pg::lock::{NameLock, VirtualXact, conflicting_xacts};
 use crate::pg::progress::{self, Progress};
 use crate::pg::relation::{
     ACCESS_SHARE, LockMode, Relation, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE,
@@ -9,7 +9,7 @@ use crate::pg::relation::{
 use crate::pg::snapshot::LatestSnapshot;
 use crate::store::catalog;
 use crate::track::compare::{self, Difference};
-use crate::track::tables::{self, Catalogs, Track};
+use crate::track::tables::{self, Catalogs, Patience, Track};
 use crate::transaction::pending::Kind;
 use crate::write::{change, writing};
 use counterx_core::lane::{LANES, NameHash};
@@ -19,7 +19,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// Why a track could not be made exact now.
 pub enum NotNow {
-    /// Somebody has the table, or a partition, locked.
+    /// Somebody has the table, or a partition, locked, or is at the same track.
     Locked,
     /// What is wrong with its triggers.
     Trouble(String),
@@ -27,23 +27,61 @@ pub enum NotNow {
 
 const SHARE: LockMode = pg_sys::ShareLock as LockMode;
 
-/// Waits, without holding a lock, for all who may have changed rows or counters by what was before: those who
-/// write to the table now, whether its triggers count or not, and those who are about to write calls' deltas
-/// of counters that were anybody's.
-pub fn wait_for_others(catalogs: &Catalogs, table: pg_sys::Oid) {
-    let shared = catalog::shared();
-    let mut all: Vec<(pg_sys::Oid, LockMode)> = vec![(table, SHARE)];
-    all.extend(
-        tables::leaves(catalogs, table)
+/// All who may have changed rows or counters by what was before: those who write to a table, whether its triggers
+/// count or not, and, where its track has not been exact yet, those who are about to write calls' deltas of counters
+/// that were anybody's, or have written them and are prepared.
+pub struct Others(Vec<VirtualXact>);
+
+impl Others {
+    /// Who they are now. Whoever comes later goes by what is committed now.
+    pub fn of(catalogs: &Catalogs, track: &Track, table: pg_sys::Oid) -> Self {
+        let leaves = tables::leaves(catalogs, table).into_iter();
+        let mut all: Vec<(pg_sys::Oid, LockMode)> = vec![(table, SHARE)];
+        all.extend(leaves.map(|leaf| (leaf, SHARE)));
+        // Who has written anything and is prepared keeps gates: he would be in the way of all tracks.
+        if !track.was_exact {
+            let shared = catalog::shared();
+            all.extend((0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE)));
+            all.extend([shared.late, shared.hold].map(|table| (table, SHARE_ROW_EXCLUSIVE)));
+        }
+        let mut xacts: Vec<VirtualXact> = all
             .into_iter()
-            .map(|leaf| (leaf, SHARE)),
-    );
-    all.extend((0..LANES).map(|lane| (catalog::lane(lane).gate, SHARE_ROW_EXCLUSIVE)));
-    all.extend([shared.late, shared.hold].map(|table| (table, SHARE_ROW_EXCLUSIVE)));
-    for (relation, mode) in all {
-        for xact in conflicting_xacts(relation, mode) {
+            .flat_map(|(relation, mode)| conflicting_xacts(relation, mode))
+            .collect();
+        xacts.sort_by_key(VirtualXact::parts);
+        xacts.dedup_by_key(|xact| xact.parts());
+        Self(xacts)
+    }
+
+    /// Waits for them, by a caller who may have locks and a snapshot.
+    pub fn wait(&self) {
+        for xact in &self.0 {
             xact.wait();
         }
+    }
+
+    /// Forgets those who have ended. In a transaction.
+    pub fn see_who_has_ended(&mut self) {
+        self.0.retain(|xact| !xact.has_ended());
+    }
+
+    /// How many are left.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Is nobody left?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Who they are, for whoever wants to end them.
+    pub fn shown(&self, catalogs: &Catalogs) -> String {
+        let names = self.0.iter().map(|xact| {
+            let (backend, number) = xact.parts();
+            format!("{backend}/{number}")
+        });
+        tables::who(catalogs, names.collect())
     }
 }
 
@@ -140,6 +178,7 @@ pub fn rows_so_far(type_name: &[u8]) -> Option<i64> {
 }
 
 /// Adds what is missing, for a caller in a READ COMMITTED transaction. The track is exact when that commits.
+/// [`Others`] have ended who were there when the track was as the caller knows it.
 ///
 /// # Errors
 /// [`NotNow`]; else what is raised on the way.
@@ -147,12 +186,23 @@ pub fn fill(
     catalogs: &Catalogs,
     track: &Track,
     table: pg_sys::Oid,
+    patience: Patience,
 ) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
-    wait_for_others(catalogs, table);
     failpoint!("fill.waited");
-    NameLock::take(format!("{type_name}:").as_bytes());
+    let name = format!("{type_name}:");
+    match patience {
+        Patience::Waits => NameLock::take(name.as_bytes()),
+        Patience::ComesAgain if NameLock::try_take(name.as_bytes()) => {}
+        Patience::ComesAgain => return Err(NotNow::Locked),
+    }
     let locked = Locked::take(catalogs, table, true).ok_or(NotNow::Locked)?;
+    // The table may have been tracked anew since: other transactions are to be waited for then.
+    if patience == Patience::ComesAgain
+        && tables::tracks(catalogs, None, Some(type_name)).first() != Some(track)
+    {
+        return Err(NotNow::Locked);
+    }
     locked.check_no_pending_triggers();
     if let Some(trouble) = tables::trouble(catalogs, table, type_name) {
         return Err(NotNow::Trouble(trouble));

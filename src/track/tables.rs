@@ -6,12 +6,12 @@ use crate::pg::error::{quoted, raise, report};
 use crate::pg::expression::Condition;
 use crate::pg::ports;
 use crate::pg::query::{self, ResultRow};
-use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation};
+use crate::pg::relation::{ACCESS_EXCLUSIVE, LockMode, Relation, SHARE_ROW_EXCLUSIVE};
 use crate::pg::row_trigger::{self, RowTrigger};
 use crate::store::as_owner::AsOwner;
 use crate::store::catalog;
 use crate::track::definition::{Definition, Event};
-use pgrx::datum::DatumWithOid;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
@@ -70,6 +70,7 @@ fn internal(error: &dyn Display) -> ! {
 }
 
 /// A row of `counterx.track`.
+#[derive(PartialEq)]
 pub struct Track {
     /// The type of its counters.
     pub type_name: String,
@@ -77,6 +78,10 @@ pub struct Track {
     pub state: String,
     /// Rises with each change of the row that says that the counters may be wrong.
     pub version: i64,
+    /// When it came into that state: tells it from one that was of the same type before.
+    pub since: Option<TimestampWithTimeZone>,
+    /// It was exact before, so its counters have not been anybody's since.
+    pub was_exact: bool,
     /// What it stands on was looked at: not when it has just been restored.
     pub is_known: bool,
     /// The table that the triggers are on; None: there are none.
@@ -94,7 +99,8 @@ const TRACKS: &str = "
                   AND substring(c.tgargs FROM 1 FOR octet_length(convert_to(t.type, 'SQL_ASCII')) + 1)
                       = convert_to(t.type, 'SQL_ASCII') || '\\x00'::bytea
            ) THEN 'stale' ELSE t.state END,
-           t.version, t.looked IS NOT NULL, g.tgrelid
+           t.version, t.looked IS NOT NULL, g.tgrelid, t.since,
+           t.rows_seen IS NOT NULL
     FROM ONLY counterx.track t
     LEFT JOIN LATERAL (
         SELECT g.tgrelid
@@ -124,6 +130,8 @@ pub fn tracks(
         version: row.get(3).unwrap_or_default(),
         is_known: row.get(4).unwrap_or_default(),
         table: row.get(5),
+        since: row.get(6),
+        was_exact: row.get(7).unwrap_or_default(),
     })
 }
 
@@ -538,10 +546,11 @@ pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
         return;
     }
     catalogs.run(
-        "UPDATE ONLY counterx.track SET state = 'exact', since = clock_timestamp(), reason = NULL,
-            waiting_for = NULL, last_error = NULL, rows_seen = $3
-          WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $1 AND t.version = $2
-                         FOR NO KEY UPDATE SKIP LOCKED)",
+        &format!(
+            "UPDATE ONLY counterx.track SET state = 'exact', since = clock_timestamp(), reason = NULL,
+                waiting_for = NULL, last_error = NULL, rows_seen = $3
+              WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $1 AND t.version = $2 {UNLOCKED})"
+        ),
         &[
             track.type_name.as_str().into(),
             track.version.into(),
@@ -550,11 +559,35 @@ pub fn set_exact(catalogs: &Catalogs, track: &Track, rows: u64) {
     );
 }
 
-/// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`.
+/// What a caller does about what others have locked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// It waits, as sessions do.
+    Waits,
+    /// It comes again later, as processes do that have other things to do.
+    ComesAgain,
+}
+
+/// Rows of tracks that nobody has locked, for background processes: whoever has locked one may keep it for hours.
+const UNLOCKED: &str = "FOR NO KEY UPDATE SKIP LOCKED";
+
+/// May the row of a track be changed now? For who comes again later, it is locked then. False when somebody else
+/// has it locked, or has removed it.
+pub fn may_change(catalogs: &Catalogs, type_name: &str, patience: Patience) -> bool {
+    let query = format!("SELECT FROM ONLY counterx.track t WHERE t.type = $1 {UNLOCKED}");
+    patience == Patience::Waits || catalogs.run(&query, &[type_name.into()]) > 0
+}
+
+/// Notes something of a track that says nothing about whether it is right: `waiting_for` or `last_error`. Not while
+/// somebody has its row locked.
 pub fn note(catalogs: &Catalogs, type_name: &str, what: &str, text: Option<&str>) {
     let column = quote_identifier(what);
     catalogs.run(
-        &format!("UPDATE ONLY counterx.track SET {column} = $2 WHERE type = $1 AND {column} IS DISTINCT FROM $2"),
+        &format!(
+            "UPDATE ONLY counterx.track SET {column} = $2
+              WHERE type IN (SELECT t.type FROM ONLY counterx.track t
+                             WHERE t.type = $1 AND t.{column} IS DISTINCT FROM $2 {UNLOCKED})"
+        ),
         &[type_name.into(), text.into()],
     );
 }
@@ -562,7 +595,11 @@ pub fn note(catalogs: &Catalogs, type_name: &str, what: &str, text: Option<&str>
 /// The same of all tracks that are not exact.
 pub fn note_unfinished(catalogs: &Catalogs, error: &str) {
     catalogs.run(
-        "UPDATE ONLY counterx.track SET last_error = $1 WHERE state <> 'exact' AND last_error IS DISTINCT FROM $1",
+        &format!(
+            "UPDATE ONLY counterx.track SET last_error = $1
+              WHERE type IN (SELECT t.type FROM ONLY counterx.track t
+                             WHERE t.state <> 'exact' AND t.last_error IS DISTINCT FROM $1 {UNLOCKED})"
+        ),
         &[error.into()],
     );
 }
@@ -576,19 +613,22 @@ pub fn unfinished(catalogs: &Catalogs) -> Option<i64> {
     found.into_iter().flatten().next()
 }
 
+/// Who has what is in `l`, of `pg_locks`.
+const WHO: &str = "
+    SELECT string_agg(DISTINCT coalesce(
+        CASE a.backend_type WHEN 'autovacuum worker' THEN 'autovacuum, process ' ELSE 'process ' END || l.pid,
+        'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
+        AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid";
+
 /// Who has a table, or a partition, locked so that it cannot be locked in this mode, which keeps writers out, or
 /// readers as well; None: nobody.
 pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid, mode: LockMode) -> Option<String> {
     let query = format!(
-        "WITH RECURSIVE {TREE}
-        SELECT string_agg(DISTINCT coalesce(
-            CASE a.backend_type WHEN 'autovacuum worker' THEN 'autovacuum, process ' ELSE 'process ' END || l.pid,
-            'prepared transaction ' || quote_literal(x.gid), 'somebody'), ', ')
-        FROM pg_locks l
-        LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-        LEFT JOIN pg_locks own ON l.pid IS NULL AND own.locktype = 'transactionid' AND own.granted
-            AND own.mode = 'ExclusiveLock' AND own.virtualtransaction = l.virtualtransaction
-        LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
+        "WITH RECURSIVE {TREE} {WHO}
         WHERE l.locktype = 'relation' AND l.relation IN (SELECT t.oid FROM tree t)
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
           AND l.granted AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
@@ -598,6 +638,14 @@ pub fn holders(catalogs: &Catalogs, table: pg_sys::Oid, mode: LockMode) -> Optio
     let arguments = [table.into(), readers_too.into()];
     let holders = catalogs.rows(&query, &arguments, |row| row.get::<String>(1));
     holders.into_iter().flatten().next()
+}
+
+/// Whose transactions these are, as `pg_locks` names them.
+pub fn who(catalogs: &Catalogs, xacts: Vec<String>) -> String {
+    let query = format!("{WHO} WHERE l.virtualtransaction = ANY ($1) AND l.granted");
+    let who = catalogs.rows(&query, &[xacts.into()], |row| row.get::<String>(1));
+    let who = who.into_iter().flatten().next();
+    who.unwrap_or_else(|| "somebody".to_owned())
 }
 
 /// Makes a type one that is tracked.
@@ -683,25 +731,55 @@ pub fn add(
     watch_ddl_if_needed(catalogs);
 }
 
-/// DDL is watched as long as there are tracks. True when it is now, and was not.
-pub fn watch_ddl_if_needed(catalogs: &Catalogs) -> bool {
+/// Are there tracks, and how is DDL watched, as `pg_event_trigger` says it?
+fn watch_of_ddl(catalogs: &Catalogs) -> Option<(bool, i8)> {
     let query = "
-        SELECT EXISTS (SELECT FROM ONLY counterx.track),
-               EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl' AND e.evtenabled = 'A')";
-    let found = catalogs.rows(query, &[], |row| (row.get::<bool>(1), row.get::<bool>(2)));
-    match found.first() {
-        Some((Some(true), Some(false))) => {
-            catalogs.run(
-                "ALTER EVENT TRIGGER counterx_tracked_ddl ENABLE ALWAYS",
-                &[],
-            );
+        SELECT EXISTS (SELECT FROM ONLY counterx.track), e.evtenabled
+        FROM pg_event_trigger e WHERE e.evtname = 'counterx_tracked_ddl'";
+    let found = catalogs.rows(query, &[], |row| row.get::<bool>(1).zip(row.get::<i8>(2)));
+    found.into_iter().flatten().next()
+}
+
+const ALWAYS: i8 = b'A' as i8;
+const NEVER: i8 = b'D' as i8;
+
+fn alter_watch_of_ddl(catalogs: &Catalogs, how: &str) {
+    let command = format!("ALTER EVENT TRIGGER counterx_tracked_ddl {how}");
+    catalogs.run(&command, &[]);
+}
+
+/// DDL is watched as long as there are tracks.
+pub fn watch_ddl_if_needed(catalogs: &Catalogs) {
+    match watch_of_ddl(catalogs) {
+        Some((true, how)) if how != ALWAYS => alter_watch_of_ddl(catalogs, "ENABLE ALWAYS"),
+        _ => stop_watching_ddl(catalogs),
+    }
+}
+
+/// There may be no tracks any more.
+fn stop_watching_ddl(catalogs: &Catalogs) {
+    if matches!(watch_of_ddl(catalogs), Some((false, how)) if how != NEVER) {
+        alter_watch_of_ddl(catalogs, "DISABLE");
+    }
+}
+
+/// The same by the worker, with a look at what DDL was missed. False when that was not looked at everywhere: DDL is
+/// watched then, and not yet always, so that whoever comes next looks again.
+pub fn watch_ddl_after_a_look(catalogs: &Catalogs, look: impl FnOnce() -> bool) -> bool {
+    match watch_of_ddl(catalogs) {
+        Some((true, how)) if how != ALWAYS => {
+            let is_all = look();
+            if is_all {
+                alter_watch_of_ddl(catalogs, "ENABLE ALWAYS");
+            } else if how == NEVER {
+                alter_watch_of_ddl(catalogs, "ENABLE");
+            }
+            is_all
+        }
+        _ => {
+            stop_watching_ddl(catalogs);
             true
         }
-        Some((Some(false), Some(true))) => {
-            catalogs.run("ALTER EVENT TRIGGER counterx_tracked_ddl DISABLE", &[]);
-            false
-        }
-        _ => false,
     }
 }
 
@@ -718,7 +796,7 @@ pub fn remove(catalogs: &Catalogs, type_name: &str) -> bool {
         "DELETE FROM ONLY counterx.type WHERE name = $1 AND tracked",
         &[type_name.into()],
     );
-    watch_ddl_if_needed(catalogs);
+    stop_watching_ddl(catalogs);
     true
 }
 
@@ -735,7 +813,13 @@ pub fn table_of_before(catalogs: &Catalogs, type_name: &str) -> Option<pg_sys::O
 }
 
 /// The same for partitions that have come since the track was looked at, made or attached, and have none yet.
-pub fn make_missing_truncate_triggers(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
+/// False when others write to one of them, and the caller does not wait.
+pub fn make_missing_truncate_triggers(
+    catalogs: &Catalogs,
+    table: pg_sys::Oid,
+    type_name: &str,
+    patience: Patience,
+) -> bool {
     let query = format!(
         "WITH RECURSIVE {TREE}
          SELECT c.oid FROM tree t JOIN pg_class c ON c.oid = t.oid
@@ -750,8 +834,15 @@ pub fn make_missing_truncate_triggers(catalogs: &Catalogs, table: pg_sys::Oid, t
         row.get::<pg_sys::Oid>(1)
     });
     for leaf in leaves.into_iter().flatten() {
+        if patience == Patience::ComesAgain {
+            // The lock stays, as that of the command would.
+            if Relation::open_if_free(leaf, SHARE_ROW_EXCLUSIVE).is_none() {
+                return false;
+            }
+        }
         make_truncate_trigger(catalogs, leaf, type_name);
     }
+    true
 }
 
 /// Has the running transaction, or a subtransaction of it, changed this track, or any, which nobody else sees yet?
@@ -770,12 +861,22 @@ pub fn scale_of(catalogs: &Catalogs, type_name: &str) -> Option<Option<u32>> {
     Some(scale.and_then(|scale| u32::try_from(scale).ok()))
 }
 
-/// Are the rows of a table, or partition, those of the track of this type? Triggers alone do not say so: a copy
-/// of a table may have them too, and a restore may bring them without the track. What has been restored, and was
-/// not looked at, is taken at its word.
-pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
+/// Are the rows of a table, or partition, those of the track of a type?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// They are not.
+    No,
+    /// They are.
+    Yes,
+    /// The track was restored, and not looked at: it is taken at its word.
+    NotLookedAt,
+}
+
+/// The same. Triggers alone do not say so: a copy of a table may have them too, and a restore may bring them without the
+/// track.
+pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> Counts {
     /// Of each type by table, as of a number of changes.
-    type Answers = HashMap<pg_sys::Oid, Vec<(String, bool)>>;
+    type Answers = HashMap<pg_sys::Oid, Vec<(String, Counts)>>;
     thread_local! {
         static KNOWN: RefCell<(u64, Answers)> = RefCell::default();
     }
@@ -799,13 +900,16 @@ pub fn counts_in(table: pg_sys::Oid, type_name: &str) -> bool {
             UNION ALL
             SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
         )
-        SELECT EXISTS (
-            SELECT FROM ONLY counterx.track t
-            WHERE t.type = $2 AND (t.looked IS NULL OR (t.looked ->> 'root')::oid IN (SELECT up.oid FROM up)))";
+        SELECT t.looked IS NULL FROM ONLY counterx.track t
+         WHERE t.type = $2 AND (t.looked IS NULL OR (t.looked ->> 'root')::oid IN (SELECT up.oid FROM up))";
     let found = Catalogs::enter().rows(query, &[table.into(), type_name.into()], |row| {
         row.get::<bool>(1)
     });
-    let counts = found.first() == Some(&Some(true));
+    let counts = match found.first() {
+        Some(Some(true)) => Counts::NotLookedAt,
+        Some(_) => Counts::Yes,
+        None => Counts::No,
+    };
     KNOWN.with_borrow_mut(|(at, known)| {
         if *at == changes {
             let types = known.entry(table).or_default();

@@ -10,7 +10,7 @@
 
 use crate::pg::error::{log, raise, report};
 use crate::pg::ports;
-use crate::track::tables::{self, Catalogs};
+use crate::track::tables::{self, Catalogs, Patience};
 use crate::write::writing;
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -135,48 +135,108 @@ fn check_is_seen(changed: usize, type_name: &str) {
     }
 }
 
-/// Has DDL watched where that was switched off: by hand, or by a restore that switches triggers off. What was
-/// missed is seen by what the tracks stand on now.
-pub fn see_to(catalogs: &Catalogs) {
-    if tables::watch_ddl_if_needed(catalogs) {
-        after_ddl(catalogs, &[]);
-    }
-    look_anew_after_upgrade(catalogs);
-    look_at_restored(catalogs);
+/// By the worker: has DDL watched where that was switched off, by hand, or by a restore that switches triggers off.
+/// What was missed is seen by what the tracks stand on now. False when somebody had locked what was to be changed:
+/// the worker folds, and waits for nobody, so it has to come again.
+pub fn see_to(catalogs: &Catalogs) -> bool {
+    let comes_again = Patience::ComesAgain;
+    let look = || after_ddl(catalogs, &[], comes_again);
+    let is_watched = tables::watch_ddl_after_a_look(catalogs, look);
+    let is_looked_anew = look_anew_after_upgrade(catalogs, comes_again);
+    let is_looked_at = look_at_restored(catalogs, comes_again);
+    is_watched && is_looked_anew && is_looked_at
 }
 
 /// What was restored by several sessions may have got its last triggers in two that did not see each other.
-fn look_at_restored(catalogs: &Catalogs) {
+fn look_at_restored(catalogs: &Catalogs, patience: Patience) -> bool {
     let any = "SELECT EXISTS (SELECT FROM ONLY counterx.track t WHERE t.looked IS NULL)";
     if one(catalogs, any, &[]) != Some(true) {
-        return;
+        return true;
     }
+    let mut is_all = true;
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known) {
-            look_at(catalogs, table, &track.type_name);
+            is_all &= look_at(catalogs, table, &track.type_name, patience);
         }
     }
+    is_all
 }
 
 /// A track that was restored is as good as it was, from when on all its triggers are there. They come one by one,
 /// after its rows. One that was switched off before has missed some.
-fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) {
-    if tables::trouble(catalogs, table, type_name).is_none() {
-        note(catalogs, table, type_name);
-    } else if let Some(why) = tables::switched_off(catalogs, table, type_name) {
-        set_stale(catalogs, type_name, &why, Some(table));
+fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str, patience: Patience) -> bool {
+    let is_whole = tables::trouble(catalogs, table, type_name).is_none();
+    let why = match is_whole {
+        true => None,
+        false => match tables::switched_off(catalogs, table, type_name) {
+            None => return true,
+            why => why,
+        },
+    };
+    if !tables::may_change(catalogs, type_name, patience) {
+        return false;
     }
+    match why {
+        None => {
+            was_exact_elsewhere(catalogs, type_name);
+            note(catalogs, table, type_name);
+        }
+        Some(why) => spoil(catalogs, type_name, &why),
+    }
+    true
+}
+
+/// Rows of a track that was restored are changed before it was looked at. Those that a dump has come before the
+/// triggers, and counters have them; but where several sessions restore, the triggers of a partitioned table may come
+/// before the rows of a partition: what they count is counted twice. The last triggers of all, those of TRUNCATE, come
+/// after the rows.
+pub fn counts_too_early(catalogs: &Catalogs, type_name: &str) {
+    spoil(
+        catalogs,
+        type_name,
+        "rows were changed before it was looked at for the first time after it was restored",
+    );
+}
+
+/// A track that was restored, and was not looked at, is wrong. It is counted when it has been looked at: that is when
+/// nothing of it is missing any more, and nobody is about to restore it.
+fn spoil(catalogs: &Catalogs, type_name: &str, why: &str) {
+    let changed = catalogs.run(
+        "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1
+          WHERE type = $1 AND looked IS NULL AND state <> 'stale'",
+        &[type_name.into(), why.into()],
+    );
+    if changed > 0 {
+        log(format!(
+            "counterx: the track of type \"{type_name}\" is stale: {why}"
+        ));
+        writing::wake_worker_at_commit();
+    }
+}
+
+/// Nobody has counted the rows of a track that was restored, here: its counters may have been anybody's until just
+/// now, see `Others`.
+fn was_exact_elsewhere(catalogs: &Catalogs, type_name: &str) {
+    catalogs.run(
+        "UPDATE ONLY counterx.track SET rows_seen = NULL WHERE type = $1",
+        &[type_name.into()],
+    );
 }
 
 /// What a track stands on looks otherwise in another version of the server. Until it is looked at there, no
 /// command of DDL has come: that would have made the track stale. Nobody is waited for who is changing it now.
-fn look_anew_after_upgrade(catalogs: &Catalogs) {
+fn look_anew_after_upgrade(catalogs: &Catalogs, patience: Patience) -> bool {
     const IS_OLD: &str = "(t.looked ->> 'version')::integer <> current_setting('server_version_num')::integer / 10000";
     let old = format!("SELECT t.type FROM ONLY counterx.track t WHERE {IS_OLD}");
     let old = catalogs.rows(&old, &[], |row| row.get::<String>(1));
+    let mut is_all = true;
     for type_name in old.into_iter().flatten() {
         for track in tables::tracks(catalogs, None, Some(&type_name)) {
             let Some(table) = track.table else { continue };
+            if !tables::may_change(catalogs, &type_name, patience) {
+                is_all = false;
+                continue;
+            }
             if track.state == "exact"
                 && let Some(why) = tables::trouble(catalogs, table, &type_name)
             {
@@ -184,24 +244,23 @@ fn look_anew_after_upgrade(catalogs: &Catalogs) {
                 continue;
             }
             catalogs.run(
-                &format!(
-                    "UPDATE ONLY counterx.track SET looked = ({LOOK})
-                      WHERE type IN (SELECT t.type FROM ONLY counterx.track t WHERE t.type = $2 AND {IS_OLD}
-                                     FOR NO KEY UPDATE SKIP LOCKED)"
-                ),
+                &format!("UPDATE ONLY counterx.track t SET looked = ({LOOK}) WHERE t.type = $2 AND {IS_OLD}"),
                 &[table.into(), type_name.as_str().into()],
             );
             crate::bounds::types::changed();
         }
     }
+    is_all
 }
 
-/// After a command of DDL. `created` are the tables that it has made.
-pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
+/// After a command of DDL. `created` are the tables that it has made. False when some tracks were passed over, as
+/// somebody had locked what was to be changed.
+pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid], patience: Patience) -> bool {
+    let mut is_all = true;
     for track in tables::tracks(catalogs, None, None) {
         let type_name = track.type_name.as_str();
         let Some(table) = track.table else {
-            without_triggers(catalogs, type_name);
+            is_all &= without_triggers(catalogs, type_name, patience);
             continue;
         };
         let looked: Option<String> = one(
@@ -210,11 +269,14 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
             &[type_name.into()],
         );
         let Some(before) = looked else {
-            look_at(catalogs, table, type_name);
+            is_all &= look_at(catalogs, table, type_name, patience);
             continue;
         };
         // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.
-        tables::make_missing_truncate_triggers(catalogs, table, type_name);
+        if !tables::make_missing_truncate_triggers(catalogs, table, type_name, patience) {
+            is_all = false;
+            continue;
+        }
         let now: Option<String> = one(
             catalogs,
             &format!("SELECT ({LOOK})::text"),
@@ -236,33 +298,49 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid]) {
                 .then(|| tables::trouble(catalogs, table, type_name))
                 .flatten()
         };
-        match why.or_else(trouble) {
+        let why = why.or_else(trouble);
+        if why.is_none() && before == now {
+            continue;
+        }
+        if !tables::may_change(catalogs, type_name, patience) {
+            is_all = false;
+            continue;
+        }
+        match why {
             Some(why) => set_stale(catalogs, type_name, &why, Some(table)),
-            None if before != now => note(catalogs, table, type_name),
-            None => {}
+            None => note(catalogs, table, type_name),
         }
     }
+    is_all
 }
 
 /// A track whose triggers are all gone: with the table, or without it; or they were not restored yet.
-fn without_triggers(catalogs: &Catalogs, type_name: &str) {
+fn without_triggers(catalogs: &Catalogs, type_name: &str, patience: Patience) -> bool {
     let query = "
         SELECT CASE
             WHEN t.looked IS NULL THEN 'restored'
             WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = (t.looked ->> 'root')::oid) THEN 'stale'
             ELSE 'gone' END
         FROM ONLY counterx.track t WHERE t.type = $1 AND t.reason IS DISTINCT FROM 'its triggers were dropped'";
-    match one::<String>(catalogs, query, &[type_name.into()]).as_deref() {
-        Some("stale") => set_stale(catalogs, type_name, "its triggers were dropped", None),
-        Some("gone") => {
-            log(format!(
-                "counterx: the tracked table of type \"{type_name}\" was dropped; its counters stay"
-            ));
-            tables::remove(catalogs, type_name);
-            crate::bounds::types::changed();
-        }
-        _ => {}
+    let found = one::<String>(catalogs, query, &[type_name.into()]);
+    let is_gone = match found.as_deref() {
+        Some("stale") => false,
+        Some("gone") => true,
+        _ => return true,
+    };
+    if !tables::may_change(catalogs, type_name, patience) {
+        return false;
     }
+    if is_gone {
+        log(format!(
+            "counterx: the tracked table of type \"{type_name}\" was dropped; its counters stay"
+        ));
+        tables::remove(catalogs, type_name);
+        crate::bounds::types::changed();
+    } else {
+        set_stale(catalogs, type_name, "its triggers were dropped", None);
+    }
+    true
 }
 
 /// A track may be wrong from now on. It is looked at again, and recounted where that helps.
@@ -290,6 +368,7 @@ pub fn restored(catalogs: &Catalogs) {
     tables::watch_ddl_if_needed(catalogs);
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known) {
+            was_exact_elsewhere(catalogs, &track.type_name);
             set_stale(
                 catalogs,
                 &track.type_name,
