@@ -190,6 +190,19 @@ pub fn fill(
 ) -> Result<Vec<Difference>, NotNow> {
     let Track { type_name, .. } = track;
     failpoint!("fill.waited");
+    // Counters of a track that was restored, and was not counted here, may be on their way still: another session of the
+    // restore may have locked this table, and nobody sees what it brings. Whoever comes later finds them there, and is
+    // refused.
+    if track.state == "stale" && !track.was_exact {
+        let late = catalog::shared().late;
+        let locked = match patience {
+            Patience::Waits => Relation::open_until_commit(late, SHARE_UPDATE_EXCLUSIVE),
+            Patience::ComesAgain => Relation::open_if_free(late, SHARE_UPDATE_EXCLUSIVE),
+        };
+        if locked.is_none() {
+            return Err(NotNow::Locked);
+        }
+    }
     let name = format!("{type_name}:");
     match patience {
         Patience::Waits => NameLock::take(name.as_bytes()),

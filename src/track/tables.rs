@@ -509,6 +509,7 @@ pub fn switched_off(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) ->
            AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
                = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
            AND g.tgenabled IN ('D', 'R')
+         ORDER BY t.level, g.tgrelid, g.tgname
          LIMIT 1"
     );
     let found = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {

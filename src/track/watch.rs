@@ -202,7 +202,8 @@ pub fn counts_too_early(catalogs: &Catalogs, type_name: &str) {
 /// nothing of it is missing any more, and nobody is about to restore it.
 fn spoil(catalogs: &Catalogs, type_name: &str, why: &str) {
     let changed = catalogs.run(
-        "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1
+        "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1,
+                rows_seen = NULL
           WHERE type = $1 AND looked IS NULL AND state <> 'stale'",
         &[type_name.into(), why.into()],
     );
@@ -368,13 +369,16 @@ pub fn restored(catalogs: &Catalogs) {
     tables::watch_ddl_if_needed(catalogs);
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known) {
-            was_exact_elsewhere(catalogs, &track.type_name);
-            set_stale(
-                catalogs,
-                &track.type_name,
-                "it was restored beside triggers that were there already",
-                Some(table),
-            );
+            const WHY: &str = "it was restored beside triggers that were there already";
+            let type_name = track.type_name.as_str();
+            match tables::trouble(catalogs, table, type_name) {
+                None => {
+                    was_exact_elsewhere(catalogs, type_name);
+                    set_stale(catalogs, type_name, WHY, Some(table));
+                }
+                // The restore goes on.
+                Some(_) => spoil(catalogs, type_name, WHY),
+            }
         }
     }
 }
