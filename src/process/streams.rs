@@ -80,7 +80,8 @@ pub struct Streams {
     failure: Option<String>,
     /// There is nothing that streams or alerts need, and none of them.
     unused: bool,
-    keeps: LaneClock,
+    /// When each lane is kept in order next: one that fails does not make the others wait.
+    keeps: [LaneClock; LANES],
     has_kept: bool,
 }
 
@@ -131,10 +132,7 @@ impl Streams {
             return;
         }
         self.tell(now);
-        if !self.has_kept || self.keeps.due(now, KEEP_EVERY) {
-            self.has_kept = true;
-            self.keep(now, &has);
-        }
+        self.keep(now, &has);
     }
 
     /// Is somebody still to be told?
@@ -264,27 +262,28 @@ impl Streams {
     }
 
     fn keep(&mut self, now: Duration, has: &impl Fn(usize) -> bool) {
+        let is_first = !self.has_kept;
+        let is_due =
+            |lane: &usize| has(*lane) && (is_first || self.keeps[*lane].due(now, KEEP_EVERY));
+        let due: Vec<usize> = (0..LANES).filter(is_due).collect();
         // What the first worker does then takes a moment, and needs the leases of all lanes.
-        if self.is_further && Stillness::is_asked() {
+        if due.is_empty() || (self.is_further && Stillness::is_asked()) {
             return;
         }
-        let mut has_failed = false;
-        for lane in (0..LANES).filter(|&lane| has(lane)) {
+        self.has_kept = true;
+        for lane in due {
             let kept = session::transaction(c"keeping streams in order", || {
                 stream_upkeep::keep(lane);
             });
-            // The others can do nothing for it.
-            if let Err(message) = kept {
-                has_failed = true;
-                log(format!(
-                    "counterx: keeping streams of lane {lane} in order failed: {message}"
-                ));
+            match kept {
+                Ok(()) => self.keeps[lane].succeeded(now),
+                Err(message) => {
+                    self.keeps[lane].failed(now);
+                    log(format!(
+                        "counterx: keeping streams of lane {lane} in order failed: {message}"
+                    ));
+                }
             }
-        }
-        if has_failed {
-            self.keeps.failed(now);
-        } else {
-            self.keeps.succeeded(now);
         }
     }
 }
