@@ -45,7 +45,7 @@ fn keep_locked(known: &mut Known, table: pg_sys::Oid) {
     let here = ports::subtransaction();
     if known.locked_in != here {
         lock::keep_locked(table, ROW_EXCLUSIVE);
-        if known.counts == Counts::NotLookedAt {
+        if matches!(known.counts, Counts::NotLookedAt | Counts::NotWhole) {
             counts_too_early(known.counting.type_name());
         }
         known.locked_in = here;
@@ -80,6 +80,9 @@ pub extern "C-unwind" fn counterx_count_row(fcinfo: pg_sys::FunctionCallInfo) ->
         });
         if known.counts != Counts::No {
             keep_locked(known, call.relation());
+            if known.counts == Counts::NotWhole {
+                return pg_sys::Datum::null();
+            }
             let [old, new] = call.slots();
             if let Some(old) = old {
                 known.counting.count(old, false);
@@ -125,8 +128,11 @@ pub extern "C-unwind" fn counterx_count_truncate(
         && counts != Counts::No
         && let Some(table) = Relation::open_for_read(call.relation())
     {
-        if counts == Counts::NotLookedAt {
+        if matches!(counts, Counts::NotLookedAt | Counts::NotWhole) {
             counts_too_early(type_name.as_bytes());
+        }
+        if counts == Counts::NotWhole {
+            return pg_sys::Datum::null();
         }
         let catalogs = Catalogs::enter();
         fill::subtract_rows(&catalogs, &table, &type_name);

@@ -58,7 +58,8 @@ pub extern "C-unwind" fn counterx_filler_main(arg: pg_sys::Datum) {
     }
     session::own_settings(&[(c"lock_timeout", LOCK_TIMEOUT)]);
     pressure::exempt();
-    if !FillerMark::try_set() {
+    // The worker looks whether somebody has it, which takes a moment.
+    if !session::patiently(FillerMark::try_set) {
         return;
     }
     failpoint!("filler.ready");
@@ -130,7 +131,8 @@ impl Filler {
             let catalogs = Catalogs::enter();
             let mut found = Vec::new();
             for track in tables::tracks(&catalogs, None, None) {
-                let Some(table) = track.table.filter(|_| track.state != "exact") else {
+                let is_due = track.is_known && track.state != "exact";
+                let Some(table) = track.table.filter(|_| is_due) else {
                     continue;
                 };
                 let Some(old) = known.iter_mut().find(|old| old.track == track) else {

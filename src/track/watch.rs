@@ -10,7 +10,7 @@
 
 use crate::pg::error::{log, raise, report};
 use crate::pg::ports;
-use crate::track::tables::{self, Catalogs, Patience};
+use crate::track::tables::{self, Catalogs, Patience, Track};
 use crate::write::writing;
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -156,7 +156,7 @@ fn look_at_restored(catalogs: &Catalogs, patience: Patience) -> bool {
     let mut is_all = true;
     for track in tables::tracks(catalogs, None, None) {
         if let Some(table) = track.table.filter(|_| !track.is_known) {
-            is_all &= look_at(catalogs, table, &track.type_name, patience);
+            is_all &= look_at(catalogs, table, &track, patience);
         }
     }
     is_all
@@ -164,10 +164,12 @@ fn look_at_restored(catalogs: &Catalogs, patience: Patience) -> bool {
 
 /// A track that was restored is as good as it was, from when on all its triggers are there. They come one by one,
 /// after its rows. One that was switched off before has missed some.
-fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str, patience: Patience) -> bool {
+fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, track: &Track, patience: Patience) -> bool {
+    let type_name = track.type_name.as_str();
     let is_whole = tables::trouble(catalogs, table, type_name).is_none();
     let why = match is_whole {
         true => None,
+        false if track.state == "stale" => return true,
         false => match tables::switched_off(catalogs, table, type_name) {
             None => return true,
             why => why,
@@ -181,26 +183,37 @@ fn look_at(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str, patience: P
             was_exact_elsewhere(catalogs, type_name);
             note(catalogs, table, type_name);
         }
-        Some(why) => spoil(catalogs, type_name, &why),
+        Some(why) => {
+            spoil(catalogs, type_name, &why);
+        }
     }
     true
 }
 
 /// Rows of a track that was restored are changed before it was looked at. Those that a dump has come before the
-/// triggers, and counters have them; but where several sessions restore, the triggers of a partitioned table may come
-/// before the rows of a partition: what they count is counted twice. The last triggers of all, those of TRUNCATE, come
-/// after the rows.
+/// triggers, and counters have them. But where several sessions restore, the triggers of a partitioned table may come
+/// before the rows of a partition. Such rows are not counted: counters of which there is something already could not be
+/// restored any more. The last triggers of all, those of TRUNCATE, come after the rows, so from then on rows are counted.
+/// In both cases nobody can tell what else was changed in between.
+///
+/// # Errors
+/// Raises 40001 where the transaction's snapshot is older than the track.
 pub fn counts_too_early(catalogs: &Catalogs, type_name: &str) {
-    spoil(
-        catalogs,
-        type_name,
-        "rows were changed before it was looked at for the first time after it was restored",
-    );
+    const WHY: &str =
+        "rows were changed before it was looked at for the first time after it was restored";
+    const IN_DOUBT: &str = "SELECT EXISTS (SELECT FROM ONLY counterx.track t
+                                           WHERE t.type = $1 AND t.looked IS NULL AND t.state <> 'stale')";
+    let changed = spoil(catalogs, type_name, WHY);
+    if changed == 0 && one(catalogs, IN_DOUBT, &[type_name.into()]) == Some(true) {
+        check_is_seen(changed, type_name);
+    }
 }
 
 /// A track that was restored, and was not looked at, is wrong. It is counted when it has been looked at: that is when
 /// nothing of it is missing any more, and nobody is about to restore it.
-fn spoil(catalogs: &Catalogs, type_name: &str, why: &str) {
+///
+/// Returns how many rows of `counterx.track` that has changed.
+fn spoil(catalogs: &Catalogs, type_name: &str, why: &str) -> usize {
     let changed = catalogs.run(
         "UPDATE ONLY counterx.track SET state = 'stale', since = clock_timestamp(), reason = $2, version = version + 1,
                 rows_seen = NULL
@@ -213,13 +226,17 @@ fn spoil(catalogs: &Catalogs, type_name: &str, why: &str) {
         ));
         writing::wake_worker_at_commit();
     }
+    changed
 }
 
 /// Nobody has counted the rows of a track that was restored, here: its counters may have been anybody's until just
-/// now, see `Others`.
+/// now, see `Others`, and be on their way still.
 fn was_exact_elsewhere(catalogs: &Catalogs, type_name: &str) {
     catalogs.run(
-        "UPDATE ONLY counterx.track SET rows_seen = NULL WHERE type = $1",
+        "UPDATE ONLY counterx.track SET rows_seen = NULL,
+                state = CASE state WHEN 'attached' THEN 'stale' ELSE state END,
+                reason = CASE state WHEN 'attached' THEN 'it was restored before its rows had been counted' ELSE reason END
+          WHERE type = $1",
         &[type_name.into()],
     );
 }
@@ -270,7 +287,7 @@ pub fn after_ddl(catalogs: &Catalogs, created: &[pg_sys::Oid], patience: Patienc
             &[type_name.into()],
         );
         let Some(before) = looked else {
-            is_all &= look_at(catalogs, table, type_name, patience);
+            is_all &= look_at(catalogs, table, &track, patience);
             continue;
         };
         // Row triggers are copied to partitions, made or attached; those of TRUNCATE are not.
@@ -377,7 +394,9 @@ pub fn restored(catalogs: &Catalogs) {
                     set_stale(catalogs, type_name, WHY, Some(table));
                 }
                 // The restore goes on.
-                Some(_) => spoil(catalogs, type_name, WHY),
+                Some(_) => {
+                    spoil(catalogs, type_name, WHY);
+                }
             }
         }
     }

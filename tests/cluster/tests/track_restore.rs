@@ -214,3 +214,45 @@ fn what_a_trigger_missed_before_the_first_look_is_noticed() -> Result<()> {
     )?;
     is_as_before(&mut client)
 }
+
+/// Of several sessions that restore, one makes the row triggers of a partitioned table while another one brings the rows of
+/// a partition, and a third one the counters: nothing of it fails, and nothing is counted twice.
+#[test]
+fn rows_of_partitions_may_come_after_the_triggers_and_before_the_counters() -> Result<()> {
+    source("of_order")?;
+    let dumped = dump("of_order", &["-Fc"], "order.dump")?;
+    let contents = run(cluster().tool("pg_restore").args(["-l", &dumped]))?.stdout;
+    let contents = String::from_utf8(contents)?;
+    let entries: Vec<&str> = contents
+        .lines()
+        .filter(|line| !line.starts_with(';'))
+        .collect();
+    let is_data = |entry: &&&str| entry.contains(" TABLE DATA ");
+    let of = |entry: &&&str, what: &str| entry.contains(what);
+    let first = entries
+        .iter()
+        .position(|entry| entry.contains(" TABLE DATA "));
+    let (before, rest) = entries.split_at(first.context("no data")?);
+    let definitions = |entry: &&&str| {
+        is_data(entry) && (of(entry, " counterx type ") || of(entry, " counterx track "))
+    };
+    let row_triggers = |entry: &&&str| of(entry, " TRIGGER public task ");
+    let rows = |entry: &&&str| is_data(entry) && of(entry, " public ");
+    let mut ordered = before.to_vec();
+    ordered.extend(rest.iter().filter(definitions));
+    ordered.extend(rest.iter().filter(row_triggers));
+    ordered.extend(rest.iter().filter(rows));
+    let found = ordered.len() - before.len();
+    ensure!(found == 2 + 6 + 3, "{found} entries of {rest:?}");
+    let left: Vec<&str> = rest
+        .iter()
+        .filter(|entry| !ordered.contains(entry))
+        .copied()
+        .collect();
+    ordered.extend(left);
+    let list = file("order.list")?;
+    std::fs::write(&list, ordered.join("\n"))?;
+    let mut client = empty("in_order")?;
+    pg_restore("in_order", &["--exit-on-error", "-L", &list], &dumped)?;
+    is_as_before(&mut client)
+}
