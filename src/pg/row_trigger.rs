@@ -2,10 +2,11 @@
 //!
 //! The command that does it takes a text, and parses that as whoever runs it: see `expression.rs`.
 
+use super::error::{raise, report};
 use super::expression::Condition;
 use super::relation::Relation;
 use super::user::ActingAs;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::CString;
 
 /// What a trigger is to be like. It fires after the event, for each row, in every session.
@@ -45,7 +46,11 @@ impl RowTrigger<'_> {
                 .map(|&argument| CString::new(argument))
                 .collect::<Result<Vec<_>, _>>(),
         ) else {
-            return;
+            // No text of the server's has one.
+            raise(report(
+                PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                "a trigger's name or argument has a zero byte",
+            ))
         };
         let none = pg_sys::InvalidOid;
         // SAFETY: a statement as the grammar makes it, whose parts live in the current context, and so does the
