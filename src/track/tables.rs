@@ -336,9 +336,9 @@ pub fn make_triggers(
         .collect();
     let function = row_function(catalogs);
     let query = format!(
-        "SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid = $2 AND g.tgfoid = $3 AND g.tgparentid = 0 AND {OF_TYPE}"
+        "SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid = $1 AND g.tgfoid = $3 AND g.tgparentid = 0 AND {OF_TYPE}"
     );
-    let of_before = [type_name.into(), table.into(), function.into()];
+    let of_before = [table.into(), type_name.into(), function.into()];
     let left = catalogs.rows(&query, &of_before, |row| row.get::<String>(1));
     let left: Vec<String> = left.into_iter().flatten().collect();
     {
@@ -372,9 +372,9 @@ pub fn make_truncate_trigger(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: 
     let name = full_name(catalogs, leaf);
     let query = format!(
         "SELECT quote_ident(g.tgname) FROM pg_trigger g
-          WHERE g.tgrelid = $2 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure AND {OF_TYPE} LIMIT 1"
+          WHERE g.tgrelid = $1 AND g.tgfoid = 'counterx.count_truncate()'::regprocedure AND {OF_TYPE} LIMIT 1"
     );
-    let left = catalogs.rows(&query, &[type_name.into(), leaf.into()], |row| {
+    let left = catalogs.rows(&query, &[leaf.into(), type_name.into()], |row| {
         row.get::<String>(1)
     });
     let trigger = left.into_iter().flatten().next().unwrap_or_else(|| {
@@ -394,12 +394,12 @@ pub fn make_truncate_trigger(catalogs: &Catalogs, leaf: pg_sys::Oid, type_name: 
     );
 }
 
-/// Triggers `g` of the type `$1`.
+/// Triggers `g` of the type `$2`.
 const OF_TYPE: &str = "
-    substring(g.tgargs FROM 1 FOR octet_length(convert_to($1, 'SQL_ASCII')) + 1)
-        = convert_to($1, 'SQL_ASCII') || '\\x00'::bytea";
+    substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
+        = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea";
 
-/// Row triggers of ours, and those of TRUNCATE, that are of the type `$1` and no copies that go with another.
+/// Row triggers of ours, and those of TRUNCATE, that are of the type `$2` and no copies that go with another.
 fn own_triggers() -> String {
     format!(
         "g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
@@ -413,15 +413,10 @@ fn own_triggers() -> String {
 pub fn drop_triggers(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Vec<String> {
     let own = own_triggers();
     let query = format!(
-        "WITH RECURSIVE tree(oid) AS (
-            SELECT $2::oid
-            UNION ALL
-            SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid
-            JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
-        )
+        "WITH RECURSIVE {TREE}
         SELECT DISTINCT g.tgrelid, EXISTS (SELECT FROM tree t WHERE t.oid = g.tgrelid) FROM pg_trigger g WHERE {own} ORDER BY 1"
     );
-    let arguments = [type_name.into(), table.into()];
+    let arguments = [table.into(), type_name.into()];
     let all = catalogs.rows(&query, &arguments, |row| {
         row.get::<pg_sys::Oid>(1)
             .map(|oid| (oid, row.get(2) == Some(true)))
@@ -434,9 +429,9 @@ pub fn drop_triggers(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -
         }
         let query = format!(
             "SELECT format('DROP TRIGGER %I ON %s', g.tgname, g.tgrelid::regclass)
-               FROM pg_trigger g WHERE g.tgrelid = $2 AND {own}"
+               FROM pg_trigger g WHERE g.tgrelid = $1 AND {own}"
         );
-        let commands = catalogs.rows(&query, &[type_name.into(), oid.into()], |row| {
+        let commands = catalogs.rows(&query, &[oid.into(), type_name.into()], |row| {
             row.get::<String>(1)
         });
         for command in commands.into_iter().flatten() {
@@ -471,8 +466,7 @@ pub fn trouble(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) -> Opti
             SELECT g.tgrelid, g.tgfoid, g.tgtype, g.tgname, g.tgenabled, g.tgparentid
             FROM pg_trigger g
             WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
-              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+              AND {OF_TYPE}
         )
         SELECT coalesce(
             lower(left(u.why, 1)) || substr(split_part(u.why, '.|', 1), 2),
@@ -513,8 +507,7 @@ fn lacks_triggers(catalogs: &Catalogs, type_name: &str) -> bool {
               AND NOT EXISTS (
                 SELECT FROM pg_trigger g
                 WHERE g.tgrelid = c.oid AND g.tgfoid = f.function AND g.tgtype & f.type <> 0
-                  AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-                      = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea))"
+                  AND {OF_TYPE}))"
     );
     let found = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
         row.get::<bool>(1)
@@ -531,8 +524,7 @@ pub fn switched_off(catalogs: &Catalogs, table: pg_sys::Oid, type_name: &str) ->
          SELECT format('trigger %I on %s was disabled', g.tgname, g.tgrelid::regclass)
          FROM tree t JOIN pg_trigger g ON g.tgrelid = t.oid
          WHERE g.tgfoid IN ('counterx.count_row()'::regprocedure, 'counterx.count_truncate()'::regprocedure)
-           AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-               = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea
+           AND {OF_TYPE}
            AND g.tgenabled IN ('D', 'R')
          ORDER BY t.level, g.tgrelid, g.tgname
          LIMIT 1"
@@ -853,8 +845,7 @@ pub fn make_missing_truncate_triggers(
            AND NOT EXISTS (SELECT FROM ONLY counterx.track k WHERE k.type = $2 AND k.looked -> 'tables' ? c.oid::text)
            AND NOT EXISTS (SELECT FROM pg_trigger g
             WHERE g.tgrelid = c.oid AND g.tgfoid = 'counterx.count_truncate()'::regprocedure
-              AND substring(g.tgargs FROM 1 FOR octet_length(convert_to($2, 'SQL_ASCII')) + 1)
-                  = convert_to($2, 'SQL_ASCII') || '\\x00'::bytea)"
+              AND {OF_TYPE})"
     );
     let leaves = catalogs.rows(&query, &[table.into(), type_name.into()], |row| {
         row.get::<pg_sys::Oid>(1)

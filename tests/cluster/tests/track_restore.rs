@@ -70,6 +70,17 @@ fn pg_restore(db: &str, arguments: &[&str], file: &str) -> Result<()> {
     Ok(())
 }
 
+/// As somebody has to say after a restore that has switched triggers off and on.
+fn enable_always(client: &mut Client) -> Result<()> {
+    client.batch_execute(
+        "DO $$ DECLARE command text; BEGIN
+            FOR command IN SELECT format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', tgrelid::regclass, tgname)
+                FROM pg_trigger WHERE tgname LIKE 'counterx%' AND tgparentid = 0 LOOP EXECUTE command; END LOOP;
+         END $$",
+    )?;
+    Ok(())
+}
+
 /// All is exact, goes on so, and DDL is noticed.
 fn is_as_before(client: &mut Client) -> Result<()> {
     for table in ["task", "note"] {
@@ -150,12 +161,7 @@ fn data_alone_is_counted_once_in_the_end() -> Result<()> {
         &file,
     )?;
     // Triggers were switched off and on: they fire always again only when somebody has said so.
-    client.batch_execute(
-        "DO $$ DECLARE command text; BEGIN
-            FOR command IN SELECT format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', tgrelid::regclass, tgname)
-                FROM pg_trigger WHERE tgname LIKE 'counterx%' AND tgparentid = 0 LOOP EXECUTE command; END LOOP;
-         END $$",
-    )?;
+    enable_always(&mut client)?;
     is_as_before(&mut client)
 }
 
@@ -206,12 +212,7 @@ fn what_a_trigger_missed_before_the_first_look_is_noticed() -> Result<()> {
     refused(result.map(drop), &SqlState::LOCK_NOT_AVAILABLE)?;
     client.batch_execute("RESET lock_timeout")?;
     restoring.batch_execute("COMMIT")?;
-    client.batch_execute(
-        "DO $$ DECLARE command text; BEGIN
-            FOR command IN SELECT format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', tgrelid::regclass, tgname)
-                FROM pg_trigger WHERE tgname LIKE 'counterx%' AND tgparentid = 0 LOOP EXECUTE command; END LOOP;
-         END $$",
-    )?;
+    enable_always(&mut client)?;
     is_as_before(&mut client)
 }
 
